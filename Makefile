@@ -1,0 +1,49 @@
+# Plain `make` lists the targets. Everything is set up in folders of this checkout: .venv (nextslice
+# and its tools) and .nextslice (Label Studio in an environment of its own, demo data).
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+export NEXTSLICE_HOME := $(CURDIR)/.nextslice
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check lint format types bench clean
+
+help: ## List the targets
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+install: $(VENV)/installed ## Create .venv with nextslice, its extras and its tools
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@echo "==> creating $(VENV): nextslice, PyTorch and the development tools (a few minutes)"
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[embedded,dev]'
+	@touch $@
+
+demo: install ## Run the whole loop on this machine; ARGS="--headless --rounds 2" without a person
+	@echo "==> nextslice demo $(ARGS)"
+	@$(BIN)/nextslice demo $(ARGS)
+
+test: install ## Run every test (Label Studio is installed into .nextslice the first time)
+	@echo "==> pytest $(ARGS)"
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: install ## Look for style errors
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: install ## Check the types of both packages
+	@$(BIN)/mypy
+
+check: lint types test ## lint + types + test
+
+format: install ## Rewrite the code in the project's style
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: install ## Measure against the peers, one benchmark after the other
+	@for b in benchmarks/[a-z]*.py; do echo "==> $$b"; $(BIN)/python $$b || exit 1; done
+
+clean: ## Delete the environments and all demo data
+	rm -rf $(VENV) .nextslice .mypy_cache .ruff_cache .pytest_cache
