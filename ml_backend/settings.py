@@ -1,0 +1,182 @@
+"""Every setting of the service, its default and its unit, read once from the environment.
+
+Each field is the environment variable ``NEXTSLICE_<FIELD>``; the few that other programs share
+(`LABEL_STUDIO_URL`, `LABEL_STUDIO_API_KEY`, `REDIS_URL`, …) are read by their common names.
+`docs/operations.md` lists them all; a test compares the two.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+__all__ = ["Settings", "SettingsError", "load_settings"]
+
+
+class SettingsError(ValueError):
+    """A setting has a value that cannot be used; the message names the variable."""
+
+
+def _shared(name: str) -> AliasChoices:
+    """Read ``NEXTSLICE_X`` first, then the name that other programs use for the same thing."""
+    return AliasChoices(f"NEXTSLICE_{name}", name)
+
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Settings(BaseSettings):
+    """The service's settings. See each field's description; units are in the names or there."""
+
+    model_config = SettingsConfigDict(env_prefix="NEXTSLICE_", extra="ignore", frozen=True)
+
+    # -- addresses and secrets
+    label_studio_url: str = Field(
+        "http://127.0.0.1:8080",
+        validation_alias=_shared("LABEL_STUDIO_URL"),
+        description="Label Studio, as this machine sees it.",
+    )
+    label_studio_api_key: SecretStr = Field(
+        SecretStr(""),
+        validation_alias=_shared("LABEL_STUDIO_API_KEY"),
+        description="Personal access token (Account & Settings) or legacy token.",
+    )
+    backend_url: str = Field(
+        "http://127.0.0.1:9090",
+        description="This backend, as Label Studio and the workers see it.",
+    )
+    redis_url: str = Field(
+        "redis://127.0.0.1:6379/0",
+        validation_alias=_shared("REDIS_URL"),
+        description="Redis, for the RQ queues.",
+    )
+    basic_auth_user: str = Field(
+        "",
+        validation_alias=_shared("BASIC_AUTH_USER"),
+        description="User that Label Studio must present; empty: no authentication.",
+    )
+    basic_auth_pass: SecretStr = Field(
+        SecretStr(""),
+        validation_alias=_shared("BASIC_AUTH_PASS"),
+        description="Password that goes with the user.",
+    )
+    webhook_secret: SecretStr = Field(
+        SecretStr(""),
+        description="Secret header of the webhook; empty: derived from the API key.",
+    )
+
+    # -- files
+    store: str = Field(
+        ".nextslice/store",
+        description="Root of the rounds: a folder or any fsspec URL (s3://…), the same everywhere.",
+    )
+    cache_dir: Path = Field(
+        Path(".nextslice/cache"), description="Downloaded slices; may be deleted at any time."
+    )
+    cache_gib: float = Field(20.0, gt=0, description="Size limit of the cache, GiB.")
+
+    # -- the loop
+    k: int = Field(8, ge=1, description="Slices per round: new annotations that start a round.")
+    reserve: int | None = Field(
+        None,
+        ge=1,
+        description="Slices kept in the queue beyond the K; empty: the larger of 4 K and 32.",
+    )
+    strategy: str = Field("coreset", description="Acquisition function, see `strategies`.")
+    cold_start: str = Field("strided", description="Strategy of round 0, before any model.")
+    spacing: bool = Field(
+        True, description="Keep selected slices apart along z and share them between volumes."
+    )
+    seed: int = Field(0, ge=0, description="Seed of everything random.")
+    unlabelled: Literal["auto", "ignore", "background"] = Field(
+        "auto",
+        description="Pixels no one labelled: ignored by the loss, or background. auto: ignored "
+        "when the labelling config has a background label, background when it has none.",
+    )
+
+    # -- the network
+    architecture: str = Field(
+        "auto", description="hrnet_w18, hrnet_w18_small, …, or unet, fpn, …; auto: by device."
+    )
+    pretrained: Literal["auto", "true", "false"] = Field(
+        "auto", description="Start from timm's ImageNet weights; auto: when they can be had."
+    )
+    train_device: str = Field("auto", description="cuda, cuda:1, cpu; auto: cuda when there.")
+    predict_device: str = Field(
+        "auto",
+        validation_alias=_shared("PREDICT_DEVICE"),
+        description="Device of /predict; auto: cuda when there.",
+    )
+    train_steps: int | None = Field(
+        None, ge=1, description="Optimiser steps of one training; empty: by device and data."
+    )
+    crop: int | None = Field(
+        None, ge=32, description="Side of a training crop, pixels; empty: by device and data."
+    )
+    warm_start: bool = Field(
+        False, description="Start each training from the weights of the round before."
+    )
+    max_tile: int = Field(2048, ge=64, description="Longest side computed without tiling, pixels.")
+
+    # -- timing
+    round_timeout_s: Seconds = Field(86_400, description="Longest a round may take, seconds.")
+    reconcile_s: Seconds = Field(30, description="Seconds between two looks of reconcile.")
+    claim_ttl_s: Seconds = Field(
+        120, description="A round's claim without a sign of life is void after this, seconds."
+    )
+    published_ttl_s: Seconds = Field(
+        2, description="How long /setup and /predict may serve a cached published.json, seconds."
+    )
+    queue_prefix: str = Field(
+        "nextslice", pattern=r"^[A-Za-z0-9_-]+$", description="Prefix of the two RQ queues."
+    )
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+
+    @field_validator("label_studio_url", "backend_url")
+    @classmethod
+    def _absolute(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise ValueError(
+                f"found {value!r}, expected an address such as http://labelstudio.example:8080"
+            )
+        return value.rstrip("/")
+
+    @property
+    def reserve_size(self) -> int:
+        """R: how many slices follow the K in the queue."""
+        return self.reserve if self.reserve is not None else max(4 * self.k, 32)
+
+    @property
+    def label_studio_host(self) -> str:
+        """Folder name of this Label Studio in the store: ``host`` or ``host_port``."""
+        return urlsplit(self.label_studio_url).netloc.split("@")[-1].replace(":", "_")
+
+    @property
+    def basic_auth(self) -> tuple[str, str] | None:
+        """User and password, or None when no authentication is asked for."""
+        password = self.basic_auth_pass.get_secret_value()
+        return (self.basic_auth_user, password) if self.basic_auth_user and password else None
+
+
+def _complaint(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        name = str(item["loc"][0]) if item["loc"] else "?"
+        variable = name if name.isupper() else f"NEXTSLICE_{name.upper()}"
+        lines.append(f"{variable}: found {item.get('input')!r}: {item['msg']}")
+    return "Settings cannot be used. " + "; ".join(lines)
+
+
+@cache
+def load_settings() -> Settings:
+    """The settings of this process, read once. Raises SettingsError naming each bad variable."""
+    try:
+        return Settings()  # type: ignore[call-arg]  # every field has a default or an alias
+    except ValidationError as error:
+        raise SettingsError(_complaint(error)) from None

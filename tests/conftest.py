@@ -1,0 +1,45 @@
+"""Real parts for tests: a Redis server, and settings that point into a test's own folders."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ml_backend.embedded.processes import ProcessGroup
+from ml_backend.embedded.redis_server import start_redis
+from ml_backend.embedded.stack import settings_from
+from ml_backend.settings import Settings
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Redis server of the test session."""
+    folder = tmp_path_factory.mktemp("redis")
+    with ProcessGroup(folder / "logs") as group:
+        yield start_redis(group, folder)
+
+
+@pytest.fixture
+def make_settings(tmp_path: Path) -> Callable[..., Settings]:
+    """Settings from environment variables, with store and cache in the test's folder."""
+
+    def make(**variables: Any) -> Settings:
+        env = {
+            "NEXTSLICE_STORE": str(tmp_path / "store"),
+            "NEXTSLICE_CACHE_DIR": str(tmp_path / "cache"),
+            "LABEL_STUDIO_API_KEY": "token",
+        }
+        return settings_from({**env, **{name: str(value) for name, value in variables.items()}})
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _quiet_libraries() -> None:
+    logging.getLogger("httpx").setLevel(logging.WARNING)
