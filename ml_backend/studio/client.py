@@ -1,0 +1,344 @@
+"""Label Studio as nextslice calls it: the SDK, with what it returns checked at the edge.
+
+`Studio` is the only place that talks to Label Studio's API. Requests that the SDK's typed client
+cannot express (Data Manager filters over pages of tasks) go through the SDK's own HTTP client, so
+that personal access tokens are refreshed in one place.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import httpx
+from label_studio_sdk import LabelStudio
+from label_studio_sdk.core.api_error import ApiError
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+__all__ = [
+    "Backend",
+    "Filter",
+    "Project",
+    "Studio",
+    "StudioError",
+    "TaskRow",
+    "annotated",
+    "changed_since",
+    "drafted",
+    "ids_in",
+    "not_annotated",
+    "not_skipped",
+    "with_version",
+]
+
+logger = logging.getLogger(__name__)
+
+TASK_PAGE = 500
+"""Tasks per page without annotations: a few hundred bytes each."""
+ANNOTATED_PAGE = 20
+"""Tasks per page with annotations: a noisy 2048² brush mask is megabytes."""
+
+Filter = dict[str, Any]
+
+
+class StudioError(RuntimeError):
+    """Label Studio refused, or answered something unexpected; the message says what to do."""
+
+
+class Project(BaseModel):
+    """What we read of a project. ``key`` names it in /setup, /predict and the store."""
+
+    model_config = ConfigDict(extra="ignore", protected_namespaces=())
+
+    id: int
+    title: str = ""
+    created_at: datetime
+    label_config: str = ""
+    model_version: str | None = None
+    sampling: str | None = None
+    show_collab_predictions: bool | None = None
+
+    @property
+    def key(self) -> str:
+        """``<id>.<created timestamp>``, as Label Studio writes it: an id alone is not unique."""
+        return f"{self.id}.{int(self.created_at.timestamp())}"
+
+
+class Backend(BaseModel):
+    """An ML backend registered in a project."""
+
+    model_config = ConfigDict(extra="ignore", protected_namespaces=())
+
+    id: int
+    url: str
+    title: str | None = None
+    auth_method: str | None = None
+    basic_auth_user: str | None = None
+
+
+class TaskRow(BaseModel):
+    """A task as the Data Manager lists it, without its annotations."""
+
+    model_config = ConfigDict(extra="ignore", protected_namespaces=())
+
+    id: int
+    data: dict[str, Any]
+    updated_at: datetime
+    is_labeled: bool = False
+    total_annotations: int = 0
+    cancelled_annotations: int = 0
+
+
+@dataclass(frozen=True)
+class _Page:
+    total: int
+    total_annotations: int
+    tasks: list[dict[str, Any]]
+
+
+def _condition(field: str, operator: str, kind: str, value: Any) -> Filter:
+    return {"filter": f"filter:tasks:{field}", "operator": operator, "type": kind, "value": value}
+
+
+def changed_since(moment: datetime) -> Filter:
+    """Tasks touched at or after ``moment`` (annotating, skipping and predicting touch a task)."""
+    # The Data Manager parses exactly this form; an offset instead of Z is a 500.
+    text = moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return _condition("updated_at", "greater_or_equal", "Datetime", text)
+
+
+def ids_in(ids: Iterable[int]) -> Filter:
+    """Tasks whose id is one of ``ids``."""
+    return _condition("id", "in_list", "List", list(ids))
+
+
+def annotated() -> Filter:
+    """Tasks with an annotation that is not a skip."""
+    return _condition("total_annotations", "greater", "Number", 0)
+
+
+def not_annotated() -> Filter:
+    """Tasks without any annotation but skips."""
+    return _condition("total_annotations", "equal", "Number", 0)
+
+
+def not_skipped() -> Filter:
+    """Tasks that nobody skipped."""
+    return _condition("cancelled_annotations", "equal", "Number", 0)
+
+
+def drafted() -> Filter:
+    """Tasks on which somebody keeps an unsubmitted draft (postponed ones included)."""
+    return _condition("draft_exists", "equal", "Boolean", "True")
+
+
+def with_version(version: str) -> Filter:
+    """Tasks with a stored prediction whose model version contains ``version``."""
+    return _condition("predictions_model_versions", "contains", "List", [version])
+
+
+class Studio:
+    """One Label Studio server, with one token.
+
+    ``url``: its address as this machine sees it. ``api_key``: a personal access token or a legacy
+    token; the SDK tells them apart and refreshes the first kind.
+    """
+
+    def __init__(self, url: str, api_key: str, *, timeout_s: float = 60.0) -> None:
+        if not api_key:
+            raise StudioError(
+                "LABEL_STUDIO_API_KEY is empty. Create a personal access token in Label Studio "
+                "under Account & Settings and set it in nextslice's environment."
+            )
+        self.url = url.rstrip("/")
+        self.sdk = LabelStudio(base_url=self.url, api_key=api_key, timeout=timeout_s)  # type: ignore[no-untyped-call]
+        self._timeout_s = timeout_s
+
+    # -- plumbing
+
+    def _request(self, method: str, path: str, **kwargs: Any) -> Any:
+        """One request through the SDK's client; StudioError tells what was refused."""
+        try:
+            answer = self.sdk._client_wrapper.httpx_client.request(path, method=method, **kwargs)
+        except (httpx.HTTPError, ApiError) as error:
+            raise StudioError(self._explain(f"{method} {path}", error)) from error
+        if answer.status_code >= 400:
+            refusal = ApiError(status_code=answer.status_code, body=answer.text)
+            raise StudioError(self._explain(f"{method} {path}", refusal))
+        return answer.json() if answer.content else None
+
+    def _explain(self, what: str, error: Exception) -> str:
+        if isinstance(error, ApiError):
+            if error.status_code == 401:
+                return (
+                    f"Label Studio at {self.url} refused the token (401) on {what}. Legacy tokens "
+                    "are off in new organisations: create a personal access token under Account & "
+                    "Settings and set LABEL_STUDIO_API_KEY."
+                )
+            body = json.dumps(error.body, default=str)[:400]
+            return f"Label Studio at {self.url} answered {error.status_code} to {what}: {body}"
+        return (
+            f"Label Studio at {self.url} cannot be reached for {what} "
+            f"({type(error).__name__}: {error}). Check LABEL_STUDIO_URL and that it is running."
+        )
+
+    def call(self, what: str, function: Any, *args: Any, **kwargs: Any) -> Any:
+        """``function(*args, **kwargs)`` of the SDK, its errors explained as StudioError."""
+        try:
+            return function(*args, **kwargs)
+        except (httpx.HTTPError, ApiError) as error:
+            raise StudioError(self._explain(what, error)) from error
+
+    # -- projects and backends
+
+    def project(self, project_id: int) -> Project:
+        """The project as it is now. Raises StudioError when it does not exist."""
+        found = self._request("GET", f"api/projects/{project_id}/")
+        try:
+            return Project.model_validate(found)
+        except ValidationError as error:
+            raise StudioError(f"Project {project_id} has an unexpected form: {error}") from error
+
+    def update_project(self, project_id: int, **fields: Any) -> None:
+        """Set ``fields`` of the project (PATCH)."""
+        self.call(f"update project {project_id}", self.sdk.projects.update, project_id, **fields)
+
+    def backends(self, project_id: int) -> list[Backend]:
+        """The ML backends of the project. Label Studio asks each for /health and /setup first."""
+        rows = self._request("GET", "api/ml/", params={"project": project_id})
+        return [Backend.model_validate(row) for row in rows]
+
+    def find_backend(self, project_id: int, url: str) -> Backend | None:
+        """The backend registered under ``url`` (compared without a trailing slash)."""
+        wanted = url.rstrip("/")
+        for backend in self.backends(project_id):
+            if backend.url.rstrip("/") == wanted:
+                return backend
+        return None
+
+    def set_webhook_header(self, project_id: int, url: str, header: str, value: str) -> bool:
+        """Give the webhooks that point at ``url`` a secret header. True when one was found."""
+        found = False
+        for hook in self._request("GET", "api/webhooks/", params={"project": project_id}):
+            if hook["url"].rstrip("/") != url.rstrip("/"):
+                continue
+            found = True
+            headers = dict(hook.get("headers") or {})
+            if headers.get(header) != value:
+                self._request(
+                    "PATCH",
+                    f"api/webhooks/{hook['id']}/",
+                    json={"headers": {**headers, header: value}},
+                )
+        return found
+
+    # -- tasks
+
+    def _page(
+        self, project_id: int, filters: Sequence[Filter], fields: str, page: int, size: int
+    ) -> _Page:
+        params: dict[str, Any] = {
+            "project": project_id,
+            "fields": fields,
+            "page": page,
+            "page_size": size,
+        }
+        query: dict[str, Any] = {"ordering": ["tasks:id"]}
+        if filters:
+            query["filters"] = {"conjunction": "and", "items": list(filters)}
+        params["query"] = json.dumps(query)
+        answer = self._request("GET", "api/tasks/", params=params)
+        return _Page(answer["total"], answer["total_annotations"], answer["tasks"])
+
+    def _pages(
+        self, project_id: int, filters: Sequence[Filter], fields: str, size: int
+    ) -> Iterator[dict[str, Any]]:
+        page = 1
+        seen = 0
+        while True:
+            answer = self._page(project_id, filters, fields, page, size)
+            yield from answer.tasks
+            seen += len(answer.tasks)
+            if not answer.tasks or seen >= answer.total:
+                return
+            page += 1
+
+    def tasks(self, project_id: int, filters: Sequence[Filter] = ()) -> Iterator[TaskRow]:
+        """Tasks that meet every filter, by id, without their annotations."""
+        for row in self._pages(project_id, filters, "task_only", TASK_PAGE):
+            yield TaskRow.model_validate(row)
+
+    def full_tasks(
+        self, project_id: int, filters: Sequence[Filter] = ()
+    ) -> Iterator[dict[str, Any]]:
+        """The same with annotations, drafts and predictions, as JSON."""
+        return self._pages(project_id, filters, "all", ANNOTATED_PAGE)
+
+    def count_tasks(self, project_id: int, filters: Sequence[Filter] = ()) -> int:
+        """How many tasks meet every filter: one request, whatever the size of the project."""
+        return self._page(project_id, filters, "task_only", 1, 1).total
+
+    def totals(self, project_id: int) -> tuple[int, int]:
+        """How many tasks and (not skipped) annotations the project has, in one request."""
+        page = self._page(project_id, (), "task_only", 1, 1)
+        return page.total, page.total_annotations
+
+    # -- predictions
+
+    def import_predictions(self, project_id: int, predictions: list[dict[str, Any]]) -> None:
+        """Store predictions (``task``, ``model_version``, ``score``, ``result``) in one request."""
+        self._request("POST", f"api/projects/{project_id}/import/predictions", json=predictions)
+
+    def delete_prediction(self, prediction_id: int) -> None:
+        """Delete one prediction. One by one on purpose: deleting a whole version at once nulls
+        the project's model version (see `task_order`)."""
+        try:
+            self.sdk.predictions.delete(id=prediction_id)
+        except ApiError as error:
+            if error.status_code != 404:
+                raise StudioError(
+                    self._explain(f"delete prediction {prediction_id}", error)
+                ) from error
+
+    # -- images
+
+    def absolute(self, url: str, task_id: int) -> str:
+        """The http(s) address behind a task's image value.
+
+        Uploads and local files are paths on the server; cloud addresses (``s3://…``) go through
+        the task's presign endpoint; http(s) is taken as it is.
+        """
+        scheme = urlsplit(url).scheme
+        if scheme in ("http", "https"):
+            return url
+        if scheme:
+            uri = base64.b64encode(url.encode()).decode()
+            return f"{self.url}/tasks/{task_id}/presign/?fileuri={uri}"
+        return urljoin(self.url + "/", url.lstrip("/"))
+
+    def download(self, url: str, task_id: int) -> bytes:
+        """The bytes of a task's image. The token is sent to Label Studio only, never elsewhere."""
+        address = self.absolute(url, task_id)
+        ours = urlsplit(address).netloc == urlsplit(self.url).netloc
+        headers = self.sdk._client_wrapper.get_headers() if ours else {}
+        auth = {k: v for k, v in headers.items() if k.lower() == "authorization"}
+        try:
+            answer = httpx.get(
+                address, headers=auth, timeout=self._timeout_s, follow_redirects=True
+            )
+        except httpx.HTTPError as error:
+            raise StudioError(
+                f"The image of task {task_id} at {address} cannot be fetched: {error}"
+            ) from error
+        if answer.status_code != 200:
+            raise StudioError(
+                f"The image of task {task_id} at {address} answered {answer.status_code}; "
+                "expected 200 and an image. Is the address reachable from this machine?"
+            )
+        return answer.content

@@ -1,0 +1,226 @@
+"""The queue: stored predictions of one model version, lowest score first, then one switch.
+
+Under *Uncertainty sampling* Label Studio hands out the unlabelled tasks that have a prediction
+whose model version equals the project's, by ascending score. So a queue is published by storing
+predictions of a new version V, and made current by moving the project and its ML backend's title
+to V. Requests are O(K): nothing here depends on how many tasks the project has.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ml_backend.studio.client import (
+    Backend,
+    Studio,
+    StudioError,
+    drafted,
+    ids_in,
+    not_annotated,
+    not_skipped,
+    with_version,
+)
+
+__all__ = [
+    "LIVE_SCORE",
+    "PENDING_VERSION",
+    "SAMPLING",
+    "VERSION_PREFIX",
+    "BackendLink",
+    "QueuedPrediction",
+    "prepare",
+    "queue_length",
+    "queue_score",
+    "remove_predictions",
+    "round_version",
+    "store_predictions",
+    "switch",
+    "switched",
+]
+
+logger = logging.getLogger(__name__)
+
+SAMPLING = "Uncertainty sampling"
+VERSION_PREFIX = "nextslice-"
+"""Every model version of ours begins with it; predictions of other versions are never touched."""
+PENDING_VERSION = f"{VERSION_PREFIX}pending"
+"""Version of answers given before round 0 is published."""
+LIVE_SCORE = 0.999
+"""Score of a prediction made by /predict when a task is opened: it joins the queue, at its end."""
+
+_STEP = 1e-4
+_LAST = 0.9
+_BATCH_BYTES = 4_000_000
+"""Label Studio's import is one transaction: a request much larger blocks SQLite for seconds."""
+
+
+@dataclass(frozen=True)
+class QueuedPrediction:
+    """One place in the queue: ``result`` is a list of Label Studio regions, possibly empty."""
+
+    task: int
+    score: float
+    result: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class BackendLink:
+    """How Label Studio reaches us: the URL registered in the project, and its credentials."""
+
+    url: str
+    basic_auth: tuple[str, str] | None = None
+
+
+def round_version(number: int, digest: str) -> str:
+    """``nextslice-r007-3fa9c1``: the round, and what tells two attempts at it apart."""
+    return f"{VERSION_PREFIX}r{number:03d}-{digest[:6]}"
+
+
+def queue_score(place: int) -> float:
+    """Score of place 0, 1, 2, …: ascending, inside [0, 1], before `LIVE_SCORE`.
+
+    Places up to 9,000 are 0.0001 apart so that the Data Manager's score column reads as the place;
+    later ones go on in smaller steps.
+    """
+    if place < 0:
+        raise ValueError(f"place {place}: expected 0 or more")
+    score = (place + 1) * _STEP
+    if score <= _LAST:
+        return round(score, 6)
+    beyond = place + 1 - round(_LAST / _STEP)
+    return _LAST + 0.09 * beyond / (beyond + 100_000)
+
+
+def prepare(studio: Studio, project_id: int) -> None:
+    """Make the project follow the queue: done once, harmless when done again."""
+    project = studio.project(project_id)
+    if project.sampling != SAMPLING or not project.show_collab_predictions:
+        # Both in one request: a PATCH with show_collab_predictions false blanks model_version.
+        studio.update_project(project_id, sampling=SAMPLING, show_collab_predictions=True)
+
+
+def _batches(rows: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    batch: list[dict[str, Any]] = []
+    size = 0
+    for row in rows:
+        length = len(json.dumps(row))
+        if batch and size + length > _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append(row)
+        size += length
+    if batch:
+        yield batch
+
+
+def store_predictions(
+    studio: Studio, project_id: int, version: str, predictions: Iterable[QueuedPrediction]
+) -> int:
+    """Store the predictions that ``version`` does not have yet; returns how many were new.
+
+    A task that disappeared or was annotated meanwhile is left out. Calling it again with the same
+    predictions stores nothing twice.
+    """
+    wanted = {p.task: p for p in predictions}
+    if not wanted:
+        return 0
+    open_tasks = {t.id for t in studio.tasks(project_id, [ids_in(wanted), not_annotated()])}
+    stored = {t.id for t in studio.tasks(project_id, [ids_in(wanted), with_version(version)])}
+    rows = [
+        {"task": p.task, "model_version": version, "score": p.score, "result": p.result}
+        for p in wanted.values()
+        if p.task in open_tasks and p.task not in stored
+    ]
+    for batch in _batches(rows):
+        studio.import_predictions(project_id, batch)
+    return len(rows)
+
+
+def _rename(
+    studio: Studio, project_id: int, backend: Backend, link: BackendLink, version: str
+) -> None:
+    """Set the backend's title. Without url it is a 500; without credentials a refused /health."""
+    fields: dict[str, Any] = {"title": version, "url": backend.url, "project": project_id}
+    if link.basic_auth is not None:
+        user, password = link.basic_auth
+        fields |= {
+            "auth_method": "BASIC_AUTH",
+            "basic_auth_user": user,
+            "basic_auth_pass": password,
+        }
+    studio.call(f"rename ML backend {backend.id}", studio.sdk.ml.update, backend.id, **fields)
+
+
+def switched(studio: Studio, project_id: int, link: BackendLink | None, version: str) -> bool:
+    """Whether the project, and its backend if there is one, are on ``version`` at this moment."""
+    if studio.project(project_id).model_version != version:
+        return False
+    backend = studio.find_backend(project_id, link.url) if link else None
+    return backend is None or backend.title == version
+
+
+def switch(
+    studio: Studio,
+    project_id: int,
+    link: BackendLink | None,
+    version: str,
+    *,
+    attempts: int = 20,
+    pause_s: float = 0.3,
+) -> None:
+    """Make ``version`` current: project first, then the backend's title, then verify.
+
+    The order matters. Renaming the backend alone also moves the project, but every opened task
+    ends in a full ``save()`` of the backend that can put the old title back; after that the next
+    rename no longer moves the project. Two looks in a row must agree. Raises StudioError when they
+    never do.
+    """
+    agreed = 0
+    for attempt in range(attempts):
+        if switched(studio, project_id, link, version):
+            agreed += 1
+            if agreed == 2:
+                return
+        else:
+            agreed = 0
+            studio.update_project(project_id, model_version=version)
+            backend = studio.find_backend(project_id, link.url) if link else None
+            if backend is not None and link is not None and backend.title != version:
+                _rename(studio, project_id, backend, link, version)
+            if attempt:
+                logger.info("project %s: switch to %s again (%d)", project_id, version, attempt)
+        time.sleep(pause_s * agreed)
+    raise StudioError(
+        f"Project {project_id} would not stay on model version {version!r} after {attempts} tries. "
+        "Another program may be setting the project's model version or the ML backend's title."
+    )
+
+
+def queue_length(studio: Studio, project_id: int, version: str) -> int:
+    """How many tasks of ``version`` are left to hand out. Three small requests."""
+    left = [with_version(version), not_annotated(), not_skipped()]
+    return studio.count_tasks(project_id, left) - studio.count_tasks(project_id, [*left, drafted()])
+
+
+def remove_predictions(studio: Studio, project_id: int, version: str) -> int:
+    """Delete every stored prediction of one old version of ours; returns how many.
+
+    One by one, by id: the bulk endpoint nulls the project's model version. Predictions of other
+    programs and of people are never touched: ``version`` must be one of ours.
+    """
+    if not version.startswith(VERSION_PREFIX):
+        raise ValueError(f"{version!r} is not a nextslice version; expected {VERSION_PREFIX}…")
+    ids = {
+        prediction["id"]
+        for task in studio.full_tasks(project_id, [with_version(version)])
+        for prediction in task.get("predictions") or ()
+        if prediction.get("model_version") == version
+    }
+    for prediction_id in sorted(ids):
+        studio.delete_prediction(prediction_id)
+    return len(ids)
