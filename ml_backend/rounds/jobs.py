@@ -1,0 +1,99 @@
+"""RQ entry points, enqueued by dotted name (`schedule`). Each reads the environment's settings.
+
+`count`, `start`, `adopt`, `tidy` and `reconcile` run on the control queue and import no torch;
+`round` runs on the GPU queue.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from rq import get_current_job
+
+from al_strategies.learner import Progress
+from ml_backend.rounds import adopt as adoption
+from ml_backend.rounds import publish
+from ml_backend.rounds import reconcile as reconciliation
+from ml_backend.rounds.round import run_round
+from ml_backend.rounds.service import Service
+from ml_backend.rounds.store import ClaimLost, ClaimTaken, ProjectRecord
+
+__all__ = ["adopt", "count", "reconcile", "round", "start", "tidy"]
+
+logger = logging.getLogger(__name__)
+
+_META_EVERY_S = 1.0
+
+
+def _job_progress() -> Progress:
+    """Write progress into the RQ job's meta, once a second at most."""
+    job = get_current_job()
+    written, last_step = 0.0, ""
+
+    def report(step: str, done: int, total: int) -> None:
+        nonlocal written, last_step
+        moment = time.monotonic()
+        if job is None or (step == last_step and moment - written < _META_EVERY_S):
+            return
+        written, last_step = moment, step
+        job.meta.update(step=step, done=done, total=total)
+        job.save_meta()  # type: ignore[no-untyped-call]
+
+    return report
+
+
+def adopt(key: str, backend_url: str | None) -> None:
+    """Make the project ours, then look whether it has labels already."""
+    service = Service.from_environment()
+    adoption.adopt(service, key, backend_url)
+    reconciliation.count(service, key)
+
+
+def count(key: str) -> None:
+    """Something changed in the project: look, and act on it."""
+    reconciliation.count(Service.from_environment(), key)
+
+
+def start(key: str) -> None:
+    """A person asked for a training now."""
+    service = Service.from_environment()
+    reconciliation.request_start(service, key)
+    reconciliation.count(service, key)
+
+
+def tidy(key: str) -> None:
+    """Remove what is no longer served."""
+    publish.tidy(Service.from_environment(), key)
+
+
+def reconcile() -> None:
+    """Look at every project, whether or not a webhook came."""
+    reconciliation.reconcile(Service.from_environment())
+
+
+def round(key: str, reason: str) -> None:
+    """Run the project's next round, to the end or from where the last worker left it."""
+    service = Service.from_environment()
+    folder = service.folder(key)
+    try:
+        run_round(service, key, reason, progress=_job_progress())
+    except (ClaimTaken, ClaimLost) as error:
+        logger.info("project %s: %s", key, error)
+        return
+    except Exception as error:
+        record = folder.record or ProjectRecord(project=int(key.split(".")[0]), key=key)
+        folder.record = record.model_copy(
+            update={
+                "failures": record.failures + 1,
+                "failed_at": time.time(),
+                "last_error": f"{type(error).__name__}: {error}",
+            }
+        )
+        raise
+    after = folder.record
+    if after is not None and after.failures:
+        folder.record = after.model_copy(update={"failures": 0, "last_error": None})
+    service.schedule.tidy(key)
+    # The last act of a round: what was submitted meanwhile may already be enough for the next.
+    service.schedule.count(key)

@@ -1,0 +1,269 @@
+"""The last step of a round, and what keeps its queue filled: predictions stored, then the switch.
+
+Everything here can be done again: predictions that are stored already are not stored twice, and
+`published.json` is written only after the switch was verified.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any
+
+import requests
+
+from ml_backend.rounds.service import Service, project_id
+from ml_backend.rounds.store import (
+    Published,
+    QueueEntry,
+    QueueRecord,
+    RoundFolder,
+    RoundRecord,
+    SelectionRecord,
+)
+from ml_backend.studio import task_order
+from ml_backend.studio.client import ids_in, not_annotated, not_skipped
+from ml_backend.studio.task_order import QueuedPrediction, queue_score
+
+__all__ = ["publish", "retire", "tidy", "top_up"]
+
+logger = logging.getLogger(__name__)
+
+Regions = list[dict[str, Any]]
+
+_PREDICT_CHUNK = 4
+"""Tasks per /predict request of a top-up: a chunk must fit well inside its timeout on a CPU."""
+_PREDICT_TIMEOUT_S = 300
+_TIDIED_ROUNDS = 3
+"""How many rounds back `tidy` looks: each was tidied when the next was published."""
+
+
+def now() -> str:
+    """This moment, ISO 8601, UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def queue_of(selection: SelectionRecord, version: str) -> QueueRecord:
+    """The queue as a round publishes it: the K, then the reserve, scores ascending."""
+    places = [(task, "chosen") for task in selection.chosen]
+    places += [(task, "reserve") for task in selection.reserve]
+    return QueueRecord(
+        model_version=version,
+        entries=[
+            QueueEntry(task=task, score=queue_score(place), kind=kind)
+            for place, (task, kind) in enumerate(places)
+        ],
+    )
+
+
+def publish(
+    service: Service,
+    key: str,
+    folder: RoundFolder,
+    record: RoundRecord,
+    selection: SelectionRecord,
+    predicted: Iterable[tuple[int, Regions]],
+) -> Published:
+    """Store the predictions of the round's queue, switch to its version, and say so.
+
+    ``predicted``: regions per task for the K and the reserve (any order, consumed lazily in
+    batches); tasks it leaves out get a prediction without regions.
+    """
+    number = project_id(key)
+    queue = queue_of(selection, record.model_version)
+    scores = {entry.task: entry.score for entry in queue.entries}
+    done: set[int] = set()
+    rows = iter(predicted)
+    while batch := list(islice(rows, 16)):
+        done.update(task for task, _ in batch)
+        task_order.store_predictions(
+            service.studio,
+            number,
+            record.model_version,
+            [QueuedPrediction(task, scores[task], regions) for task, regions in batch],
+        )
+    bare = [QueuedPrediction(task, score, []) for task, score in scores.items() if task not in done]
+    task_order.store_predictions(service.studio, number, record.model_version, bare)
+    folder.save("queue.json", queue)
+    return _serve(service, key, record, retired=None)
+
+
+def _serve(service: Service, key: str, record: RoundRecord, *, retired: str | None) -> Published:
+    task_order.switch(service.studio, project_id(key), service.link(key), record.model_version)
+    published = Published(
+        round=record.round,
+        model_version=record.model_version,
+        classes=record.classes,
+        fingerprint=record.fingerprint,
+        weights=record.weights,
+        flagged=record.flagged,
+        retired=retired,
+        published_at=now(),
+    )
+    service.folder(key).published = published
+    logger.info("project %s: %s is published", key, record.model_version)
+    return published
+
+
+def _open_tasks(service: Service, key: str, queue: QueueRecord) -> Iterator[int]:
+    """Tasks that may be appended to the queue: the round's backlog, then the rest of the pool."""
+    folder = service.folder(key)
+    published = folder.published
+    queued = {entry.task for entry in queue.entries}
+    selection = (
+        folder.round(published.round).load("selection.json", SelectionRecord) if published else None
+    )
+    for task in selection.backlog if selection else ():
+        if task not in queued:
+            queued.add(task)
+            yield task
+    for row in service.studio.tasks(project_id(key), [not_annotated(), not_skipped()]):
+        if row.id not in queued:
+            yield row.id
+
+
+def _predict(service: Service, key: str, tasks: list[dict[str, Any]]) -> list[Regions]:
+    """Ask the backend itself: it holds the network, and this process must not import torch.
+
+    A backend that does not answer must not starve annotators: they get the slice without a mask.
+    """
+    config = service.studio.project(project_id(key)).label_config
+    try:
+        answer = requests.post(
+            f"{service.settings.backend_url}/predict",
+            json={"tasks": tasks, "project": key, "label_config": config, "params": {}},
+            auth=service.settings.basic_auth,
+            timeout=_PREDICT_TIMEOUT_S,
+        )
+        answer.raise_for_status()
+        results = answer.json()["results"]
+        return [result["result"] for result in results]
+    except (requests.RequestException, ValueError, KeyError) as error:
+        logger.warning("top-up without masks: %s/predict: %s", service.settings.backend_url, error)
+        return [[] for _ in tasks]
+
+
+def top_up(service: Service, key: str) -> int:
+    """Append to the published queue when it runs low; returns how many slices.
+
+    With R annotators holding a slice each, R more must be free: below K + R slices the queue is
+    filled to K + 2 R. Appended after the last score, in the round's `queue.json`.
+    """
+    settings = service.settings
+    lock = service.schedule.connection.lock(
+        f"{settings.queue_prefix}:top-up:{key}", timeout=_PREDICT_TIMEOUT_S * 4
+    )
+    if not lock.acquire(blocking=False):
+        return 0
+    try:
+        return _top_up(service, key)
+    finally:
+        if lock.owned():
+            lock.release()
+
+
+def _top_up(service: Service, key: str) -> int:
+    published = service.folder(key).published
+    if published is None:
+        return 0
+    number = project_id(key)
+    version = published.model_version
+    low = service.settings.k + service.settings.reserve_size
+    length = task_order.queue_length(service.studio, number, version)
+    if length >= low:
+        return 0
+    folder = service.folder(key).round(published.round)
+    queue = folder.load("queue.json", QueueRecord)
+    if queue is None or queue.model_version != version:
+        return 0
+    room = low + service.settings.reserve_size - length
+    candidates = islice(_open_tasks(service, key, queue), room)
+    added = 0
+    while chunk := list(islice(candidates, _PREDICT_CHUNK)):
+        _append(service, key, folder, queue, chunk, masks=published.weights is not None)
+        added += len(chunk)
+    if added:
+        logger.info("project %s: %d slices appended to %s", key, added, version)
+    return added
+
+
+def _append(
+    service: Service,
+    key: str,
+    folder: RoundFolder,
+    queue: QueueRecord,
+    tasks: list[int],
+    *,
+    masks: bool,
+) -> None:
+    number = project_id(key)
+    regions: dict[int, Regions] = {}
+    if masks:
+        rows = list(service.studio.tasks(number, [ids_in(tasks)]))
+        predicted = _predict(service, key, [{"id": row.id, "data": row.data} for row in rows])
+        regions = {row.id: result for row, result in zip(rows, predicted, strict=True)}
+    place = len(queue.entries)
+    entries = [
+        QueueEntry(task=task, score=queue_score(place + i), kind="top-up")
+        for i, task in enumerate(tasks)
+    ]
+    task_order.store_predictions(
+        service.studio,
+        number,
+        queue.model_version,
+        [QueuedPrediction(e.task, e.score, regions.get(e.task, [])) for e in entries],
+    )
+    queue.entries.extend(entries)
+    folder.save("queue.json", queue)
+
+
+def retire(
+    service: Service, key: str, reason: str, classes: list[str], fingerprint: str
+) -> Published:
+    """Stop serving masks of classes that no longer exist; the order of the queue stays.
+
+    The remaining queue is published again, without masks, under a version of its own.
+    """
+    folder = service.folder(key)
+    published = folder.published
+    if published is None:
+        raise ValueError(f"project {key}: nothing is published, so nothing can be retired")
+    logger.warning("project %s: %s is retired: %s", key, published.model_version, reason)
+    round_folder = folder.round(published.round)
+    old = round_folder.load("queue.json", QueueRecord)
+    version = task_order.round_version(published.round, fingerprint)
+    queue = QueueRecord(model_version=version, entries=old.entries if old else [])
+    task_order.store_predictions(
+        service.studio,
+        project_id(key),
+        version,
+        [QueuedPrediction(entry.task, entry.score, []) for entry in queue.entries],
+    )
+    round_folder.save("queue.json", queue)
+    record = RoundRecord(
+        round=published.round,
+        model_version=version,
+        classes=classes,
+        fingerprint=fingerprint,
+    )
+    return _serve(service, key, record, retired=reason)
+
+
+def tidy(service: Service, key: str) -> int:
+    """Delete our stored predictions of versions that are no longer served; returns how many."""
+    folder = service.folder(key)
+    published = folder.published
+    if published is None:
+        return 0
+    versions = {task_order.PENDING_VERSION}
+    for number in folder.rounds()[-_TIDIED_ROUNDS:]:
+        if number <= published.round:
+            committed = folder.round(number).load("round.json", RoundRecord)
+            queue = folder.round(number).load("queue.json", QueueRecord)
+            versions |= {record.model_version for record in (committed, queue) if record}
+    return sum(
+        task_order.remove_predictions(service.studio, project_id(key), version)
+        for version in sorted(versions - {published.model_version})
+    )

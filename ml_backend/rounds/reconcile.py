@@ -1,0 +1,128 @@
+"""What follows from what changed: count labels, start rounds, fill the queue, repair the switch.
+
+A webhook is a hint and may be lost, so the same look is taken at every project every half minute.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from ml_backend.rounds import publish
+from ml_backend.rounds.adopt import protect_webhook
+from ml_backend.rounds.publish import now
+from ml_backend.rounds.round import run_round
+from ml_backend.rounds.service import Service, project_id
+from ml_backend.rounds.store import (
+    ClaimTaken,
+    DatasetRecord,
+    ProjectRecord,
+    Published,
+    StoreError,
+)
+from ml_backend.rounds.sync import new_labels
+from ml_backend.studio import task_order
+from ml_backend.studio.client import StudioError, annotated
+from ml_backend.studio.label_config import LabelConfigError, explain_change, parse_label_config
+
+__all__ = ["count", "reconcile", "request_start"]
+
+logger = logging.getLogger(__name__)
+
+_MAX_FAILURES = 5
+_BACKOFF_S = 30.0
+
+
+def request_start(service: Service, key: str) -> None:
+    """Remember that a person asked for a training; the next round's sync forgets it."""
+    folder = service.folder(key)
+    record = folder.record or ProjectRecord(project=project_id(key), key=key)
+    folder.record = record.model_copy(
+        update={"start_requested_at": now(), "failures": 0, "last_error": None}
+    )
+
+
+def count(service: Service, key: str) -> None:
+    """Look at the project and act on what is there: retire, start a round, fill the queue."""
+    folder = service.folder(key)
+    published = folder.published
+    if published is None:
+        if service.studio.count_tasks(project_id(key)):
+            try:
+                run_round(service, key, "cold start")
+            except ClaimTaken as error:
+                logger.info("project %s: %s", key, error)
+            published = folder.published
+        if published is None:
+            return
+    published = _follow_config(service, key, published)
+    reason = _reason(service, key, published)
+    if reason is not None:
+        service.schedule.round(key, reason)
+    publish.top_up(service, key)
+
+
+def _follow_config(service: Service, key: str, published: Published) -> Published:
+    """Retire the checkpoint when a class was added, removed or renamed."""
+    xml = service.studio.project(project_id(key)).label_config
+    try:
+        config = parse_label_config(xml)
+    except LabelConfigError as error:
+        logger.warning("project %s: the labelling config cannot be used: %s", key, error)
+        return published
+    if config.fingerprint == published.fingerprint:
+        return published
+    dataset = service.folder(key).round(published.round).need("dataset.json", DatasetRecord)
+    change = explain_change(parse_label_config(dataset.label_config), config)
+    reason = change or "the labelling config changed"
+    return publish.retire(service, key, reason, list(config.classes), config.fingerprint)
+
+
+def _reason(service: Service, key: str, published: Published) -> str | None:
+    """Why a round should start now, or None."""
+    folder = service.folder(key)
+    record = folder.record or ProjectRecord(project=project_id(key), key=key)
+    if record.failures >= _MAX_FAILURES:
+        return None
+    if time.time() - record.failed_at < _BACKOFF_S * 2**record.failures and record.failures:
+        return None
+    if folder.round(published.round + 1).has("dataset.json"):
+        return "go on with the round that a worker left"
+    dataset = folder.round(published.round).need("dataset.json", DatasetRecord)
+    if record.start_requested_at is not None:
+        if service.studio.count_tasks(project_id(key), [annotated()]):
+            return "start training"
+        logger.warning("project %s: asked to train, but nobody has annotated a slice yet", key)
+        folder.record = record.model_copy(update={"start_requested_at": None})
+        return None
+    fresh = new_labels(service, key, dataset)
+    return f"{fresh} new annotations" if fresh >= service.settings.k else None
+
+
+def _repair(service: Service, key: str) -> None:
+    """Put back what a race or a person moved: the switch, the webhook's secret."""
+    published = service.folder(key).published
+    if published is None:
+        return
+    link = service.link(key)
+    number = project_id(key)
+    task_order.prepare(service.studio, number)
+    if not task_order.switched(service.studio, number, link, published.model_version):
+        logger.warning("project %s was not on %s: switching again", key, published.model_version)
+        task_order.switch(service.studio, number, link, published.model_version)
+    protect_webhook(service, key)
+
+
+def reconcile(service: Service) -> None:
+    """Take one look at every adopted project. One that fails does not stop the others."""
+    for key in service.project_keys():
+        try:
+            service.check_identity(key)
+        except StudioError as error:
+            logger.info("project %s is left alone: %s", key, error)
+            continue
+        try:
+            _repair(service, key)
+            count(service, key)
+        except (StudioError, StoreError) as error:
+            logger.warning("project %s: reconcile failed: %s", key, error)

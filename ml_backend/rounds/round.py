@@ -1,0 +1,334 @@
+"""One round: sync → train → score → select → publish, each step a file, the next one's ground.
+
+A step whose file is there is not done again, so a worker that takes over goes on from the last
+finished step. `round.json` commits; what follows (publishing) can be repeated. Before every file
+is written the claim is checked: a worker that was taken over writes nothing more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from al_strategies import Query, Spacing, get_strategy
+from al_strategies.evidence import Evidence
+from al_strategies.learner import Progress
+from ml_backend.rounds.publish import now, publish
+from ml_backend.rounds.service import Service, project_id
+from ml_backend.rounds.source import ProjectSource, positions
+from ml_backend.rounds.store import (
+    Claim,
+    DatasetRecord,
+    MetricsRecord,
+    ProjectStore,
+    Published,
+    RoundFolder,
+    RoundRecord,
+    SelectionRecord,
+)
+from ml_backend.rounds.sync import sync
+from ml_backend.studio import task_order
+from ml_backend.studio.annotations import regions
+from ml_backend.studio.label_config import LabelConfig, parse_label_config
+
+if TYPE_CHECKING:  # torch: only where a round trains, never in a control worker
+    from ml_backend.segmentation.learner import HRNetLearner
+
+__all__ = ["default_spacing", "run_round"]
+
+logger = logging.getLogger(__name__)
+
+_BACKLOG_RESERVES = 8
+"""How many reserves' worth of ranking is kept behind the reserve for top-ups."""
+_LATER_FILES = (
+    "round.json", "selection.json", "evidence.npz", "metrics.json", "weights.safetensors",
+)  # fmt: skip
+"""Files of the steps after sync, last first: a kill in between never leaves a gap."""
+_RECORDED = ("k", "strategy", "cold_start", "seed", "spacing", "unlabelled", "architecture",
+             "pretrained", "train_steps", "crop", "warm_start", "max_tile")  # fmt: skip
+
+
+def run_round(
+    service: Service, key: str, reason: str, progress: Progress | None = None
+) -> RoundRecord | None:
+    """Run the next round of the project, or the rest of one that a worker left.
+
+    Round 0 selects by position alone and publishes an order without masks. Returns the committed
+    record; None for a project without slices, or a round after 0 without a label. Raises
+    ClaimTaken when another worker is on it, ClaimLost when one took over.
+    """
+    folder = service.folder(key)
+    published = folder.published
+    number = 0 if published is None else published.round + 1
+    with folder.round(number).claim(service.settings.claim_ttl_s) as claim:
+        if folder.published != published:
+            logger.info("project %s: round %d was published in this moment", key, number)
+            return None
+        return _Round(service, key, folder.round(number), claim, reason, progress).run(published)
+
+
+def default_spacing(dataset: DatasetRecord, k: int) -> Spacing:
+    """Share K slices between the volumes, and keep them apart along z.
+
+    Quota: an even share, rounded up. Gap: a quarter of the distance that the share would have if
+    it were spread evenly over a volume's slices, so that a strategy can still concentrate.
+    """
+    heights: dict[str, list[float]] = {}
+    for place in positions(dataset).values():
+        heights.setdefault(place.volume, []).append(place.z)
+    if not heights:
+        return Spacing()
+    quota = math.ceil(k / len(heights))
+    span = float(np.median([max(z) - min(z) for z in heights.values()]))
+    return Spacing(quota=quota if len(heights) > 1 else None, gap=span / (4 * quota))
+
+
+class _Round:
+    """The steps of one round, under one claim."""
+
+    def __init__(
+        self,
+        service: Service,
+        key: str,
+        folder: RoundFolder,
+        claim: Claim,
+        reason: str,
+        progress: Progress | None,
+    ) -> None:
+        self.service = service
+        self.settings = service.settings
+        self.key = key
+        self.id = project_id(key)
+        self.folder = folder
+        self.project: ProjectStore = folder.project
+        self.claim = claim
+        self.reason = reason
+        self.progress: Progress = progress or (lambda step, done, total: None)
+        self.images = service.images(key)
+        self.seconds: dict[str, float] = {}
+        self._learner: HRNetLearner | None = None
+
+    def run(self, published: Published | None) -> RoundRecord | None:
+        """All steps that are not done yet."""
+        started = now()
+        dataset = self._timed("sync", lambda: self._sync(published))
+        if not dataset.tasks:
+            logger.info("project %s has no slices yet", self.key)
+            return None
+        if self.folder.number and not dataset.labels:
+            logger.warning("project %s: nobody has annotated a slice that can be used", self.key)
+            return None
+        config = parse_label_config(dataset.label_config)
+        record = self.folder.load("round.json", RoundRecord)
+        if record is None:
+            record = self._compute(dataset, published, started)
+        selection = self.folder.need("selection.json", SelectionRecord)
+        self.claim.check()
+        self._timed("publish", lambda: self._publish(record, selection, dataset, config))
+        logger.info("project %s: round %d took %s s", self.key, record.round, self.seconds)
+        return record
+
+    def _timed(self, step: str, work: Callable[[], Any]) -> Any:
+        self.progress(step, 0, 0)
+        begin = time.perf_counter()
+        result = work()
+        self.seconds[step] = round(time.perf_counter() - begin, 2)
+        return result
+
+    # -- sync
+
+    def _sync(self, published: Published | None) -> DatasetRecord:
+        done = self.folder.load("dataset.json", DatasetRecord)
+        project = self.service.studio.project(self.id)
+        config = parse_label_config(project.label_config)
+        if done is not None and done.fingerprint == config.fingerprint:
+            return done
+        if done is not None:
+            logger.warning("project %s: the classes changed: round %d begins again", self.key,
+                           self.folder.number)  # fmt: skip
+            self.folder.remove(*_LATER_FILES)
+        previous = (
+            self.project.round(published.round).load("dataset.json", DatasetRecord)
+            if published
+            else None
+        )
+        dataset = sync(
+            self.service, self.key, project, config, self.folder, previous, self.images,
+            self.progress,
+        )  # fmt: skip
+        self.claim.check()
+        record = self.project.record
+        if record is not None and record.start_requested_at is not None:
+            self.project.record = record.model_copy(update={"start_requested_at": None})
+        if dataset.tasks and (dataset.labels or not self.folder.number):
+            self.folder.save("dataset.json", dataset)
+        return dataset
+
+    # -- train, score, select
+
+    def _compute(
+        self, dataset: DatasetRecord, published: Published | None, started: str
+    ) -> RoundRecord:
+        weights = flagged = None
+        if self.folder.number:
+            assert published is not None
+            weights, flagged = self._timed("train", lambda: self._train(dataset, published))
+            if not self.folder.has("evidence.npz"):
+                self._timed("score", lambda: self._score(dataset, weights))
+        if not self.folder.has("selection.json"):
+            self._timed("select", lambda: self._select(dataset))
+        digest = hashlib.sha256(self.folder.read("selection.json"))
+        if weights is not None:
+            digest.update(self.project.read(weights))
+        record = RoundRecord(
+            round=self.folder.number,
+            model_version=task_order.round_version(self.folder.number, digest.hexdigest()),
+            classes=dataset.classes,
+            fingerprint=dataset.fingerprint,
+            weights=weights,
+            flagged=flagged,
+            annotated=len(dataset.labels),
+            strategy=self.folder.need("selection.json", SelectionRecord).strategy,
+            reason=self.reason,
+            started_at=started,
+            committed_at=now(),
+            seconds=self.seconds,
+            settings={name: getattr(self.settings, name) for name in _RECORDED},
+        )
+        self.claim.check()
+        self.folder.save("round.json", record)
+        return record
+
+    @property
+    def _seed(self) -> int:
+        return self.settings.seed + self.folder.number
+
+    def _serving(self, weights: str) -> HRNetLearner:
+        """The learner that this round scores and predicts with; the same for both steps."""
+        if self._learner is None:
+            from ml_backend.rounds.training import load_learner
+
+            data = self.project.read(weights)
+            self._learner = load_learner(self.settings, data, self.settings.train_device)
+        return self._learner
+
+    def _train(self, dataset: DatasetRecord, published: Published) -> tuple[str, str | None]:
+        """Train, validate, keep. Returns the weights that the round serves, and why not the new."""
+        from ml_backend.rounds.training import train
+
+        own = f"{self.folder.name}/weights.safetensors"
+        if self.folder.has("metrics.json"):
+            metrics = self.folder.need("metrics.json", MetricsRecord)
+        else:
+            source = ProjectSource(dataset, self.project, self.images)
+            outcome = train(self.settings, self.project, dataset, published, source, self._seed,
+                            self.progress)  # fmt: skip
+            metrics = outcome.metrics
+            self.claim.check()
+            self.folder.write("weights.safetensors", outcome.weights)
+            self.folder.save("metrics.json", metrics)
+        if metrics.flagged is not None and published.weights is not None:
+            return published.weights, metrics.flagged
+        return own, None
+
+    def _score(self, dataset: DatasetRecord, weights: str) -> None:
+        info = get_strategy(self.settings.strategy).info
+        source = ProjectSource(dataset, self.project, self.images)
+        ids = [task.id for task in dataset.tasks]
+        names = frozenset((*info.evidence, *info.labelled_evidence))
+        evidence = self._serving(weights).evidence(
+            source, ids, names, seed=self._seed, progress=self.progress
+        )
+        arrays: dict[str, Any] = {"ids": np.asarray(evidence.ids, dtype=np.int64)}
+        arrays |= {f"score.{name}": values for name, values in evidence.scores.items()}
+        arrays |= {f"feature.{name}": values for name, values in evidence.features.items()}
+        self.claim.check()
+        self.folder.write_arrays("evidence.npz", arrays)
+
+    def _evidence(self, dataset: DatasetRecord) -> Evidence:
+        places = positions(dataset)
+        if not self.folder.number:
+            ids = tuple(task.id for task in dataset.tasks)
+            return Evidence(ids=ids, positions=tuple(places[i] for i in ids))
+        arrays = self.folder.read_arrays("evidence.npz")
+        ids = tuple(int(i) for i in arrays["ids"])
+        return Evidence(
+            ids=ids,
+            positions=tuple(places[i] for i in ids),
+            scores={n[6:]: v for n, v in arrays.items() if n.startswith("score.")},
+            features={n[8:]: v for n, v in arrays.items() if n.startswith("feature.")},
+        )
+
+    def _select(self, dataset: DatasetRecord) -> None:
+        settings = self.settings
+        name = settings.strategy if self.folder.number else settings.cold_start
+        evidence = self._evidence(dataset)
+        state = {task.id: task.state for task in dataset.tasks}
+        pool = [i for i, t in enumerate(evidence.ids) if state[int(t)] != "labelled"]
+        labelled = [i for i, t in enumerate(evidence.ids) if state[int(t)] == "labelled"]
+        reserve = settings.reserve_size
+        selection = get_strategy(name).select(
+            Query(
+                pool=evidence.take(pool),
+                labelled=evidence.take(labelled),
+                k=settings.k,
+                reserve=reserve * (1 + _BACKLOG_RESERVES),
+                round=max(self.folder.number, 1),
+                seed=self._seed,
+                spacing=default_spacing(dataset, settings.k) if settings.spacing else None,
+                deferred=frozenset(
+                    evidence.ids[i] for i in pool if state[int(evidence.ids[i])] != "pool"
+                ),
+            )
+        )
+        following = [int(i) for i in selection.reserve]
+        self.claim.check()
+        self.folder.save(
+            "selection.json",
+            SelectionRecord(
+                strategy=selection.strategy,
+                seed=self._seed,
+                chosen=[int(i) for i in selection.chosen],
+                reserve=following[:reserve],
+                backlog=following[reserve:],
+                pseudo=[int(i) for i in selection.pseudo],
+                scores={int(i): float(s) for i, s in selection.scores.items()},
+            ),
+        )
+
+    # -- publish
+
+    def _publish(
+        self,
+        record: RoundRecord,
+        selection: SelectionRecord,
+        dataset: DatasetRecord,
+        config: LabelConfig,
+    ) -> None:
+        publish(
+            self.service, self.key, self.folder, record, selection,
+            self._regions(record, selection, dataset, config),
+        )  # fmt: skip
+
+    def _regions(
+        self,
+        record: RoundRecord,
+        selection: SelectionRecord,
+        dataset: DatasetRecord,
+        config: LabelConfig,
+    ) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+        """The masks of the queue, one slice at a time; none in round 0."""
+        if record.weights is None:
+            return
+        source = ProjectSource(dataset, self.project, self.images)
+        tasks = [*selection.chosen, *selection.reserve]
+        learner = self._serving(record.weights)
+        for done, (task, prediction) in enumerate(learner.predict(source, tasks), 1):
+            self.progress("publish", done, len(tasks))
+            yield int(task), regions(prediction.mask, config)

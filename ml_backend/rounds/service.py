@@ -1,0 +1,101 @@
+"""What every job of the loop works with: settings, Label Studio, the store, the queues."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from dataclasses import dataclass
+from functools import cached_property
+
+from ml_backend.rounds.schedule import Schedule
+from ml_backend.rounds.store import ProjectStore, Store
+from ml_backend.settings import Settings, load_settings
+from ml_backend.studio.client import Studio, StudioError
+from ml_backend.studio.images import ImageCache
+from ml_backend.studio.task_order import BackendLink
+
+__all__ = ["WEBHOOK_HEADER", "Service", "project_id", "webhook_secret"]
+
+WEBHOOK_HEADER = "X-Nextslice-Secret"
+
+
+def project_id(key: str) -> int:
+    """The Label Studio id in a project key ``<id>.<created timestamp>``.
+
+    Raises ValueError when the key has another form.
+    """
+    head, dot, stamp = key.partition(".")
+    if not (head.isdigit() and (not dot or stamp.isdigit())):
+        raise ValueError(
+            f"project key {key!r}: expected <id>.<created timestamp>, as in 7.1763865028"
+        )
+    return int(head)
+
+
+def webhook_secret(settings: Settings) -> str:
+    """The value of the webhook's secret header: set, or derived from the API key."""
+    given = settings.webhook_secret.get_secret_value()
+    if given:
+        return given
+    key = settings.label_studio_api_key.get_secret_value().encode()
+    return hmac.new(key, b"nextslice webhook", hashlib.sha256).hexdigest()
+
+
+@dataclass(frozen=True)
+class Service:
+    """One deployment: a Label Studio, a store and a Redis."""
+
+    settings: Settings
+
+    @classmethod
+    def from_environment(cls) -> Service:
+        """The service that the environment describes."""
+        return cls(load_settings())
+
+    @cached_property
+    def studio(self) -> Studio:
+        """Label Studio. Raises StudioError when no API key is set."""
+        return Studio(
+            self.settings.label_studio_url, self.settings.label_studio_api_key.get_secret_value()
+        )
+
+    @cached_property
+    def store(self) -> Store:
+        """The rounds' store."""
+        return Store(self.settings.store)
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """The RQ queues."""
+        return Schedule(self.settings)
+
+    def folder(self, key: str) -> ProjectStore:
+        """The store's folder of the project."""
+        return self.store.project(self.settings.label_studio_host, key)
+
+    def project_keys(self) -> list[str]:
+        """Keys of the projects that were adopted."""
+        return self.store.projects(self.settings.label_studio_host)
+
+    def find_key(self, number: int) -> str:
+        """The key of Label Studio project ``number``. StudioError when there is none."""
+        return self.studio.project(number).key
+
+    def images(self, key: str) -> ImageCache:
+        """The project's slices, cached on this machine."""
+        return ImageCache(self.studio, self.settings.cache_dir, key, self.settings.cache_gib)
+
+    def link(self, key: str) -> BackendLink:
+        """How the project's Label Studio reaches this backend."""
+        record = self.folder(key).record
+        url = (record and record.backend_url) or self.settings.backend_url
+        return BackendLink(url.rstrip("/"), self.settings.basic_auth)
+
+    def check_identity(self, key: str) -> None:
+        """Raise StudioError when project ``key`` is not the one that has its id today."""
+        found = self.studio.project(project_id(key)).key
+        if found != key:
+            raise StudioError(
+                f"Project {key} is gone: Label Studio's project {project_id(key)} is {found} now. "
+                "Was the server set up afresh?"
+            )

@@ -1,0 +1,69 @@
+"""A project's slices for a learner: images through the cache, labels as the round saw them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from al_strategies.evidence import Position, SliceId
+from ml_backend.rounds.store import DatasetRecord, ProjectStore
+from ml_backend.studio.images import ImageCache
+
+__all__ = ["PROJECT_VOLUME", "ProjectSource", "encode_mask", "positions"]
+
+PROJECT_VOLUME = "project"
+"""Volume of the slices whose task names none: there, z is the task's place in task order."""
+
+
+def encode_mask(mask: npt.NDArray[np.uint8]) -> bytes:
+    """A (H, W) uint8 label map as PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(mask).save(buffer, format="PNG", compress_level=3)
+    return buffer.getvalue()
+
+
+def positions(dataset: DatasetRecord) -> dict[int, Position]:
+    """Volume and z of every slice; without a z in the task's data, its place in task order."""
+    place = {task.id: i for i, task in enumerate(sorted(dataset.tasks, key=lambda t: t.id))}
+    return {
+        task.id: Position(task.volume or PROJECT_VOLUME, task.z)
+        if task.z is not None
+        else Position(task.volume or PROJECT_VOLUME, float(place[task.id]))
+        for task in dataset.tasks
+    }
+
+
+class ProjectSource:
+    """`al_strategies.learner.SliceSource` over one round's dataset."""
+
+    def __init__(self, dataset: DatasetRecord, folder: ProjectStore, images: ImageCache) -> None:
+        self._tasks = {task.id: task for task in dataset.tasks}
+        self._labels = {label.task: label for label in dataset.labels}
+        self._positions = positions(dataset)
+        self._folder = folder
+        self._images = images
+
+    @property
+    def ids(self) -> Sequence[SliceId]:
+        """Every task of the project, in task order."""
+        return sorted(self._tasks)
+
+    def image(self, slice_id: SliceId) -> npt.NDArray[Any]:
+        """The task's image, native grey values."""
+        task = self._tasks[int(slice_id)]
+        return self._images.image(task.id, task.image)
+
+    def mask(self, slice_id: SliceId) -> npt.NDArray[np.uint8]:
+        """The label as this round saw it. KeyError for an unlabelled slice."""
+        data = self._folder.read(self._labels[int(slice_id)].mask)
+        with Image.open(io.BytesIO(data)) as image:
+            return np.asarray(image.convert("L"))
+
+    def position(self, slice_id: SliceId) -> Position:
+        """Volume and z."""
+        return self._positions[int(slice_id)]

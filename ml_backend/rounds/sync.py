@@ -1,0 +1,259 @@
+"""The first step of a round: what Label Studio holds, as a dataset of masks.
+
+Label Studio holds the truth; a dataset is what it held at one moment, with the masks rendered.
+Only what changed since the round before is asked for (`updated_at`, paged); two totals tell when
+that is not enough (deleted tasks), and then the ids are listed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+from al_strategies.learner import Progress
+from ml_backend.rounds.service import Service, project_id
+from ml_backend.rounds.source import encode_mask
+from ml_backend.rounds.store import DatasetRecord, LabelRecord, RoundFolder, TaskRecord
+from ml_backend.studio.annotations import (
+    Annotation,
+    Task,
+    choose_annotation,
+    label_hash,
+    label_map,
+    parse_task,
+)
+from ml_backend.studio.client import (
+    Project,
+    StudioError,
+    TaskRow,
+    annotated,
+    changed_since,
+    drafted,
+    ids_in,
+    not_annotated,
+)
+from ml_backend.studio.images import ImageCache
+from ml_backend.studio.label_config import LabelConfig
+
+__all__ = ["new_labels", "sync"]
+
+logger = logging.getLogger(__name__)
+
+_OVERLAP = timedelta(seconds=2)
+"""Label Studio stamps a task before it commits: look back a little."""
+
+
+def _stamp(annotation: Annotation) -> str:
+    changed = annotation.updated_at or datetime.fromtimestamp(0, UTC)
+    return changed.isoformat()
+
+
+def _moment(text: str) -> datetime:
+    return datetime.fromisoformat(text)
+
+
+def _state(row: TaskRow) -> Literal["pool", "labelled", "skipped"]:
+    if row.total_annotations:
+        return "labelled"
+    return "skipped" if row.cancelled_annotations else "pool"
+
+
+def _record(row: TaskRow, config: LabelConfig) -> TaskRecord | None:
+    """The task as the dataset keeps it; None, with a reason in the log, when it has no image."""
+    image = row.data.get(config.value_field)
+    if not isinstance(image, str) or not image:
+        logger.warning(
+            "task %s has no %r in its data (found %s): it is left out",
+            row.id,
+            config.value_field,
+            sorted(row.data),
+        )
+        return None
+    z = row.data.get("z")
+    return TaskRecord(
+        id=row.id,
+        image=image,
+        volume=str(row.data.get("volume") or ""),
+        z=float(z) if isinstance(z, int | float) and not isinstance(z, bool) else None,
+        state=_state(row),
+        annotations=row.total_annotations,
+    )
+
+
+class _Sync:
+    """One run of the step: what it reads from and writes to."""
+
+    def __init__(
+        self,
+        service: Service,
+        key: str,
+        project: Project,
+        config: LabelConfig,
+        folder: RoundFolder,
+        images: ImageCache,
+    ) -> None:
+        self.studio = service.studio
+        self.policy = config.unlabelled(service.settings.unlabelled)
+        self.id = project_id(key)
+        self.config = config
+        self.folder = folder
+        self.images = images
+        self.warnings: list[str] = []
+
+    def tasks(self, previous: DatasetRecord | None) -> tuple[dict[int, TaskRecord], datetime]:
+        """Every task by id, and the newest ``updated_at`` seen."""
+        known = {t.id: t for t in previous.tasks} if previous else {}
+        newest = _moment(previous.synced_at) if previous else datetime.fromtimestamp(0, UTC)
+        filters = [changed_since(newest - _OVERLAP)] if previous else []
+        newest = self._update(known, self.studio.tasks(self.id, filters), newest)
+        total, annotations = self.studio.totals(self.id)
+        if len(known) != total or sum(t.annotations for t in known.values()) != annotations:
+            # Tasks were deleted, or something changed without touching its task: list them all.
+            known = {}
+            newest = self._update(known, self.studio.tasks(self.id), newest)
+        for row in self.studio.tasks(self.id, [drafted(), not_annotated()]):
+            if row.id in known:
+                known[row.id] = known[row.id].model_copy(update={"state": "drafted"})
+        return known, newest
+
+    def _update(
+        self, known: dict[int, TaskRecord], rows: Iterable[TaskRow], newest: datetime
+    ) -> datetime:
+        for row in rows:
+            newest = max(newest, row.updated_at)
+            record = _record(row, self.config)
+            if record is None:
+                known.pop(row.id, None)
+            else:
+                known[row.id] = record
+        return newest
+
+    def label(
+        self, task: Task, record: TaskRecord, previous: LabelRecord | None
+    ) -> LabelRecord | None:
+        """The task's label, rendered anew only when the annotation changed."""
+        chosen = choose_annotation(task.annotations)
+        if chosen is None:
+            return None
+        digest = self._digest(chosen)
+        stamps: dict[str, Any] = {"annotation": chosen.id, "updated_at": _stamp(chosen)}
+        if previous is not None and previous.hash == digest:
+            return previous.model_copy(update=stamps)
+        # The size comes from the slice: it may have been shown to the annotator at another one.
+        height, width = self.images.image(record.id, record.image).shape[:2]
+        mask, warnings = label_map(chosen.result, self.config, height, width, self.policy)
+        self.warnings += [f"task {task.id}, annotation {chosen.id}: {w}" for w in warnings]
+        name = f"masks/{task.id}-{digest[:12]}.png"
+        self.folder.write(name, encode_mask(mask))
+        return LabelRecord(
+            task=task.id,
+            completed_by=chosen.completed_by,
+            hash=digest,
+            mask=f"{self.folder.name}/{name}",
+            **stamps,
+        )
+
+    def _digest(self, annotation: Annotation) -> str:
+        """Of all that the rendered mask depends on."""
+        parts = (label_hash(annotation.result), self.config.fingerprint, self.policy)
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def sync(
+    service: Service,
+    key: str,
+    project: Project,
+    config: LabelConfig,
+    folder: RoundFolder,
+    previous: DatasetRecord | None,
+    images: ImageCache,
+    progress: Progress | None = None,
+) -> DatasetRecord:
+    """Read the project and render its labels.
+
+    ``previous``: the dataset of the round before, or None (then everything is read). A previous
+    dataset of another labelling config is not used. An annotation that cannot be read is left out
+    and named in ``warnings``, so that one broken annotation does not stop the loop.
+    """
+    if previous is not None and previous.fingerprint != config.fingerprint:
+        previous = None
+    step = _Sync(service, key, project, config, folder, images)
+    tasks, newest = step.tasks(previous)
+    labels = {
+        label.task: label
+        for label in (previous.labels if previous else ())
+        if label.task in tasks and tasks[label.task].state == "labelled"
+    }
+    filters = [annotated()]
+    if previous is not None:
+        filters.append(changed_since(_moment(previous.synced_at) - _OVERLAP))
+    missing = {t.id for t in tasks.values() if t.state == "labelled"} - labels.keys()
+    done = 0
+    for row in step.studio.full_tasks(step.id, filters):
+        task = parse_task(row)
+        missing.discard(task.id)
+        done += _apply(step, task, tasks, labels)
+        if progress is not None:
+            progress("sync", done, done + len(missing))
+    if missing:
+        for row in step.studio.full_tasks(step.id, [ids_in(sorted(missing))]):
+            _apply(step, parse_task(row), tasks, labels)
+    for warning in step.warnings:
+        logger.warning("%s", warning)
+    return DatasetRecord(
+        round=folder.number,
+        classes=list(config.classes),
+        label_config=project.label_config,
+        fingerprint=config.fingerprint,
+        synced_at=newest.isoformat(),
+        tasks=[tasks[i] for i in sorted(tasks)],
+        labels=[labels[i] for i in sorted(labels)],
+        warnings=step.warnings,
+    )
+
+
+def _apply(
+    step: _Sync, task: Task, tasks: dict[int, TaskRecord], labels: dict[int, LabelRecord]
+) -> int:
+    """Put the task's label into ``labels``; 1 when it has one."""
+    record = tasks.get(task.id)
+    if record is None:
+        return 0
+    try:
+        label = step.label(task, record, labels.get(task.id))
+    except (ValueError, StudioError) as error:
+        step.warnings.append(f"task {task.id}: its annotation cannot be used: {error}")
+        label = None
+    if label is None:
+        labels.pop(task.id, None)
+        return 0
+    labels[task.id] = label
+    return 1
+
+
+def new_labels(service: Service, key: str, dataset: DatasetRecord) -> int:
+    """How many tasks have a label now that the dataset does not have: new ones and changed ones.
+
+    Skips do not count. Only tasks touched since the dataset are looked at.
+    """
+    number = project_id(key)
+    since = changed_since(_moment(dataset.synced_at) - _OVERLAP)
+    known = {label.task: label for label in dataset.labels}
+    touched = [row.id for row in service.studio.tasks(number, [since, annotated()])]
+    fresh = [task for task in touched if task not in known]
+    # Storing and deleting predictions touches tasks too: only another annotation is a change.
+    again = [task for task in touched if task in known]
+    changed = 0
+    if again:
+        for row in service.studio.full_tasks(number, [ids_in(again)]):
+            task = parse_task(row)
+            chosen = choose_annotation(task.annotations)
+            old = known[task.id]
+            if chosen is not None and (
+                chosen.id != old.annotation or _moment(_stamp(chosen)) > _moment(old.updated_at)
+            ):
+                changed += 1
+    return len(fresh) + changed

@@ -1,0 +1,135 @@
+"""The training step of a round: fit, validate, compare with what is published. Imports torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from al_strategies.learner import Metrics, Progress
+from ml_backend.rounds.source import ProjectSource, positions
+from ml_backend.rounds.store import DatasetRecord, MetricsRecord, ProjectStore, Published
+from ml_backend.segmentation.inference import InferenceConfig
+from ml_backend.segmentation.learner import HRNetLearner, LearnerConfig
+from ml_backend.segmentation.training import TrainingConfig
+from ml_backend.segmentation.validation import ZBlock, is_worse, split_validation
+from ml_backend.settings import Settings
+
+__all__ = ["Outcome", "device_of", "learner_config", "load_learner", "train"]
+
+logger = logging.getLogger(__name__)
+
+_CHANGED = ("steps", "crop")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Weights as safetensors bytes, and what is known of them."""
+
+    weights: bytes
+    metrics: MetricsRecord
+
+
+def device_of(setting: str) -> str:
+    """The torch device of a device setting; ``auto`` is CUDA where there is one."""
+    if setting != "auto":
+        return setting
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def learner_config(
+    settings: Settings, device: str, slice_size: tuple[int, int], labelled: int
+) -> LearnerConfig:
+    """What the settings say, with the defaults of device and data for what they leave open."""
+    training = TrainingConfig.for_device(device, slice_size, labelled)
+    given = {"steps": settings.train_steps, "crop": settings.crop}
+    changed: dict[str, Any] = {name: given[name] for name in _CHANGED if given[name] is not None}
+    inference = InferenceConfig.for_device(device)
+    return LearnerConfig(
+        architecture=None if settings.architecture == "auto" else settings.architecture,
+        pretrained={"auto": "auto", "true": True, "false": False}[settings.pretrained],  # type: ignore[arg-type]
+        warm_start=settings.warm_start,
+        training=dataclasses.replace(training, **changed),
+        inference=dataclasses.replace(inference, tile=settings.max_tile),
+    )
+
+
+def load_learner(settings: Settings, data: bytes, device_setting: str) -> HRNetLearner:
+    """The learner of a checkpoint, ready to score and predict."""
+    device = device_of(device_setting)
+    inference = InferenceConfig.for_device(device)
+    config = LearnerConfig(inference=dataclasses.replace(inference, tile=settings.max_tile))
+    return HRNetLearner.from_bytes(data, config, device)
+
+
+def train(
+    settings: Settings,
+    project: ProjectStore,
+    dataset: DatasetRecord,
+    published: Published,
+    source: ProjectSource,
+    seed: int,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Train on the dataset's labels, hold a z-block out once there are enough, and compare.
+
+    A checkpoint that is worse than the published one on the same validation slices (`is_worse`) is
+    flagged: kept in its round, not served. They are compared only on slices that neither has
+    trained on: the first held-out block was training data of the checkpoints before it.
+    """
+    before = project.round(published.round).load("metrics.json", MetricsRecord)
+    labelled = [label.task for label in dataset.labels]
+    split = split_validation(
+        labelled,
+        positions(dataset),  # type: ignore[arg-type]  # int is a SliceId
+        blocks=[ZBlock(**block) for block in before.blocks] if before else (),
+        seed=settings.seed,
+    )
+    device = device_of(settings.train_device)
+    sizes = [source.mask(task).shape for task in labelled]
+    height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
+    config = learner_config(settings, device, (height, width), len(split.train))
+    learner = HRNetLearner(tuple(dataset.classes), config, device)
+    old = _published_learner(settings, project, dataset, published)
+    if settings.warm_start and old is not None:
+        learner.model = old.model
+    report = learner.fit(source, split.train, seed=seed, progress=progress)
+    record = MetricsRecord(
+        training={**report.settings, "seconds": round(report.seconds, 2), "steps": report.steps},
+        losses=list(report.losses),
+        trained=[int(i) for i in split.train],
+        validation=[int(i) for i in split.validation],
+        blocks=[dataclasses.asdict(block) for block in split.blocks],
+    )
+    if split.validation:
+        metrics = learner.evaluate(source, split.validation, progress=progress)
+        record.miou, record.iou = metrics.miou, _finite(metrics)
+    unseen = [i for i in split.validation if before is None or i not in before.trained]
+    if old is not None and unseen:
+        new_metrics = learner.evaluate(source, unseen)
+        old_metrics = old.evaluate(source, unseen)
+        record.published_miou = old_metrics.miou
+        if is_worse(new_metrics, old_metrics):
+            record.flagged = (
+                f"mIoU {new_metrics.miou:.3f} on {len(unseen)} validation slices, the published "
+                f"{published.model_version} has {old_metrics.miou:.3f}: the published one goes on"
+            )
+            logger.warning("round %d is flagged: %s", dataset.round, record.flagged)
+    return Outcome(learner.to_bytes(), record)
+
+
+def _published_learner(
+    settings: Settings, project: ProjectStore, dataset: DatasetRecord, published: Published
+) -> HRNetLearner | None:
+    """The published checkpoint, if it is of the same classes."""
+    if published.weights is None or published.fingerprint != dataset.fingerprint:
+        return None
+    return load_learner(settings, project.read(published.weights), settings.train_device)
+
+
+def _finite(metrics: Metrics) -> dict[str, float | None]:
+    return {name: None if math.isnan(iou) else iou for name, iou in metrics.iou.items()}
