@@ -1,0 +1,1 @@
+"""What others call on us: Label Studio's ML backend protocol."""

@@ -1,0 +1,143 @@
+"""Label Studio's ML backend protocol: /health, /setup, /predict, /webhook, /versions.
+
+/setup and /webhook only look at what is on disk or in Redis and enqueue: Label Studio waits 3 s
+for the first and 1 s for the second, inside an annotator's submit.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime
+from typing import Any
+
+from flask import Blueprint, Response, current_app, jsonify, request
+from redis.exceptions import RedisError
+
+from ml_backend.api.auth import refuse
+from ml_backend.api.serving import Serving
+from ml_backend.rounds.service import project_id
+from ml_backend.studio.label_config import LabelConfigError, parse_label_config
+from ml_backend.studio.task_order import PENDING_VERSION
+
+__all__ = ["protocol"]
+
+logger = logging.getLogger(__name__)
+
+protocol = Blueprint("protocol", __name__)
+
+COUNTED = frozenset(
+    {
+        "ANNOTATION_CREATED",
+        "ANNOTATIONS_CREATED",
+        "ANNOTATION_UPDATED",
+        "ANNOTATIONS_DELETED",
+        "TASKS_CREATED",
+        "TASKS_DELETED",
+        "PROJECT_UPDATED",
+    }
+)
+"""Webhook actions after which the project is looked at. None of them trains by itself."""
+TRAIN_NOW = "START_TRAINING"
+
+
+def _serving() -> Serving:
+    serving: Serving = current_app.extensions["nextslice"]
+    return serving
+
+
+@protocol.before_request
+def _authorise() -> Response | None:
+    return refuse(_serving().service.settings, request)
+
+
+def _bad(message: str) -> tuple[Response, int]:
+    logger.warning("%s %s: %s", request.method, request.path, message)
+    return jsonify(error=message), 400
+
+
+def _body() -> dict[str, Any]:
+    body = request.get_json(silent=True)
+    return body if isinstance(body, dict) else {}
+
+
+@protocol.get("/")
+@protocol.get("/health")
+def health() -> Response:
+    """Up."""
+    return jsonify(status="UP", model_class="nextslice")
+
+
+@protocol.post("/setup")
+def setup() -> Response | tuple[Response, int]:
+    """The version that is served. A project that we do not know is adopted by a job."""
+    body = _body()
+    key = str(body.get("project") or "")
+    try:
+        project_id(key)
+        parse_label_config(str(body.get("schema") or ""))
+    except LabelConfigError as error:
+        return _bad(f"this labelling config cannot be segmented: {error}")
+    except ValueError as error:
+        return _bad(str(error))
+    serving = _serving()
+    if serving.published(key) is None:
+        try:
+            serving.service.schedule.adopt(key, request.host_url.rstrip("/"))
+        except RedisError as error:
+            logger.error("project %s cannot be adopted: Redis: %s", key, error)
+    return jsonify(model_version=serving.version(key))
+
+
+@protocol.post("/predict")
+def predict() -> Response | tuple[Response, int]:
+    """One result per task, always."""
+    body = _body()
+    tasks = body.get("tasks")
+    if not isinstance(tasks, list):
+        return _bad(f"tasks: found {type(tasks).__name__}, expected a list of tasks")
+    key = str(body.get("project") or "")
+    try:
+        project_id(key)
+    except ValueError as error:
+        return _bad(str(error))
+    return jsonify(results=_serving().predict(key, tasks, str(body.get("label_config") or "")))
+
+
+@protocol.get("/versions")
+def versions() -> Response:
+    """Versions of the project's committed rounds, newest first."""
+    key = str(request.args.get("project") or _body().get("project") or "")
+    try:
+        project_id(key)
+    except ValueError:
+        return jsonify(versions=[PENDING_VERSION])
+    return jsonify(versions=_serving().versions(key) or [PENDING_VERSION])
+
+
+@protocol.post("/webhook")
+def webhook() -> Response | tuple[Response, int]:
+    """Enqueue a look at the project, and nothing else."""
+    body = _body()
+    action = body.get("action")
+    key = _project_key(body.get("project"))
+    if key is None:
+        return _bad("project: expected an object with id and created_at")
+    schedule = _serving().service.schedule
+    try:
+        if action == TRAIN_NOW:
+            schedule.start(key)
+        elif action in COUNTED:
+            schedule.count(key)
+    except RedisError as error:
+        # Nothing is lost: reconcile looks at the project anyway.
+        logger.error("webhook %s of project %s: Redis: %s", action, key, error)
+        return jsonify(error="the queue cannot be reached"), 503
+    return jsonify(status="ok")
+
+
+def _project_key(project: Any) -> str | None:
+    try:
+        created = datetime.fromisoformat(str(project["created_at"]))
+        return f"{int(project['id'])}.{int(created.timestamp())}"
+    except (KeyError, TypeError, ValueError):
+        return None

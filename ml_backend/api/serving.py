@@ -1,0 +1,150 @@
+"""The published model of each project, as /setup and /predict use it.
+
+`published.json` is read at most every few seconds; weights are loaded lazily, on the first
+prediction that needs them, and swapped whole: an answer names the version whose weights made it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ml_backend.rounds.service import Service
+from ml_backend.rounds.store import Published, RoundRecord
+from ml_backend.studio.annotations import regions
+from ml_backend.studio.client import StudioError
+from ml_backend.studio.images import ImageCache
+from ml_backend.studio.label_config import LabelConfig, LabelConfigError, parse_label_config
+from ml_backend.studio.task_order import LIVE_SCORE, PENDING_VERSION
+
+if TYPE_CHECKING:  # torch is imported by the first prediction, not by the web process's start
+    from ml_backend.segmentation.learner import HRNetLearner
+
+__all__ = ["Serving"]
+
+logger = logging.getLogger(__name__)
+
+_MODELS_KEPT = 4
+
+
+@dataclass(frozen=True)
+class _Seen:
+    published: Published | None
+    at: float
+
+
+class Serving:
+    """What is published per project, and predictions with it. Safe to use from many threads."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self._seen: dict[str, _Seen] = {}
+        self._models: dict[tuple[str, str], HRNetLearner] = {}
+        self._forward = threading.Lock()
+        self._images: dict[str, ImageCache] = {}
+
+    def published(self, key: str) -> Published | None:
+        """What is published for the project, at most ``published_ttl_s`` old."""
+        seen = self._seen.get(key)
+        moment = time.monotonic()
+        if seen is None or moment - seen.at > self.service.settings.published_ttl_s:
+            seen = _Seen(self.service.folder(key).published, moment)
+            if seen.published is not None:  # the first publication must not wait to be seen
+                self._seen[key] = seen
+        return seen.published
+
+    def version(self, key: str) -> str:
+        """The model version that the project is on."""
+        published = self.published(key)
+        return PENDING_VERSION if published is None else published.model_version
+
+    def versions(self, key: str) -> list[str]:
+        """Versions of the project's committed rounds, newest first."""
+        folder = self.service.folder(key)
+        records = (folder.round(n).load("round.json", RoundRecord) for n in folder.rounds())
+        return [record.model_version for record in records if record is not None][::-1]
+
+    def predict(
+        self, key: str, tasks: list[dict[str, Any]], label_config: str
+    ) -> list[dict[str, Any]]:
+        """One result per task, in order. A task that cannot be predicted gets an empty one."""
+        published = self.published(key)
+        version = PENDING_VERSION if published is None else published.model_version
+        config, reason = _usable(published, label_config)
+        if reason is not None:
+            logger.info("project %s: no masks: %s", key, reason)
+        results = []
+        for task in tasks:
+            found: list[dict[str, Any]] = []
+            if config is not None and published is not None and published.weights is not None:
+                found = self._predict_one(key, published.weights, task, config)
+            results.append({"result": found, "score": LIVE_SCORE, "model_version": version})
+        return results
+
+    def _predict_one(
+        self, key: str, weights: str, task: dict[str, Any], config: LabelConfig
+    ) -> list[dict[str, Any]]:
+        try:
+            task_id = int(task["id"])
+            url = task["data"][config.value_field]
+            image = self._cache(key).image(task_id, url)
+            with self._forward:
+                mask = self._model(key, weights).predict_image(image).mask
+            return regions(mask, config)
+        except (KeyError, TypeError, ValueError, StudioError) as error:
+            logger.warning("task %s is not predicted: %s", _name(task), _say(error, config))
+        except Exception:  # one broken slice must not throw away the batch
+            logger.exception("task %s is not predicted", _name(task))
+        return []
+
+    def _cache(self, key: str) -> ImageCache:
+        if key not in self._images:
+            self._images[key] = self.service.images(key)
+        return self._images[key]
+
+    def _model(self, key: str, weights: str) -> HRNetLearner:
+        """The network of these weights; loaded once. Called under the forward's lock."""
+        name = (key, weights)
+        if name not in self._models:
+            from ml_backend.rounds.training import load_learner
+
+            settings = self.service.settings
+            data = self.service.folder(key).read(weights)
+            model = load_learner(settings, data, settings.predict_device)
+            while len(self._models) >= _MODELS_KEPT:
+                self._models.pop(next(iter(self._models)))
+            self._models[name] = model
+            logger.info("project %s: loaded %s", key, weights)
+        else:  # move to the end: the least recently used one is dropped first
+            self._models[name] = self._models.pop(name)
+        return self._models[name]
+
+
+def _usable(
+    published: Published | None, label_config: str
+) -> tuple[LabelConfig | None, str | None]:
+    """The config to answer in, or why there is nothing to answer."""
+    if published is None:
+        return None, "round 0 is not published yet"
+    if published.weights is None:
+        return None, published.retired or "no round has trained a network yet"
+    try:
+        config = parse_label_config(label_config)
+    except LabelConfigError as error:
+        return None, str(error)
+    if config.fingerprint != published.fingerprint:
+        return None, "the classes changed since the published round: train again"
+    return config, None
+
+
+def _name(task: Any) -> Any:
+    return task.get("id") if isinstance(task, dict) else task
+
+
+def _say(error: Exception, config: LabelConfig) -> str:
+    if isinstance(error, KeyError):
+        return f"it has no {error} (the labelling config reads data.{config.value_field})"
+    return str(error)

@@ -1,0 +1,225 @@
+"""The wire protocol, as Label Studio 1.23 speaks it. Real Redis; no Label Studio needed."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from rq import Queue
+
+from ml_backend.api.serving import Serving
+from ml_backend.app import create_app
+from ml_backend.rounds.service import WEBHOOK_HEADER, Service, webhook_secret
+from ml_backend.rounds.store import Published, RoundRecord
+from ml_backend.settings import Settings
+from ml_backend.studio.label_config import bitmask_config, parse_label_config
+from ml_backend.studio.task_order import LIVE_SCORE, PENDING_VERSION
+
+KEY = "7.1763865028"
+CONFIG = bitmask_config(["bone", "implant"])
+PROJECT = {"id": 7, "created_at": "2025-11-23T02:30:28.893829Z", "title": "p"}
+"""As a webhook carries it; the timestamp is the key's."""
+
+
+@pytest.fixture
+def settings(make_settings: Callable[..., Settings], redis_url: str) -> Settings:
+    return make_settings(REDIS_URL=redis_url, NEXTSLICE_PUBLISHED_TTL_S="0.0001")
+
+
+@pytest.fixture
+def app(settings: Settings) -> Iterator[Flask]:
+    app = create_app(settings)
+    yield app
+    serving(app).service.schedule.connection.flushall()
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    return app.test_client()
+
+
+def serving(app: Flask) -> Serving:
+    found: Serving = app.extensions["nextslice"]
+    return found
+
+
+def control(app: Flask) -> Queue:
+    return serving(app).service.schedule.queue("control")
+
+
+def publish(app: Flask, **fields: object) -> Published:
+    config = parse_label_config(CONFIG)
+    published = Published(
+        round=0,
+        model_version="nextslice-r000-abcdef",
+        classes=list(config.classes),
+        fingerprint=config.fingerprint,
+        **fields,  # type: ignore[arg-type]
+    )
+    service: Service = serving(app).service
+    service.folder(KEY).published = published
+    return published
+
+
+def setup_body(**fields: object) -> dict[str, object]:
+    body = {"project": KEY, "schema": CONFIG, "hostname": "http://ls", "access_token": "t"}
+    return {**body, "extra_params": None, **fields}
+
+
+def test_health_is_up(client: FlaskClient) -> None:
+    assert client.get("/health").get_json()["status"] == "UP"
+
+
+def test_setup_of_an_unknown_project_adopts_it_once(app: Flask, client: FlaskClient) -> None:
+    for _ in range(3):
+        answer = client.post("/setup", json=setup_body())
+        assert answer.get_json() == {"model_version": PENDING_VERSION}
+    (job,) = control(app).jobs
+    assert job.func_name == "ml_backend.rounds.jobs.adopt"
+    assert list(job.args) == [KEY, "http://localhost"]
+
+
+@pytest.mark.parametrize("extra", [None, {}, '{"a": 1}', "text"])
+def test_setup_answers_the_published_version(
+    app: Flask, client: FlaskClient, extra: object
+) -> None:
+    publish(app)
+    answer = client.post("/setup", json=setup_body(extra_params=extra))
+    assert answer.get_json() == {"model_version": "nextslice-r000-abcdef"}
+    assert control(app).jobs == []
+
+
+def test_setup_refuses_a_config_without_masks(client: FlaskClient) -> None:
+    text = '<View><Text name="t" value="$t"/><Choices name="c" toName="t"/></View>'
+    answer = client.post("/setup", json=setup_body(schema=text))
+    assert answer.status_code == 400
+    assert "cannot be segmented" in answer.get_json()["error"]
+
+
+@pytest.mark.parametrize("key", ["", "seven", "7.x", None])
+def test_setup_refuses_a_project_of_another_form(client: FlaskClient, key: object) -> None:
+    answer = client.post("/setup", json=setup_body(project=key))
+    assert answer.status_code == 400
+    assert "expected <id>.<created timestamp>" in answer.get_json()["error"]
+
+
+def predict_body(tasks: object) -> dict[str, object]:
+    params = {"login": "", "password": "", "context": None}
+    return {"tasks": tasks, "project": KEY, "label_config": CONFIG, "params": params}
+
+
+def test_predict_answers_every_task_before_there_is_a_model(
+    app: Flask, client: FlaskClient
+) -> None:
+    publish(app)
+    tasks = [{"id": i, "data": {"image": f"/data/upload/7/{i}.png"}} for i in range(5)]
+    results = client.post("/predict", json=predict_body(tasks)).get_json()["results"]
+    empty = {"result": [], "score": LIVE_SCORE, "model_version": "nextslice-r000-abcdef"}
+    assert results == [empty] * 5
+
+
+def test_predict_of_an_unknown_project_is_pending(client: FlaskClient) -> None:
+    results = client.post("/predict", json=predict_body([{"id": 1, "data": {}}])).get_json()
+    assert [r["model_version"] for r in results["results"]] == [PENDING_VERSION]
+
+
+def test_predict_with_no_tasks_is_no_error(client: FlaskClient) -> None:
+    assert client.post("/predict", json=predict_body([])).get_json() == {"results": []}
+
+
+def test_predict_refuses_what_is_not_a_list(client: FlaskClient) -> None:
+    answer = client.post("/predict", json=predict_body("all"))
+    assert answer.status_code == 400
+    assert "expected a list of tasks" in answer.get_json()["error"]
+
+
+ANNOTATED = {"id": 3, "task": 2, "result": [], "was_cancelled": False}
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        "ANNOTATION_CREATED",
+        "ANNOTATIONS_CREATED",
+        "ANNOTATION_UPDATED",
+        "ANNOTATIONS_DELETED",
+        "TASKS_CREATED",
+        "TASKS_DELETED",
+        "PROJECT_UPDATED",
+    ],
+)
+def test_a_webhook_storm_is_one_look_at_the_project(
+    app: Flask, client: FlaskClient, action: str
+) -> None:
+    for _ in range(20):
+        body = {"action": action, "project": PROJECT, "annotation": ANNOTATED}
+        assert client.post("/webhook", json=body).status_code == 200
+    assert [job.func_name for job in control(app).jobs] == ["ml_backend.rounds.jobs.count"]
+    assert list(control(app).jobs[0].args) == [KEY]
+    assert serving(app).service.schedule.queue("gpu").jobs == []
+
+
+def test_start_training_is_a_job_of_its_own(app: Flask, client: FlaskClient) -> None:
+    client.post("/webhook", json={"action": "START_TRAINING", "project": PROJECT})
+    assert [job.func_name for job in control(app).jobs] == ["ml_backend.rounds.jobs.start"]
+
+
+def test_an_unknown_action_does_nothing(app: Flask, client: FlaskClient) -> None:
+    body = {"action": "LABEL_LINK_CREATED", "project": PROJECT}
+    assert client.post("/webhook", json=body).status_code == 200
+    assert control(app).jobs == []
+
+
+@pytest.mark.parametrize("body", [{}, {"project": {}}, {"project": {"id": 7}}, [], "text"])
+def test_a_webhook_without_a_project_is_refused(client: FlaskClient, body: object) -> None:
+    assert client.post("/webhook", json=body).status_code == 400
+
+
+def test_a_webhook_says_so_when_redis_is_gone(make_settings: Callable[..., Settings]) -> None:
+    client = create_app(make_settings(REDIS_URL="redis://127.0.0.1:1/0")).test_client()
+    answer = client.post("/webhook", json={"action": "ANNOTATION_CREATED", "project": PROJECT})
+    assert answer.status_code == 503
+
+
+def test_versions_are_the_committed_rounds(app: Flask, client: FlaskClient) -> None:
+    folder = serving(app).service.folder(KEY)
+    for number, version in enumerate(["nextslice-r000-a", "nextslice-r001-b"]):
+        record = RoundRecord(round=number, model_version=version, classes=[], fingerprint="")
+        folder.round(number).save("round.json", record)
+    folder.round(2).write("dataset.json", b"{}")
+    found = client.get("/versions", query_string={"project": KEY}).get_json()
+    assert found == {"versions": ["nextslice-r001-b", "nextslice-r000-a"]}
+
+
+@pytest.fixture
+def guarded(make_settings: Callable[..., Settings], redis_url: str) -> Flask:
+    return create_app(
+        make_settings(REDIS_URL=redis_url, BASIC_AUTH_USER="ls", BASIC_AUTH_PASS="secret")
+    )
+
+
+def basic(user: str, password: str) -> dict[str, str]:
+    return {"Authorization": f"Basic {b64encode(f'{user}:{password}'.encode()).decode()}"}
+
+
+@pytest.mark.parametrize("path", ["/health", "/versions"])
+def test_basic_auth_guards_everything(guarded: Flask, path: str) -> None:
+    client = guarded.test_client()
+    assert client.get(path).status_code == 401
+    assert client.get(path, headers=basic("ls", "wrong")).status_code == 401
+    assert client.get(path, headers=basic("other", "secret")).status_code == 401
+    assert client.get(path, headers=basic("ls", "secret")).status_code == 200
+
+
+def test_the_webhook_may_come_with_its_secret_instead(guarded: Flask) -> None:
+    client = guarded.test_client()
+    body = {"action": "LABEL_LINK_CREATED", "project": PROJECT}
+    secret = webhook_secret(serving(guarded).service.settings)
+    assert client.post("/webhook", json=body).status_code == 401
+    assert client.post("/webhook", json=body, headers={WEBHOOK_HEADER: "x"}).status_code == 401
+    assert client.post("/webhook", json=body, headers={WEBHOOK_HEADER: secret}).status_code == 200
+    assert client.post("/webhook", json=body, headers=basic("ls", "secret")).status_code == 200
+    assert client.get("/health", headers={WEBHOOK_HEADER: secret}).status_code == 401
