@@ -1,0 +1,35 @@
+"""The `nextslice` command: one command a file."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.console import Console
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="nextslice",
+    help="Active-learning segmentation of tomograms in Label Studio.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console(stderr=True)
+"""Everything for people goes to standard error; standard output is for what programs read."""
+
+
+def main() -> None:
+    """Entry point. Errors that a person can act on are one sentence, not a traceback."""
+    from ml_backend.cli import connect, demo, rounds, strategies, up, worker  # noqa: F401
+    from ml_backend.embedded.processes import StartError
+    from ml_backend.rounds.store import StoreError
+    from ml_backend.settings import SettingsError
+    from ml_backend.studio.client import StudioError
+
+    try:
+        app()
+    except (StudioError, StoreError, SettingsError, StartError, ValueError) as error:
+        console.print(f"[bold red]nextslice:[/] {error}", highlight=False)
+        sys.exit(1)

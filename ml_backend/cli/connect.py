@@ -1,0 +1,85 @@
+"""`nextslice connect`: register the backend in a Label Studio project and adopt the project."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ml_backend.app import configure_logging
+from ml_backend.cli import app, console
+from ml_backend.rounds.adopt import adopt
+from ml_backend.rounds.service import Service
+from ml_backend.settings import Settings, load_settings
+from ml_backend.studio.client import Studio, StudioError
+
+__all__ = ["connect", "register"]
+
+_PRIVATE_ADDRESS = (
+    "Label Studio refuses an ML backend on a private address ({url}). Since 1.23.1 its environment "
+    "needs ML_BLOCK_LOCAL_IP=false and SSRF_PROTECTION_ENABLED=false; set both and restart it."
+)
+
+
+def register(studio: Studio, project: int, url: str, basic_auth: tuple[str, str] | None) -> bool:
+    """Add the backend to the project unless it is there. True when it was added."""
+    if studio.find_backend(project, url) is not None:
+        return False
+    fields: dict[str, str] = {}
+    if basic_auth is not None:
+        user, password = basic_auth
+        fields = {
+            "auth_method": "BASIC_AUTH",
+            "basic_auth_user": user,
+            "basic_auth_pass": password,
+        }
+    try:
+        studio.call("add the ML backend", studio.sdk.ml.create, project=project, url=url,
+                    title="nextslice", **fields)  # fmt: skip
+    except StudioError as error:
+        if "reserved network address" in str(error):
+            raise StudioError(_PRIVATE_ADDRESS.format(url=url)) from error
+        raise
+    return True
+
+
+@app.command()
+def connect(
+    project: Annotated[int, typer.Argument(help="Number of the Label Studio project.")],
+    url: Annotated[
+        str | None, typer.Option(help="Label Studio's address (default: LABEL_STUDIO_URL).")
+    ] = None,
+    token: Annotated[
+        str | None, typer.Option(help="Access token (default: LABEL_STUDIO_API_KEY).")
+    ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(help="This backend as Label Studio sees it (default: NEXTSLICE_BACKEND_URL)."),
+    ] = None,
+) -> None:
+    """Connect a project: the same as adding the URL under Settings → Model, from a shell.
+
+    Done again it changes nothing.
+    """
+    settings = load_settings()
+    configure_logging(settings.log_level)
+    settings = _with(
+        settings, label_studio_url=url, label_studio_api_key=token, backend_url=backend
+    )
+    service = Service(settings)
+    key = service.find_key(project)
+    added = register(service.studio, project, settings.backend_url, settings.basic_auth)
+    with console.status("adopting the project: sampling, webhook, round 0"):
+        adopt(service, key, settings.backend_url)
+    published = service.folder(key).published
+    version = published.model_version if published else "none yet: the project has no tasks"
+    state = "added" if added else "was there already"
+    console.print(f"Project {project}: ML backend {settings.backend_url} {state}.")
+    console.print(f"Model version: {version}. Press [bold]Label All Tasks[/] to follow the queue.")
+
+
+def _with(settings: Settings, **given: str | None) -> Settings:
+    """The settings with what was given on the command line, checked like the rest."""
+    fields = settings.model_dump()
+    fields.update({name: value for name, value in given.items() if value is not None})
+    return Settings.model_validate(fields)

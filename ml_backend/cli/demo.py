@@ -1,0 +1,307 @@
+"""`nextslice demo`: the whole loop on this machine, with a person or without one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import sys
+import time
+import webbrowser
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from al_strategies import available_strategies
+from al_strategies.evidence import SliceId
+from ml_backend.cli import app, console
+from ml_backend.cli.connect import register
+from ml_backend.embedded.annotator import Annotator
+from ml_backend.embedded.label_studio import Session
+from ml_backend.embedded.processes import ProcessGroup, StartError, wait_until
+from ml_backend.embedded.stack import Stack, default_home, start_stack
+from ml_backend.embedded.uploads import UploadedSlice, create_project
+from ml_backend.rounds.service import Service
+from ml_backend.rounds.store import Published, SelectionRecord
+from ml_backend.studio.label_config import bitmask_config, parse_label_config
+from ml_backend.volumes.folder import FolderSource, held_out_block
+from ml_backend.volumes.phantom import phantom, window8
+
+__all__ = ["demo"]
+
+_ROUND_TIMEOUT_S = 1800.0
+_GAP = 3.0
+"""Slices on each side of the held-out block that are in neither part, in z units."""
+
+
+@dataclass(frozen=True)
+class _Data:
+    """The demo's slices: what becomes tasks, and what the mIoU is measured on."""
+
+    source: FolderSource
+    tasks: tuple[SliceId, ...]
+    held_out: tuple[SliceId, ...]
+
+
+def _say(text: str) -> None:
+    console.print(f"[dim]{time.strftime('%H:%M:%S')}[/] {text}", highlight=False)
+
+
+def _load(folder: Path) -> _Data:
+    source = FolderSource(folder)
+    places = {i: source.position(i) for i in source.ids}
+    tasks, held_out = held_out_block(places, gap=_GAP)
+    return _Data(source, tasks, held_out)
+
+
+def _phantom(home: Path) -> Path:
+    """The demo's phantom, generated once."""
+    folder = home / "phantom-demo"
+    with Progress(console=console, transient=True) as bars:
+        bar = bars.add_task("generating the phantom", total=None)
+        phantom("demo").write(
+            folder, progress=lambda _, done, total: bars.update(bar, completed=done, total=total)
+        )
+    return folder
+
+
+def _upload(stack: Stack, data: _Data, title: str) -> int:
+    """A BitmaskLabels project with one 8-bit PNG a task; returns its number."""
+    server = stack.label_studio
+    session = Session(server.url, server.email, server.password)
+    low, high = _window(data)
+    with Progress(console=console, transient=True) as bars:
+        slices = (
+            _uploaded(data.source, slice_id, low, high)
+            for slice_id in bars.track(data.tasks, description="uploading slices")
+        )
+        return create_project(session, title, bitmask_config(data.source.classes[1:]), slices)
+
+
+def _window(data: _Data) -> tuple[float, float]:
+    """Grey values shown as black and white: percentiles over the volume, not per slice."""
+    sample = [data.source.image(i) for i in data.tasks[:: max(1, len(data.tasks) // 16)]]
+    low, high = np.percentile(np.concatenate([s.ravel()[::7] for s in sample]), [0.2, 99.8])
+    return float(low), float(high)
+
+
+def _uploaded(source: FolderSource, slice_id: SliceId, low: float, high: float) -> UploadedSlice:
+    image = source.image(slice_id)
+    shown = image if image.dtype == np.uint8 else window8(image, low, high)
+    place = source.position(slice_id)
+    data = {"volume": place.volume, "z": place.z, "slice": str(slice_id)}
+    return UploadedSlice(str(slice_id), shown, data)
+
+
+class _Loop:
+    """The demo's rounds: what Label Studio hands out, what is submitted, what comes back."""
+
+    def __init__(self, stack: Stack, project: int, data: _Data, group: ProcessGroup) -> None:
+        self.service = Service(stack.settings())
+        self.key = self.service.find_key(project)
+        self.folder = self.service.folder(self.key)
+        self.data = data
+        self.group = group
+        config = parse_label_config(self.service.studio.project(project).label_config)
+        login = stack.label_studio
+        session = Session(login.url, login.email, login.password)
+        self.annotator = Annotator(
+            session, project, config, lambda task: data.source.mask(task["slice"])
+        )
+
+    def wait_for(self, after: int, report: Callable[[str], None]) -> Published:
+        """Wait until a round later than ``after`` is published."""
+
+        def arrived() -> bool:
+            ended = self.group.ended()
+            if ended is not None:
+                raise StartError(ended)
+            record = self.folder.record
+            if record is not None and record.failures:
+                raise StartError(f"round {after + 1} failed: {record.last_error}")
+            progress = self.service.schedule.round_progress(self.key) or {}
+            if progress.get("step"):
+                report(f"{progress['step']} {progress['done']}/{progress['total'] or '?'}")
+            found = self.folder.published
+            return found is not None and found.round > after
+
+        wait_until(arrived, f"round {after + 1} to be published", _ROUND_TIMEOUT_S, pause_s=0.5)
+        found = self.folder.published
+        assert found is not None
+        return found
+
+    def label(self, count: int) -> tuple[list[int], bool]:
+        """Label the next ``count`` tasks; which they were, and whether they are the selection."""
+        published = self.folder.published
+        assert published is not None
+        selection = self.folder.round(published.round).need("selection.json", SelectionRecord)
+        handed: list[int] = []
+        for _ in range(count):
+            task = self.annotator.label_next()
+            if task is None:
+                break
+            handed.append(int(task["id"]))
+        return handed, bool(handed) and handed == selection.chosen[: len(handed)]
+
+    def miou(self, published: Published) -> tuple[float, dict[str, float]]:
+        """Mean and per-class IoU of the published model on the held-out block."""
+        from ml_backend.rounds.training import load_learner
+
+        assert published.weights is not None
+        settings = self.service.settings
+        data = self.folder.read(published.weights)
+        learner = load_learner(settings, data, settings.predict_device)
+        metrics = learner.evaluate(self.data.source, self.data.held_out)
+        return metrics.miou, metrics.iou
+
+
+def _headless(loop: _Loop, rounds: int, k: int) -> list[dict[str, Any]]:
+    """Label, wait, measure, ``rounds`` times; one row a round."""
+    rows: list[dict[str, Any]] = []
+    annotated = 0
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    for number in range(1, rounds + 1):
+        with Progress(*columns, console=console, transient=True) as bars:
+            bar = bars.add_task(f"round {number}: labelling {k} slices as handed out")
+            handed, matches = loop.label(k)
+            if len(handed) < k:
+                raise StartError(
+                    f"round {number}: Label Studio handed out {len(handed)} of {k} slices"
+                )
+            annotated += len(handed)
+            begin = time.monotonic()
+
+            def report(text: str, number: int = number, bar: Any = bar, bars: Any = bars) -> None:
+                bars.update(bar, description=f"round {number}: {text}")
+
+            published = loop.wait_for(number - 1, report)
+            waited = time.monotonic() - begin
+            report("measuring on the held-out block")
+            miou, iou = loop.miou(published)
+        rows.append(
+            {
+                "round": published.round,
+                "model_version": published.model_version,
+                "annotated": annotated,
+                "miou": round(miou, 4),
+                "queue_matches_selection": matches,
+                "submit_to_publish_s": round(waited, 1),
+                "iou": {name: round(value, 4) for name, value in iou.items() if value == value},
+                "tasks": handed,
+            }
+        )
+        _say(f"round {published.round}: {published.model_version}, mIoU {miou:.3f}, {waited:.0f} s")
+    return rows
+
+
+def _table(rows: list[dict[str, Any]], held_out: int) -> Table:
+    classes = list(dict.fromkeys(name for row in rows for name in row["iou"]))
+    table = Table(title=f"mIoU on {held_out} held-out slices (a z-block that is never a task)")
+    for column in ("round", "model version", "annotated", "mIoU", *classes, "queue", "wait, s"):
+        table.add_column(column, justify="left" if column == "model version" else "right")
+    for row in rows:
+        table.add_row(
+            str(row["round"]), row["model_version"], str(row["annotated"]), f"{row['miou']:.3f}",
+            *(f"{row['iou'][n]:.3f}" if n in row["iou"] else "–" for n in classes),
+            "as selected" if row["queue_matches_selection"] else "DIFFERS",
+            f"{row['submit_to_publish_s']:.0f}",
+        )  # fmt: skip
+    return table
+
+
+def _check_strategy(name: str) -> None:
+    names = [info.name for info in available_strategies() if not info.needs_ground_truth]
+    if name not in names:
+        raise ValueError(f"--strategy: found {name!r}, expected one of {', '.join(names)}")
+
+
+@app.command()
+def demo(
+    headless: Annotated[
+        bool, typer.Option("--headless", help="Replace the person: label with the true masks.")
+    ] = False,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds to run headless.")] = 2,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with images/ and masks/ (default: a phantom).")
+    ] = None,
+    k: Annotated[int, typer.Option(min=1, help="Slices per round.")] = 8,
+    strategy: Annotated[str, typer.Option(help="Acquisition function.")] = "coreset",
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Headless: leave the servers up until Ctrl-C.")
+    ] = False,
+    browser: Annotated[bool, typer.Option(help="Open the browser.")] = True,
+) -> None:
+    """Show the whole loop on this machine: Label Studio, Redis, backend, workers, one project.
+
+    Headless, the last line of standard output is one JSON object. Ctrl-C stops all that was
+    started.
+    """
+    _check_strategy(strategy)
+    home = default_home()
+    folder = home / "demo"
+    shutil.rmtree(folder, ignore_errors=True)
+    loaded = _load(data if data is not None else _phantom(home))
+    _say(f"{len(loaded.tasks)} slices to label, {len(loaded.held_out)} held out")
+    env = {"NEXTSLICE_K": str(k), "NEXTSLICE_STRATEGY": strategy}
+    try:
+        with ProcessGroup(folder / "logs") as group:
+            stack = start_stack(group, folder, home, env=env, step=_say)
+            title = f"nextslice demo: {data.name if data else 'phantom'}"
+            _say("uploading slices and connecting the project")
+            project = _upload(stack, loaded, title)
+            service = Service(stack.settings())
+            register(service.studio, project, stack.backend_url, None)
+            loop = _Loop(stack, project, loaded, group)
+            loop.wait_for(-1, lambda text: None)
+            if headless:
+                _run_headless(loop, rounds, k)
+                if keep:
+                    _tell(stack, project)
+                    _until_interrupted(group)
+                return
+            _tell(stack, project)
+            if browser:
+                webbrowser.open(f"{stack.label_studio.url}/projects/{project}/data")
+            _until_interrupted(group)
+    except KeyboardInterrupt:
+        _say("stopped")
+
+
+def _run_headless(loop: _Loop, rounds: int, k: int) -> None:
+    rows: list[dict[str, Any]] = []
+    ok = False
+    try:
+        rows = _headless(loop, rounds, k)
+        ok = all(row["queue_matches_selection"] for row in rows)
+        Console(width=max(100, console.width)).print(_table(rows, len(loop.data.held_out)))
+        waits = [row["submit_to_publish_s"] for row in rows]
+        _say(f"from the last submit to the new queue: median {statistics.median(waits):.0f} s")
+    finally:
+        print(json.dumps({"ok": ok, "rounds": rows}), flush=True)
+    if not ok:
+        sys.exit(1)
+
+
+def _tell(stack: Stack, project: int) -> None:
+    server = stack.label_studio
+    console.print(f"\nLabel Studio  [bold]{server.url}/projects/{project}/data[/]")
+    console.print(f"Login         {server.email}  password {server.password}")
+    console.print(f"Token         {server.token}", soft_wrap=True)
+    console.print(f"Project       {project}")
+    console.print(f"Backend       {stack.backend_url}")
+    console.print(f"Redis         {stack.redis_url}")
+    console.print(f"Store         {stack.env['NEXTSLICE_STORE']}")
+    console.print("Press [bold]Label All Tasks[/]; after K submits a training starts. Ctrl-C ends.")
+
+
+def _until_interrupted(group: ProcessGroup) -> None:
+    while (ended := group.ended()) is None:
+        time.sleep(1)
+    raise StartError(ended)

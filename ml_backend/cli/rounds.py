@@ -1,0 +1,102 @@
+"""`nextslice rounds`: what each round did, and running one now."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from ml_backend.app import configure_logging
+from ml_backend.cli import app, console
+from ml_backend.cli.progress import round_progress
+from ml_backend.rounds.round import run_round
+from ml_backend.rounds.service import Service, project_id
+from ml_backend.rounds.store import MetricsRecord, ProjectStore, Published, RoundRecord
+
+__all__ = ["rounds_app"]
+
+rounds_app = typer.Typer(help="List a project's rounds, or run one now.", no_args_is_help=True)
+app.add_typer(rounds_app, name="rounds")
+
+
+def _score(metrics: MetricsRecord | None) -> str:
+    return "–" if metrics is None or metrics.miou is None else f"{metrics.miou:.3f}"
+
+
+def _state(record: RoundRecord, published: Published | None) -> str:
+    if published is not None and published.round == record.round:
+        return f"published, retired: {published.retired}" if published.retired else "published"
+    return "committed" if published is None or record.round > published.round else ""
+
+
+def rounds_table(folder: ProjectStore) -> Table:
+    """One row a round: version, labels, strategy, validation mIoU, time, state."""
+    table = Table(title=f"Rounds of project {folder.path}")
+    for column in ("round", "model version", "annotated", "strategy", "validation mIoU", "s"):
+        table.add_column(column, justify="left" if column in ("model version",) else "right")
+    table.add_column("state", overflow="fold")
+    published = folder.published
+    for number in folder.rounds():
+        record = folder.round(number).load("round.json", RoundRecord)
+        if record is None:
+            table.add_row(str(number), "", "", "", "", "", "in progress")
+            continue
+        metrics = folder.round(number).load("metrics.json", MetricsRecord)
+        state = "; ".join(s for s in (_state(record, published), record.flagged) if s)
+        table.add_row(
+            str(number), record.model_version, str(record.annotated), record.strategy,
+            _score(metrics), f"{sum(record.seconds.values()):.0f}", state,
+        )  # fmt: skip
+    return table
+
+
+@rounds_app.command("list")
+def list_rounds(
+    project: Annotated[int | None, typer.Argument(help="Project number; empty: all.")] = None,
+) -> None:
+    """Show every round of a project."""
+    service = Service.from_environment()
+    keys = [
+        key
+        for key in service.project_keys()
+        if project is None or key.split(".")[0] == str(project)
+    ]
+    if not keys:
+        console.print(f"No project is known in {service.settings.store}. Connect one first.")
+        raise typer.Exit(1)
+    for key in keys:
+        folder = service.folder(key)
+        typer.echo(_render(rounds_table(folder)))
+        record = folder.record
+        if record is not None and record.last_error:
+            console.print(f"The last attempt failed ({record.failures}×): {record.last_error}")
+
+
+def _render(table: Table) -> str:
+    with console.capture() as text:
+        console.print(table)
+    return text.get().rstrip()
+
+
+@rounds_app.command("run")
+def run(
+    project: Annotated[int, typer.Argument(help="Project number.")],
+    here: Annotated[
+        bool, typer.Option("--here", help="Run it in this process instead of a gpu worker.")
+    ] = False,
+) -> None:
+    """Run a round now, without waiting for K annotations."""
+    service = Service.from_environment()
+    configure_logging(service.settings.log_level)
+    key = service.find_key(project)
+    if not here:
+        service.schedule.start(key)
+        console.print(f"Project {project}: asked for a round. Watch it: nextslice rounds list")
+        return
+    with round_progress(console) as progress:
+        record = run_round(service, key, "nextslice rounds run", progress=progress)
+    if record is None:
+        console.print(f"Project {project}: nothing to train on: nobody has annotated a slice yet.")
+        raise typer.Exit(1)
+    console.print(f"Project {project}: {record.model_version} is published.")

@@ -1,0 +1,202 @@
+"""A private Label Studio: installed in its own environment, on SQLite, with a token of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import requests
+
+from ml_backend.embedded.processes import ProcessGroup, StartError, free_port
+
+__all__ = [
+    "LABEL_STUDIO_VERSION",
+    "LabelStudioServer",
+    "Session",
+    "find_label_studio",
+    "install_label_studio",
+    "start_label_studio",
+]
+
+LABEL_STUDIO_VERSION = "1.23.2"
+_CONSTRAINTS = Path(__file__).with_name("label_studio_constraints.txt")
+_EMAIL = "demo@nextslice.local"
+_PASSWORD = "nextslice-demo"
+
+
+def _environment(home: Path) -> Path:
+    return home / f"label-studio-{LABEL_STUDIO_VERSION}"
+
+
+def find_label_studio(home: Path) -> Path | None:
+    """The ``label-studio`` command to use: LABEL_STUDIO_BIN, else the one installed in ``home``."""
+    given = os.environ.get("LABEL_STUDIO_BIN")
+    if given:
+        if not Path(given).exists():
+            raise StartError(f"LABEL_STUDIO_BIN is {given!r}, but there is no such file.")
+        return Path(given)
+    environment = _environment(home)
+    # The marker is written last: an installation that was interrupted is done again.
+    if (environment / "installed").exists():
+        return environment / "bin" / "label-studio"
+    return None
+
+
+@contextlib.contextmanager
+def _alone(home: Path) -> Iterator[None]:
+    """Two demos started at once must not install into the same folder."""
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "install.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def install_label_studio(home: Path) -> Path:
+    """Install Label Studio into an environment of its own under ``home`` (about a minute).
+
+    Returns its command; does nothing when it is there. StartError shows what pip said.
+    """
+    with _alone(home):
+        found = find_label_studio(home)
+        if found is not None:
+            return found
+        environment = _environment(home)
+        shutil.rmtree(environment, ignore_errors=True)
+        steps = [
+            [sys.executable, "-m", "venv", str(environment)],
+            [
+                str(environment / "bin" / "python"), "-m", "pip", "install", "--quiet",
+                "--disable-pip-version-check", f"label-studio=={LABEL_STUDIO_VERSION}",
+                "--constraint", str(_CONSTRAINTS),
+            ],
+        ]  # fmt: skip
+        for argv in steps:
+            done = subprocess.run(argv, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise StartError(
+                    f"Label Studio could not be installed: {' '.join(argv)} ended with "
+                    f"{done.returncode}:\n{done.stderr[-2000:]}"
+                )
+        (environment / "installed").touch()
+        return environment / "bin" / "label-studio"
+
+
+@dataclass(frozen=True)
+class LabelStudioServer:
+    """A running server: its address, the first user's login, and a personal access token."""
+
+    url: str
+    email: str
+    password: str
+    token: str
+
+
+class Session:
+    """A person's browser session, without the browser: cookies and CSRF, as the pages use them."""
+
+    def __init__(self, url: str, email: str, password: str) -> None:
+        self.url = url
+        self.email = email
+        self.http = requests.Session()
+        page = f"{url}/user/login/"
+        self.http.get(page, timeout=30)
+        self.call(
+            "POST",
+            "/user/login/",
+            data={
+                "email": email,
+                "password": password,
+                "csrfmiddlewaretoken": self.http.cookies["csrftoken"],
+            },
+            allow_redirects=False,
+        )
+        if "sessionid" not in self.http.cookies:
+            raise StartError(f"Label Studio at {url} refused the login of {email}.")
+
+    def call(self, method: str, path: str, **kwargs: object) -> requests.Response:
+        """One request with the session's cookies and CSRF token."""
+        headers = {"X-CSRFToken": self.http.cookies.get("csrftoken", ""), "Referer": self.url}
+        return self.http.request(
+            method,
+            f"{self.url}{path}",
+            headers=headers,
+            timeout=120,
+            **kwargs,  # type: ignore[arg-type]
+        )
+
+    def personal_access_token(self) -> str:
+        """A new personal access token of this user."""
+        answer = self.call("POST", "/api/token/")
+        if answer.status_code != 201:
+            raise StartError(
+                f"Label Studio made no access token: {answer.status_code} {answer.text[:200]}"
+            )
+        token: str = answer.json()["token"]
+        return token
+
+    def invite(self, email: str, password: str) -> Session:
+        """Sign another person up in the same organisation, and log in as them."""
+        link = self.call("GET", "/api/invite").json()["invite_url"]
+        signup = requests.Session()
+        page = f"{self.url}{link}"
+        signup.get(page, timeout=30)
+        signup.post(
+            page,
+            data={
+                "email": email,
+                "password": password,
+                "csrfmiddlewaretoken": signup.cookies["csrftoken"],
+            },
+            headers={"Referer": page},
+            timeout=30,
+            allow_redirects=False,
+        )
+        return Session(self.url, email, password)
+
+
+def start_label_studio(
+    group: ProcessGroup,
+    command: Path,
+    folder: Path,
+    *,
+    port: int | None = None,
+    allow_private_addresses: bool = True,
+) -> LabelStudioServer:
+    """Start a server with its data in ``folder`` and create a token (about 20 s the first time).
+
+    ``allow_private_addresses``: set the two settings without which Label Studio refuses an ML
+    backend on this machine.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    port = port or free_port()
+    url = f"http://127.0.0.1:{port}"
+    guard = "false" if allow_private_addresses else "true"
+    env = {
+        "LABEL_STUDIO_BASE_DATA_DIR": str(folder),
+        "COLLECT_ANALYTICS": "false",
+        "ML_BLOCK_LOCAL_IP": guard,
+        "SSRF_PROTECTION_ENABLED": guard,
+        "TASK_LOCK_TTL": "3600",
+        # Its own start-up check for a newer version would wait for a network that may not be there.
+        "LATEST_VERSION_CHECK": "false",
+    }
+    argv = [str(command), "start", "--no-browser", "--internal-host", "127.0.0.1"]
+    argv += ["--port", str(port), "--username", _EMAIL, "--password", _PASSWORD]
+    group.start("label-studio", argv, env=env, cwd=folder)
+
+    def answers() -> bool:
+        try:
+            return requests.get(f"{url}/health", timeout=2).status_code == 200
+        except requests.RequestException:
+            return False
+
+    group.wait("label-studio", answers, timeout_s=180)
+    session = Session(url, _EMAIL, _PASSWORD)
+    return LabelStudioServer(url, _EMAIL, _PASSWORD, session.personal_access_token())

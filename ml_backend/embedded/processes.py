@@ -1,0 +1,152 @@
+"""Child processes that are stopped with us, in the reverse of the order they were started in."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+__all__ = ["ProcessGroup", "StartError", "free_port", "wait_until"]
+
+_PR_SET_PDEATHSIG = 1
+
+
+class StartError(RuntimeError):
+    """A process ended or did not answer in time; the message shows the end of its log."""
+
+
+class _Child(NamedTuple):
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
+def free_port() -> int:
+    """A TCP port on the loopback interface that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _die_with_parent() -> None:  # runs in the child
+    """Linux: a child must not outlive us even when we are killed."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _tail(log: Path, lines: int = 15) -> str:
+    text = log.read_text(errors="replace") if log.exists() else ""
+    return "\n".join(text.splitlines()[-lines:])
+
+
+def wait_until(
+    ready: Callable[[], bool], what: str, timeout_s: float, pause_s: float = 0.2
+) -> None:
+    """Return when ``ready()`` is true. StartError when it is not within ``timeout_s`` seconds."""
+    deadline = time.monotonic() + timeout_s
+    while not ready():
+        if time.monotonic() > deadline:
+            raise StartError(f"{what} did not happen within {timeout_s:.0f} s")
+        time.sleep(pause_s)
+
+
+class ProcessGroup:
+    """Starts processes, each with a log file in ``logs``; a context manager that stops them all."""
+
+    def __init__(self, logs: Path) -> None:
+        self.logs = logs
+        logs.mkdir(parents=True, exist_ok=True)
+        self._children: list[_Child] = []
+
+    def __enter__(self) -> ProcessGroup:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def start(
+        self,
+        name: str,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> subprocess.Popen[bytes]:
+        """Start ``argv`` with ``env`` added to ours."""
+        log = self.logs / f"{name}.log"
+        with log.open("ab") as out:
+            process = subprocess.Popen(
+                list(argv),
+                env={**os.environ, **(env or {})},
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                # A session of its own: Ctrl-C reaches us alone, and we stop the others in order.
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )
+        self._children.append(_Child(name, process, log))
+        return process
+
+    def wait(self, name: str, ready: Callable[[], bool], timeout_s: float) -> None:
+        """Wait until process ``name`` answers. StartError with its log when it ends or does not."""
+        child = next(c for c in self._children if c.name == name)
+
+        def alive_and_ready() -> bool:
+            if child.process.poll() is not None:
+                raise StartError(
+                    f"{name} ended with code {child.process.returncode}; the end of {child.log}:\n"
+                    f"{_tail(child.log)}"
+                )
+            return ready()
+
+        try:
+            wait_until(alive_and_ready, f"{name}: start", timeout_s)
+        except StartError as error:
+            if "ended with code" in str(error):
+                raise
+            raise StartError(f"{error}; the end of {child.log}:\n{_tail(child.log)}") from None
+
+    def ended(self) -> str | None:
+        """Name and log of a process that ended by itself, or None while all run."""
+        for child in self._children:
+            if child.process.poll() is not None:
+                return f"{child.name} ended with code {child.process.returncode}, see {child.log}"
+        return None
+
+    def forget(self, process: subprocess.Popen[bytes]) -> None:
+        """Stop looking after a process that the caller ends (tests that kill a worker)."""
+        self._children = [c for c in self._children if c.process is not process]
+
+    def stop(self, grace_s: float = 8.0) -> None:
+        """Ask every process to end, last started first; kill what does not."""
+        while self._children:
+            child = self._children.pop()
+            _end(child.process, grace_s)
+
+
+def _end(process: subprocess.Popen[bytes], grace_s: float) -> None:
+    """SIGTERM to the process, then SIGKILL to its whole session (RQ's work horses)."""
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(grace_s)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

@@ -1,0 +1,131 @@
+"""The whole service on this machine: Redis, Label Studio, the backend and its two workers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import requests
+
+from ml_backend.embedded.label_studio import (
+    LabelStudioServer,
+    install_label_studio,
+    start_label_studio,
+)
+from ml_backend.embedded.processes import ProcessGroup, free_port
+from ml_backend.embedded.redis_server import start_redis
+from ml_backend.settings import Settings
+
+__all__ = ["Stack", "backend_argv", "default_home", "start_backend", "start_stack", "start_worker"]
+
+_THREADS = 8
+
+
+def default_home() -> Path:
+    """Where environments and demo data are kept: NEXTSLICE_HOME, else ``~/.cache/nextslice``."""
+    given = os.environ.get("NEXTSLICE_HOME")
+    return Path(given).resolve() if given else Path.home() / ".cache" / "nextslice"
+
+
+@dataclass
+class Stack:
+    """What runs, and the environment that points at it."""
+
+    label_studio: LabelStudioServer
+    redis_url: str
+    backend_url: str
+    env: dict[str, str] = field(default_factory=dict)
+
+    def settings(self) -> Settings:
+        """The settings that the backend and the workers of this stack have."""
+        return settings_from(self.env)
+
+
+def settings_from(env: dict[str, str]) -> Settings:
+    """The settings that the environment ``env``, added to ours, stands for."""
+    before = {name: os.environ.get(name) for name in env}
+    os.environ.update(env)
+    try:
+        return Settings()  # type: ignore[call-arg]
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def backend_argv(bind: str) -> list[str]:
+    """Gunicorn as the service runs it: one process, threads, no preload.
+
+    One process holds one copy of the weights and one lock around the forward; threads keep
+    /webhook and /health quick while a prediction runs.
+    """
+    return [
+        sys.executable, "-m", "gunicorn", "ml_backend.app:create_app()", "--bind", bind,
+        "--workers", "1", "--threads", str(_THREADS), "--timeout", "300",
+        "--worker-tmp-dir", "/dev/shm" if Path("/dev/shm").is_dir() else "/tmp",
+    ]  # fmt: skip
+
+
+def start_backend(group: ProcessGroup, port: int, env: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start the backend and wait until it answers."""
+    process = group.start("backend", backend_argv(f"127.0.0.1:{port}"), env=env)
+    url = f"http://127.0.0.1:{port}/health"
+
+    def answers() -> bool:
+        try:
+            # 401 is an answer too: basic auth is on.
+            return requests.get(url, timeout=2).status_code in (200, 401)
+        except requests.RequestException:
+            return False
+
+    group.wait("backend", answers, timeout_s=60)
+    return process
+
+
+def start_worker(group: ProcessGroup, kind: str, env: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start a ``control`` or ``gpu`` worker."""
+    argv = [sys.executable, "-m", "ml_backend.cli", "worker", kind]
+    return group.start(f"worker-{kind}", argv, env=env)
+
+
+def start_stack(
+    group: ProcessGroup,
+    folder: Path,
+    home: Path,
+    *,
+    env: dict[str, str] | None = None,
+    step: Callable[[str], None] = lambda text: None,
+    workers: tuple[str, ...] = ("control", "gpu"),
+) -> Stack:
+    """Start everything with its data in ``folder``; ``env`` overrides settings of the service.
+
+    ``step`` is told what happens next. Processes belong to ``group``, which stops them.
+    """
+    step("installing Label Studio into an environment of its own (once, about a minute)")
+    command = install_label_studio(home)
+    step("starting Redis")
+    redis_url = start_redis(group, folder / "redis")
+    step("starting Label Studio")
+    server = start_label_studio(group, command, folder / "label-studio")
+    step("starting the backend and its workers")
+    port = free_port()
+    backend_url = f"http://127.0.0.1:{port}"
+    service_env = {
+        "LABEL_STUDIO_URL": server.url,
+        "LABEL_STUDIO_API_KEY": server.token,
+        "REDIS_URL": redis_url,
+        "NEXTSLICE_BACKEND_URL": backend_url,
+        "NEXTSLICE_STORE": str(folder / "store"),
+        "NEXTSLICE_CACHE_DIR": str(folder / "cache"),
+        **(env or {}),
+    }
+    start_backend(group, port, service_env)
+    for kind in workers:
+        start_worker(group, kind, service_env)
+    return Stack(server, redis_url, backend_url, service_env)

@@ -1,0 +1,158 @@
+"""A real Label Studio, Redis, backend and workers, once per test session; a project per test.
+
+Slices are tiny and trainings a few steps long: what is tested here is the loop, not the network.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from ml_backend.cli.connect import register
+from ml_backend.embedded.annotator import Annotator
+from ml_backend.embedded.label_studio import Session
+from ml_backend.embedded.processes import ProcessGroup, wait_until
+from ml_backend.embedded.stack import Stack, start_stack
+from ml_backend.embedded.uploads import UploadedSlice, create_project
+from ml_backend.rounds.service import Service
+from ml_backend.rounds.store import ProjectStore, Published, SelectionRecord
+from ml_backend.studio.label_config import bitmask_config, parse_label_config
+
+K = 3
+RESERVE = 4
+SIDE = 64
+CLASSES = ["bone", "implant"]
+FAST = {
+    "NEXTSLICE_K": str(K),
+    "NEXTSLICE_RESERVE": str(RESERVE),
+    "NEXTSLICE_TRAIN_STEPS": "4",
+    "NEXTSLICE_CROP": "64",
+    "NEXTSLICE_PRETRAINED": "false",
+    "NEXTSLICE_RECONCILE_S": "3",
+    "NEXTSLICE_CLAIM_TTL_S": "20",
+    "NEXTSLICE_PUBLISHED_TTL_S": "0.2",
+    "OMP_NUM_THREADS": "1",
+}
+ROUND_S = 180
+
+
+def disc(z: int, side: int = SIDE) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """A slice of a cone in a tube and its label map: 0 background, 1 bone, 2 implant."""
+    y, x = np.mgrid[:side, :side] - side / 2
+    radius = np.hypot(y, x)
+    mask = np.zeros((side, side), np.uint8)
+    mask[(radius > side * 0.30) & (radius < side * 0.42)] = 1
+    mask[radius < 4 + (z % 16)] = 2
+    noise = np.random.default_rng(z).normal(0, 8, mask.shape)
+    image = np.array([40, 120, 210])[mask] + noise
+    return np.clip(image, 0, 255).astype(np.uint8), mask
+
+
+def truth(data: dict[str, Any]) -> npt.NDArray[np.uint8]:
+    return disc(int(data["z"]))[1]
+
+
+@pytest.fixture(scope="session")
+def home() -> Path:
+    """Where Label Studio is installed: shared with `make demo`."""
+    given = os.environ.get("NEXTSLICE_HOME")
+    return Path(given) if given else Path(__file__).resolve().parents[2] / ".nextslice"
+
+
+@pytest.fixture(scope="session")
+def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessGroup]:
+    with ProcessGroup(tmp_path_factory.mktemp("logs")) as group:
+        yield group
+
+
+@pytest.fixture(scope="session")
+def stack(group: ProcessGroup, home: Path, tmp_path_factory: pytest.TempPathFactory) -> Stack:
+    return start_stack(group, tmp_path_factory.mktemp("stack"), home, env=FAST)
+
+
+@pytest.fixture(scope="session")
+def session(stack: Stack) -> Session:
+    server = stack.label_studio
+    return Session(server.url, server.email, server.password)
+
+
+@pytest.fixture(scope="session")
+def service(stack: Stack) -> Service:
+    return Service(stack.settings())
+
+
+@dataclass(frozen=True)
+class LiveProject:
+    """A project of one test, and what tests ask of it."""
+
+    number: int
+    service: Service
+    session: Session
+    key: str
+
+    @property
+    def folder(self) -> ProjectStore:
+        return self.service.folder(self.key)
+
+    @property
+    def published(self) -> Published:
+        found = self.folder.published
+        assert found is not None
+        return found
+
+    def selection(self) -> SelectionRecord:
+        return self.folder.round(self.published.round).need("selection.json", SelectionRecord)
+
+    def annotator(self, session: Session | None = None) -> Annotator:
+        config = parse_label_config(self.service.studio.project(self.number).label_config)
+        return Annotator(session or self.session, self.number, config, truth)
+
+    def wait_for_round(self, number: int, timeout_s: float = ROUND_S) -> Published:
+        """Until round ``number`` or a later one is published and its queue is filled up."""
+
+        def arrived() -> bool:
+            record = self.folder.record
+            assert record is None or not record.last_error, record.last_error
+            found = self.folder.published
+            return found is not None and found.round >= number
+
+        wait_until(arrived, f"round {number} of project {self.number}", timeout_s)
+        return self.published
+
+    def label_round(self) -> list[int]:
+        """One annotator labels K slices; returns the tasks, in order."""
+        annotator = self.annotator()
+        handed = [annotator.label_next() for _ in range(K)]
+        return [int(task["id"]) for task in handed if task is not None]
+
+
+@pytest.fixture
+def make_project(service: Service, session: Session, stack: Stack) -> Callable[..., LiveProject]:
+    """A project with ``slices`` tiny slices; connected and adopted unless told otherwise."""
+
+    def make(
+        slices: int = 24,
+        *,
+        connect: bool = True,
+        config: str | None = None,
+        title: str = "integration",
+    ) -> LiveProject:
+        rows = (
+            UploadedSlice(f"z{z:03d}", disc(z)[0], {"volume": "cone", "z": z})
+            for z in range(slices)
+        )
+        number = create_project(session, title, config or bitmask_config(CLASSES), rows)
+        project = LiveProject(number, service, session, service.find_key(number))
+        if connect:
+            register(service.studio, number, stack.backend_url, service.settings.basic_auth)
+            project.wait_for_round(0)
+        return project
+
+    return make

@@ -1,0 +1,496 @@
+"""The loop on a real Label Studio: the right slice next, one training a storm, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import requests
+
+from ml_backend.cli.connect import register
+from ml_backend.embedded.label_studio import Session
+from ml_backend.embedded.processes import ProcessGroup, free_port, wait_until
+from ml_backend.embedded.stack import Stack, settings_from, start_backend, start_worker
+from ml_backend.rounds import publish, reconcile
+from ml_backend.rounds.adopt import adopt
+from ml_backend.rounds.service import WEBHOOK_HEADER, Service, webhook_secret
+from ml_backend.rounds.source import ProjectSource
+from ml_backend.rounds.store import DatasetRecord, QueueRecord, RoundRecord
+from ml_backend.studio import task_order
+from ml_backend.studio.client import StudioError, not_annotated, with_version
+from ml_backend.studio.label_config import bitmask_config, brush_config
+from tests.integration.conftest import CLASSES, RESERVE, K, LiveProject, disc
+
+pytestmark = pytest.mark.integration
+
+MakeProject = Callable[..., LiveProject]
+
+
+def versions_agree(project: LiveProject, stack: Stack) -> bool:
+    """Title, project, /setup and published.json all name the same version."""
+    live = project.service.studio.project(project.number)
+    backend = project.service.studio.find_backend(project.number, stack.backend_url)
+    answer = requests.post(
+        f"{stack.backend_url}/setup",
+        json={"project": project.key, "schema": live.label_config},
+        timeout=3,
+    ).json()
+    names = {
+        live.model_version,
+        backend.title if backend else None,
+        answer["model_version"],
+        project.published.model_version,
+    }
+    return len(names) == 1
+
+
+def test_adding_the_url_adopts_the_project(make_project: MakeProject, stack: Stack) -> None:
+    project = make_project()
+
+    live = project.service.studio.project(project.number)
+    assert live.sampling == task_order.SAMPLING
+    assert live.show_collab_predictions
+    wait_until(lambda: versions_agree(project, stack), "one version everywhere", 30)
+    assert project.published.model_version.startswith("nextslice-r000-")
+    hooks = project.session.call("GET", f"/api/webhooks/?project={project.number}").json()
+    assert [hook["headers"] for hook in hooks] == [
+        {WEBHOOK_HEADER: webhook_secret(project.service.settings)}
+    ]
+
+
+def test_a_round_hands_out_the_selection_in_order_with_masks(
+    make_project: MakeProject, stack: Stack
+) -> None:
+    project = make_project()
+
+    cold = project.selection()
+    assert project.label_round() == cold.chosen
+    published = project.wait_for_round(1)
+
+    assert published.round == 1
+    assert published.weights == "round-0001/weights.safetensors"
+    assert versions_agree(project, stack)
+    chosen = project.selection().chosen
+    assert not set(chosen) & set(cold.chosen)
+    annotator = project.annotator()
+    task = annotator.next_task()
+    assert task is not None
+    assert task["id"] == chosen[0]
+    (prediction,) = [
+        p for p in annotator.open(task["id"])["predictions"]
+        if p["model_version"] == published.model_version
+    ]  # fmt: skip
+    assert prediction["score"] == task_order.queue_score(0)
+    assert {r["type"] for r in prediction["result"]} <= {"bitmasklabels"}
+    assert prediction["result"], "a trained network predicts something on the cone"
+
+
+def test_the_labels_of_a_round_are_what_was_drawn(make_project: MakeProject) -> None:
+    project = make_project()
+    project.label_round()
+    project.wait_for_round(1)
+
+    dataset = project.folder.round(1).need("dataset.json", DatasetRecord)
+    source = ProjectSource(dataset, project.folder, project.service.images(project.key))
+    assert len(dataset.labels) == K
+    for label in dataset.labels:
+        z = int(source.position(label.task).z)
+        np.testing.assert_array_equal(source.mask(label.task), disc(z)[1])
+        np.testing.assert_array_equal(source.image(label.task), disc(z)[0])
+
+
+def test_brush_labels_work_the_same(make_project: MakeProject) -> None:
+    project = make_project(12, config=brush_config(CLASSES))
+    project.label_round()
+    published = project.wait_for_round(1)
+
+    dataset = project.folder.round(1).need("dataset.json", DatasetRecord)
+    source = ProjectSource(dataset, project.folder, project.service.images(project.key))
+    for label in dataset.labels:
+        z = int(source.position(label.task).z)
+        np.testing.assert_array_equal(source.mask(label.task), disc(z)[1])
+    first = project.annotator().open(project.selection().chosen[0])
+    (prediction,) = [
+        p for p in first["predictions"] if p["model_version"] == published.model_version
+    ]
+    assert {r["type"] for r in prediction["result"]} <= {"brushlabels"}
+
+
+def invite(session: Session, names: list[str]) -> list[Session]:
+    stamp = f"{time.time():.3f}"
+    return [session.invite(f"{name}-{stamp}@nextslice.local", "password-8") for name in names]
+
+
+def test_interleaved_annotators_get_the_order_and_never_a_404(
+    make_project: MakeProject, session: Session
+) -> None:
+    project = make_project(30)
+    people = invite(session, ["ann", "ben", "cem", "dee"])
+    assert len(people) <= RESERVE
+    annotators = [project.annotator(person) for person in people]
+    queue = project.folder.round(0).need("queue.json", QueueRecord)
+
+    # Everybody opens a slice before anybody submits: each gets another one, in queue order.
+    opened = [annotator.next_task() for annotator in annotators]
+    assert [t["id"] for t in opened if t] == [e.task for e in queue.entries[:4]]
+    assert {t["queue"] for t in opened if t} == {"Active learning or random queue"}
+
+    # They all submit at once and ask again, while rounds train and the queue moves underneath.
+    for _ in range(4):
+        for annotator, task in zip(annotators, opened, strict=True):
+            assert task is not None
+            annotator.submit(task)
+        opened = [annotator.next_task() for annotator in annotators]
+        assert all(task is not None for task in opened), "an annotator got a 404"
+        assert len({t["id"] for t in opened if t}) == 4, "two annotators got the same slice"
+        version = project.service.studio.project(project.number).model_version
+        for task in opened:
+            assert task is not None
+            mine = [p["model_version"] for p in task["predictions"]]
+            assert any(m.startswith("nextslice-r") for m in mine), (
+                f"task {task['id']} is not of the queue {version}: random fallback"
+            )
+
+
+def test_a_storm_of_submissions_makes_one_training(
+    make_project: MakeProject, session: Session
+) -> None:
+    project = make_project(30)
+    people = invite(session, [f"s{i}" for i in range(4)])
+    annotators = [project.annotator(person) for person in people]
+    tasks = [annotator.next_task() for annotator in annotators]
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda pair: pair[0].submit(pair[1]), zip(annotators, tasks, strict=True)))
+    published = project.wait_for_round(1)
+    time.sleep(2 * project.service.settings.reconcile_s)
+
+    assert project.published == published, "a second training followed"
+    dataset = project.folder.round(1).need("dataset.json", DatasetRecord)
+    assert 3 <= len(dataset.labels) <= 4
+
+
+def test_a_changed_and_a_deleted_annotation_are_in_the_next_round(
+    make_project: MakeProject,
+) -> None:
+    project = make_project()
+    tasks = project.label_round()
+    project.wait_for_round(1)
+    before = {x.task: x for x in project.folder.round(1).need("dataset.json", DatasetRecord).labels}
+
+    deleted, changed, kept = tasks
+    studio = project.service.studio
+    studio.sdk.annotations.delete(id=before[deleted].annotation)
+    studio.sdk.annotations.update(id=before[changed].annotation, result=[])
+    project.label_round()
+    project.wait_for_round(2)
+
+    dataset = project.folder.round(2).need("dataset.json", DatasetRecord)
+    after = {label.task: label for label in dataset.labels}
+    assert deleted not in after
+    assert {t.id: t.state for t in dataset.tasks}[deleted] == "pool"
+    assert after[kept] == before[kept]
+    assert after[changed].hash != before[changed].hash
+    source = ProjectSource(dataset, project.folder, project.service.images(project.key))
+    assert not source.mask(changed).any(), "submitted empty: all background"
+
+
+def test_skipped_slices_teach_nothing_and_wait_until_the_end(make_project: MakeProject) -> None:
+    project = make_project()
+    annotator = project.annotator()
+    skipped = annotator.next_task()
+    assert skipped is not None
+    annotator.skip(skipped)
+    project.label_round()
+    project.wait_for_round(1)
+
+    dataset = project.folder.round(1).need("dataset.json", DatasetRecord)
+    assert {t.id: t.state for t in dataset.tasks}[skipped["id"]] == "skipped"
+    assert skipped["id"] not in {label.task for label in dataset.labels}
+    selection = project.selection()
+    assert skipped["id"] not in selection.chosen
+    order = [*selection.chosen, *selection.reserve, *selection.backlog]
+    assert skipped["id"] not in order[: len(order) - 1]
+
+
+def test_start_training_does_not_wait_for_k(make_project: MakeProject, stack: Stack) -> None:
+    project = make_project(12)
+    project.annotator().label_next()
+    backend = project.service.studio.find_backend(project.number, stack.backend_url)
+    assert backend is not None
+
+    answer = project.session.call("POST", f"/api/ml/{backend.id}/train", json={})
+
+    assert answer.status_code == 200
+    assert project.wait_for_round(1).round == 1
+    record = project.folder.round(1).need("round.json", RoundRecord)
+    assert record.annotated == 1
+    assert record.reason == "start training"
+
+
+def test_a_switch_wins_against_clients_that_open_tasks(
+    make_project: MakeProject, stack: Stack, session: Session
+) -> None:
+    project = make_project()
+    stop = threading.Event()
+    (person,) = invite(session, ["opener"])
+    tasks = [t.id for t in project.service.studio.tasks(project.number)]
+
+    def open_all_the_time() -> None:
+        opener = project.annotator(person)
+        for i in range(400):
+            if stop.is_set():
+                return
+            opener.open(tasks[i % len(tasks)])
+
+    opener = threading.Thread(target=open_all_the_time)
+    opener.start()
+    try:
+        project.label_round()
+        project.wait_for_round(1)
+        wait_until(lambda: versions_agree(project, stack), "agreement while tasks are opened", 30)
+    finally:
+        stop.set()
+        opener.join()
+    assert versions_agree(project, stack)
+
+
+def test_reconcile_repairs_what_somebody_moved(make_project: MakeProject, stack: Stack) -> None:
+    project = make_project(8)
+    studio = project.service.studio
+    backend = studio.find_backend(project.number, stack.backend_url)
+    assert backend is not None
+    studio.update_project(project.number, sampling="Sequential sampling")
+    studio.sdk.ml.update(backend.id, title="renamed", url=backend.url, project=project.number)
+
+    wait_until(
+        lambda: (
+            versions_agree(project, stack)
+            and studio.project(project.number).sampling == task_order.SAMPLING
+        ),
+        "reconcile",
+        60,
+    )
+
+
+def test_old_predictions_of_ours_go_and_others_stay(make_project: MakeProject) -> None:
+    project = make_project(12)
+    studio = project.service.studio
+    old = project.published.model_version
+    other = studio.tasks(project.number, [not_annotated()])
+    task = next(iter(other)).id
+    studio.sdk.predictions.create(task=task, model_version="sam", score=0.5, result=[])
+    project.label_round()
+    published = project.wait_for_round(1)
+
+    wait_until(
+        lambda: studio.count_tasks(project.number, [with_version(old)]) == 0, "tidying up", 60
+    )
+    assert studio.count_tasks(project.number, [with_version("sam")]) == 1
+    assert studio.count_tasks(project.number, [with_version(published.model_version)])
+    assert studio.project(project.number).model_version == published.model_version
+
+
+def test_connecting_twice_changes_nothing(make_project: MakeProject, stack: Stack) -> None:
+    project = make_project(8)
+    studio = project.service.studio
+    wait_until(lambda: versions_agree(project, stack), "one version everywhere", 30)
+
+    def state() -> object:
+        live = project.session.call("GET", f"/api/projects/{project.number}/").json()
+        hooks = project.session.call("GET", f"/api/webhooks/?project={project.number}").json()
+        return (
+            {k: live[k] for k in ("model_version", "sampling", "label_config", "task_number")},
+            hooks,
+            [b.model_dump() for b in studio.backends(project.number)],
+            project.published,
+            project.folder.record,
+            studio.count_tasks(project.number, [with_version(project.published.model_version)]),
+        )
+
+    wait_until(  # the top-up after adoption is not what is tested here
+        lambda: studio.count_tasks(project.number, [with_version("nextslice-r000")]) == 8,
+        "the queue to be full", 60,
+    )  # fmt: skip
+    before = state()
+    assert not register(studio, project.number, stack.backend_url, None)
+    adopt(project.service, project.key, stack.backend_url)
+    assert state() == before
+
+
+def test_a_renamed_class_retires_the_checkpoint(make_project: MakeProject, stack: Stack) -> None:
+    project = make_project()
+    project.label_round()
+    first = project.wait_for_round(1)
+
+    renamed = bitmask_config(["bone", "screw"])
+    project.service.studio.update_project(project.number, label_config=renamed)
+    wait_until(lambda: project.published.retired is not None, "the checkpoint to be retired", 60)
+
+    published = project.published
+    assert published.weights is None
+    assert published.model_version != first.model_version
+    assert "screw" in (published.retired or "")
+    assert versions_agree(project, stack)
+    task = project.annotator().next_task()
+    assert task is not None
+    results = {p["model_version"]: p["result"] for p in task["predictions"]}
+    assert results[published.model_version] == []
+
+
+def test_predict_gives_an_empty_result_for_what_cannot_be_predicted(
+    make_project: MakeProject, stack: Stack
+) -> None:
+    project = make_project()
+    project.label_round()
+    published = project.wait_for_round(1)
+    good = next(iter(project.service.studio.tasks(project.number, [not_annotated()])))
+    tasks = [
+        {"id": good.id, "data": good.data},
+        {"id": 10**9, "data": {"image": "/data/upload/1/no-such-file.png"}},
+        {"id": 10**9 + 1, "data": {"picture": "x"}},
+        {"id": "text", "data": {"image": 5}},
+    ]
+    body = {
+        "tasks": tasks,
+        "project": project.key,
+        "label_config": bitmask_config(CLASSES),
+        "params": {},
+    }
+    results = requests.post(f"{stack.backend_url}/predict", json=body, timeout=60).json()["results"]
+    assert [bool(r["result"]) for r in results] == [True, False, False, False]
+    assert {r["model_version"] for r in results} == {published.model_version}
+
+
+def test_the_queue_is_topped_up_after_its_last_score(make_project: MakeProject) -> None:
+    project = make_project(40)
+    low = K + RESERVE
+    wait_until(
+        lambda: len(project.folder.round(0).need("queue.json", QueueRecord).entries) > low,
+        "the first top-up", 60,
+    )  # fmt: skip
+    queue = project.folder.round(0).need("queue.json", QueueRecord)
+    scores = [entry.score for entry in queue.entries]
+    assert scores == sorted(scores)
+    assert len({entry.task for entry in queue.entries}) == len(queue.entries)
+    assert [e.kind for e in queue.entries[: low + 1]] == (
+        ["chosen"] * K + ["reserve"] * RESERVE + ["top-up"]
+    )
+    left = task_order.queue_length(
+        project.service.studio, project.number, project.published.model_version
+    )
+    assert left >= low
+    assert publish.top_up(project.service, project.key) == 0, "it is full"
+
+
+def test_a_lost_webhook_is_made_up_for(make_project: MakeProject) -> None:
+    project = make_project()
+    hooks = project.session.call("GET", f"/api/webhooks/?project={project.number}").json()
+    for hook in hooks:
+        project.session.call("DELETE", f"/api/webhooks/{hook['id']}/")
+    project.label_round()
+    assert project.wait_for_round(1).round == 1
+
+
+def test_a_killed_worker_leaves_the_old_round_and_the_next_goes_on(
+    make_project: MakeProject, stack: Stack, group: ProcessGroup
+) -> None:
+    project = make_project(16)
+    slow = {**stack.env, "NEXTSLICE_TRAIN_STEPS": "100000", "NEXTSLICE_QUEUE_PREFIX": "killed"}
+    victim_service = Service(settings_from(slow))
+    for _ in range(K - 1):
+        project.annotator().label_next()
+    worker = start_worker(group, "gpu", slow)
+    group.forget(worker)
+    victim_service.schedule.round(project.key, "to be killed")
+    folder = project.folder.round(1)
+    try:
+        wait_until(
+            lambda: (victim_service.schedule.round_progress(project.key) or {}).get("step")
+            == "train",
+            "the training to begin", 120,
+        )  # fmt: skip
+    finally:
+        import os
+        import signal
+
+        os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait()
+    assert folder.has("dataset.json")
+    assert not folder.has("weights.safetensors")
+    assert project.published.round == 0
+    dataset = folder.read("dataset.json")
+
+    project.annotator().label_next()
+    published = project.wait_for_round(1)
+
+    assert published.round == 1
+    assert folder.read("dataset.json") == dataset, "it went on from the finished sync"
+
+
+def test_basic_auth_reaches_everything(
+    make_project: MakeProject, stack: Stack, group: ProcessGroup
+) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    env = {
+        **stack.env,
+        "BASIC_AUTH_USER": "labelstudio",
+        "BASIC_AUTH_PASS": "s3cret",
+        "NEXTSLICE_BACKEND_URL": url,
+        "NEXTSLICE_QUEUE_PREFIX": "guarded",
+        "NEXTSLICE_STORE": f"{stack.env['NEXTSLICE_STORE']}-guarded",
+    }
+    service = Service(settings_from(env))
+    with ProcessGroup(group.logs / "guarded") as guarded:
+        start_backend(guarded, port, env)
+        for kind in ("control", "gpu"):
+            start_worker(guarded, kind, env)
+        bare = make_project(12, connect=False)
+        project = LiveProject(bare.number, service, bare.session, bare.key)
+        with pytest.raises(StudioError, match="authentication parameters"):
+            register(service.studio, project.number, url, None)
+        register(service.studio, project.number, url, ("labelstudio", "s3cret"))
+        project.wait_for_round(0)
+        wait_until(
+            lambda: bool(
+                project.session.call("GET", f"/api/webhooks/?project={project.number}").json()[0][
+                    "headers"
+                ]
+            ),
+            "the webhook's secret", 30,
+        )  # fmt: skip
+        project.label_round()
+        published = project.wait_for_round(1)
+        backend = service.studio.find_backend(project.number, url)
+        assert backend is not None
+        assert backend.title == published.model_version
+        task = project.annotator().open(project.selection().chosen[0])
+        assert [p["model_version"] for p in task["predictions"]].count(published.model_version) == 1
+
+
+def test_a_project_that_is_gone_is_left_alone(make_project: MakeProject, service: Service) -> None:
+    project = make_project(4)
+    project.session.call("DELETE", f"/api/projects/{project.number}/")
+    with pytest.raises(StudioError, match="404"):
+        service.check_identity(project.key)
+    reconcile.reconcile(service)  # raises nothing; other projects are looked at
+
+
+def test_rounds_replay_from_their_record(make_project: MakeProject) -> None:
+    project = make_project(12)
+    project.label_round()
+    project.wait_for_round(1)
+    folder = project.folder.round(1)
+    record = json.loads(folder.read("round.json"))
+    assert record["settings"]["seed"] == project.service.settings.seed
+    assert record["settings"]["strategy"] == project.service.settings.strategy
+    dataset = folder.need("dataset.json", DatasetRecord)
+    for label in dataset.labels:
+        assert label.updated_at
+        assert project.folder.read(label.mask)[:8] == b"\x89PNG\r\n\x1a\n"

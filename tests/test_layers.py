@@ -1,0 +1,74 @@
+"""Imports run one way, and the web and control processes do not import torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+ALLOWED = {
+    "al_strategies": set(),
+    "volumes": {"al_strategies"},
+    "segmentation": {"al_strategies"},
+    "studio": {"al_strategies"},
+    "settings": set(),
+    "rounds": {"al_strategies", "studio", "segmentation", "volumes", "settings"},
+    "api": {"al_strategies", "studio", "segmentation", "volumes", "settings", "rounds"},
+    "app": {"api", "rounds", "settings"},
+    "embedded": {"al_strategies", "studio", "volumes", "rounds", "settings"},
+    "adapter": {"al_strategies", "studio", "segmentation", "rounds", "settings", "api"},
+}
+"""For each part, the parts of ours that it may import. `cli` may import all."""
+
+
+def part_of(module: str) -> str | None:
+    head, _, rest = module.partition(".")
+    if head == "al_strategies":
+        return head
+    if head != "ml_backend":
+        return None
+    return rest.partition(".")[0] or None
+
+
+def imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+def files() -> list[Path]:
+    return sorted([*(ROOT / "al_strategies").rglob("*.py"), *(ROOT / "ml_backend").rglob("*.py")])
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_module_imports_nothing_above_it(path: Path) -> None:
+    own = part_of(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    if own in (None, "cli", "__init__"):
+        return
+    reached = {part for module in imports(path) if (part := part_of(module))} - {own}
+    assert reached <= ALLOWED[own], f"{path} imports {sorted(reached - ALLOWED[own])}"
+
+
+@pytest.mark.parametrize(
+    "module", ["ml_backend.app", "ml_backend.rounds.jobs", "ml_backend.rounds.adopt"]
+)
+def test_the_web_and_control_processes_import_no_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_strategies_import_nothing_but_numpy() -> None:
+    code = (
+        "import sys, al_strategies;"
+        "sys.exit(any(m in sys.modules for m in ('torch', 'scipy', 'flask', 'rq', 'PIL')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
