@@ -1,0 +1,1 @@
+"""What we call on Label Studio: its API, labelling configs, annotations, masks and task order."""

@@ -1,0 +1,395 @@
+"""A project's labelling config: which image, which control, which classes.
+
+`parse_label_config` reads the XML once, at the edge; everything else passes the frozen
+`LabelConfig` around. `bitmask_config` and `brush_config` write the XML of a new project.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+from xml.etree import ElementTree
+
+__all__ = [
+    "BACKGROUND_NAMES",
+    "LabelConfig",
+    "LabelConfigError",
+    "MaskKind",
+    "Policy",
+    "ShapeControl",
+    "ShapeKind",
+    "Unlabelled",
+    "bitmask_config",
+    "brush_config",
+    "explain_change",
+    "parse_label_config",
+]
+
+MaskKind = Literal["brush", "bitmask"]
+ShapeKind = Literal["polygon", "rectangle", "ellipse"]
+Policy = Literal["ignore", "background"]
+Unlabelled = Literal["auto", "ignore", "background"]
+
+BACKGROUND_NAMES = ("background", "bg")
+"""A label of one of these names, in any case, is class 0."""
+
+_MOST_CLASSES = 255  # class indices are uint8 and 255 means "nobody labelled this"
+_MASK_TAGS: dict[str, MaskKind] = {"brushlabels": "brush", "bitmasklabels": "bitmask"}
+_SHAPE_TAGS: dict[str, ShapeKind] = {
+    "polygonlabels": "polygon",
+    "rectanglelabels": "rectangle",
+    "ellipselabels": "ellipse",
+}
+# Okabe & Ito: told apart with any colour vision, on grey too. Black is left out: slices are dark.
+_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+
+
+class LabelConfigError(ValueError):
+    """A labelling config that nextslice cannot work with, and what to change in it."""
+
+
+@dataclass(frozen=True)
+class ShapeControl:
+    """A control that draws outlines: its kind, its name and its label names in order."""
+
+    kind: ShapeKind
+    name: str
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """What a labelling config says about segmentation.
+
+    ``image_name``: the Image tag's name; ``value_field``: the task's data field that holds the
+    image's address (``$image`` → ``"image"``; nested fields keep their dots). ``kind``,
+    ``from_name``, ``to_name``: the control that paints masks. ``classes``: at most 255 names, index
+    0 is the background: the label called background or bg (in any case), wherever it stands, or,
+    where there is none (``has_background_label`` False), an implicit class ``"background"`` that
+    nobody can paint; the other labels follow in the config's order. ``aliases``: (alias, class
+    name); Label Studio writes the alias into results where a label has one. ``shapes``: the
+    polygon, rectangle and ellipse controls of the same image.
+    """
+
+    image_name: str
+    value_field: str
+    kind: MaskKind
+    from_name: str
+    to_name: str
+    classes: tuple[str, ...]
+    has_background_label: bool
+    aliases: tuple[tuple[str, str], ...] = ()
+    shapes: tuple[ShapeControl, ...] = ()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes that can be painted, in class order."""
+        return self.classes if self.has_background_label else self.classes[1:]
+
+    def class_index(self, label: str) -> int | None:
+        """The class of a label's name or alias, None for one that this config does not have."""
+        name = dict(self.aliases).get(label, label)
+        return self.classes.index(name) if name in self.labels else None
+
+    def result_label(self, index: int) -> str:
+        """How Label Studio's results name class ``index``: its alias, else its name."""
+        name = self.classes[index]
+        return next((alias for alias, of in self.aliases if of == name), name)
+
+    def unlabelled(self, setting: Unlabelled = "auto") -> Policy:
+        """What a pixel that nobody labelled teaches.
+
+        ``auto``: nothing (``"ignore"``) where people can paint background, ``"background"`` where
+        they cannot. Any other setting is the answer itself.
+        """
+        if setting == "auto":
+            return "ignore" if self.has_background_label else "background"
+        if setting not in ("ignore", "background"):
+            raise LabelConfigError(
+                f"unlabelled pixels: expected auto, ignore or background, found {setting!r}"
+            )
+        return setting
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that change exactly when `explain_change` has something to say."""
+        return hashlib.sha256(json.dumps(self._identity()).encode()).hexdigest()[:16]
+
+    def _identity(self) -> tuple[object, ...]:
+        return (
+            self.classes,
+            self.has_background_label,
+            self.kind,
+            self.from_name,
+            self.to_name,
+            self.value_field,
+        )
+
+
+def parse_label_config(xml: str) -> LabelConfig:
+    """Read a project's ``label_config``.
+
+    Tag and attribute names are read in any case, as Label Studio does. No document type and so no
+    entity is accepted. Raises LabelConfigError, which says what to change, for malformed XML, and
+    unless there is exactly one Image tag and exactly one BrushLabels or BitmaskLabels that points
+    to it, with labels of different names.
+    """
+    root = _parse_xml(xml)
+    image_name, value_field = _image(root)
+    control, kind = _mask_control(root)
+    from_name = _required(control, "name")
+    to_name = _required(control, "toname")
+    if to_name != image_name:
+        raise LabelConfigError(
+            f'{control.tag} "{from_name}" points to "{to_name}", the Image tag is called '
+            f'"{image_name}": set toName="{image_name}"'
+        )
+    names, aliases = _labels(control)
+    classes, has_background = _classes(names, control.tag)
+    return LabelConfig(
+        image_name=image_name,
+        value_field=value_field,
+        kind=kind,
+        from_name=from_name,
+        to_name=to_name,
+        classes=classes,
+        has_background_label=has_background,
+        aliases=aliases,
+        shapes=tuple(_shape_controls(root, image_name)),
+    )
+
+
+def explain_change(old: LabelConfig, new: LabelConfig) -> str | None:
+    """What changed between two configs that a model or its predictions depend on, in a sentence.
+
+    None when nothing did: colours, hints, titles, hotkeys, aliases, outline controls and layout are
+    harmless. A class counts as renamed when the number of classes is the same and its place is.
+    Only changes of ``classes`` or ``has_background_label`` make a trained model useless; the others
+    mean that predictions or images go elsewhere.
+    """
+    if old._identity() == new._identity():
+        return None
+    changes = list(_class_changes(old, new))
+    if old.kind != new.kind:
+        changes.append(f"masks are painted as {new.kind} instead of {old.kind}")
+    for what, before, after in (
+        ("control", old.from_name, new.from_name),
+        ("image tag", old.to_name, new.to_name),
+        ("image's data field", old.value_field, new.value_field),
+    ):
+        if before != after:
+            changes.append(f'the {what} is called "{after}" instead of "{before}"')
+    return "The labelling config changed: " + "; ".join(changes) + "."
+
+
+def bitmask_config(classes: Sequence[str]) -> str:
+    """The labelling config of a new project that paints bitmasks.
+
+    ``classes``: the labels' names in order. Leave the background out to make it implicit: then
+    whatever is not painted is background.
+    Raises LabelConfigError for no name, an empty one or one given twice.
+    """
+    return _new_config("BitmaskLabels", classes)
+
+
+def brush_config(classes: Sequence[str]) -> str:
+    """As `bitmask_config`, with BrushLabels."""
+    return _new_config("BrushLabels", classes)
+
+
+class _NoDocumentType(ElementTree.TreeBuilder):
+    """Without a document type there are no entities: nothing to fetch, nothing to expand."""
+
+    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
+        raise LabelConfigError(
+            "the labelling config has a document type (<!DOCTYPE …>): remove it, Label Studio's "
+            "configs need none"
+        )
+
+
+def _parse_xml(xml: str) -> ElementTree.Element:
+    if not xml or not xml.strip():
+        raise LabelConfigError(
+            "the project has no labelling config yet: set one under Settings → Labeling Interface"
+        )
+    parser = ElementTree.XMLParser(target=_NoDocumentType())
+    try:
+        parser.feed(xml)
+        root: ElementTree.Element = parser.close()
+    except (ElementTree.ParseError, UnicodeEncodeError) as error:
+        raise LabelConfigError(f"the labelling config is not well-formed XML: {error}") from error
+    for element in root.iter():
+        for name in list(element.keys()):
+            element.set(name.lower(), element.attrib.pop(name))
+    return root
+
+
+def _required(element: ElementTree.Element, attribute: str) -> str:
+    value = (element.get(attribute) or "").strip()
+    if not value:
+        shown = {"toname": "toName"}.get(attribute, attribute)
+        raise LabelConfigError(f'the {element.tag} tag has no {shown}: add {shown}="…"')
+    return value
+
+
+def _tags(root: ElementTree.Element, *names: str) -> list[ElementTree.Element]:
+    return [element for element in root.iter() if element.tag.lower() in names]
+
+
+def _image(root: ElementTree.Element) -> tuple[str, str]:
+    """Name and data field of the one Image tag."""
+    images = _tags(root, "image")
+    if not images:
+        raise LabelConfigError(
+            'the labelling config has no Image tag: add <Image name="image" value="$image"/>'
+        )
+    if len(images) > 1:
+        found = ", ".join(f'"{image.get("name", "")}"' for image in images)
+        raise LabelConfigError(
+            f"the labelling config shows {len(images)} images ({found}), nextslice works on one "
+            "slice a task: keep one Image tag"
+        )
+    name = _required(images[0], "name")
+    if images[0].get("valuelist"):
+        raise LabelConfigError(
+            f'Image "{name}" shows a list of images (valueList), nextslice works on one slice a '
+            'task: use value="$image"'
+        )
+    value = _required(images[0], "value")
+    field = re.fullmatch(r"\$([\w.\[\]-]+)", value)
+    if not field:
+        raise LabelConfigError(
+            f'Image "{name}" has value="{value}", expected one data field such as value="$image"'
+        )
+    return name, field[1]
+
+
+def _mask_control(root: ElementTree.Element) -> tuple[ElementTree.Element, MaskKind]:
+    controls = _tags(root, *_MASK_TAGS)
+    if not controls:
+        present = sorted({e.tag for e in _tags(root, "brush", "bitmask", *_SHAPE_TAGS)})
+        beside = f" (it has {', '.join(present)}, which is not enough)" if present else ""
+        raise LabelConfigError(
+            f"the labelling config has no control that paints labelled masks{beside}: add "
+            '<BitmaskLabels name="label" toName="image"> or BrushLabels with one Label per class'
+        )
+    if len(controls) > 1:
+        found = ", ".join(f'{c.tag} "{c.get("name", "")}"' for c in controls)
+        raise LabelConfigError(
+            f"the labelling config has {len(controls)} controls that paint masks ({found}): keep "
+            "one, so that each class has one place"
+        )
+    return controls[0], _MASK_TAGS[controls[0].tag.lower()]
+
+
+def _labels(control: ElementTree.Element) -> tuple[list[str], tuple[tuple[str, str], ...]]:
+    """Label names in order, and (alias, name) of those that have an alias."""
+    if (control.get("value") or "").startswith("$"):
+        raise LabelConfigError(
+            f'{control.tag} "{control.get("name")}" takes its labels from task data '
+            f"({control.get('value')}): a model needs fixed classes, list them as Label tags"
+        )
+    labels = _tags(control, "label")
+    for label in labels:
+        _required(label, "value")
+    names = [label.get("value", "") for label in labels]  # as written: results repeat every space
+    aliases = [(label.get("alias") or "", name) for label, name in zip(labels, names, strict=True)]
+    return names, tuple((alias, name) for alias, name in aliases if alias and alias != name)
+
+
+def _classes(names: Sequence[str], where: str) -> tuple[tuple[str, ...], bool]:
+    """Class names with the background first, and whether it is one of the labels."""
+    if not names:
+        raise LabelConfigError(f"{where} has no labels: add one Label per class")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise LabelConfigError(f"{where} has labels of the same name ({', '.join(twice)})")
+    background = [name for name in names if name.casefold() in BACKGROUND_NAMES]
+    if len(background) > 1:
+        raise LabelConfigError(
+            f"{where} has {len(background)} labels for the background ({', '.join(background)}): "
+            "keep one"
+        )
+    others = [name for name in names if name not in background]
+    classes = (background[0] if background else BACKGROUND_NAMES[0], *others)
+    if len(classes) > _MOST_CLASSES:
+        raise LabelConfigError(
+            f"{where} makes {len(classes)} classes with the background, at most {_MOST_CLASSES} fit"
+        )
+    return classes, bool(background)
+
+
+def _shape_controls(root: ElementTree.Element, image_name: str) -> Iterator[ShapeControl]:
+    for control in _tags(root, *_SHAPE_TAGS):
+        if control.get("toname") == image_name:
+            names, _ = _labels(control)
+            kind = _SHAPE_TAGS[control.tag.lower()]
+            yield ShapeControl(kind, _required(control, "name"), tuple(names))
+
+
+def _class_changes(old: LabelConfig, new: LabelConfig) -> Iterator[str]:
+    before, after = old.labels, new.labels
+    if before == after and old.classes == new.classes:
+        return
+    if sorted(before) == sorted(after):
+        yield f"the classes are in another order: {_listed(after)} instead of {_listed(before)}"
+        return
+    gone = [name for name in before if name not in after]
+    come = [name for name in after if name not in before]
+    if len(before) == len(after) and old.has_background_label == new.has_background_label:
+        renamed = [(a, b) for a, b in zip(before, after, strict=True) if a in gone and b in come]
+        for a, b in renamed:
+            yield f'class "{a}" was renamed to "{b}"'
+            gone.remove(a)
+            come.remove(b)
+    for what, names in (("added", come), ("removed", gone)):
+        if names:
+            yield f"{'class' if len(names) == 1 else 'classes'} {what}: {_listed(names)}"
+    kept_before = [name for name in before if name in after]
+    if kept_before != [name for name in after if name in before]:
+        yield f"the classes are in another order: {_listed(after)}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names)
+
+
+def _new_config(tag: str, classes: Sequence[str]) -> str:
+    names = [name.strip() for name in classes]
+    if "" in names:
+        raise LabelConfigError("a class has an empty name")
+    _classes(names, "a new labelling config")
+    view = ElementTree.Element("View")
+    # BitmaskLabels need smoothing="false", and it shows the pixels as they are for BrushLabels too.
+    ElementTree.SubElement(
+        view,
+        "Image",
+        name="image",
+        value="$image",
+        zoom="true",
+        zoomControl="true",
+        brightnessControl="true",
+        contrastControl="true",
+        smoothing="false",
+    )
+    control = ElementTree.SubElement(view, tag, name="label", toName="image")
+    for index, name in enumerate(names):
+        ElementTree.SubElement(control, "Label", value=name, background=_colour(index))
+    ElementTree.indent(view)
+    return ElementTree.tostring(view, encoding="unicode") + "\n"
+
+
+def _colour(index: int) -> str:
+    """A colour for the label at ``index``: Okabe & Ito's, then hues a golden angle apart."""
+    if index < len(_COLOURS):
+        return _COLOURS[index]
+    turn = index - len(_COLOURS)
+    red, green, blue = colorsys.hsv_to_rgb(
+        turn * 0.618034 % 1, 0.85 - 0.3 * (turn % 2), 0.95 - 0.25 * (turn // 2 % 2)
+    )
+    return f"#{round(255 * red):02X}{round(255 * green):02X}{round(255 * blue):02X}"

@@ -1,0 +1,640 @@
+"""From Label Studio's JSON to class maps and back."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from label_studio_sdk import RoleBasedTask
+from label_studio_sdk.core.unchecked_base_model import construct_type
+from label_studio_sdk.label_interface import LabelInterface
+
+from al_strategies.learner import IGNORE
+from ml_backend.studio.annotations import (
+    Annotation,
+    AnnotationError,
+    Region,
+    choose_annotation,
+    label_hash,
+    label_map,
+    parse_annotation,
+    parse_task,
+    regions,
+)
+from ml_backend.studio.label_config import bitmask_config, brush_config, parse_label_config
+from ml_backend.studio.masks import encode_bitmask, encode_brush
+
+BITMASK = parse_label_config(bitmask_config(["bone", "implant", "layer"]))
+BRUSH = parse_label_config(brush_config(["bone", "implant", "layer"]))
+WITH_BACKGROUND = parse_label_config(bitmask_config(["bone", "Background", "implant", "layer"]))
+BRUSH_WITH_BACKGROUND = parse_label_config(brush_config(["bg", "bone", "implant", "layer"]))
+CONFIGS = [BITMASK, BRUSH, WITH_BACKGROUND, BRUSH_WITH_BACKGROUND]
+
+BONE, IMPLANT, LAYER = 1, 2, 3
+
+
+def region(kind: str, value: dict[str, Any], label: str | None = "bone", **more: Any) -> dict:
+    labels = {} if label is None else {kind: [label]}
+    return {"id": "r1", "type": kind, "to_name": "image", "value": {**value, **labels}, **more}
+
+
+def brush(mask: np.ndarray, label: str | None = "bone", **more: Any) -> dict:
+    height, width = mask.shape
+    value = {"format": "rle", "rle": encode_brush(mask)}
+    more = {"original_width": width, "original_height": height, "image_rotation": 0, **more}
+    return region("brushlabels", value, label, **more)
+
+
+def bitmask(mask: np.ndarray, label: str | None = "bone", **more: Any) -> dict:
+    height, width = mask.shape
+    value = {"imageDataURL": encode_bitmask(mask)}
+    more = {"original_width": width, "original_height": height, "image_rotation": 0, **more}
+    return region("bitmasklabels", value, label, **more)
+
+
+def rectangle(x: float, y: float, width: float, height: float, rotation: float = 0) -> dict:
+    value = {"x": x, "y": y, "width": width, "height": height, "rotation": rotation}
+    return region("rectanglelabels", value)
+
+
+def ellipse(x: float, y: float, rx: float, ry: float, rotation: float = 0) -> dict:
+    value = {"x": x, "y": y, "radiusX": rx, "radiusY": ry, "rotation": rotation}
+    return region("ellipselabels", value)
+
+
+def polygon(*points: tuple[float, float], **more: Any) -> dict:
+    return region("polygonlabels", {"points": [list(p) for p in points], "closed": True, **more})
+
+
+def mask_of(results: list[dict], height: int, width: int, config=BITMASK, **options: Any):
+    mask, warnings = label_map(results, config, height, width, **options)
+    assert warnings == []
+    assert mask.dtype == np.uint8
+    assert mask.shape == (height, width)
+    return mask
+
+
+def centres(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    y, x = np.mgrid[:height, :width]
+    return x + 0.5, y + 0.5
+
+
+def square(height: int, width: int, top: int, left: int, size: int) -> np.ndarray:
+    mask = np.zeros((height, width), bool)
+    mask[top : top + size, left : left + size] = True
+    return mask
+
+
+# Class map → regions → class map
+
+
+def class_maps(classes: int) -> st.SearchStrategy[np.ndarray]:
+    return hnp.arrays(
+        np.uint8,
+        hnp.array_shapes(min_dims=2, max_dims=2, max_side=20),
+        elements=st.integers(0, classes - 1),
+    )
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@given(mask=class_maps(4))
+def test_round_trip_of_any_map(config, mask):
+    assert np.array_equal(mask_of(regions(mask, config), *mask.shape, config), mask)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("shape", [(1, 1), (1, 17), (17, 1), (33, 31), (64, 127), (129, 65)])
+def test_round_trip_of_every_shape(config, shape):
+    for seed in range(3):
+        mask = np.random.default_rng(seed).integers(0, 4, shape, dtype=np.uint8)
+        through_json = json.loads(json.dumps(regions(mask, config)))
+        assert np.array_equal(mask_of(through_json, *shape, config), mask)
+
+
+@pytest.mark.parametrize("config", [WITH_BACKGROUND, BRUSH_WITH_BACKGROUND])
+def test_ignored_pixels_survive_where_background_can_be_painted(config):
+    mask = np.array([[0, 1, IGNORE], [IGNORE, 3, 0]], np.uint8)
+    assert np.array_equal(mask_of(regions(mask, config), 2, 3, config), mask)
+
+
+def test_regions_of_a_bitmask_prediction():
+    mask = np.zeros((4, 6), np.uint8)
+    mask[1, 2], mask[3, 5] = IMPLANT, BONE
+    bone, implant = regions(mask, BITMASK, score=0.25)
+    assert bone == {
+        "id": bone["id"],
+        "from_name": "label",
+        "to_name": "image",
+        "type": "bitmasklabels",
+        "original_width": 6,
+        "original_height": 4,
+        "image_rotation": 0,
+        "value": {"bitmasklabels": ["bone"], "imageDataURL": encode_bitmask(mask == BONE)},
+        "score": 0.25,
+    }
+    assert implant["value"]["bitmasklabels"] == ["implant"]
+    assert bone["id"] != implant["id"]
+    assert len(bone["id"]) == 10
+    assert regions(mask, BITMASK, score=0.25) == [bone, implant]  # ids are stable
+
+
+def test_regions_of_a_brush_prediction():
+    mask = np.array([[0, LAYER]], np.uint8)
+    (layer,) = regions(mask, BRUSH)
+    assert layer["type"] == "brushlabels"
+    assert layer["value"] == {
+        "brushlabels": ["layer"],
+        "format": "rle",
+        "rle": encode_brush(mask == LAYER),
+    }
+    assert "score" not in layer
+
+
+def test_background_is_drawn_only_where_it_has_a_label():
+    empty = np.zeros((3, 3), np.uint8)
+    assert regions(empty, BITMASK) == []
+    (background,) = regions(empty, WITH_BACKGROUND)
+    assert background["value"]["bitmasklabels"] == ["Background"]
+
+
+def test_regions_use_the_alias_that_label_studio_writes():
+    xml = brush_config(["bone", "implant"]).replace('value="bone"', 'value="bone" alias="B"')
+    config = parse_label_config(xml)
+    mask = np.array([[0, 1, 2]], np.uint8)
+    results = regions(mask, config)
+    assert [r["value"]["brushlabels"] for r in results] == [["B"], ["implant"]]
+    assert np.array_equal(mask_of(results, 1, 3, config), mask)
+
+
+@pytest.mark.parametrize("make", [bitmask_config, brush_config])
+def test_the_sdk_accepts_our_predictions(make):
+    xml = make(["bone", "implant"])
+    results = regions(np.array([[0, 1, 2]], np.uint8), parse_label_config(xml))
+    interface = LabelInterface(xml)
+    assert interface.validate_prediction({"result": results, "score": 0.5}) is True
+
+
+@pytest.mark.parametrize(
+    ("mask", "options", "message"),
+    [
+        (np.array([[0, 4, 9]], np.uint8), {}, r"indices \[4, 9\], .* classes 0 to 3 \(background,"),
+        (np.zeros((2, 2)), {}, r"expected an \(H, W\) uint8 class map, found float64"),
+        (np.zeros((2, 2, 2), np.uint8), {}, r"found uint8 \(2, 2, 2\)"),
+        (np.zeros((0, 2), np.uint8), {}, r"found uint8 \(0, 2\)"),
+        (np.zeros((2, 2), np.uint8), {"score": 1.5}, "score from 0 to 1, found 1.5"),
+        (np.zeros((2, 2), np.uint8), {"score": math.nan}, "score from 0 to 1, found nan"),
+    ],
+)
+def test_class_maps_that_are_refused(mask, options, message):
+    with pytest.raises(AnnotationError, match=message):
+        regions(mask, BITMASK, **options)
+
+
+# What unlabelled pixels become
+
+
+def test_an_empty_annotation_is_all_background_or_teaches_nothing():
+    assert (mask_of([], 2, 3, BITMASK) == 0).all()
+    assert (mask_of([], 2, 3, WITH_BACKGROUND) == IGNORE).all()
+    assert (mask_of([], 2, 3, BITMASK, unlabelled="ignore") == IGNORE).all()
+    assert (mask_of([], 2, 3, WITH_BACKGROUND, unlabelled="background") == 0).all()
+
+
+def test_what_is_painted_as_background_is_class_0():
+    mask = mask_of([bitmask(square(3, 3, 0, 0, 2), "Background")], 3, 3, WITH_BACKGROUND)
+    assert mask.tolist() == [[0, 0, IGNORE], [0, 0, IGNORE], [IGNORE] * 3]
+
+
+# How regions combine
+
+
+def test_the_later_region_wins_and_regions_of_a_class_unite():
+    first, second = square(4, 4, 0, 0, 3), square(4, 4, 1, 1, 3)
+    over = mask_of([brush(first, "bone"), bitmask(second, "implant")], 4, 4)
+    assert np.array_equal(over, np.where(second, IMPLANT, np.where(first, BONE, 0)))
+    under = mask_of([bitmask(second, "implant"), brush(first, "bone")], 4, 4)
+    assert np.array_equal(under, np.where(first, BONE, np.where(second, IMPLANT, 0)))
+    united = mask_of([brush(first, "bone"), brush(second, "bone")], 4, 4)
+    assert np.array_equal(united, np.where(first | second, BONE, 0))
+
+
+def test_both_mask_forms_are_read_whatever_the_config_paints_with():
+    mask = square(5, 4, 1, 1, 2)
+    for config in CONFIGS:
+        for form in (brush, bitmask):
+            painted = mask_of([form(mask)], 5, 4, config)
+            assert np.array_equal(painted == config.class_index("bone"), mask)
+
+
+def test_antialiased_strokes_are_painted_from_half_on():
+    alpha = np.array([[0, 1, 127, 128, 254, 255]], np.uint8)
+    bits = f"{24:032b}{7:05b}{2:04b}{3:04b}{7:04b}{15:04b}"
+    bits += "".join(f"100{3:03b}{value:08b}" for value in alpha[0])  # runs of 4
+    bits += "0" * (8 - len(bits) % 8)
+    rle = [int(bits[i : i + 8], 2) for i in range(0, len(bits), 8)]
+    stroke = region("brushlabels", {"format": "rle", "rle": rle})
+    assert mask_of([stroke], 1, 6).tolist() == [[0, 0, 0, 1, 1, 1]]
+
+
+# Outlines: a pixel is painted when its centre is inside
+
+
+def test_a_rectangle_in_percent():
+    # 10 … 60 % of 20 columns are columns 2 … 11; 25 … 75 % of 8 rows are rows 2 … 5.
+    expected = np.zeros((8, 20), np.uint8)
+    expected[2:6, 2:12] = BONE
+    assert np.array_equal(mask_of([rectangle(10, 25, 50, 50)], 8, 20), expected)
+
+
+@pytest.mark.parametrize("rotation", [0, 17, 90, 135, 180, 270, 333.3, -20])
+@pytest.mark.parametrize("shape", [(60, 60), (40, 90)])
+def test_a_rotated_rectangle(rotation, shape):
+    height, width = shape
+    mask = mask_of([rectangle(45, 40, 30, 20, rotation)], height, width)
+    x, y = centres(height, width)
+    dx, dy = x - 0.45 * width, y - 0.40 * height  # from the corner it is turned around
+    angle = math.radians(rotation)
+    along = dx * math.cos(angle) + dy * math.sin(angle)  # clockwise, y points down
+    down = dy * math.cos(angle) - dx * math.sin(angle)
+    inside = (along > 0) & (along < 0.3 * width) & (down > 0) & (down < 0.2 * height)
+    edge = np.min(np.abs([along, along - 0.3 * width, down, down - 0.2 * height]), axis=0) < 1e-9
+    assert inside.any()
+    assert np.array_equal((mask == BONE)[~edge], inside[~edge])
+
+
+def test_a_quarter_turn_clockwise_takes_the_width_down():
+    # From the middle of 8 × 8, 4 wide and 2 high: turned by 90° it hangs down, to the left.
+    expected = np.zeros((8, 8), np.uint8)
+    expected[4:8, 2:4] = BONE
+    assert np.array_equal(mask_of([rectangle(50, 50, 50, 25, 90)], 8, 8), expected)
+
+
+@pytest.mark.parametrize("rotation", [0, 30, 90, 200])
+@pytest.mark.parametrize("shape", [(60, 60), (40, 90)])
+def test_an_ellipse(rotation, shape):
+    height, width = shape
+    mask = mask_of([ellipse(50, 45, 30, 20, rotation)], height, width)
+    x, y = centres(height, width)
+    dx, dy = x - 0.5 * width, y - 0.45 * height
+    angle = math.radians(rotation)
+    along = (dx * math.cos(angle) + dy * math.sin(angle)) / (0.3 * width)
+    across = (dy * math.cos(angle) - dx * math.sin(angle)) / (0.2 * height)
+    assert np.array_equal(mask == BONE, along**2 + across**2 < 1)
+    area = math.pi * 0.3 * width * 0.2 * height
+    if rotation == 0:  # otherwise parts of it may lie outside of the image
+        assert abs((mask == BONE).sum() - area) < 0.05 * area
+
+
+def test_an_ellipse_without_a_radius_paints_nothing():
+    assert not mask_of([ellipse(50, 50, 0, 10)], 9, 9).any()
+
+
+def test_a_triangle():
+    mask = mask_of([polygon((0, 0), (100, 0), (0, 100))], 10, 20)
+    x, y = centres(10, 20)
+    assert np.array_equal(mask == BONE, x / 20 + y / 10 < 1)
+
+
+def crossing_number(points: list[tuple[float, float]], x: float, y: float) -> int:
+    """The winding number of a closed outline around a point, edge by edge."""
+    winding = 0
+    for (x0, y0), (x1, y1) in zip(points, points[1:] + points[:1], strict=True):
+        if (y0 <= y) != (y1 <= y) and x0 + (y - y0) * (x1 - x0) / (y1 - y0) <= x:
+            winding += 1 if y1 > y0 else -1
+    return winding
+
+
+percent = st.floats(-20, 120, allow_nan=False).map(lambda v: round(v, 2))
+
+
+@given(
+    st.lists(st.tuples(percent, percent), min_size=1, max_size=8),
+    st.integers(1, 12),
+    st.integers(1, 12),
+)
+def test_any_polygon_also_outside_and_crossing_itself(points, height, width):
+    mask = mask_of([polygon(*points)], height, width)
+    pixels = [(px * width / 100, py * height / 100) for px, py in points]
+    for row in range(height):
+        for column in range(width):
+            inside = crossing_number(pixels, column + 0.5, row + 0.5) != 0
+            assert (mask[row, column] == BONE) == inside
+
+
+def test_a_polygon_that_winds_twice_is_filled_as_the_canvas_fills_it():
+    ring = [(0.0, 0.0), (100.0, 0.0), (100.0, 100.0), (0.0, 100.0)]
+    assert (mask_of([polygon(*ring, *ring)], 6, 6) == BONE).all()
+
+
+def test_outlines_need_no_original_size_and_may_stand_for_a_smaller_view():
+    whole = rectangle(0, 0, 50, 50)
+    shown = {**whole, "original_width": 10, "original_height": 5}
+    assert np.array_equal(mask_of([whole], 20, 40), mask_of([shown], 20, 40))
+
+
+# Sizes and rotation
+
+
+@pytest.mark.parametrize("form", [brush, bitmask])
+def test_a_mask_painted_on_a_smaller_view_is_resampled_to_the_nearest_pixel(form):
+    small = np.array([[True, False], [False, True]])
+    mask = mask_of([form(small)], 6, 8)
+    expected = np.zeros((6, 8), np.uint8)
+    expected[:3, :4] = expected[3:, 4:] = BONE
+    assert np.array_equal(mask, expected)
+    large = np.kron(expected == BONE, np.ones((3, 3), bool))
+    assert np.array_equal(mask_of([form(large)], 6, 8), expected)
+
+
+@pytest.mark.parametrize("form", [brush, bitmask])
+def test_an_odd_size_that_was_halved_still_fits(form):
+    assert mask_of([form(np.ones((512, 1024), bool))], 1023, 2047).all()
+
+
+@pytest.mark.parametrize("form", [brush, bitmask])
+def test_a_mask_of_another_image_is_an_error_that_names_both_sizes(form):
+    with pytest.raises(
+        AnnotationError,
+        match=r"region 1 \(.*\): .* image of 30 × 10 pixels, this slice has 20 × 20",
+    ):
+        label_map([form(np.ones((10, 30), bool))], BITMASK, 20, 20)
+
+
+def test_an_outline_of_another_image_is_an_error():
+    other = {**rectangle(0, 0, 50, 50), "original_width": 300, "original_height": 100}
+    with pytest.raises(AnnotationError, match="300 × 100 pixels, this slice has 20 × 20"):
+        label_map([other], BITMASK, 20, 20)
+
+
+def test_masks_without_an_original_size():
+    mask = square(5, 7, 1, 2, 3)
+    for form in (brush, bitmask):
+        bare = form(mask, original_width=None, original_height=None)
+        assert np.array_equal(mask_of([bare], 5, 7) == BONE, mask)
+
+
+def test_a_rotated_view_does_not_rotate_the_labels():
+    mask = square(5, 9, 1, 2, 3)
+    for results in ([brush(mask)], [bitmask(mask)], [rectangle(10, 20, 30, 40)]):
+        turned = [{**result, "image_rotation": 90} for result in results]
+        assert np.array_equal(mask_of(turned, 5, 9), mask_of(results, 5, 9))
+
+
+@pytest.mark.parametrize("size", [(0, 4), (4, -1)])
+def test_an_image_without_pixels(size):
+    with pytest.raises(AnnotationError, match="at least one pixel"):
+        label_map([], BITMASK, *size)
+
+
+# Labels that cannot be named are neither guessed nor lost
+
+
+@pytest.mark.parametrize("policy", ["ignore", "background"])
+def test_unknown_labels_are_ignored_pixels_and_a_warning(policy):
+    mask, warnings = label_map([brush(np.eye(2, dtype=bool), "marrow")], BITMASK, 2, 2, policy)
+    rest = IGNORE if policy == "ignore" else 0
+    assert mask.tolist() == [[IGNORE, rest], [rest, IGNORE]]
+    assert warnings == [
+        "region 1 (brushlabels, id 'r1') has the label \"marrow\", which the labelling config does "
+        "not have (bone, implant, layer): its pixels are ignored"
+    ]
+
+
+def test_a_region_painted_over_an_unknown_one_counts():
+    unknown, known = brush(np.ones((1, 2), bool), "marrow"), brush(np.array([[True, False]]))
+    mask, warnings = label_map([unknown, known], BITMASK, 1, 2)
+    assert mask.tolist() == [[BONE, IGNORE]]
+    assert len(warnings) == 1
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({}, "has no label"),
+        ({"brushlabels": []}, "has no label"),
+        ({"brushlabels": ["bone", "implant"]}, "has ['bone', 'implant'] instead of one label"),
+        ({"brushlabels": {"bone": 1}}, "has {'bone': 1} instead of one label"),
+        ({"brushlabels": ["background"]}, 'has the label "background"'),  # nobody can paint it
+    ],
+)
+def test_regions_without_one_label_of_the_config(labels, message):
+    stroke = brush(np.ones((1, 1), bool), None)
+    stroke["value"].update(labels)
+    mask, warnings = label_map([stroke], BITMASK, 1, 1)
+    assert mask.tolist() == [[IGNORE]]
+    assert message in warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (region("keypointlabels", {"x": 1, "y": 1}), "nextslice reads brush, bitmask, polygon,"),
+        (region("brush", {"format": "rle", "rle": []}), "nextslice reads brush"),
+        ({**rectangle(0, 0, 9, 9), "to_name": "second"}, 'to "second", not to the image "image"'),
+        (polygon((0, 0), (9, 0), (0, 9), closed=False), "its outline is not closed"),
+    ],
+)
+def test_regions_without_pixels_of_this_image_are_left_out_with_a_warning(result, message):
+    mask, warnings = label_map([result], BITMASK, 4, 4)
+    assert not mask.any()
+    assert message in warnings[0]
+    assert "was left out" in warnings[0]
+
+
+def test_results_that_say_nothing_about_pixels_are_passed_over():
+    results = [
+        {"type": "choices", "from_name": "c", "to_name": "image", "value": {"choices": ["good"]}},
+        {"type": "textarea", "to_name": "image", "value": {"text": ["nice"]}},
+        {"type": "relation", "from_id": "a", "to_id": "b", "direction": "right"},
+    ]
+    assert not mask_of(results, 3, 3).any()
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (region("brushlabels", {"format": "rle"}), "value.rle is missing"),
+        (region("brushlabels", {"rle": [1, 2, 3]}), "the brush stream is 3 bytes"),
+        (region("brushlabels", {"rle": "abc"}), "expected a brush stream"),
+        (region("bitmasklabels", {}), "value.imageDataURL: expected a data URL, found None"),
+        (region("bitmasklabels", {"imageDataURL": "x"}), "expected a bitmask that begins with"),
+        (region("rectanglelabels", {"x": "a"}), "value.x: expected a number, found 'a'"),
+        (region("rectanglelabels", {"x": 1, "width": math.nan}), "value.width: expected a number"),
+        (rectangle(1, 1, 1, 1, "90°"), "value.rotation: expected a number"),
+        (region("ellipselabels", {"x": 1}), "value.radiusX: expected a number, found None"),
+        (region("polygonlabels", {"points": "abc"}), "value.points: expected a list of"),
+        (region("polygonlabels", {"points": [[1], [2, 3]]}), "value.points: expected a list of"),
+        (polygon((0, math.inf)), "value.points: expected numbers"),
+    ],
+)
+def test_regions_that_cannot_be_read_name_region_and_field(result, message):
+    with pytest.raises(
+        AnnotationError, match=rf"region 2 \({result['type']}, id 'r1'\): {message}"
+    ):
+        label_map([rectangle(0, 0, 9, 9), result], BITMASK, 4, 4)
+
+
+# Which annotation counts
+
+
+def annotation(number: int, updated: str | None = None, **more: Any) -> Annotation:
+    return parse_annotation({"id": number, "updated_at": updated, "result": [], **more})
+
+
+def test_the_latest_annotation_counts():
+    old = annotation(1, "2026-01-01T10:00:00Z")
+    new = annotation(2, "2026-01-01T12:00:00+01:00")  # one hour later than the other
+    newest = annotation(3, "2026-01-01T11:30:00")  # no zone: UTC
+    assert choose_annotation([new, newest, old]) is newest
+    assert choose_annotation([old, new]) is new
+
+
+def test_ground_truth_comes_first():
+    truth = annotation(1, "2026-01-01T10:00:00Z", ground_truth=True)
+    later = annotation(2, "2026-01-02T10:00:00Z")
+    latest_truth = annotation(3, "2026-01-01T11:00:00Z", ground_truth=True)
+    assert choose_annotation([truth, later]) is truth
+    assert choose_annotation([truth, later, latest_truth]) is latest_truth
+
+
+def test_skipped_annotations_never_count():
+    skipped = annotation(2, "2026-01-02T10:00:00Z", was_cancelled=True, ground_truth=True)
+    assert choose_annotation([skipped]) is None
+    assert choose_annotation([]) is None
+    submitted = annotation(1, "2026-01-01T10:00:00Z")
+    assert choose_annotation([submitted, skipped]) is submitted
+
+
+def test_ties_go_to_the_higher_id_and_times_may_lack():
+    a, b = annotation(1), annotation(2)
+    assert choose_annotation([b, a]) is b
+    assert choose_annotation([annotation(3, created_at="2020-01-01T00:00:00Z"), b]).id == 3
+
+
+# Reading Label Studio's JSON
+
+TASK = {  # as GET /api/tasks/17/ answers in 1.23, shortened
+    "id": 17,
+    "predictions": [{"id": 5, "model_version": "nextslice-r001-ab", "score": 0.1, "result": "?"}],
+    "annotations": [
+        {
+            "id": 3,
+            "created_username": " a@example.com, 1",
+            "created_ago": "0 minutes",
+            "completed_by": {"id": 1, "email": "a@example.com", "first_name": ""},
+            "result": [{**rectangle(0, 0, 50, 50), "origin": "manual", "readonly": False}],
+            "was_cancelled": False,
+            "ground_truth": False,
+            "created_at": "2026-01-01T10:00:00.123456Z",
+            "updated_at": "2026-01-01T10:00:00.223456Z",
+            "draft_created_at": None,
+            "lead_time": 7.3,
+            "unique_id": "0a0a",
+            "last_action": None,
+        }
+    ],
+    "drafts": [{"id": 9, "result": None, "annotation": None, "user": "a@example.com"}],
+    "data": {"image": "https://example.org/1.png", "z": 4},
+    "meta": {},
+    "created_at": "2026-01-01T09:00:00Z",
+    "updated_at": "2026-01-01T10:00:01Z",
+    "is_labeled": True,
+    "project": 1,
+    "file_upload": None,
+    "comment_authors": [],
+}
+
+
+def test_a_task_as_label_studio_writes_it():
+    task = parse_task(json.loads(json.dumps(TASK)))
+    assert (task.id, task.project, task.is_labeled) == (17, 1, True)
+    assert task.data["z"] == 4
+    assert task.updated_at == datetime(2026, 1, 1, 10, 0, 1, tzinfo=UTC)
+    (done,) = task.annotations
+    assert (done.id, done.completed_by, done.lead_time) == (3, 1, 7.3)
+    assert mask_of(list(done.result), 4, 4).sum() == 4 * BONE
+    assert task.drafts[0].result == ()
+    assert task.predictions[0].model_version == "nextslice-r001-ab"
+    from_the_sdk = construct_type(type_=RoleBasedTask, object_=TASK)  # as its client does
+    assert parse_task(from_the_sdk) == task
+
+
+def test_lists_may_be_null_or_absent():
+    assert parse_task({"id": 1, "data": {}}).annotations == ()
+    nothing = {"annotations": None, "drafts": None, "predictions": None}
+    assert parse_task({"id": 1, "data": {}, **nothing}).drafts == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"id": "x"}, r"task x .*: id: .*valid integer.*, found 'x'"),
+        ({"data": None}, r"task 17 .*: data: .*, found None"),
+        ({"annotations": [{"id": 3, "result": [7]}]}, r"annotations\.0\.result\.0: .*found 7"),
+        ({"annotations": [{"id": 3, "updated_at": "soon"}]}, r"annotations\.0\.updated_at: .*soon"),
+        (
+            {"annotations": [{"id": 3, "result": [{"original_width": 0}]}]},
+            r"annotations\.0\.result\.0\.original_width: .*greater than 0, found 0",
+        ),
+    ],
+)
+def test_errors_name_the_field_and_what_was_found(change, message):
+    with pytest.raises(AnnotationError, match=message):
+        parse_task({**TASK, **change})
+
+
+@pytest.mark.parametrize("payload", [None, 7, "task", [TASK]])
+def test_what_is_no_task_at_all(payload):
+    with pytest.raises(AnnotationError, match="task from Label Studio cannot be read: the whole"):
+        parse_task(payload)
+
+
+def test_a_region_from_json_is_checked_too():
+    with pytest.raises(AnnotationError, match=r"region r1 .*: value: .*, found 5"):
+        label_map([{"id": "r1", "type": "brushlabels", "value": 5}], BITMASK, 2, 2)
+
+
+# The hash of a label
+
+
+def test_the_hash_follows_the_content_and_nothing_else():
+    results = [brush(np.eye(5, dtype=bool)), rectangle(1, 2, 3, 4)]
+    known = label_hash(results)
+    assert len(known) == 32
+    others = [{**r, "id": "other", "score": 0.5, "origin": "prediction"} for r in results]
+    comment = {"type": "textarea", "value": {"text": ["hm"]}}
+    assert label_hash([*others, comment]) == known
+    assert label_hash([Region.model_validate(r) for r in results]) == known
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        [],
+        [rectangle(1, 2, 3, 4), brush(np.eye(5, dtype=bool))],  # the order decides overlaps
+        [brush(np.eye(5, dtype=bool))],
+        [brush(np.eye(5, dtype=bool)), rectangle(1, 2, 3, 4.0001)],
+        [brush(np.eye(5, dtype=bool), "implant"), rectangle(1, 2, 3, 4)],
+        [brush(~np.eye(5, dtype=bool)), rectangle(1, 2, 3, 4)],
+        [bitmask(np.eye(5, dtype=bool)), rectangle(1, 2, 3, 4)],
+    ],
+)
+def test_any_change_of_the_content_changes_the_hash(changed):
+    assert label_hash(changed) != label_hash([brush(np.eye(5, dtype=bool)), rectangle(1, 2, 3, 4)])
+
+
+def test_the_hash_of_damaged_regions():
+    damaged = [region("brushlabels", {"rle": rle}) for rle in (None, "x", [1, 300], [1.5])]
+    assert len({label_hash([one]) for one in damaged}) == 4
+
+
+def test_the_hash_does_not_change_between_releases():
+    # It is stored with every round: a new value here makes every label look changed.
+    assert label_hash([rectangle(1, 2, 3, 4)]) == "622ee2ef2daa87d1a4738808d899538d"
