@@ -7,6 +7,7 @@ Each field is the environment variable ``NEXTSLICE_<FIELD>``; the few that other
 
 from __future__ import annotations
 
+import logging
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,7 +16,7 @@ from urllib.parse import urlsplit
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-__all__ = ["Settings", "SettingsError", "load_settings"]
+__all__ = ["Settings", "SettingsError", "configure_logging", "load_settings"]
 
 
 class SettingsError(ValueError):
@@ -180,3 +181,12 @@ def load_settings() -> Settings:
         return Settings()  # type: ignore[call-arg]  # every field has a default or an alias
     except ValidationError as error:
         raise SettingsError(_complaint(error)) from None
+
+
+def configure_logging(level: str) -> None:
+    """One line a message, with time and place, to standard error. Done again it changes nothing."""
+    logging.basicConfig(
+        level=level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+    )
+    # One line per HTTP request of the SDK drowns what matters.
+    logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -28,6 +29,9 @@ def main() -> None:
     from ml_backend.settings import SettingsError
     from ml_backend.studio.client import StudioError
 
+    # libgomp's threads spin at every barrier; beside other busy processes that made a training step
+    # on two cores take 16 s instead of 3. Inherited by the workers, before they load torch.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except (StudioError, StoreError, SettingsError, StartError, ValueError) as error:

@@ -6,11 +6,10 @@ from typing import Annotated
 
 import typer
 
-from ml_backend.app import configure_logging
 from ml_backend.cli import app, console
 from ml_backend.rounds.adopt import adopt
 from ml_backend.rounds.service import Service
-from ml_backend.settings import Settings, load_settings
+from ml_backend.settings import Settings, configure_logging, load_settings
 from ml_backend.studio.client import Studio, StudioError
 
 __all__ = ["connect", "register"]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import numpy.typing as npt
 import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -25,7 +26,7 @@ from ml_backend.cli import app, console
 from ml_backend.cli.connect import register
 from ml_backend.embedded.annotator import Annotator
 from ml_backend.embedded.label_studio import Session
-from ml_backend.embedded.processes import ProcessGroup, StartError, wait_until
+from ml_backend.embedded.processes import ProcessGroup, StartError, stop_on_sigterm, wait_until
 from ml_backend.embedded.stack import Stack, default_home, start_stack
 from ml_backend.embedded.uploads import UploadedSlice, create_project
 from ml_backend.rounds.service import Service
@@ -41,11 +42,28 @@ _GAP = 3.0
 """Slices on each side of the held-out block that are in neither part, in z units."""
 
 
+class _Shown:
+    """A folder's slices as the demo uploads them: 8 bit, one window for all. What is trained on and
+    what is measured on must be the same."""
+
+    def __init__(self, source: FolderSource) -> None:
+        self._source = source
+        sample = [source.image(i) for i in source.ids[:: max(1, len(source.ids) // 16)]]
+        self._eight_bit = all(image.dtype == np.uint8 for image in sample)
+        self._window = np.percentile(np.concatenate([s.ravel()[::7] for s in sample]), [0.2, 99.8])
+        self.ids, self.mask, self.position = source.ids, source.mask, source.position
+
+    def image(self, slice_id: SliceId) -> npt.NDArray[Any]:
+        image = self._source.image(slice_id)
+        return image if self._eight_bit else window8(image, *self._window)
+
+
 @dataclass(frozen=True)
 class _Data:
     """The demo's slices: what becomes tasks, and what the mIoU is measured on."""
 
-    source: FolderSource
+    source: _Shown
+    classes: tuple[str, ...]
     tasks: tuple[SliceId, ...]
     held_out: tuple[SliceId, ...]
 
@@ -58,7 +76,7 @@ def _load(folder: Path) -> _Data:
     source = FolderSource(folder)
     places = {i: source.position(i) for i in source.ids}
     tasks, held_out = held_out_block(places, gap=_GAP)
-    return _Data(source, tasks, held_out)
+    return _Data(_Shown(source), source.classes, tasks, held_out)
 
 
 def _phantom(home: Path) -> Path:
@@ -76,28 +94,18 @@ def _upload(stack: Stack, data: _Data, title: str) -> int:
     """A BitmaskLabels project with one 8-bit PNG a task; returns its number."""
     server = stack.label_studio
     session = Session(server.url, server.email, server.password)
-    low, high = _window(data)
     with Progress(console=console, transient=True) as bars:
         slices = (
-            _uploaded(data.source, slice_id, low, high)
+            _uploaded(data.source, slice_id)
             for slice_id in bars.track(data.tasks, description="uploading slices")
         )
-        return create_project(session, title, bitmask_config(data.source.classes[1:]), slices)
+        return create_project(session, title, bitmask_config(data.classes[1:]), slices)
 
 
-def _window(data: _Data) -> tuple[float, float]:
-    """Grey values shown as black and white: percentiles over the volume, not per slice."""
-    sample = [data.source.image(i) for i in data.tasks[:: max(1, len(data.tasks) // 16)]]
-    low, high = np.percentile(np.concatenate([s.ravel()[::7] for s in sample]), [0.2, 99.8])
-    return float(low), float(high)
-
-
-def _uploaded(source: FolderSource, slice_id: SliceId, low: float, high: float) -> UploadedSlice:
-    image = source.image(slice_id)
-    shown = image if image.dtype == np.uint8 else window8(image, low, high)
+def _uploaded(source: _Shown, slice_id: SliceId) -> UploadedSlice:
     place = source.position(slice_id)
     data = {"volume": place.volume, "z": place.z, "slice": str(slice_id)}
-    return UploadedSlice(str(slice_id), shown, data)
+    return UploadedSlice(str(slice_id), source.image(slice_id), data)
 
 
 class _Loop:
@@ -243,6 +251,7 @@ def demo(
     Headless, the last line of standard output is one JSON object. Ctrl-C stops all that was
     started.
     """
+    stop_on_sigterm()
     _check_strategy(strategy)
     home = default_home()
     folder = home / "demo"

@@ -7,12 +7,12 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ml_backend.app import configure_logging
 from ml_backend.cli import app, console
 from ml_backend.cli.progress import round_progress
 from ml_backend.rounds.round import run_round
-from ml_backend.rounds.service import Service, project_id
+from ml_backend.rounds.service import Service
 from ml_backend.rounds.store import MetricsRecord, ProjectStore, Published, RoundRecord
+from ml_backend.settings import configure_logging
 
 __all__ = ["rounds_app"]
 

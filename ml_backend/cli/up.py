@@ -12,7 +12,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from ml_backend.cli import app, console
-from ml_backend.embedded.processes import ProcessGroup, StartError
+from ml_backend.embedded.processes import ProcessGroup, StartError, stop_on_sigterm
 from ml_backend.embedded.redis_server import start_redis
 from ml_backend.embedded.stack import backend_argv, start_worker
 from ml_backend.rounds.service import Service
@@ -45,6 +45,7 @@ def up(
     Label Studio is your own (LABEL_STUDIO_URL, LABEL_STUDIO_API_KEY). Redis is REDIS_URL's when it
     answers, else a private one is started.
     """
+    stop_on_sigterm()
     settings = load_settings()
     service = Service(settings)
     service.studio.call("look for projects", service.studio.sdk.projects.list)

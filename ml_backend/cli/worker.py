@@ -12,10 +12,9 @@ from redis.exceptions import RedisError
 from rq import SpawnWorker, Worker
 from rq.serializers import JSONSerializer
 
-from ml_backend.app import configure_logging
 from ml_backend.cli import app
 from ml_backend.rounds.schedule import CONTROL, GPU, HEARTBEAT_S, Schedule
-from ml_backend.settings import load_settings
+from ml_backend.settings import configure_logging, load_settings
 
 __all__ = ["Kind", "worker"]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
-__all__ = ["ProcessGroup", "StartError", "free_port", "wait_until"]
+__all__ = ["ProcessGroup", "StartError", "free_port", "stop_on_sigterm", "wait_until"]
 
 _PR_SET_PDEATHSIG = 1
 
@@ -36,6 +36,15 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def stop_on_sigterm() -> None:
+    """Let SIGTERM unwind like Ctrl-C, so that everything that was started is stopped."""
+
+    def interrupt(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
 
 
 def _die_with_parent() -> None:  # runs in the child

@@ -18,6 +18,7 @@ from ml_backend.rounds import reconcile as reconciliation
 from ml_backend.rounds.round import run_round
 from ml_backend.rounds.service import Service
 from ml_backend.rounds.store import ClaimLost, ClaimTaken, ProjectRecord
+from ml_backend.settings import configure_logging
 
 __all__ = ["adopt", "count", "reconcile", "round", "start", "tidy"]
 
@@ -43,38 +44,45 @@ def _job_progress() -> Progress:
     return report
 
 
+def _service() -> Service:
+    """The service; a job may run in an interpreter of its own, which nobody told how to log."""
+    service = Service.from_environment()
+    configure_logging(service.settings.log_level)
+    return service
+
+
 def adopt(key: str, backend_url: str | None) -> None:
     """Make the project ours, then look whether it has labels already."""
-    service = Service.from_environment()
+    service = _service()
     adoption.adopt(service, key, backend_url)
     reconciliation.count(service, key)
 
 
 def count(key: str) -> None:
     """Something changed in the project: look, and act on it."""
-    reconciliation.count(Service.from_environment(), key)
+    reconciliation.count(_service(), key)
 
 
 def start(key: str) -> None:
     """A person asked for a training now."""
-    service = Service.from_environment()
+    service = _service()
     reconciliation.request_start(service, key)
     reconciliation.count(service, key)
 
 
 def tidy(key: str) -> None:
     """Remove what is no longer served."""
-    publish.tidy(Service.from_environment(), key)
+    publish.tidy(_service(), key)
 
 
 def reconcile() -> None:
     """Look at every project, whether or not a webhook came."""
-    reconciliation.reconcile(Service.from_environment())
+    reconciliation.reconcile(_service())
 
 
 def round(key: str, reason: str) -> None:
     """Run the project's next round, to the end or from where the last worker left it."""
-    service = Service.from_environment()
+    service = _service()
     folder = service.folder(key)
     try:
         run_round(service, key, reason, progress=_job_progress())
