@@ -20,7 +20,7 @@ ALLOWED = {
     "rounds": {"al_strategies", "studio", "segmentation", "volumes", "settings"},
     "api": {"al_strategies", "studio", "segmentation", "volumes", "settings", "rounds"},
     "app": {"api", "rounds", "settings"},
-    "embedded": {"al_strategies", "studio", "volumes", "rounds", "settings"},
+    "embedded": {"al_strategies", "studio", "volumes", "rounds", "settings", "api"},
     "adapter": {"al_strategies", "studio", "segmentation", "rounds", "settings", "api"},
 }
 """For each part, the parts of ours that it may import. `cli` may import all."""

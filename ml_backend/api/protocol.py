@@ -105,13 +105,18 @@ def predict() -> Response | tuple[Response, int]:
 
 @protocol.get("/versions")
 def versions() -> Response:
-    """Versions of the project's committed rounds, newest first."""
-    key = str(request.args.get("project") or _body().get("project") or "")
+    """Versions of the committed rounds, newest first: of the project that is named, else of all.
+
+    Label Studio 1.23 names none: it drops the body of a GET and adds no query.
+    """
+    serving = _serving()
+    named = str(request.args.get("project") or _body().get("project") or "")
+    keys = [named] if named else serving.service.project_keys()
     try:
-        project_id(key)
+        found = [version for key in keys if project_id(key) for version in serving.versions(key)]
     except ValueError:
-        return jsonify(versions=[PENDING_VERSION])
-    return jsonify(versions=_serving().versions(key) or [PENDING_VERSION])
+        found = []
+    return jsonify(versions=found or [PENDING_VERSION])
 
 
 @protocol.post("/webhook")

@@ -11,10 +11,11 @@ import typer
 from redis import Redis
 from redis.exceptions import RedisError
 
+from ml_backend.api.server import gunicorn_argv
 from ml_backend.cli import app, console
 from ml_backend.embedded.processes import ProcessGroup, StartError, stop_on_sigterm
 from ml_backend.embedded.redis_server import start_redis
-from ml_backend.embedded.stack import backend_argv, start_worker
+from ml_backend.embedded.stack import start_worker
 from ml_backend.rounds.service import Service
 from ml_backend.settings import load_settings
 
@@ -55,7 +56,7 @@ def up(
         if not _redis_answers(settings.redis_url):
             console.print(f"No Redis at {settings.redis_url}: starting a private one.")
             env["REDIS_URL"] = start_redis(group, (data / "redis").resolve())
-        group.start("backend", backend_argv(address), env=env)
+        group.start("backend", gunicorn_argv(address), env=env)
         for kind, count in (("control", control_workers), ("gpu", gpu_workers)):
             for _ in range(count):
                 start_worker(group, kind, env)

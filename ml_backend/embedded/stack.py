@@ -11,6 +11,7 @@ from pathlib import Path
 
 import requests
 
+from ml_backend.api.server import gunicorn_argv
 from ml_backend.embedded.label_studio import (
     LabelStudioServer,
     install_label_studio,
@@ -20,9 +21,7 @@ from ml_backend.embedded.processes import ProcessGroup, free_port
 from ml_backend.embedded.redis_server import start_redis
 from ml_backend.settings import Settings
 
-__all__ = ["Stack", "backend_argv", "default_home", "start_backend", "start_stack", "start_worker"]
-
-_THREADS = 8
+__all__ = ["Stack", "default_home", "start_backend", "start_stack", "start_worker"]
 
 
 def default_home() -> Path:
@@ -59,22 +58,9 @@ def settings_from(env: dict[str, str]) -> Settings:
                 os.environ[name] = value
 
 
-def backend_argv(bind: str) -> list[str]:
-    """Gunicorn as the service runs it: one process, threads, no preload.
-
-    One process holds one copy of the weights and one lock around the forward; threads keep
-    /webhook and /health quick while a prediction runs.
-    """
-    return [
-        sys.executable, "-m", "gunicorn", "ml_backend.app:create_app()", "--bind", bind,
-        "--workers", "1", "--threads", str(_THREADS), "--timeout", "300",
-        "--worker-tmp-dir", "/dev/shm" if Path("/dev/shm").is_dir() else "/tmp",
-    ]  # fmt: skip
-
-
 def start_backend(group: ProcessGroup, port: int, env: dict[str, str]) -> subprocess.Popen[bytes]:
     """Start the backend and wait until it answers."""
-    process = group.start("backend", backend_argv(f"127.0.0.1:{port}"), env=env)
+    process = group.start("backend", gunicorn_argv(f"127.0.0.1:{port}"), env=env)
     url = f"http://127.0.0.1:{port}/health"
 
     def answers() -> bool:

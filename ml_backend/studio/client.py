@@ -182,6 +182,8 @@ class Studio:
                     "Settings and set LABEL_STUDIO_API_KEY."
                 )
             body = json.dumps(error.body, default=str)[:400]
+            if "<html" in body.lower():  # an error page, not an answer
+                body = "a web page instead of an answer"
             return f"Label Studio at {self.url} answered {error.status_code} to {what}: {body}"
         return (
             f"Label Studio at {self.url} cannot be reached for {what} "

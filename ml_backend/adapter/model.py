@@ -1,0 +1,132 @@
+"""nextslice as a model of label-studio-ml 2.x: the class that its Flask routes call.
+
+Upstream's routes make a new instance for every request, tell it the project's number without the
+creation time that makes it unique, and keep what a model remembers in an SQLite file of their own.
+Here an instance lives for one request and remembers nothing: versions and weights come from the
+same `Serving`, and jobs go into the same queues, as in the application of `ml_backend.app`.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cached_property
+from typing import Any
+
+from flask import abort, current_app, jsonify, make_response, request
+from label_studio_ml.exceptions import AnswerException
+from label_studio_ml.model import LabelStudioMLBase
+from redis.exceptions import RedisError
+
+from ml_backend.api.protocol import COUNTED, TRAIN_NOW
+from ml_backend.api.serving import Serving
+from ml_backend.rounds.service import project_id
+from ml_backend.studio.client import Project
+from ml_backend.studio.label_config import LabelConfigError, parse_label_config
+from ml_backend.studio.task_order import PENDING_VERSION
+
+__all__ = ["NextsliceModel"]
+
+logger = logging.getLogger(__name__)
+
+
+class NextsliceModel(LabelStudioMLBase):  # type: ignore[misc]
+    """The model behind /setup, /predict and /webhook, inside a request of upstream's server."""
+
+    def __init__(self, project_id: str | None = None, label_config: str | None = None) -> None:
+        self._values: dict[str, Any] = {}
+        super().__init__(project_id, label_config)
+
+    @cached_property
+    def key(self) -> str:
+        """The project's key ``<id>.<created timestamp>``, from the request's own words."""
+        project = request.get_json().get("project")
+        try:
+            if isinstance(project, dict):  # a webhook carries the whole project
+                return Project.model_validate(project).key
+            project_id(str(project or ""))
+        except ValueError as error:
+            raise _refused(str(error)) from None
+        return str(project)
+
+    @property
+    def serving(self) -> Serving:
+        """What is published, and the service behind it."""
+        found: Serving = current_app.extensions["nextslice"]
+        return found
+
+    # -- what upstream keeps in its cache
+
+    def get(self, key: str) -> Any:
+        """The published version as ``model_version``; else what this request has set, or None."""
+        return self.serving.version(self.key) if key == "model_version" else self._values.get(key)
+
+    def set(self, key: str, value: Any) -> None:
+        """Keep a value for the rest of this request."""
+        self._values[key] = value
+
+    def has(self, key: str) -> bool:
+        """Whether `get` has an answer."""
+        return key == "model_version" or key in self._values
+
+    def use_label_config(self, label_config: str) -> None:
+        """Keep the text. It is parsed where it is used: a webhook needs no labelling config."""
+        self.set("label_config", label_config)
+
+    @property
+    def model_version(self) -> str:
+        """The published version. Pending on /webhook, which needs none: the store may be far away,
+        and upstream asks this of every new instance."""
+        version: str = PENDING_VERSION if _asked("/webhook") else self.get("model_version")
+        return version
+
+    # -- what upstream's routes call
+
+    def setup(self) -> None:
+        """On /setup: refuse a config that cannot be segmented, adopt a project we do not know."""
+        if not _asked("/setup"):  # upstream calls this for every request
+            return
+        try:
+            parse_label_config(self.get("label_config") or "")
+        except LabelConfigError as error:
+            raise _refused(f"this labelling config cannot be segmented: {error}") from None
+        if self.serving.published(self.key) is None:
+            try:
+                self.serving.service.schedule.adopt(self.key, request.host_url.rstrip("/"))
+            except RedisError as error:
+                logger.error("project %s cannot be adopted: Redis: %s", self.key, error)
+
+    def predict(
+        self, tasks: list[dict[str, Any]], context: dict[str, Any] | None = None, **params: Any
+    ) -> list[dict[str, Any]]:
+        """One ``{"result", "score", "model_version"}`` per task, always, in the tasks' order.
+
+        ``context`` and ``params`` (the project's login and password for its images) are not used.
+        """
+        if not isinstance(tasks, list):
+            raise _refused(f"tasks: found {type(tasks).__name__}, expected a list of tasks")
+        return self.serving.predict(self.key, tasks, self.get("label_config") or "")
+
+    def fit(self, event: str, data: dict[str, Any], **params: Any) -> None:
+        """Enqueue a look at the project, or a training when a person asked for one.
+
+        Training itself is done by ``nextslice worker gpu``.
+        """
+        schedule = self.serving.service.schedule
+        try:
+            if event == TRAIN_NOW:
+                schedule.start(self.key)
+            elif event in COUNTED:
+                schedule.count(self.key)
+        except RedisError as error:
+            # Nothing is lost: reconcile looks at the project anyway.
+            logger.error("webhook %s of project %s: Redis: %s", event, self.key, error)
+            abort(make_response(jsonify(error="the queue cannot be reached"), 503))
+
+
+def _asked(path: str) -> bool:
+    return request.path.rstrip("/") == path
+
+
+def _refused(message: str) -> AnswerException:
+    """Status 400 in the form of upstream's error answers; they print the traceback otherwise."""
+    return AnswerException(400, message, {"traceback": None})

@@ -1,0 +1,157 @@
+"""What a person sees: add the URL, press Label All Tasks, correct the mask, submit.
+
+Headless Chromium against the real Label Studio. The network's masks are looked at where a person
+looks: at the pixels of the page.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ml_backend.embedded.processes import wait_until
+from ml_backend.embedded.stack import Stack
+from ml_backend.studio.label_config import bitmask_config, brush_config
+from tests.integration.conftest import CLASSES, LiveProject
+
+pytestmark = [pytest.mark.integration, pytest.mark.browser]
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+if CHROMIUM is None and not os.environ.get("NEXTSLICE_REQUIRE_BROWSER"):
+    pytest.skip("browser tests: no chromium on PATH", allow_module_level=True)
+
+from playwright.sync_api import Browser, Page, sync_playwright  # noqa: E402
+
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+TIMEOUT_MS = 60_000
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    assert CHROMIUM is not None, "NEXTSLICE_REQUIRE_BROWSER is set, but there is no chromium"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser, stack: Stack, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """A logged-in page; its last sight is kept when NEXTSLICE_SCREENSHOTS names a folder."""
+    page = browser.new_page(viewport={"width": 1400, "height": 900})
+    page.set_default_timeout(TIMEOUT_MS)
+    server = stack.label_studio
+    # Only the server itself: hosts that cannot be reached would be waited for.
+    page.route(lambda url: not url.startswith(server.url), lambda route: route.abort())
+    page.goto(f"{server.url}/user/login/")
+    page.fill("input[name=email]", server.email)
+    page.fill("input[name=password]", server.password)
+    page.click("button[type=submit]")
+    page.wait_for_url(lambda url: "login" not in url)
+    yield page
+    look(page, request.node.name)
+    page.close()
+
+
+def look(page: Page, name: str) -> None:
+    folder = os.environ.get("NEXTSLICE_SCREENSHOTS")
+    if folder:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=str(Path(folder) / f"{name}.png"))
+
+
+def connect_model(page: Page, stack: Stack, project: int) -> None:
+    """Settings → Model → Connect Model → Validate and Save."""
+    page.goto(f"{stack.label_studio.url}/projects/{project}/settings/ml")
+    page.get_by_role("button", name="Connect Model").first.click()
+    page.fill("input[name=title]", "nextslice")
+    page.fill("input[name=url]", stack.backend_url)
+    page.get_by_role("button", name="Validate and Save").click()
+    page.get_by_text("Connected", exact=True).first.wait_for()
+
+
+def opened_task(page: Page, action: Callable[[], Any]) -> int:
+    """Do ``action`` and tell which task Label Studio hands out for it."""
+    with page.expect_response(lambda answer: "id=next_task" in answer.url) as handed_out:
+        action()
+    assert handed_out.value.status == 200, handed_out.value.text()
+    number = int(handed_out.value.json()["id"])
+    page.locator("canvas").first.wait_for()
+    page.wait_for_load_state("networkidle")
+    page.wait_for_timeout(1500)  # the mask is drawn after the image, without a sign in the DOM
+    return number
+
+
+def canvas(page: Page) -> np.ndarray[Any, np.dtype[np.int16]]:
+    """(H, W, 3): the annotator's image area as it is shown."""
+    boxes = [box for c in page.locator("canvas").all() if (box := c.bounding_box()) is not None]
+    largest = max(boxes, key=lambda box: box["width"] * box["height"])
+    shot = page.screenshot(clip=largest)
+    return np.asarray(Image.open(io.BytesIO(shot)).convert("RGB")).astype(np.int16)
+
+
+def coloured(pixels: np.ndarray[Any, np.dtype[np.int16]]) -> float:
+    """Part of the pixels that have a colour: the slice is grey, a mask is not."""
+    return float(np.mean(pixels.max(-1) - pixels.min(-1) > 25))
+
+
+@pytest.mark.parametrize("config", [bitmask_config, brush_config], ids=["bitmask", "brush"])
+def test_a_person_adds_the_url_and_follows_the_queue(
+    make_project: Callable[..., LiveProject],
+    page: Page,
+    stack: Stack,
+    request: pytest.FixtureRequest,
+    config: Callable[[list[str]], str],
+) -> None:
+    kind = request.node.callspec.id
+    project = make_project(20, connect=False, config=config(CLASSES), title=f"browser {kind}")
+    connect_model(page, stack, project.number)
+    project.wait_for_round(0)
+    look(page, f"{kind}-1-settings")
+
+    data = f"{stack.label_studio.url}/projects/{project.number}/data"
+    page.goto(data)
+    label_all = page.get_by_role("button", name="Label All Tasks")
+    assert opened_task(page, label_all.click) == project.selection().chosen[0]
+    look(page, f"{kind}-2-cold-start")
+    bare = coloured(canvas(page))
+
+    project.label_round()
+    project.wait_for_round(1)
+    chosen = project.selection().chosen
+    page.goto(data)
+    assert opened_task(page, label_all.click) == chosen[0]
+    look(page, f"{kind}-3-predicted")
+    assert coloured(canvas(page)) > bare + 0.02, "the predicted mask is not to be seen"
+
+    submit = page.get_by_role("button", name="Submit")
+    assert opened_task(page, submit.click) == chosen[1]
+    look(page, f"{kind}-4-next")
+    wait_until(lambda: bool(annotation(project, chosen[0])), "the annotation", 20)
+    submitted = annotation(project, chosen[0])
+    predicted = prediction(project, chosen[0])
+    assert [r["value"][f"{kind}labels"] for r in submitted] == [
+        r["value"][f"{kind}labels"] for r in predicted
+    ]
+
+
+def annotation(project: LiveProject, task: int) -> list[dict[str, Any]]:
+    found = project.session.call("GET", f"/api/tasks/{task}/annotations/").json()
+    result: list[dict[str, Any]] = found[-1]["result"] if found else []
+    return result
+
+
+def prediction(project: LiveProject, task: int) -> list[dict[str, Any]]:
+    version = project.published.model_version
+    found = project.session.call("GET", f"/api/predictions/?task={task}").json()
+    result: list[dict[str, Any]] = next(p["result"] for p in found if p["model_version"] == version)
+    return result
