@@ -1,0 +1,64 @@
+"""Acquisition functions for slice-wise segmentation: evidence in, slices out.
+
+NumPy only. `get_strategy` makes a strategy, `Query` asks it, `Selection` is its answer;
+`available_strategies` lists them. `al_strategies.reducers` turns logits into evidence and is the
+one module that imports torch: import it by name.
+"""
+
+from al_strategies.badge import Badge
+from al_strategies.base import (
+    Query,
+    Selection,
+    Strategy,
+    StrategyInfo,
+    UnknownStrategyError,
+    available_strategies,
+    get_strategy,
+    register,
+)
+from al_strategies.ceal import CEAL, CEALConfident
+from al_strategies.class_power import ClassPower
+from al_strategies.controls import ForegroundRandom, Random, Strided
+from al_strategies.coreset import Coreset, CoresetNearest, k_center_greedy
+from al_strategies.evidence import Evidence, EvidenceError, Position, SliceId
+from al_strategies.mc_dropout import MCDropout
+from al_strategies.oracle import WorstIoU
+from al_strategies.representation import MaxRepresentation
+from al_strategies.spacing import Spacing
+from al_strategies.stochastic import StochasticBatches
+from al_strategies.typicality import TypiClust
+from al_strategies.uncertainty import Confidence, Entropy, Margin
+
+__all__ = [
+    "CEAL",
+    "Badge",
+    "CEALConfident",
+    "ClassPower",
+    "Confidence",
+    "Coreset",
+    "CoresetNearest",
+    "Entropy",
+    "Evidence",
+    "EvidenceError",
+    "ForegroundRandom",
+    "MCDropout",
+    "Margin",
+    "MaxRepresentation",
+    "Position",
+    "Query",
+    "Random",
+    "Selection",
+    "SliceId",
+    "Spacing",
+    "StochasticBatches",
+    "Strategy",
+    "StrategyInfo",
+    "Strided",
+    "TypiClust",
+    "UnknownStrategyError",
+    "WorstIoU",
+    "available_strategies",
+    "get_strategy",
+    "k_center_greedy",
+    "register",
+]

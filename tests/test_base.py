@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from al_strategies import Evidence, Position, Query, Strategy, StrategyInfo, register
+from al_strategies import base as registry
+from al_strategies.base import Problem, Ranking, available_strategies, get_strategy
+
+
+@pytest.fixture
+def clean_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+
+
+@pytest.mark.usefixtures("clean_registry")
+def test_a_new_strategy_is_a_class_with_an_info_and_a_rank() -> None:
+    @register(StrategyInfo(name="last_first", summary="The highest ids."))
+    @dataclass(frozen=True)
+    class LastFirst(Strategy):
+        skip: int = 0
+
+        def rank(self, problem: Problem) -> Ranking:
+            order = np.roll(np.arange(len(problem))[::-1], -self.skip)
+            return Ranking(problem.admission.pick_in_order(order, problem.count))
+
+    pool = Evidence((4, 2, 9), tuple(Position("v", z) for z in range(3)))
+    query = Query(pool, Evidence.empty(), 2, reserve=1)
+
+    assert "last_first" in {info.name for info in available_strategies()}
+    assert get_strategy("last_first").select(query).chosen == (9, 4)
+    skipping = get_strategy("last_first", skip=1).select(query)
+    assert skipping.chosen + skipping.reserve == (4, 2, 9)
+    assert skipping.params == {"skip": 1}
+
+
+@pytest.mark.usefixtures("clean_registry")
+def test_a_name_is_registered_once() -> None:
+    with pytest.raises(ValueError, match="'random' is registered twice"):
+        register(StrategyInfo(name="random", summary="Another."))(type(get_strategy("random")))
+
+
+def test_strategies_are_listed_by_name() -> None:
+    names = [info.name for info in available_strategies()]
+    assert names == sorted(names)
+
+
+def test_evidence_too_large_to_add_up_in_float32_is_still_finite() -> None:
+    embeddings = np.full((3, 4), 1e38, dtype=np.float32)
+    pool = Evidence(
+        (1, 2, 3),
+        tuple(Position("v", z) for z in range(3)),
+        scores={"mc_entropy": np.arange(3.0)},
+        features={"embedding": embeddings},
+    )
+    registry._check_declared("max_representation", "pool", pool, ("mc_entropy", "embedding"))
+
+
+def test_several_broken_slices_are_counted() -> None:
+    pool = Evidence(
+        (5, 1, 3),
+        tuple(Position("v", z) for z in range(3)),
+        scores={"entropy": np.array([np.nan, 0.1, np.inf])},
+    )
+    with pytest.raises(ValueError, match="'entropy' of slice 3 and 1 more in the pool"):
+        get_strategy("entropy").select(Query(pool, Evidence.empty(), 1))
