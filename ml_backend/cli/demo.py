@@ -211,12 +211,13 @@ def _headless(loop: _Loop, rounds: int, k: int) -> list[dict[str, Any]]:
 
 def _table(rows: list[dict[str, Any]], held_out: int) -> Table:
     classes = list(dict.fromkeys(name for row in rows for name in row["iou"]))
-    table = Table(title=f"mIoU on {held_out} held-out slices (a z-block that is never a task)")
-    for column in ("round", "model version", "annotated", "mIoU", *classes, "queue", "wait, s"):
-        table.add_column(column, justify="left" if column == "model version" else "right")
+    table = Table(title=f"IoU on {held_out} held-out slices, a z-block that is never a task")
+    table.add_column("model version", no_wrap=True)
+    for column in ("annotated", "mIoU", *classes, "queue", "wait, s"):
+        table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
-            str(row["round"]), row["model_version"], str(row["annotated"]), f"{row['miou']:.3f}",
+            row["model_version"], str(row["annotated"]), f"{row['miou']:.3f}",
             *(f"{row['iou'][n]:.3f}" if n in row["iou"] else "–" for n in classes),
             "as selected" if row["queue_matches_selection"] else "DIFFERS",
             f"{row['submit_to_publish_s']:.0f}",
@@ -289,13 +290,18 @@ def _run_headless(loop: _Loop, rounds: int, k: int) -> None:
     try:
         rows = _headless(loop, rounds, k)
         ok = all(row["queue_matches_selection"] for row in rows)
-        Console(width=max(100, console.width)).print(_table(rows, len(loop.data.held_out)))
+        _print_whole(_table(rows, len(loop.data.held_out)))
         waits = [row["submit_to_publish_s"] for row in rows]
         _say(f"from the last submit to the new queue: median {statistics.median(waits):.0f} s")
     finally:
         print(json.dumps({"ok": ok, "rounds": rows}), flush=True)
     if not ok:
         sys.exit(1)
+
+
+def _print_whole(table: Table) -> None:
+    """To standard output, as wide as it needs to be: a cut-off version cannot be copied."""
+    Console(width=max(160, console.width)).print(table)
 
 
 def _tell(stack: Stack, project: int) -> None:

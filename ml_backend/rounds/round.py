@@ -238,10 +238,10 @@ class _Round:
         return own, None
 
     def _score(self, dataset: DatasetRecord, weights: str) -> None:
-        info = get_strategy(self.settings.strategy).info
+        strategy = get_strategy(self.settings.strategy)
         source = ProjectSource(dataset, self.project, self.images)
         ids = [task.id for task in dataset.tasks]
-        names = frozenset((*info.evidence, *info.labelled_evidence))
+        names = frozenset((*strategy.evidence, *strategy.labelled_evidence))
         evidence = self._serving(weights).evidence(
             source, ids, names, seed=self._seed, progress=self.progress
         )

@@ -72,7 +72,7 @@ def look(page: Page, name: str) -> None:
 def connect_model(page: Page, stack: Stack, project: int) -> None:
     """Settings → Model → Connect Model → Validate and Save."""
     page.goto(f"{stack.label_studio.url}/projects/{project}/settings/ml")
-    page.get_by_role("button", name="Connect Model").first.click()
+    page.get_by_text("Connect Model", exact=True).click()
     page.fill("input[name=title]", "nextslice")
     page.fill("input[name=url]", stack.backend_url)
     page.get_by_role("button", name="Validate and Save").click()
