@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from rich.console import Console
 from rich.table import Table
 
 from al_strategies import available_strategies
-from ml_backend.cli import app, console
+from ml_backend.cli import app
 
 __all__ = ["strategies"]
 
@@ -21,4 +22,4 @@ def strategies() -> None:
         if info.needs_ground_truth:
             evidence += " (ground truth: simulation only)"
         table.add_row(info.name, info.summary, evidence, info.source)
-    console.print(table)
+    Console().print(table)

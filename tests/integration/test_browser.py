@@ -75,7 +75,7 @@ def connect_model(page: Page, stack: Stack, project: int) -> None:
     page.get_by_text("Connect Model", exact=True).click()
     page.fill("input[name=title]", "nextslice")
     page.fill("input[name=url]", stack.backend_url)
-    page.get_by_role("button", name="Validate and Save").click()
+    page.get_by_text("Validate and Save", exact=True).click()
     page.get_by_text("Connected", exact=True).first.wait_for()
 
 
@@ -120,7 +120,7 @@ def test_a_person_adds_the_url_and_follows_the_queue(
 
     data = f"{stack.label_studio.url}/projects/{project.number}/data"
     page.goto(data)
-    label_all = page.get_by_role("button", name="Label All Tasks")
+    label_all = page.get_by_text("Label All Tasks", exact=True)
     assert opened_task(page, label_all.click) == project.selection().chosen[0]
     look(page, f"{kind}-2-cold-start")
     bare = coloured(canvas(page))
@@ -133,7 +133,7 @@ def test_a_person_adds_the_url_and_follows_the_queue(
     look(page, f"{kind}-3-predicted")
     assert coloured(canvas(page)) > bare + 0.02, "the predicted mask is not to be seen"
 
-    submit = page.get_by_role("button", name="Submit")
+    submit = page.get_by_text("Submit", exact=True)
     assert opened_task(page, submit.click) == chosen[1]
     look(page, f"{kind}-4-next")
     wait_until(lambda: bool(annotation(project, chosen[0])), "the annotation", 20)

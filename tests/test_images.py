@@ -1,0 +1,108 @@
+"""Slices as arrays: native grey values, fetched once, within a limit."""
+
+from __future__ import annotations
+
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from ml_backend.studio.client import StudioError
+from ml_backend.studio.images import ImageCache, decode_image
+
+
+def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind)
+    return buffer.getvalue()
+
+
+GREY = np.arange(48, dtype=np.uint8).reshape(6, 8)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        GREY,
+        GREY.astype(np.uint16) * 1000,
+        np.stack([GREY, GREY + 1, GREY + 2], -1),
+        np.stack([GREY, GREY, GREY, GREY], -1),
+    ],
+    ids=["8-bit", "16-bit", "RGB", "RGBA"],
+)
+def test_png_values_are_native(array: npt.NDArray[Any]) -> None:
+    np.testing.assert_array_equal(decode_image(encoded(Image.fromarray(array)), "x"), array)
+
+
+def test_float_tiff_values_are_native() -> None:
+    values = GREY.astype(np.float32) / 7
+    np.testing.assert_array_equal(
+        decode_image(encoded(Image.fromarray(values), "TIFF"), "x"), values
+    )
+
+
+def test_a_palette_becomes_colour_and_bits_become_grey() -> None:
+    palette = Image.fromarray(np.stack([GREY] * 3, -1)).convert("P")
+    assert decode_image(encoded(palette), "x").shape == (6, 8, 3)
+    bits = Image.fromarray(GREY > 20)
+    assert set(np.unique(decode_image(encoded(bits), "x"))) == {0, 255}
+
+
+@pytest.mark.parametrize("data", [b"", b"not an image", encoded(Image.fromarray(GREY))[:40]])
+def test_what_is_no_image_is_named(data: bytes) -> None:
+    with pytest.raises(StudioError, match=r"task 5: found \d+ bytes .* expected PNG, JPEG or TIFF"):
+        decode_image(data, "task 5")
+
+
+class CountingStudio:
+    """Stands where Label Studio does: hands out bytes, and counts how often it is asked."""
+
+    def __init__(self, size: int = 0) -> None:
+        self.asked: list[tuple[int, str]] = []
+        self.data = encoded(Image.fromarray(GREY)) + b"\0" * size
+
+    def download(self, url: str, task_id: int) -> bytes:
+        self.asked.append((task_id, url))
+        return self.data
+
+
+def cache(studio: CountingStudio, folder: Path, gib: float = 1.0, key: str = "1.1") -> ImageCache:
+    return ImageCache(studio, folder, key, gib)  # type: ignore[arg-type]
+
+
+def test_an_image_is_fetched_once(tmp_path: Path) -> None:
+    studio = CountingStudio()
+    for _ in range(3):
+        found = cache(studio, tmp_path).image(1, "/data/upload/1/a.png")
+        np.testing.assert_array_equal(found, GREY)
+    assert studio.asked == [(1, "/data/upload/1/a.png")]
+
+
+def test_a_new_address_or_another_project_is_fetched_again(tmp_path: Path) -> None:
+    studio = CountingStudio()
+    cache(studio, tmp_path).image(1, "/a.png")
+    cache(studio, tmp_path).image(1, "/b.png")
+    cache(studio, tmp_path, key="1.2").image(1, "/a.png")
+    assert len(studio.asked) == 3
+
+
+def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
+    studio = CountingStudio(size=100_000)
+    small = cache(studio, tmp_path, gib=350_000 / 2**30)
+    for task in (1, 2, 3):
+        small.data(task, "/x.png")
+        time.sleep(0.02)
+    small.data(1, "/x.png")
+    time.sleep(0.02)
+    small.data(4, "/x.png")
+    asked = len(studio.asked)
+    small.data(1, "/x.png")
+    assert len(studio.asked) == asked, "1 was used lately and must still be there"
+    small.data(2, "/x.png")
+    assert len(studio.asked) == asked + 1, "2 was the oldest and must have gone"
+    assert sum(f.stat().st_size for f in tmp_path.rglob("*") if f.is_file()) <= 450_000
