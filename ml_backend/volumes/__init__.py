@@ -1,0 +1,1 @@
+"""Where slices come from: folders of images and the phantom, each a `SliceSource`."""

@@ -1,0 +1,334 @@
+"""A folder of slices with their masks as a `SliceSource`, and the hold-out for one.
+
+``images/NAME.png`` goes with ``masks/NAME.png`` (grey value = class id, 255 = unlabelled); TIFF is
+read as well. Optional: ``classes.json`` (``{"names": ["background", …]}``) and ``volumes.json``
+(``{"volumes": [{"name": …, "split": "train"}, …]}``, as `Phantom.write` leaves it): then a file
+called ``<volume name>_…`` belongs to that volume, else all of them to one that is called as the
+folder.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from al_strategies.evidence import Position, SliceId
+from al_strategies.learner import IGNORE
+
+__all__ = ["FolderError", "FolderSource", "MissingMaskError", "held_out_block"]
+
+_SUFFIXES = (".png", ".tif", ".tiff")
+_GREY_MODES = {"1", "L", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
+
+
+class FolderError(ValueError):
+    """A folder, or a file in it, is not what is expected; the message names it."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class MissingMaskError(FolderError, KeyError):
+    """A slice has no mask file: nobody labelled it."""
+
+
+class FolderSource:
+    """The slices of ``directory``, a `SliceSource`; files are read when asked for, every time.
+
+    ids are file names without suffix, ordered by volume and z. z is the last number in the name
+    (``z013``, ``0050``); where one lacks it or two of a volume share it, z is the place in the
+    order of names. Raises FolderError when there is no ``images/`` with at least one image, when
+    two files have the same name but for the suffix, or when ``classes.json`` or ``volumes.json``
+    is malformed.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        if not (self.directory / "images").is_dir():
+            raise FolderError(
+                f"{self.directory} has no folder images/, expected images/NAME.png and"
+                " masks/NAME.png"
+            )
+        self._images = _files(self.directory / "images")
+        if not self._images:
+            raise FolderError(f"{self.directory / 'images'} has no .png or .tif file")
+        masks = self.directory / "masks"
+        self._masks = _files(masks) if masks.is_dir() else {}
+        self._volumes = _read_volumes(self.directory)
+        self._positions = self._place()
+        self.ids: tuple[SliceId, ...] = tuple(self._positions)
+        self._names = _read_classes(self.directory)
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """Class names by mask value, from ``classes.json``; without it every mask is read once, and
+        they are "background", "class 1", … up to the highest value."""
+        if self._names is not None:
+            return self._names
+        highest = max((self._highest(slice_id) for slice_id in self._masks), default=0)
+        return ("background", *(f"class {i}" for i in range(1, highest + 1)))
+
+    @property
+    def splits(self) -> dict[str, tuple[SliceId, ...]]:
+        """The slice ids of each split that ``volumes.json`` names; empty without it."""
+        splits: dict[str, list[SliceId]] = {}
+        for slice_id, position in self._positions.items():
+            split = self._volumes.get(position.volume, "")
+            if split:
+                splits.setdefault(split, []).append(slice_id)
+        return {name: tuple(ids) for name, ids in splits.items()}
+
+    def image(self, slice_id: SliceId) -> npt.NDArray[Any]:
+        """(H, W), or (H, W, 3) for a colour file, in the file's own dtype: 16-bit stays 16-bit.
+
+        Raises KeyError for an unknown id, FolderError for a file that cannot be read.
+        """
+        return _read_image(self._image_path(slice_id))
+
+    def mask(self, slice_id: SliceId) -> npt.NDArray[np.uint8]:
+        """(H, W) uint8 class ids, `IGNORE` where unlabelled.
+
+        Raises MissingMaskError (a KeyError) where there is none, FolderError when its size is not
+        the image's or a value has no class.
+        """
+        image = self._image_path(slice_id)
+        path = self._masks.get(str(slice_id))
+        if path is None:
+            raise MissingMaskError(
+                f"no mask for {image}, expected {self.directory / 'masks'}/{slice_id}.png"
+            )
+        mask = _read_mask(path)
+        width, height = _size(image)
+        if mask.shape != (height, width):
+            raise FolderError(
+                f"{path} is {mask.shape[1]}×{mask.shape[0]} pixels (width × height), expected"
+                f" {width}×{height} as {image.name}"
+            )
+        if self._names is not None:
+            _check_values(path, mask, self._names)
+        return mask
+
+    def position(self, slice_id: SliceId) -> Position:
+        """Volume and z. Raises KeyError for an unknown id."""
+        self._image_path(slice_id)
+        return self._positions[str(slice_id)]
+
+    def _image_path(self, slice_id: SliceId) -> Path:
+        try:
+            return self._images[str(slice_id)]
+        except KeyError:
+            known = f"{len(self._images)} slices from {self.ids[0]!r} to {self.ids[-1]!r}"
+            raise KeyError(f"{self.directory} has no slice {slice_id!r}, it has {known}") from None
+
+    def _highest(self, slice_id: str) -> int:
+        mask = _read_mask(self._masks[slice_id])
+        return int(np.where(mask == IGNORE, 0, mask).max(initial=0))
+
+    def _place(self) -> dict[str, Position]:
+        members: dict[str, list[str]] = {}
+        for name in sorted(self._images):
+            members.setdefault(self._volume_of(name), []).append(name)
+        order = {volume: i for i, volume in enumerate(self._volumes)}
+        positions: dict[str, Position] = {}
+        for volume in sorted(members, key=lambda v: (order.get(v, -1), v)):
+            numbers = [_last_number(name) for name in members[volume]]
+            known = {n for n in numbers if n is not None}
+            if len(known) < len(numbers):
+                numbers = [float(i) for i in range(len(numbers))]
+            places = zip(numbers, members[volume], strict=True)
+            ordered = sorted((z, name) for z, name in places if z is not None)
+            positions |= {name: Position(volume, z) for z, name in ordered}
+        return positions
+
+    def _volume_of(self, name: str) -> str:
+        owners = [volume for volume in self._volumes if name.startswith(f"{volume}_")]
+        return max(owners, key=len, default=self.directory.resolve().name)
+
+
+def held_out_block(
+    positions: Mapping[SliceId, Position],
+    *,
+    fraction: float = 0.2,
+    gap: float = 5.0,
+    centre: float = 0.5,
+) -> tuple[tuple[SliceId, ...], tuple[SliceId, ...]]:
+    """Split slices into (to train on, held out): a contiguous block along z of every volume.
+
+    The block is ``fraction`` of the volume's slices, at least one, around the relative place
+    ``centre``. Neighbouring slices are near-copies, so those within ``gap`` of the block, **in z
+    units**, are in neither part: with consecutive slices that is ``gap`` slices on each side (of
+    112, 22 are held out, 10 dropped and 80 left); with every 50th slice nothing is dropped, and
+    nothing needs to be. Both parts keep the order of ``positions``. Volumes of fewer than three
+    slices are trained on. Raises ValueError when a number is out of range, or when nothing would be
+    left to train on or to hold out.
+    """
+    if not 0 < fraction < 1 or gap < 0 or not 0 <= centre <= 1:
+        raise ValueError(
+            f"fraction {fraction}, gap {gap}, centre {centre}: expected 0 < fraction < 1,"
+            " gap ≥ 0, 0 ≤ centre ≤ 1"
+        )
+    volumes: dict[str, list[SliceId]] = {}
+    for slice_id, position in positions.items():
+        volumes.setdefault(position.volume, []).append(slice_id)
+    held: set[SliceId] = set()
+    dropped: set[SliceId] = set()
+    for members in volumes.values():
+        if len(members) < 3:
+            continue
+        ordered = sorted(members, key=lambda i: positions[i].z)
+        block = _block(ordered, fraction, centre)
+        low, high = positions[block[0]].z - gap, positions[block[-1]].z + gap
+        held.update(block)
+        dropped.update(i for i in members if low <= positions[i].z <= high)
+    train = tuple(i for i in positions if i not in held | dropped)
+    if not train or not held:
+        raise ValueError(
+            f"{len(positions)} slices in {len(volumes)} volumes, held out {len(held)}, left"
+            f" {len(train)} with fraction {fraction} and gap {gap}: expected some of both"
+        )
+    return train, tuple(i for i in positions if i in held)
+
+
+def _block(ordered: Sequence[SliceId], fraction: float, centre: float) -> Sequence[SliceId]:
+    count = min(max(round(fraction * len(ordered)), 1), len(ordered) - 1)
+    start = round(centre * len(ordered) - count / 2)
+    start = min(max(start, 0), len(ordered) - count)
+    return ordered[start : start + count]
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Stem → image file, hidden ones (half written) left out."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in _SUFFIXES or path.name.startswith("."):
+            continue
+        if path.stem in found:
+            raise FolderError(
+                f"{folder} has both {found[path.stem].name} and {path.name}, expected one file"
+                " for each name"
+            )
+        found[path.stem] = path
+    return found
+
+
+def _last_number(name: str) -> float | None:
+    numbers = re.findall(r"\d+", name)
+    return float(numbers[-1]) if numbers else None
+
+
+def _read_image(path: Path) -> npt.NDArray[Any]:
+    try:
+        with Image.open(path) as image:
+            _refuse_stack(path, image)
+            if image.mode in _GREY_MODES:
+                return _native(np.asarray(image))
+            return np.asarray(image.convert("L" if image.mode == "LA" else "RGB"))
+    except (OSError, SyntaxError, UnidentifiedImageError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _read_mask(path: Path) -> npt.NDArray[np.uint8]:
+    try:
+        with Image.open(path) as image:
+            _refuse_stack(path, image)
+            if image.mode not in _GREY_MODES | {"P"}:
+                raise FolderError(
+                    f"{path} has mode {image.mode}, expected one channel whose grey value is the"
+                    " class id"
+                )
+            # a palette image is read by index, as annotation tools write it
+            values = np.asarray(image)
+    except (OSError, SyntaxError, UnidentifiedImageError) as error:
+        raise _unreadable(path, error) from error
+    if values.size and (values.min() < 0 or values.max() > 255 or (values % 1).any()):
+        raise FolderError(
+            f"{path} has values from {values.min()} to {values.max()}, expected whole class ids"
+            " from 0 to 255"
+        )
+    return values.astype(np.uint8)
+
+
+def _native(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Native byte order and writable; two-level images as 0 and 255."""
+    if values.dtype == np.bool_:
+        return values.astype(np.uint8) * np.uint8(255)
+    return values.astype(values.dtype.newbyteorder("="))
+
+
+def _size(path: Path) -> tuple[int, int]:
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except (OSError, UnidentifiedImageError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _refuse_stack(path: Path, image: Image.Image) -> None:
+    pages = getattr(image, "n_frames", 1)
+    if pages > 1:
+        raise FolderError(f"{path} has {pages} pages, expected one slice a file")
+
+
+def _unreadable(path: Path, error: Exception) -> FolderError:
+    return FolderError(f"{path} cannot be read ({error}), expected a whole PNG or TIFF image")
+
+
+def _check_values(path: Path, mask: npt.NDArray[np.uint8], names: Sequence[str]) -> None:
+    unknown = [int(v) for v in np.unique(mask) if v >= len(names) and v != IGNORE]
+    if unknown:
+        listed = ", ".join(map(str, unknown))
+        raise FolderError(
+            f"{path} has the value {listed}, expected 0 to {len(names) - 1} as classes.json names"
+            f" {len(names)} classes (255: unlabelled)"
+        )
+
+
+def _read_classes(directory: Path) -> tuple[str, ...] | None:
+    path = directory / "classes.json"
+    if not path.exists():
+        return None
+    content = _read_json(path)
+    names = content.get("names") if isinstance(content, dict) else content
+    if (
+        not isinstance(names, list)
+        or not names
+        or len(names) > IGNORE
+        or not all(isinstance(n, str) and n.strip() for n in names)
+        or len(set(names)) < len(names)
+    ):
+        raise FolderError(
+            f"{path} has names {names!r}, expected"
+            ' {"names": ["background", …]}: 1 to 255 different names, by mask value'
+        )
+    return tuple(names)
+
+
+def _read_volumes(directory: Path) -> dict[str, str]:
+    """Volume name → split, in the order of the file."""
+    path = directory / "volumes.json"
+    if not path.exists():
+        return {}
+    content = _read_json(path)
+    volumes = content.get("volumes") if isinstance(content, dict) else None
+    if not isinstance(volumes, list) or not all(
+        isinstance(v, dict) and isinstance(v.get("name"), str) for v in volumes
+    ):
+        raise FolderError(
+            f'{path}: expected {{"volumes": [{{"name": "sample 1", "split": "train"}}, …]}}'
+        )
+    return {v["name"]: str(v.get("split", "")) for v in volumes}
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise FolderError(f"{path} is not JSON ({error})") from error

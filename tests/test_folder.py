@@ -1,0 +1,371 @@
+"""A folder of images and masks is a SliceSource; its hold-out is a block along z with a gap."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from al_strategies.evidence import Position, SliceId
+from al_strategies.learner import IGNORE, SliceSource
+from ml_backend.volumes.folder import (
+    FolderError,
+    FolderSource,
+    MissingMaskError,
+    held_out_block,
+)
+
+IMAGE = np.arange(24, dtype=np.uint8).reshape(4, 6)
+MASK = (IMAGE % 3).astype(np.uint8)
+
+
+def save(path: Path, pixels: npt.NDArray[np.generic]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def pair(root: Path, name: str, image: npt.NDArray[np.generic] = IMAGE) -> None:
+    save(root / "images" / f"{name}.png", image)
+    save(root / "masks" / f"{name}.png", MASK)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Three pairs, z 0, 50 and 100, in a folder called scan7."""
+    for name in ("0000", "0050", "0100"):
+        pair(tmp_path / "scan7", name)
+    return tmp_path / "scan7"
+
+
+# -- what is read
+
+
+def test_is_a_slice_source_with_names_as_ids(root: Path) -> None:
+    source = FolderSource(root)
+    assert isinstance(source, SliceSource)
+    assert source.ids == ("0000", "0050", "0100")
+    np.testing.assert_array_equal(source.image("0050"), IMAGE)
+    np.testing.assert_array_equal(source.mask("0050"), MASK)
+    assert source.mask("0050").dtype == np.uint8
+
+
+def test_position_is_folder_name_and_last_number(root: Path) -> None:
+    assert FolderSource(root).position("0050") == Position("scan7", 50.0)
+
+
+def test_order_follows_z_not_the_alphabet(tmp_path: Path) -> None:
+    for name in ("slice10", "slice9", "slice100"):
+        pair(tmp_path, name)
+    assert FolderSource(tmp_path).ids == ("slice9", "slice10", "slice100")
+
+
+def test_name_can_hold_other_numbers(tmp_path: Path) -> None:
+    pair(tmp_path, "2024_scan3_z013")
+    assert FolderSource(tmp_path).position("2024_scan3_z013").z == 13.0
+
+
+@pytest.mark.parametrize("names", [("a", "b1", "c2"), ("a_1", "b_1", "b_2")])
+def test_without_a_z_of_its_own_for_each_slice_the_order_counts(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    for name in names:
+        pair(tmp_path, name)
+    source = FolderSource(tmp_path)
+    assert [source.position(i).z for i in source.ids] == [0.0, 1.0, 2.0]
+
+
+def test_folder_given_as_dot_still_has_a_name(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root)
+    assert FolderSource(".").position("0000").volume == "scan7"
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_grey_values_stay_native_in_png(tmp_path: Path, dtype: type[np.generic]) -> None:
+    image = np.array([[0, 1, np.iinfo(dtype).max]], dtype)  # type: ignore[type-var]
+    save(tmp_path / "images" / "z1.png", image)
+    read = FolderSource(tmp_path).image("z1")
+    assert read.dtype == dtype
+    np.testing.assert_array_equal(read, image)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.int32])
+def test_grey_values_stay_native_in_tiff(tmp_path: Path, dtype: type[np.generic]) -> None:
+    image = np.array([[0, 1, 100]], dtype)
+    save(tmp_path / "images" / "z1.tif", image)
+    read = FolderSource(tmp_path).image("z1")
+    assert read.dtype == dtype
+    np.testing.assert_array_equal(read, image)
+
+
+def test_big_endian_tiff_comes_in_native_order(tmp_path: Path) -> None:
+    image = np.array([[1, 258]], np.uint16)
+    (tmp_path / "images").mkdir()
+    # a minimal big-endian TIFF: header, pixels, one directory
+    tags = [(256, 3, 2), (257, 3, 1), (258, 3, 16), (259, 3, 1), (262, 3, 1)]
+    tags += [(273, 4, 8), (277, 3, 1), (278, 3, 1), (279, 4, 4)]
+    entries = b"".join(
+        tag.to_bytes(2, "big")
+        + kind.to_bytes(2, "big")
+        + (1).to_bytes(4, "big")
+        + (value.to_bytes(2, "big") + b"\0\0" if kind == 3 else value.to_bytes(4, "big"))
+        for tag, kind, value in tags
+    )
+    data = b"MM\0*" + (12).to_bytes(4, "big") + image.astype(">u2").tobytes()
+    data += len(tags).to_bytes(2, "big") + entries + bytes(4)
+    (tmp_path / "images" / "z1.tif").write_bytes(data)
+    read = FolderSource(tmp_path).image("z1")
+    assert read.dtype == np.uint16
+    assert read.dtype.isnative
+    np.testing.assert_array_equal(read, image)
+
+
+def test_colour_keeps_three_channels_and_alpha_is_dropped(tmp_path: Path) -> None:
+    colour = np.dstack([IMAGE, IMAGE + 1, IMAGE + 2, IMAGE + 100])
+    save(tmp_path / "images" / "z1.png", colour)
+    np.testing.assert_array_equal(FolderSource(tmp_path).image("z1"), colour[..., :3])
+
+
+def test_palette_mask_is_read_by_index(root: Path) -> None:
+    palette = Image.fromarray(MASK)
+    palette.putpalette([255, 255, 255, 200, 0, 0, 0, 0, 200])  # turns mode L into P
+    palette.save(root / "masks" / "0050.png")
+    np.testing.assert_array_equal(FolderSource(root).mask("0050"), MASK)
+
+
+def test_hidden_and_foreign_files_are_left_out(root: Path) -> None:
+    (root / "images" / ".0200.png.77").write_bytes(b"half")
+    (root / "images" / ".0200.png").write_bytes(b"half")
+    (root / "images" / "notes.txt").write_text("hello")
+    assert len(FolderSource(root).ids) == 3
+
+
+# -- classes
+
+
+def test_classes_come_from_classes_json(root: Path) -> None:
+    (root / "classes.json").write_text(json.dumps({"names": ["air", "quartz", "clay"]}))
+    assert FolderSource(root).classes == ("air", "quartz", "clay")
+
+
+def test_classes_without_file_count_to_the_highest_value(root: Path) -> None:
+    mask = MASK.copy()
+    mask[0, 0], mask[0, 1] = 4, IGNORE
+    save(root / "masks" / "0100.png", mask)
+    expected = ("background", "class 1", "class 2", "class 3", "class 4")
+    assert FolderSource(root).classes == expected
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", '{"names": []}', '{"names": ["a", "a"]}', '{"names": [1]}', "[", "3"]
+)
+def test_malformed_classes_json_is_named(root: Path, content: str) -> None:
+    (root / "classes.json").write_text(content)
+    with pytest.raises(FolderError, match=r"classes\.json"):
+        FolderSource(root)
+
+
+def test_value_without_a_class_is_named(root: Path) -> None:
+    (root / "classes.json").write_text('{"names": ["air", "quartz"]}')
+    with pytest.raises(FolderError, match=r"0050\.png has the value 2, expected 0 to 1"):
+        FolderSource(root).mask("0050")
+
+
+def test_unlabelled_pixels_need_no_class(root: Path) -> None:
+    (root / "classes.json").write_text('{"names": ["air", "quartz", "clay"]}')
+    mask = MASK.copy()
+    mask[0] = IGNORE
+    save(root / "masks" / "0050.png", mask)
+    assert (FolderSource(root).mask("0050")[0] == IGNORE).all()
+
+
+# -- volumes.json
+
+
+def test_volumes_json_gives_volume_and_split(tmp_path: Path) -> None:
+    for name in ("a_z1", "a_z0", "ab_z0", "other_z5"):
+        pair(tmp_path / "many", name)
+    volumes = [{"name": "ab", "split": "test"}, {"name": "a", "split": "train"}]
+    (tmp_path / "many" / "volumes.json").write_text(json.dumps({"volumes": volumes}))
+    source = FolderSource(tmp_path / "many")
+    assert source.ids == ("other_z5", "ab_z0", "a_z0", "a_z1")
+    assert source.position("ab_z0") == Position("ab", 0.0)
+    assert source.position("other_z5") == Position("many", 5.0)
+    assert source.splits == {"test": ("ab_z0",), "train": ("a_z0", "a_z1")}
+
+
+def test_without_volumes_json_there_are_no_splits(root: Path) -> None:
+    assert FolderSource(root).splits == {}
+
+
+@pytest.mark.parametrize("content", ["[]", '{"volumes": 3}', '{"volumes": [{"split": "a"}]}'])
+def test_malformed_volumes_json_is_named(root: Path, content: str) -> None:
+    (root / "volumes.json").write_text(content)
+    with pytest.raises(FolderError, match=r"volumes\.json"):
+        FolderSource(root)
+
+
+# -- errors name the file, what was found and what was expected
+
+
+def test_missing_images_folder(tmp_path: Path) -> None:
+    with pytest.raises(FolderError, match="has no folder images/"):
+        FolderSource(tmp_path)
+
+
+def test_empty_images_folder(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    with pytest.raises(FolderError, match=r"no \.png or \.tif"):
+        FolderSource(tmp_path)
+
+
+def test_missing_mask_is_told_only_when_asked_for(root: Path) -> None:
+    (root / "masks" / "0050.png").unlink()
+    source = FolderSource(root)
+    assert source.image("0050").shape == (4, 6)
+    with pytest.raises(MissingMaskError) as caught:
+        source.mask("0050")
+    assert isinstance(caught.value, KeyError)  # as SliceSource says
+    assert str(caught.value).startswith("no mask for ")
+    assert str(caught.value).endswith("masks/0050.png")
+
+
+def test_folder_without_masks_can_still_be_scored(tmp_path: Path) -> None:
+    save(tmp_path / "images" / "z1.png", IMAGE)
+    source = FolderSource(tmp_path)
+    assert source.classes == ("background",)
+    with pytest.raises(MissingMaskError):
+        source.mask("z1")
+
+
+def test_size_mismatch(root: Path) -> None:
+    save(root / "masks" / "0050.png", MASK[:2])
+    with pytest.raises(FolderError, match=r"0050\.png is 6×2 pixels .*expected 6×4"):
+        FolderSource(root).mask("0050")
+
+
+@pytest.mark.parametrize("kind", ["images", "masks"])
+def test_unreadable_file(root: Path, kind: str) -> None:
+    path = root / kind / "0050.png"
+    path.write_bytes(path.read_bytes()[:60])
+    source = FolderSource(root)
+    with pytest.raises(FolderError, match=rf"{kind}/0050\.png cannot be read"):
+        source.image("0050") if kind == "images" else source.mask("0050")
+
+
+def test_colour_mask_is_refused(root: Path) -> None:
+    save(root / "masks" / "0050.png", np.dstack([MASK] * 3))
+    with pytest.raises(FolderError, match=r"has mode RGB, expected one channel"):
+        FolderSource(root).mask("0050")
+
+
+def test_mask_of_fractions_is_refused(root: Path) -> None:
+    (root / "masks" / "0050.png").unlink()
+    save(root / "masks" / "0050.tif", MASK.astype(np.float32) / 2)
+    with pytest.raises(FolderError, match="whole class ids"):
+        FolderSource(root).mask("0050")
+
+
+def test_mask_above_eight_bits_is_refused_not_wrapped(root: Path) -> None:
+    save(root / "masks" / "0050.png", MASK.astype(np.uint16) + 256)
+    with pytest.raises(FolderError, match="from 256 to 258"):
+        FolderSource(root).mask("0050")
+
+
+def test_stack_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    page = Image.fromarray(IMAGE)
+    page.save(tmp_path / "images" / "z1.tif", save_all=True, append_images=[page, page])
+    with pytest.raises(FolderError, match="has 3 pages, expected one slice"):
+        FolderSource(tmp_path).image("z1")
+
+
+def test_two_files_of_one_name(root: Path) -> None:
+    save(root / "images" / "0050.tif", IMAGE)
+    with pytest.raises(FolderError, match=r"both 0050\.png and 0050\.tif"):
+        FolderSource(root)
+
+
+@pytest.mark.parametrize("method", ["image", "mask", "position"])
+def test_unknown_id(root: Path, method: str) -> None:
+    with pytest.raises(KeyError, match="no slice '0007', it has 3 slices"):
+        getattr(FolderSource(root), method)("0007")
+
+
+# -- held-out block
+
+
+def along_z(zs: list[int], volume: str = "v") -> dict[SliceId, Position]:
+    return {f"{volume}{z}": Position(volume, float(z)) for z in zs}
+
+
+def test_consecutive_slices_lose_a_gap_on_both_sides() -> None:
+    train, held = held_out_block(along_z(list(range(112))))
+    z = [int(str(i)[1:]) for i in held]
+    assert len(held) == 22
+    assert z == list(range(z[0], z[0] + 22))
+    assert set(train) == {f"v{k}" for k in range(112) if k < z[0] - 5 or k > z[-1] + 5}
+    assert len(train) == 80
+
+
+def test_every_fiftieth_slice_needs_no_gap() -> None:
+    zs = [0, 50, 100, 150, 180, 200, 250, 300, 350, 400]
+    train, held = held_out_block(along_z(zs), fraction=0.4)
+    assert held == ("v150", "v180", "v200", "v250")
+    assert train == ("v0", "v50", "v100", "v300", "v350", "v400")
+
+
+def test_every_volume_has_its_block_and_keeps_the_order_of_tasks() -> None:
+    positions = along_z(list(range(19, -1, -1)), "a") | along_z(list(range(20)), "b")
+    train, held = held_out_block(positions, fraction=0.2, gap=1)
+    assert held == ("a11", "a10", "a9", "a8", "b8", "b9", "b10", "b11")
+    assert [i for i in positions if i in train] == list(train)
+    assert len(train) == 40 - 8 - 4
+
+
+def test_block_at_the_end_has_one_neighbour_only() -> None:
+    train, held = held_out_block(along_z(list(range(10))), fraction=0.2, gap=2, centre=1.0)
+    assert held == ("v8", "v9")
+    assert train == ("v0", "v1", "v2", "v3", "v4", "v5")
+
+
+@pytest.mark.parametrize(
+    ("zs", "options"),
+    [
+        ([0, 1], {}),
+        (list(range(6)), {}),  # the gap of 5 leaves nothing
+        (list(range(50)), {"fraction": 0.0}),
+        (list(range(50)), {"fraction": 1.0}),
+        (list(range(50)), {"gap": -1.0}),
+        (list(range(50)), {"centre": 1.5}),
+    ],
+)
+def test_impossible_block(zs: list[int], options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="fraction"):
+        held_out_block(along_z(zs), **options)
+
+
+@given(
+    zs=st.lists(st.integers(0, 300), min_size=3, max_size=60, unique=True),
+    fraction=st.floats(0.05, 0.9),
+    gap=st.floats(0, 20),
+    centre=st.floats(0, 1),
+)
+def test_no_trained_slice_lies_within_the_gap(
+    zs: list[int], fraction: float, gap: float, centre: float
+) -> None:
+    positions = along_z(zs)
+    try:
+        train, held = held_out_block(positions, fraction=fraction, gap=gap, centre=centre)
+    except ValueError as error:
+        assert "left 0" in str(error)  # noqa: PT017
+        return
+    block = [positions[i].z for i in held]
+    assert all(abs(positions[i].z - z) > gap for i in train for z in block)
+    inside = [i for i in positions if min(block) <= positions[i].z <= max(block)]
+    assert set(inside) == set(held)
