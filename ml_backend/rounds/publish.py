@@ -27,7 +27,7 @@ from ml_backend.studio import task_order
 from ml_backend.studio.client import ids_in, not_annotated, not_skipped
 from ml_backend.studio.task_order import QueuedPrediction, queue_score
 
-__all__ = ["publish", "retire", "tidy", "top_up"]
+__all__ = ["now", "publish", "repair", "retire", "tidy", "top_up"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,8 @@ Regions = list[dict[str, Any]]
 _PREDICT_CHUNK = 4
 """Tasks per /predict request of a top-up: a chunk must fit well inside its timeout on a CPU."""
 _PREDICT_TIMEOUT_S = 300
+_TOP_UP_S = 4 * _PREDICT_TIMEOUT_S
+_SWITCH_S = 120.0
 _TIDIED_ROUNDS = 3
 """How many rounds back `tidy` looks: each was tidied when the next was published."""
 
@@ -64,10 +66,12 @@ def publish(
     folder: RoundFolder,
     record: RoundRecord,
     selection: SelectionRecord,
+    before: Published | None,
     predicted: Iterable[tuple[int, Regions]],
 ) -> Published:
     """Store the predictions of the round's queue, switch to its version, and say so.
 
+    ``before``: what was published when the round began; another publication since then wins.
     ``predicted``: regions per task for the K and the reserve (any order, consumed lazily in
     batches); tasks it leaves out get a prediction without regions.
     """
@@ -87,12 +91,30 @@ def publish(
     bare = [QueuedPrediction(task, score, []) for task, score in scores.items() if task not in done]
     task_order.store_predictions(service.studio, number, record.model_version, bare)
     folder.save("queue.json", queue)
-    return _serve(service, key, record, retired=None)
+    return _serve(service, key, record, before, None)
 
 
-def _serve(service: Service, key: str, record: RoundRecord, *, retired: str | None) -> Published:
-    task_order.switch(service.studio, project_id(key), service.link(key), record.model_version)
-    published = Published(
+def _serve(
+    service: Service, key: str, record: RoundRecord, before: Published | None, retired: str | None
+) -> Published:
+    """Switch to the record's version and write `published.json`, unless another did meanwhile.
+
+    Held alone until the file is written: a repair in between would see a project that is not on
+    the published version, and switch it back.
+    """
+    folder = service.folder(key)
+    with service.schedule.alone("switch", key, _SWITCH_S, wait=True):
+        if (now_published := folder.published) != before:
+            logger.warning("project %s: %s was published in this moment", key, now_published)
+            return now_published or _published(record, retired)
+        task_order.switch(service.studio, project_id(key), service.link(key), record.model_version)
+        folder.published = published = _published(record, retired)
+    logger.info("project %s: %s is published", key, record.model_version)
+    return published
+
+
+def _published(record: RoundRecord, retired: str | None) -> Published:
+    return Published(
         round=record.round,
         model_version=record.model_version,
         classes=record.classes,
@@ -102,9 +124,19 @@ def _serve(service: Service, key: str, record: RoundRecord, *, retired: str | No
         retired=retired,
         published_at=now(),
     )
-    service.folder(key).published = published
-    logger.info("project %s: %s is published", key, record.model_version)
-    return published
+
+
+def repair(service: Service, key: str) -> None:
+    """Put the switch back when a race or a person moved it; not while a publication is under way."""
+    with service.schedule.alone("switch", key, _SWITCH_S, wait=False) as alone:
+        published = service.folder(key).published
+        if not alone or published is None:
+            return
+        number, link, version = project_id(key), service.link(key), published.model_version
+        task_order.prepare(service.studio, number)
+        if not task_order.switched(service.studio, number, link, version):
+            logger.warning("project %s was not on %s: switching again", key, version)
+            task_order.switch(service.studio, number, link, version)
 
 
 def _open_tasks(service: Service, key: str, queue: QueueRecord) -> Iterator[int]:
@@ -151,17 +183,8 @@ def top_up(service: Service, key: str) -> int:
     With R annotators holding a slice each, R more must be free: below K + R slices the queue is
     filled to K + 2 R. Appended after the last score, in the round's `queue.json`.
     """
-    settings = service.settings
-    lock = service.schedule.connection.lock(
-        f"{settings.queue_prefix}:top-up:{key}", timeout=_PREDICT_TIMEOUT_S * 4
-    )
-    if not lock.acquire(blocking=False):
-        return 0
-    try:
-        return _top_up(service, key)
-    finally:
-        if lock.owned():
-            lock.release()
+    with service.schedule.alone("top-up", key, _TOP_UP_S, wait=False) as alone:
+        return _top_up(service, key) if alone else 0
 
 
 def _top_up(service: Service, key: str) -> int:
@@ -248,7 +271,7 @@ def retire(
         classes=classes,
         fingerprint=fingerprint,
     )
-    return _serve(service, key, record, retired=reason)
+    return _serve(service, key, record, published, reason)
 
 
 def tidy(service: Service, key: str) -> int:

@@ -21,7 +21,6 @@ from ml_backend.rounds.store import (
     StoreError,
 )
 from ml_backend.rounds.sync import new_labels
-from ml_backend.studio import task_order
 from ml_backend.studio.client import StudioError, annotated
 from ml_backend.studio.label_config import LabelConfigError, explain_change, parse_label_config
 
@@ -99,20 +98,6 @@ def _reason(service: Service, key: str, published: Published) -> str | None:
     return f"{fresh} new annotations" if fresh >= service.settings.k else None
 
 
-def _repair(service: Service, key: str) -> None:
-    """Put back what a race or a person moved: the switch, the webhook's secret."""
-    published = service.folder(key).published
-    if published is None:
-        return
-    link = service.link(key)
-    number = project_id(key)
-    task_order.prepare(service.studio, number)
-    if not task_order.switched(service.studio, number, link, published.model_version):
-        logger.warning("project %s was not on %s: switching again", key, published.model_version)
-        task_order.switch(service.studio, number, link, published.model_version)
-    protect_webhook(service, key)
-
-
 def reconcile(service: Service) -> None:
     """Take one look at every adopted project. One that fails does not stop the others."""
     for key in service.project_keys():
@@ -122,7 +107,8 @@ def reconcile(service: Service) -> None:
             logger.info("project %s is left alone: %s", key, error)
             continue
         try:
-            _repair(service, key)
+            publish.repair(service, key)
+            protect_webhook(service, key)
             count(service, key)
         except (StudioError, StoreError) as error:
             logger.warning("project %s: reconcile failed: %s", key, error)

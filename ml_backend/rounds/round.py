@@ -130,7 +130,13 @@ class _Round:
             record = self._compute(dataset, published, started)
         selection = self.folder.need("selection.json", SelectionRecord)
         self.claim.check()
-        self._timed("publish", lambda: self._publish(record, selection, dataset, config))
+        predicted = self._regions(record, selection, dataset, config)
+        self._timed(
+            "publish",
+            lambda: publish(
+                self.service, self.key, self.folder, record, selection, published, predicted
+            ),
+        )
         logger.info("project %s: round %d took %s s", self.key, record.round, self.seconds)
         return record
 
@@ -303,18 +309,6 @@ class _Round:
         )
 
     # -- publish
-
-    def _publish(
-        self,
-        record: RoundRecord,
-        selection: SelectionRecord,
-        dataset: DatasetRecord,
-        config: LabelConfig,
-    ) -> None:
-        publish(
-            self.service, self.key, self.folder, record, selection,
-            self._regions(record, selection, dataset, config),
-        )  # fmt: skip
 
     def _regions(
         self,

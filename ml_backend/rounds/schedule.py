@@ -7,6 +7,8 @@ name, so that the web process need not import what they import.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -133,6 +135,21 @@ class Schedule:
         elif status in _LIVE:
             return
         job.delete()
+
+    @contextmanager
+    def alone(self, what: str, key: str, timeout_s: float, *, wait: bool) -> Iterator[bool]:
+        """Hold the project's lock for ``what``; False, without it, when another process has it.
+
+        ``wait``: wait for the other instead. The lock is void after ``timeout_s`` seconds, so a
+        process that was killed does not keep it.
+        """
+        lock = self.connection.lock(f"{self._prefix}:{what}:{key}", timeout=timeout_s)
+        held = lock.acquire(blocking=wait)
+        try:
+            yield held
+        finally:
+            if held and lock.owned():
+                lock.release()
 
     def round_progress(self, key: str) -> dict[str, Any] | None:
         """``{"status", "step", "done", "total"}`` of the project's round job, or None."""
