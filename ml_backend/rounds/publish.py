@@ -127,7 +127,7 @@ def _published(record: RoundRecord, retired: str | None) -> Published:
 
 
 def repair(service: Service, key: str) -> None:
-    """Put the switch back when a race or a person moved it; not while a publication is under way."""
+    """Put the switch back when a race or a person moved it, but not during a publication."""
     with service.schedule.alone("switch", key, _SWITCH_S, wait=False) as alone:
         published = service.folder(key).published
         if not alone or published is None:

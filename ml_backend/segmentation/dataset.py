@@ -1,0 +1,307 @@
+"""Labelled slices in memory, and the random crops of them that training sees.
+
+`LabelledSlices` reads a `SliceSource` once, preprocesses and caches it; `Crops` is the endless
+stream of batches. Rare classes are found: half of the crops are placed on a pixel of a class chosen
+with equal chances, so 1 % of degradation layer is not 1 % of the training.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import OrderedDict
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from al_strategies.evidence import SliceId
+from al_strategies.learner import IGNORE, Progress, SliceSource
+from ml_backend.segmentation.augmentation import Augmentation, resample
+from ml_backend.segmentation.preprocessing import FloatImage, Preprocessing
+
+__all__ = ["Crops", "InvalidMask", "LabelledSlices", "NothingLabelled", "prefetch"]
+
+_ANCHORS = 2048  # remembered pixels of each class and slice
+_CENTRED = 0.8  # an anchor lies in this central part of its crop's side
+
+T = TypeVar("T")
+Mask = npt.NDArray[np.uint8]
+
+
+class InvalidMask(ValueError):
+    """A mask that does not fit its slice or the classes."""
+
+
+class NothingLabelled(ValueError):
+    """Not one labelled pixel in the slices to train on."""
+
+
+@dataclass(frozen=True)
+class _Pair:
+    image: Tensor  # (channels, H, W) float32
+    mask: Tensor  # (H, W) uint8
+
+
+class LabelledSlices:
+    """Preprocessed slices with their masks, the most recently used of them in memory.
+
+    ``pseudo``: id → (H, W) uint8 mask made by a model, used like a label. ``cache_bytes``: beyond
+    it slices are read again when a crop needs them. Slices without a labelled pixel are left out.
+
+    ``counts`` (classes,) int64: labelled pixels of each class, all slices together. ``largest``:
+    the largest height and width.
+
+    Raises NothingLabelled, InvalidMask; KeyError for an id the source has no mask for.
+    """
+
+    def __init__(
+        self,
+        source: SliceSource,
+        ids: Sequence[SliceId],
+        preprocessing: Preprocessing,
+        classes: int,
+        *,
+        pseudo: Mapping[SliceId, Mask] | None = None,
+        cache_bytes: int = 4 << 30,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> None:
+        self._source = source
+        self._pseudo = dict(pseudo or {})
+        self._preprocessing = preprocessing
+        self._classes = classes
+        self._cache_bytes = cache_bytes
+        self._cache: OrderedDict[SliceId, _Pair] = OrderedDict()
+        self._cached = 0
+        self.counts = np.zeros(classes, dtype=np.int64)
+        self.largest = (0, 0)
+        self.ids: list[SliceId] = []
+        self._anchors: list[dict[int, npt.NDArray[np.int64]]] = []
+        self._labelled: list[npt.NDArray[np.int64]] = []
+        rng = np.random.default_rng(seed)
+        every = [*ids, *(i for i in self._pseudo if i not in set(ids))]
+        for done, slice_id in enumerate(every, start=1):
+            self._index(slice_id, rng)
+            if progress is not None:
+                progress("load", done, len(every))
+        if not self.ids:
+            raise NothingLabelled(
+                f"None of the {len(every)} slices to train on has a labelled pixel "
+                f"(every pixel is {IGNORE}, which means ignored). Label at least one slice."
+            )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def pair(self, index: int) -> tuple[Tensor, Tensor]:
+        """Image (channels, H, W) float32 and mask (H, W) uint8 of the slice at ``index``."""
+        slice_id = self.ids[index]
+        pair = self._cache.get(slice_id)
+        if pair is None:
+            pair = self._remember(slice_id, self._read(slice_id))
+        else:
+            self._cache.move_to_end(slice_id)
+        return pair.image, pair.mask
+
+    def present(self) -> list[int]:
+        """Classes with at least one labelled pixel."""
+        return [int(label) for label in np.flatnonzero(self.counts)]
+
+    def holding(self, label: int) -> list[int]:
+        """Indices of the slices in which class ``label`` is labelled."""
+        return [i for i, anchors in enumerate(self._anchors) if label in anchors]
+
+    def anchor(self, index: int, label: int | None, rng: np.random.Generator) -> tuple[int, int]:
+        """A labelled pixel (y, x) of a slice: of class ``label``, or of any."""
+        pixels = self._labelled[index] if label is None else self._anchors[index][label]
+        y, x = pixels[rng.integers(len(pixels))]
+        return int(y), int(x)
+
+    def _read(self, slice_id: SliceId) -> _Pair:
+        image = self._preprocessing(self._source.image(slice_id))
+        pseudo = self._pseudo.get(slice_id)
+        mask = np.asarray(self._source.mask(slice_id) if pseudo is None else pseudo)
+        self._check(slice_id, image, mask)
+        return _Pair(torch.from_numpy(image), torch.from_numpy(mask.astype(np.uint8)))
+
+    def _check(self, slice_id: SliceId, image: FloatImage, mask: npt.NDArray[np.uint8]) -> None:
+        if mask.shape != image.shape[1:]:
+            raise InvalidMask(
+                f"The mask of slice {slice_id!r} has shape {mask.shape}, its image "
+                f"{image.shape[1:]}; they must be equal."
+            )
+        wrong = mask[(mask >= self._classes) & (mask != IGNORE)]
+        if wrong.size:
+            raise InvalidMask(
+                f"The mask of slice {slice_id!r} holds the class {int(wrong.max())}; there are "
+                f"{self._classes} classes (0 … {self._classes - 1}) and {IGNORE} for unlabelled."
+            )
+
+    def _remember(self, slice_id: SliceId, pair: _Pair) -> _Pair:
+        self._cache[slice_id] = pair
+        self._cached += pair.image.nbytes + pair.mask.nbytes
+        while self._cached > self._cache_bytes and len(self._cache) > 1:
+            _, oldest = self._cache.popitem(last=False)
+            self._cached -= oldest.image.nbytes + oldest.mask.nbytes
+        return pair
+
+    def _index(self, slice_id: SliceId, rng: np.random.Generator) -> None:
+        pair = self._read(slice_id)
+        mask = pair.mask.numpy()
+        counts = np.bincount(mask.ravel(), minlength=IGNORE + 1)[: self._classes]
+        if not counts.any():
+            return
+        anchors = {int(label): _some_pixels(mask == label, rng) for label in np.flatnonzero(counts)}
+        self.ids.append(slice_id)
+        self.counts += counts
+        self.largest = (
+            max(self.largest[0], mask.shape[0]),
+            max(self.largest[1], mask.shape[1]),
+        )
+        self._anchors.append(anchors)
+        self._labelled.append(_some_pixels(mask != IGNORE, rng))
+        self._remember(slice_id, pair)
+
+
+def _some_pixels(chosen: npt.NDArray[np.bool_], rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """At most `_ANCHORS` of the true pixels, as (n, 2) rows of (y, x)."""
+    flat = np.flatnonzero(chosen)
+    if len(flat) > _ANCHORS:
+        flat = flat[np.sort(rng.choice(len(flat), _ANCHORS, replace=False))]
+    return np.stack(np.unravel_index(flat, chosen.shape), axis=1)
+
+
+class Crops:
+    """Endless batches of random crops; the same seed gives the same batches.
+
+    ``crop``: side in pixels. ``balance``: the part of the crops placed on a class chosen with equal
+    chances, the others on any labelled pixel, slice after slice. Yields images
+    (batch, channels, crop, crop) float32 and masks (batch, crop, crop) int64 on ``device``.
+    """
+
+    def __init__(
+        self,
+        slices: LabelledSlices,
+        *,
+        crop: int,
+        batch: int,
+        augmentation: Augmentation,
+        balance: float = 0.5,
+        seed: int = 0,
+        device: torch.device | None = None,
+    ) -> None:
+        self._slices = slices
+        self._crop = crop
+        self._batch = batch
+        self._augmentation = augmentation
+        self._balance = balance
+        self._device = device or torch.device("cpu")
+        self._rng = np.random.default_rng([seed, 1])
+        self._generator = torch.Generator().manual_seed(seed)
+        # Noise is drawn where it is used: on a GPU, not copied to it.
+        self._noise = torch.Generator(self._device).manual_seed(seed)
+        self._classes = slices.present()
+        self._holding = {label: slices.holding(label) for label in self._classes}
+        self._order: list[int] = []
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        while True:
+            crops = [self._one() for _ in range(self._batch)]
+            images = torch.stack([image for image, _ in crops])
+            masks = torch.stack([mask for _, mask in crops])
+            images = self._augmentation.relight(images, self._noise)
+            yield images.contiguous(memory_format=torch.channels_last), masks
+
+    def _one(self) -> tuple[Tensor, Tensor]:
+        index, label = self._draw()
+        image, mask = self._slices.pair(index)
+        offsets = self._augmentation.grid(self._crop, self._generator)
+        centre = self._centre(self._slices.anchor(index, label, self._rng), mask.shape)
+        points = offsets + torch.tensor(centre[::-1], dtype=torch.float32)
+        # Only the part of the slice that the crop needs goes to the device.
+        rows, columns = (
+            _window(points[..., 1], mask.shape[0]),
+            _window(points[..., 0], mask.shape[1]),
+        )
+        points = points - torch.tensor([columns.start, rows.start], dtype=torch.float32)
+        return resample(
+            image[:, rows, columns].to(self._device),
+            mask[rows, columns].to(self._device),
+            points.to(self._device),
+        )
+
+    def _draw(self) -> tuple[int, int | None]:
+        if self._rng.random() < self._balance:
+            label = self._classes[self._rng.integers(len(self._classes))]
+            holding = self._holding[label]
+            return holding[self._rng.integers(len(holding))], label
+        if not self._order:
+            self._order = self._rng.permutation(len(self._slices)).tolist()
+        return self._order.pop(), None
+
+    def _centre(self, anchor: tuple[int, int], shape: Sequence[int]) -> list[float]:
+        """(y, x) of a crop that shows ``anchor`` and, where it can, nothing outside the slice.
+
+        Between two pixels: a crop has an even side, so its pixels are pixels of the slice.
+        """
+        centre = []
+        for position, length in zip(anchor, shape, strict=True):
+            jitter = (self._rng.random() - 0.5) * self._crop * _CENTRED
+            half = self._crop // 2
+            inside = max(half, min(round(position + jitter), length - half))
+            centre.append((inside if length > self._crop else length // 2) - 0.5)
+        return centre
+
+
+def _window(positions: Tensor, length: int) -> slice:
+    start = int(positions.min().floor().item()) - 1
+    stop = int(positions.max().ceil().item()) + 2
+    start = min(max(start, 0), length - 1)
+    return slice(start, max(min(stop, length), start + 1))
+
+
+def prefetch(batches: Iterator[T], depth: int = 2) -> Generator[T]:
+    """``batches``, the next ``depth`` of them made by a thread while the caller computes.
+
+    An exception in the thread is raised here. Closing the generator ends the thread.
+    """
+    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=depth)
+    stopped = threading.Event()
+
+    def put(item: tuple[T | None, BaseException | None]) -> None:
+        while not stopped.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+            return
+
+    def work() -> None:
+        try:
+            for batch in batches:
+                put((batch, None))
+                if stopped.is_set():
+                    return
+            put((None, StopIteration()))
+        except BaseException as error:
+            put((None, error))
+
+    thread = threading.Thread(target=work, name="crops", daemon=True)
+    thread.start()
+    try:
+        while True:
+            batch, error = ready.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            assert batch is not None
+            yield batch
+    finally:
+        stopped.set()
+        thread.join()

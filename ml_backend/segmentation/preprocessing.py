@@ -1,0 +1,175 @@
+"""Grey values of a slice → the network's input. The one function of this kind in the project.
+
+Training, scoring, serving and full-volume segmentation all go through the same `Preprocessing`,
+which is fitted once on a sample of slices and then travels inside the checkpoint. It is a window
+over the whole sample, not one per slice: a slice that is darker than the others stays darker.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["FloatImage", "InvalidImage", "Preprocessing"]
+
+FloatImage = npt.NDArray[np.float32]
+
+_LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # Rec. 601, as in Pillow
+_LIMIT = 3.0
+_SAMPLED_PIXELS = 1 << 16
+
+
+class InvalidImage(ValueError):
+    """An array that is not a slice: the message says what was found and what was expected."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """A linear window of grey values.
+
+    ``window_low`` becomes −1, ``window_high`` becomes +1. Values outside go on along the same line
+    and stop at ±3, so a rare bright material (an implant) is not flattened. NaN counts as
+    ``window_low`` (a pixel outside the reconstructed circle is dark), ±inf as ±3.
+
+    ``channels``: 1 reduces RGB to luminance; 3 keeps RGB and repeats grey.
+    """
+
+    window_low: float
+    window_high: float
+    channels: int = 1
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.window_low) and np.isfinite(self.window_high)):
+            raise ValueError(f"The window must be finite, found {self}.")
+        if not self.window_high > self.window_low:
+            raise ValueError(f"The window must have window_low < window_high, found {self}.")
+        if self.channels not in (1, 3):
+            raise ValueError(f"channels must be 1 or 3, found {self.channels}.")
+
+    @classmethod
+    def fit(
+        cls,
+        images: Iterable[npt.NDArray[Any]],
+        *,
+        channels: int = 1,
+        percentiles: tuple[float, float] = (0.5, 99.5),
+    ) -> Preprocessing:
+        """The window between two percentiles of all finite pixels of ``images`` together.
+
+        Every image counts with at most 65,536 pixels on a regular grid, so a large one does not
+        outvote the others. A sample without contrast between the percentiles falls back on its
+        minimum and maximum, and then on a window of width 1.
+
+        Raises ValueError when there is no image, InvalidImage when one is not a slice.
+        """
+        samples = [_finite_sample(_plane(image)) for image in images]
+        if not samples:
+            raise ValueError("Preprocessing needs at least one slice to be fitted on, found none.")
+        values = np.concatenate(samples)
+        if not values.size:
+            raise InvalidImage("None of the sampled slices has a finite pixel.")
+        low, high = (float(v) for v in np.percentile(values, percentiles))
+        if not high > low:
+            low, high = float(values.min()), float(values.max())
+        if not high > low:
+            high = float(np.nextafter(low + 1.0, np.inf))
+        return cls(low, high, channels)
+
+    def __call__(self, image: npt.NDArray[Any]) -> FloatImage:
+        """(H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of any real dtype → (channels, H, W) float32.
+
+        Values in [−3, 3]. An alpha channel is dropped. Raises InvalidImage.
+        """
+        planes = _colour(image) if self.channels == 3 else _plane(image)[np.newaxis]
+        if planes.dtype in (np.uint8, np.uint16):
+            # A table gives the very same numbers as the formula, in one pass over the slice.
+            planes = _table(self, planes.dtype.str)[planes]
+        else:
+            planes = self._window(planes)
+        if self.channels == 3 and len(planes) == 1:
+            planes = np.repeat(planes, 3, axis=0)
+        return np.ascontiguousarray(planes)
+
+    def _window(self, values: npt.NDArray[Any]) -> FloatImage:
+        # float64 only for what float32 cannot hold, e.g. 32-bit integers and large float64 values.
+        narrow = values.dtype.itemsize <= 2 or values.dtype == np.float32
+        scaled: npt.NDArray[Any] = values.astype(np.float32 if narrow else np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            scaled -= self.window_low
+            scaled *= 2.0 / (self.window_high - self.window_low)
+            scaled -= 1.0
+        np.nan_to_num(scaled, copy=False, nan=-1.0, posinf=_LIMIT, neginf=-_LIMIT)
+        clipped: FloatImage = np.clip(scaled, -_LIMIT, _LIMIT).astype(np.float32, copy=False)
+        return clipped
+
+    def to_json(self) -> str:
+        """For the checkpoint's metadata; `from_json` gives an equal Preprocessing back."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Preprocessing:
+        """Raises ValueError for what `to_json` did not write."""
+        try:
+            fields = json.loads(text)
+            return cls(
+                float(fields["window_low"]), float(fields["window_high"]), int(fields["channels"])
+            )
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"Expected the JSON of a Preprocessing (window_low, window_high, channels), "
+                f"found {text[:200]!r}."
+            ) from error
+
+
+@lru_cache(maxsize=8)
+def _table(preprocessing: Preprocessing, dtype: str) -> FloatImage:
+    info = np.iinfo(np.dtype(dtype))
+    return preprocessing._window(np.arange(info.max + 1, dtype=dtype))
+
+
+def _check(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    image = np.asarray(image)
+    if image.dtype == np.bool_:
+        image = image.astype(np.uint8)
+    if image.dtype.kind not in "uif":
+        raise InvalidImage(f"A slice has real grey values, found dtype {image.dtype}.")
+    if not image.dtype.isnative:
+        image = image.astype(image.dtype.newbyteorder("="))
+    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
+        raise InvalidImage(
+            f"A slice is (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), found shape {image.shape}."
+        )
+    if not image.size:
+        raise InvalidImage(f"A slice has pixels, found shape {image.shape}.")
+    return image
+
+
+def _plane(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """(H, W): the slice itself, or the luminance of a colour image as float32."""
+    image = _check(image)
+    if image.ndim == 2:
+        return image
+    if image.shape[2] == 1:
+        return image[:, :, 0]
+    return image[:, :, :3].astype(np.float32) @ _LUMINANCE
+
+
+def _colour(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """(3, H, W), or (1, H, W) for a grey slice."""
+    image = _check(image)
+    if image.ndim == 2:
+        return image[np.newaxis]
+    return np.moveaxis(image[:, :, :3], 2, 0)
+
+
+def _finite_sample(plane: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    step = max(1, int(np.ceil(np.sqrt(plane.size / _SAMPLED_PIXELS))))
+    values: npt.NDArray[np.float64] = plane[::step, ::step].astype(np.float64).ravel()
+    finite: npt.NDArray[np.bool_] = np.isfinite(values)
+    return values[finite]

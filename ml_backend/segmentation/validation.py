@@ -1,0 +1,134 @@
+"""Which labelled slices judge a checkpoint, and when a new one is worse than the published one.
+
+Neighbouring slices are near-copies, so slices held out at random would be answered from memory: a
+part of each volume's z is held out in one block. The block stays the same from round to round (it
+goes into the round's record), so no checkpoint ever trained on the slices that judge it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from al_strategies.evidence import Position, SliceId
+from al_strategies.learner import Metrics
+
+__all__ = ["Split", "ZBlock", "is_worse", "split_validation"]
+
+MINIMUM_LABELLED = 10
+TOLERANCE = 0.02
+
+
+@dataclass(frozen=True)
+class ZBlock:
+    """Slices of ``volume`` with ``low`` ≤ z ≤ ``high``; the whole volume where they are None."""
+
+    volume: str
+    low: float | None = None
+    high: float | None = None
+
+    def __contains__(self, position: object) -> bool:
+        return (
+            isinstance(position, Position)
+            and position.volume == self.volume
+            and (self.low is None or position.z >= self.low)
+            and (self.high is None or position.z <= self.high)
+        )
+
+
+@dataclass(frozen=True)
+class Split:
+    """Labelled slices to train on and to validate on, and the blocks that hold the latter.
+
+    ``validation`` and ``blocks`` are empty while there are too few labelled slices.
+    """
+
+    train: tuple[SliceId, ...]
+    validation: tuple[SliceId, ...]
+    blocks: tuple[ZBlock, ...]
+
+
+def split_validation(
+    ids: Sequence[SliceId],
+    positions: Mapping[SliceId, Position],
+    *,
+    blocks: Sequence[ZBlock] = (),
+    fraction: float = 0.2,
+    minimum: int = MINIMUM_LABELLED,
+    seed: int = 0,
+) -> Split:
+    """Hold a z-block of the labelled slices ``ids`` out.
+
+    Below ``minimum`` labelled slices everything is trained on. From then on: in each volume with at
+    least 5 labelled slices, ``fraction`` of them (at least one), neighbours in z, from a place that
+    ``seed`` chooses; if no volume has 5, ``fraction`` of the volumes (at least one) as a whole.
+
+    ``blocks``: those of the round before; they are kept, and slices labelled inside them since then
+    validate too. They are chosen anew only when no labelled slice is left in them (annotations were
+    deleted) or nothing would be left to train on.
+    """
+    if len(ids) < minimum:
+        return Split(tuple(ids), (), ())
+    kept = _apply(ids, positions, blocks)
+    if kept.validation and kept.train:
+        return kept
+    return _apply(ids, positions, _choose(ids, positions, fraction, np.random.default_rng(seed)))
+
+
+def is_worse(new: Metrics, published: Metrics, *, tolerance: float = TOLERANCE) -> bool:
+    """Whether a new checkpoint is flagged: kept, but worse than the published one.
+
+    Both metrics come from the same validation slices. The rule: the mean IoU over the classes that
+    have one in both (present in truth or prediction) fell by more than ``tolerance`` = 0.02,
+    about what a second training of the same slices with another seed differs by.
+
+    Raises ValueError when the numbers of slices or the classes differ: then they do not compare.
+    """
+    if new.slices != published.slices or new.iou.keys() != published.iou.keys():
+        raise ValueError(
+            "Two checkpoints compare only on the same validation slices and classes: found "
+            f"{new.slices} slices of {sorted(new.iou)} and {published.slices} of "
+            f"{sorted(published.iou)}."
+        )
+    both = [n for n in new.iou if not (math.isnan(new.iou[n]) or math.isnan(published.iou[n]))]
+    if not both:
+        return False
+    drop = sum(published.iou[name] - new.iou[name] for name in both) / len(both)
+    return drop > tolerance
+
+
+def _apply(
+    ids: Sequence[SliceId], positions: Mapping[SliceId, Position], blocks: Sequence[ZBlock]
+) -> Split:
+    held = {i for i in ids if any(positions[i] in block for block in blocks)}
+    return Split(
+        train=tuple(i for i in ids if i not in held),
+        validation=tuple(i for i in ids if i in held),
+        blocks=tuple(blocks),
+    )
+
+
+def _choose(
+    ids: Sequence[SliceId],
+    positions: Mapping[SliceId, Position],
+    fraction: float,
+    rng: np.random.Generator,
+) -> list[ZBlock]:
+    heights: dict[str, list[float]] = {}
+    for slice_id in ids:
+        heights.setdefault(positions[slice_id].volume, []).append(positions[slice_id].z)
+    volumes = sorted(heights)
+    dense = [volume for volume in volumes if len(heights[volume]) >= 5]
+    if dense:
+        return [_block(volume, sorted(heights[volume]), fraction, rng) for volume in dense]
+    chosen = rng.permutation(len(volumes))[: max(1, round(fraction * len(volumes)))]
+    return [ZBlock(volumes[i]) for i in sorted(chosen)]
+
+
+def _block(volume: str, z: list[float], fraction: float, rng: np.random.Generator) -> ZBlock:
+    length = max(1, round(fraction * len(z)))
+    start = int(rng.integers(len(z) - length + 1))
+    return ZBlock(volume, z[start], z[start + length - 1])

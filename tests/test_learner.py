@@ -1,0 +1,168 @@
+"""The learner learns, can be saved, and starts warm or afresh as it is told."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from al_strategies.learner import IGNORE, Learner
+from ml_backend.segmentation.checkpoints import CheckpointError
+from ml_backend.segmentation.dataset import NothingLabelled
+from ml_backend.segmentation.learner import HRNetLearner, LearnerConfig, NotTrained
+from ml_backend.segmentation.training import TrainingConfig
+from tests.segmentation_phantom import CLASSES, Phantom
+
+SHORT = LearnerConfig(training=TrainingConfig(steps=2, batch=2, crop=32))
+
+
+def weights(learner: HRNetLearner) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in learner.model.network.parameters()])
+
+
+@pytest.fixture(scope="module")
+def trained() -> HRNetLearner:
+    """Three labelled slices, some seconds of training."""
+    source = Phantom(8)
+    config = LearnerConfig(training=TrainingConfig(steps=40, batch=4, crop=64))
+    learner = HRNetLearner(CLASSES, config)
+    learner.fit(source, source.ids[:3], seed=0)
+    return learner
+
+
+def test_it_is_a_learner() -> None:
+    learner: Learner = HRNetLearner(CLASSES)
+
+    assert callable(learner.fit)
+
+
+def test_a_short_training_beats_chance_clearly_on_slices_it_has_not_seen(
+    trained: HRNetLearner,
+) -> None:
+    source = Phantom(8)
+
+    metrics = trained.evaluate(source, source.ids[3:])
+
+    # Background alone everywhere gives an IoU of about 0.8 to one class of three: 0.27.
+    assert metrics.miou > 0.5
+
+
+def test_predictions_and_evidence_come_from_the_trained_weights(trained: HRNetLearner) -> None:
+    source = Phantom(8)
+
+    predictions = dict(trained.predict(source, source.ids[3:5]))
+    evidence = trained.evidence(source, source.ids[3:5], frozenset({"entropy", "embedding"}))
+
+    assert list(predictions) == source.ids[3:5] == list(evidence.ids)
+    agreement = (predictions["z003"].mask == source.mask("z003")).mean()
+    assert agreement > 0.8
+
+
+def test_bytes_give_the_same_predictions_back(trained: HRNetLearner) -> None:
+    source = Phantom(8)
+
+    back = HRNetLearner.from_bytes(trained.to_bytes())
+
+    before, after = (next(iter(x.predict(source, ["z005"])))[1] for x in (trained, back))
+    assert back.classes == CLASSES
+    assert np.array_equal(before.mask, after.mask)
+
+
+def test_weights_of_other_classes_are_never_taken(trained: HRNetLearner) -> None:
+    other = HRNetLearner(("background", "wood", "glue"))
+
+    with pytest.raises(ValueError, match="background, wood, glue"):
+        other.load_bytes(trained.to_bytes())
+    with pytest.raises(CheckpointError):
+        other.load_bytes(b"")
+
+
+def test_the_report_holds_what_replays_the_training() -> None:
+    source = Phantom(3)
+    learner = HRNetLearner(CLASSES, SHORT)
+
+    report = learner.fit(source, source.ids[:2], seed=5)
+
+    assert (report.steps, report.slices) == (2, 2)
+    assert report.seconds > 0
+    assert report.settings["architecture"] == "hrnet_w18_small"
+    assert report.settings["seed"] == 5
+    assert report.settings["training"]["crop"] == 32
+    assert report.settings["warm_started"] is False
+
+
+def test_the_same_seed_gives_the_same_weights() -> None:
+    source = Phantom(2)
+
+    def fitted(seed: int) -> torch.Tensor:
+        learner = HRNetLearner(CLASSES, SHORT)
+        learner.fit(source, source.ids, seed=seed)
+        return weights(learner)
+
+    assert torch.equal(fitted(1), fitted(1))
+    assert not torch.equal(fitted(1), fitted(2))
+
+
+def test_a_cold_fit_forgets_and_a_warm_one_goes_on(trained: HRNetLearner) -> None:
+    source = Phantom(3)
+
+    def distance(warm: bool) -> float:
+        config = LearnerConfig(
+            warm_start=warm, training=TrainingConfig(steps=1, batch=2, crop=32, learning_rate=1e-6)
+        )
+        learner = HRNetLearner.from_bytes(trained.to_bytes(), config)
+        before = weights(learner)
+        report = learner.fit(source, source.ids, seed=3)
+        assert report.settings["warm_started"] is warm
+        return float((weights(learner) - before).abs().mean())
+
+    assert distance(warm=True) < 1e-4 < distance(warm=False)
+
+
+def test_a_changed_architecture_is_not_warm_started(trained: HRNetLearner) -> None:
+    config = LearnerConfig(architecture="fpn", warm_start=True, training=SHORT.training)
+    learner = HRNetLearner.from_bytes(trained.to_bytes(), config)
+
+    report = learner.fit(Phantom(2), ["z000"])
+
+    assert report.settings["warm_started"] is False
+    assert learner.model.architecture == "fpn"
+
+
+def test_a_failed_training_keeps_the_weights_of_before(trained: HRNetLearner) -> None:
+    source = Phantom(2)
+    learner = HRNetLearner.from_bytes(trained.to_bytes(), SHORT)
+    before = weights(learner)
+    source.mask = lambda _: np.full((64, 80), IGNORE, np.uint8)  # type: ignore[method-assign]
+
+    with pytest.raises(NothingLabelled):
+        learner.fit(source, source.ids)
+
+    assert torch.equal(weights(learner), before)
+
+
+def test_pseudo_labels_train_too() -> None:
+    source = Phantom(3)
+    learner = HRNetLearner(CLASSES, SHORT)
+
+    report = learner.fit(source, source.ids[:1], pseudo={"z002": source.mask("z002")})
+
+    assert report.slices == 2
+
+
+def test_progress_tells_of_loading_and_training() -> None:
+    seen: list[tuple[str, int, int]] = []
+    source = Phantom(2)
+
+    HRNetLearner(CLASSES, SHORT).fit(source, source.ids, progress=lambda *event: seen.append(event))
+
+    assert seen == [("load", 1, 2), ("load", 2, 2), ("train", 1, 2), ("train", 2, 2)]
+
+
+def test_without_weights_there_is_nothing_to_predict_with() -> None:
+    learner = HRNetLearner(CLASSES)
+
+    with pytest.raises(NotTrained, match="call fit"):
+        learner.to_bytes()
+    with pytest.raises(NotTrained):
+        next(iter(learner.predict(Phantom(1), ["z000"])))

@@ -1,0 +1,193 @@
+"""Losses see labelled pixels only, the seed decides, and a small training learns."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from al_strategies.learner import IGNORE
+from ml_backend.segmentation.augmentation import Augmentation
+from ml_backend.segmentation.dataset import LabelledSlices
+from ml_backend.segmentation.network import SegmentationNetwork, build_network
+from ml_backend.segmentation.preprocessing import Preprocessing
+from ml_backend.segmentation.training import (
+    SegmentationLoss,
+    TrainingConfig,
+    TrainingDiverged,
+    autocast,
+    class_weights,
+    train,
+)
+from tests.segmentation_phantom import Phantom
+
+CPU = torch.device("cpu")
+TINY = TrainingConfig(steps=3, batch=2, crop=32)
+
+
+def slices(seed: int = 0) -> LabelledSlices:
+    source = Phantom(slices=3)
+    return LabelledSlices(source, source.ids, Preprocessing(0, 1000), 3, seed=seed)
+
+
+def network(seed: int = 0) -> SegmentationNetwork:
+    torch.manual_seed(seed)
+    return build_network("hrnet_w18_small", 3)
+
+
+@pytest.mark.parametrize("dice", [0.0, 1.0])
+def test_ignored_pixels_give_zero_gradient(dice: float) -> None:
+    logits = torch.randn(2, 3, 8, 8, requires_grad=True)
+    masks = torch.randint(0, 3, (2, 8, 8))
+    masks[:, 4:] = IGNORE
+
+    SegmentationLoss(torch.ones(3), dice)(logits, masks).backward()
+
+    assert logits.grad is not None
+    assert (logits.grad[:, :, 4:] == 0).all()
+    assert (logits.grad[:, :, :4] != 0).any()
+
+
+def test_the_loss_is_that_of_the_labelled_part_alone() -> None:
+    logits, masks = torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 8, 8))
+    half = masks.clone()
+    half[:, 4:] = IGNORE
+    loss = SegmentationLoss(torch.tensor([0.5, 1.0, 2.0]))
+
+    assert loss(logits, half) == pytest.approx(float(loss(logits[:, :, :4], masks[:, :4])))
+
+
+def test_the_loss_is_weighted_cross_entropy_plus_dice() -> None:
+    logits, masks = torch.randn(2, 3, 4, 4), torch.randint(0, 3, (2, 4, 4))
+    weights = torch.tensor([0.5, 1.0, 2.0])
+    p = logits.softmax(1)
+    onehot = torch.nn.functional.one_hot(masks, 3).permute(0, 3, 1, 2)
+
+    chosen = (p * onehot).sum(1)
+    entropy = -(weights[masks] * chosen.log()).mean()
+    overlap = 2 * (p * onehot).sum((0, 2, 3)) / (p + onehot).sum((0, 2, 3))
+    expected = entropy + 0.7 * (1 - overlap).mean()
+
+    assert float(SegmentationLoss(weights, 0.7)(logits, masks)) == pytest.approx(float(expected))
+
+
+def test_a_batch_without_labels_has_no_loss() -> None:
+    logits = torch.randn(1, 3, 4, 4, requires_grad=True)
+
+    loss = SegmentationLoss(torch.ones(3))(logits, torch.full((1, 4, 4), IGNORE))
+    loss.backward()
+
+    assert loss.item() == 0
+    assert logits.grad is not None
+    assert (logits.grad == 0).all()
+
+
+def test_class_weights_follow_the_formula() -> None:
+    counts = np.array([900, 100, 0])
+
+    # K = 2 labelled classes, f = 0.9 and 0.1: w = √(1 / (K f)).
+    assert class_weights(counts) == pytest.approx([np.sqrt(1 / 1.8), np.sqrt(1 / 0.2), 1.0])
+    assert class_weights(np.array([5, 5, 5])) == pytest.approx([1, 1, 1])
+
+
+def test_class_weights_are_clipped() -> None:
+    assert class_weights(np.array([10**9, 1])).tolist() == pytest.approx([np.sqrt(0.5), 5.0])
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_one_does_not() -> None:
+    def weights(seed: int) -> torch.Tensor:
+        trained = network()
+        train(trained, slices(seed), TINY, seed=seed)
+        return torch.cat([p.detach().flatten() for p in trained.parameters()])
+
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+
+
+def test_training_leaves_the_callers_random_numbers_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+
+    train(network_without_seed(), slices(), TINY)
+
+    assert torch.equal(torch.rand(3), expected)
+
+
+def network_without_seed() -> SegmentationNetwork:
+    with torch.random.fork_rng(devices=[]):
+        return build_network("hrnet_w18_small", 3)
+
+
+def test_progress_and_losses_tell_of_every_step() -> None:
+    seen: list[tuple[str, int, int]] = []
+
+    run = train(network(), slices(), TINY, progress=lambda *event: seen.append(event))
+
+    assert seen == [("train", 1, 3), ("train", 2, 3), ("train", 3, 3)]
+    assert run.steps == 3
+    assert [step for step, _ in run.losses] == [3]
+    assert run.losses[-1][1] > 0
+
+
+def test_training_lowers_the_loss_and_ends_in_evaluation_mode() -> None:
+    trained = network()
+    config = TrainingConfig(steps=15, batch=2, crop=64, augmentation=Augmentation.none())
+
+    run = train(trained, slices(), config)
+
+    assert not trained.training
+    assert run.losses[-1][1] < 0.8 * run.losses[0][1]
+
+
+def test_a_diverging_training_says_what_to_change() -> None:
+    broken = network()
+    torch.nn.init.constant_(broken.classifier.weight, float("nan"))
+
+    with pytest.raises(TrainingDiverged, match="Lower the learning rate"):
+        train(broken, slices(), TINY)
+
+
+def test_bfloat16_is_used_where_asked_for() -> None:
+    layer = torch.nn.Linear(4, 4)
+    with autocast(CPU, "bfloat16"):
+        assert layer(torch.ones(1, 4)).dtype == torch.bfloat16
+    with autocast(CPU, "auto"):
+        assert layer(torch.ones(1, 4)).dtype == torch.float32
+
+
+def test_a_bfloat16_training_step_runs_and_keeps_float32_weights() -> None:
+    trained = network()
+    config = TrainingConfig(steps=1, batch=2, crop=32, precision="bfloat16")
+
+    run = train(trained, slices(), config)
+
+    assert np.isfinite(run.losses[-1][1])
+    assert {p.dtype for p in trained.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"steps": 0},
+        {"batch": 1},
+        {"crop": 100},
+        {"warm_up": 1.0},
+        {"balance": 2.0},
+        {"precision": "float8"},
+    ],
+)
+def test_impossible_settings_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        TrainingConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_defaults_fit_the_device_and_the_slices() -> None:
+    small = TrainingConfig.for_device("cpu", (101, 122), 4)
+    large = TrainingConfig.for_device("cpu", (1500, 1500), 80)
+    gpu = TrainingConfig.for_device("cuda", (1500, 1500), 80)
+
+    assert small.crop <= 128
+    assert small.crop % 32 == 0
+    assert large.crop < gpu.crop
+    assert small.steps < large.steps < gpu.steps

@@ -1,0 +1,111 @@
+"""A z-block is held out and stays held out; a worse checkpoint is recognised."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from al_strategies.evidence import Position
+from al_strategies.learner import Metrics
+from ml_backend.segmentation.validation import ZBlock, is_worse, split_validation
+
+Z = {f"s{i}": Position("v", 10.0 * i) for i in range(10)}
+MANY = {f"{v}{z}": Position(v, float(z)) for v in "abcdef" for z in range(2)}
+
+
+def metrics(slices: int = 2, **iou: float) -> Metrics:
+    known = [v for v in iou.values() if not math.isnan(v)]
+    return Metrics(miou=sum(known) / len(known), iou=iou, accuracy=0.5, slices=slices)
+
+
+def test_too_few_labelled_slices_are_all_trained_on() -> None:
+    ids = list(Z)[:9]
+
+    assert split_validation(ids, Z) == split_validation(ids, Z, seed=5)
+    assert split_validation(ids, Z).train == tuple(ids)
+    assert split_validation(ids, Z).validation == ()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_ten_labelled_slices_hold_two_neighbours_out(seed: int) -> None:
+    split = split_validation(list(Z), Z, seed=seed)
+
+    heights = [Z[i].z for i in split.validation]
+    assert len(split.validation) == 2
+    assert heights[1] - heights[0] == 10.0
+    assert set(split.train) | set(split.validation) == set(Z)
+    assert not set(split.train) & set(split.validation)
+
+
+def test_the_block_stays_and_takes_slices_labelled_inside_it_later() -> None:
+    first = split_validation(list(Z), Z, seed=1)
+    low = Z[first.validation[0]].z
+    later = {**Z, "inside": Position("v", low + 5), "outside": Position("v", 1000.0)}
+
+    second = split_validation(list(later), later, blocks=first.blocks, seed=99)
+
+    assert second.blocks == first.blocks
+    assert set(second.validation) == {*first.validation, "inside"}
+    assert "outside" in second.train
+
+
+def test_no_checkpoint_ever_trained_on_slices_that_judge_it_later() -> None:
+    positions = {f"s{i}": Position("v", float(7 * i % 40)) for i in range(40)}
+    ids = list(positions)
+    trained: set[str] = set()
+    blocks: tuple[ZBlock, ...] = ()
+
+    for labelled in (10, 18, 26, 34, 40):
+        split = split_validation(ids[:labelled], positions, blocks=blocks, seed=labelled)
+        assert not trained & set(split.validation)
+        trained |= set(split.train)
+        blocks = split.blocks
+
+
+def test_a_block_whose_annotations_were_deleted_is_chosen_anew() -> None:
+    gone = ZBlock("v", 5000.0, 6000.0)
+
+    split = split_validation(list(Z), Z, blocks=[gone])
+
+    assert split.validation
+    assert gone not in split.blocks
+
+
+def test_sparse_volumes_are_held_out_whole() -> None:
+    split = split_validation(list(MANY), MANY, seed=0)
+
+    assert len(split.validation) == 2
+    assert len({MANY[i].volume for i in split.validation}) == 1
+    assert split.blocks == (ZBlock(MANY[split.validation[0]].volume),)
+
+
+def test_every_dense_volume_holds_a_block_out() -> None:
+    positions = {f"{v}{z}": Position(v, float(z)) for v in "ab" for z in range(10)}
+
+    split = split_validation(list(positions), positions)
+
+    assert [block.volume for block in split.blocks] == ["a", "b"]
+    assert len(split.validation) == 4
+
+
+def test_a_clear_drop_is_worse_and_a_small_one_is_not() -> None:
+    published = metrics(bone=0.8, implant=0.6)
+
+    assert is_worse(metrics(bone=0.75, implant=0.6), published)
+    assert not is_worse(metrics(bone=0.78, implant=0.6), published)
+    assert not is_worse(metrics(bone=0.9, implant=0.9), published)
+
+
+def test_classes_that_only_one_of_them_saw_are_left_out() -> None:
+    # Predicting a class that is not there gives it IoU 0 where the other has none at all.
+    published = metrics(bone=0.8, implant=math.nan)
+
+    assert not is_worse(metrics(bone=0.8, implant=0.0), published)
+
+
+def test_metrics_of_other_slices_do_not_compare() -> None:
+    with pytest.raises(ValueError, match="same validation slices"):
+        is_worse(metrics(3, bone=0.5), metrics(2, bone=0.5))
+    with pytest.raises(ValueError, match="same validation slices"):
+        is_worse(metrics(bone=0.5), metrics(wood=0.5))
