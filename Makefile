@@ -8,10 +8,10 @@ ARGS ?=
 export NEXTSLICE_HOME := $(CURDIR)/.nextslice
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint format types bench clean
+.PHONY: help install demo test check lint format types bench constraints clean
 
 help: ## List the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 install: $(VENV)/installed ## Create .venv with nextslice, its extras and its tools
 
@@ -44,6 +44,10 @@ format: install ## Rewrite the code in the project's style
 
 bench: install ## Measure against the peers, one benchmark after the other
 	@for b in benchmarks/[a-z]*.py; do echo "==> $$b"; $(BIN)/python $$b || exit 1; done
+
+constraints: install ## Renew constraints.txt from what .venv holds
+	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | grep -v ' @ '; } > constraints.new
+	@mv constraints.new constraints.txt
 
 clean: ## Delete the environments and all demo data
 	rm -rf $(VENV) .nextslice .mypy_cache .ruff_cache .pytest_cache

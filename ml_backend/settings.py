@@ -86,7 +86,8 @@ class Settings(BaseSettings):
     reserve: int | None = Field(
         None,
         ge=1,
-        description="Slices kept in the queue beyond the K; empty: the larger of 4 K and 32.",
+        description="R: how many annotators may work at once; K + 2 R slices are kept ahead. "
+        "Empty: the larger of 4 K and 32.",
     )
     strategy: str = Field("coreset", description="Acquisition function, see `strategies`.")
     cold_start: str = Field("strided", description="Strategy of round 0, before any model.")

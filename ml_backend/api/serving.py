@@ -43,6 +43,7 @@ class Serving:
         self.service = service
         self._seen: dict[str, _Seen] = {}
         self._models: dict[tuple[str, str], HRNetLearner] = {}
+        self._warmed: set[tuple[str, str]] = set()
         self._forward = threading.Lock()
         self._images: dict[str, ImageCache] = {}
 
@@ -54,7 +55,24 @@ class Serving:
             seen = _Seen(self.service.folder(key).published, moment)
             if seen.published is not None:  # the first publication must not wait to be seen
                 self._seen[key] = seen
+                self._warm(key, seen.published)
         return seen.published
+
+    def _warm(self, key: str, published: Published) -> None:
+        """Load new weights before anybody waits for them: importing torch takes seconds."""
+        weights = published.weights
+        if weights is None or (key, weights) in self._warmed:
+            return
+        self._warmed.add((key, weights))
+
+        def load() -> None:
+            try:
+                with self._forward:
+                    self._model(key, weights)
+            except Exception:  # the prediction that needs them will say what is wrong
+                logger.exception("project %s: %s cannot be loaded", key, weights)
+
+        threading.Thread(target=load, daemon=True).start()
 
     def version(self, key: str) -> str:
         """The model version that the project is on."""

@@ -11,6 +11,7 @@ from ml_backend.rounds.adopt import adopt
 from ml_backend.rounds.service import Service
 from ml_backend.settings import Settings, configure_logging, load_settings
 from ml_backend.studio.client import Studio, StudioError
+from ml_backend.studio.task_order import BackendLink
 
 __all__ = ["connect", "register"]
 
@@ -20,24 +21,22 @@ _PRIVATE_ADDRESS = (
 )
 
 
-def register(studio: Studio, project: int, url: str, basic_auth: tuple[str, str] | None) -> bool:
+def register(studio: Studio, project: int, link: BackendLink) -> bool:
     """Add the backend to the project unless it is there. True when it was added."""
-    if studio.find_backend(project, url) is not None:
+    if studio.find_backend(project, link.url) is not None:
         return False
-    fields: dict[str, str] = {}
-    if basic_auth is not None:
-        user, password = basic_auth
-        fields = {
-            "auth_method": "BASIC_AUTH",
-            "basic_auth_user": user,
-            "basic_auth_pass": password,
-        }
     try:
-        studio.call("add the ML backend", studio.sdk.ml.create, project=project, url=url,
-                    title="nextslice", **fields)  # fmt: skip
+        studio.call(
+            "add the ML backend",
+            studio.sdk.ml.create,
+            project=project,
+            url=link.url,
+            title="nextslice",
+            **link.auth_fields,
+        )
     except StudioError as error:
         if "reserved network address" in str(error):
-            raise StudioError(_PRIVATE_ADDRESS.format(url=url)) from error
+            raise StudioError(_PRIVATE_ADDRESS.format(url=link.url)) from error
         raise
     return True
 
@@ -67,7 +66,8 @@ def connect(
     )
     service = Service(settings)
     key = service.find_key(project)
-    added = register(service.studio, project, settings.backend_url, settings.basic_auth)
+    link = BackendLink(settings.backend_url, settings.basic_auth)
+    added = register(service.studio, project, link)
     with console.status("adopting the project: sampling, webhook, round 0"):
         adopt(service, key, settings.backend_url)
     published = service.folder(key).published

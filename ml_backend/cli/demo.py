@@ -32,6 +32,7 @@ from ml_backend.embedded.uploads import UploadedSlice, create_project
 from ml_backend.rounds.service import Service
 from ml_backend.rounds.store import Published, SelectionRecord
 from ml_backend.studio.label_config import bitmask_config, parse_label_config
+from ml_backend.studio.task_order import BackendLink
 from ml_backend.volumes.folder import FolderSource, held_out_block
 from ml_backend.volumes.phantom import phantom, window8
 
@@ -267,7 +268,7 @@ def demo(
             _say("uploading slices and connecting the project")
             project = _upload(stack, loaded, title)
             service = Service(stack.settings())
-            register(service.studio, project, stack.backend_url, None)
+            register(service.studio, project, BackendLink(stack.backend_url))
             loop = _Loop(stack, project, loaded, group)
             loop.wait_for(-1, lambda text: None)
             if headless:

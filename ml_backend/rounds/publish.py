@@ -23,11 +23,12 @@ from ml_backend.rounds.store import (
     RoundRecord,
     SelectionRecord,
 )
+from ml_backend.settings import Settings
 from ml_backend.studio import task_order
 from ml_backend.studio.client import ids_in, not_annotated, not_skipped
 from ml_backend.studio.task_order import QueuedPrediction, queue_score
 
-__all__ = ["now", "publish", "repair", "retire", "tidy", "top_up"]
+__all__ = ["now", "publish", "queue_target", "repair", "retire", "tidy", "top_up"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,15 @@ _TIDIED_ROUNDS = 3
 def now() -> str:
     """This moment, ISO 8601, UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def queue_target(settings: Settings) -> int:
+    """How many slices are kept ahead of the annotators: K + 2 R.
+
+    With R annotators who each hold a slice and all submit in one moment, R more must be free before
+    anybody can fill the queue.
+    """
+    return settings.k + 2 * settings.reserve_size
 
 
 def queue_of(selection: SelectionRecord, version: str) -> QueueRecord:
@@ -180,8 +190,7 @@ def _predict(service: Service, key: str, tasks: list[dict[str, Any]]) -> list[Re
 def top_up(service: Service, key: str) -> int:
     """Append to the published queue when it runs low; returns how many slices.
 
-    With R annotators holding a slice each, R more must be free: below K + R slices the queue is
-    filled to K + 2 R. Appended after the last score, in the round's `queue.json`.
+    `queue_target` slices are kept ahead. Appended after the last score, in `queue.json`.
     """
     with service.schedule.alone("top-up", key, _TOP_UP_S, wait=False) as alone:
         return _top_up(service, key) if alone else 0
@@ -193,15 +202,16 @@ def _top_up(service: Service, key: str) -> int:
         return 0
     number = project_id(key)
     version = published.model_version
-    low = service.settings.k + service.settings.reserve_size
+    target = queue_target(service.settings)
     length = task_order.queue_length(service.studio, number, version)
-    if length >= low:
+    if length >= target:
         return 0
     folder = service.folder(key).round(published.round)
     queue = folder.load("queue.json", QueueRecord)
     if queue is None or queue.model_version != version:
         return 0
-    room = low + service.settings.reserve_size - length
+    # A few more than are missing, so that not every submission is a request.
+    room = target + service.settings.k - length
     candidates = islice(_open_tasks(service, key, queue), room)
     added = 0
     while chunk := list(islice(candidates, _PREDICT_CHUNK)):

@@ -19,7 +19,7 @@ import numpy as np
 from al_strategies import Query, Spacing, get_strategy
 from al_strategies.evidence import Evidence
 from al_strategies.learner import Progress
-from ml_backend.rounds.publish import now, publish
+from ml_backend.rounds.publish import now, publish, queue_target
 from ml_backend.rounds.service import Service, project_id
 from ml_backend.rounds.source import ProjectSource, positions
 from ml_backend.rounds.store import (
@@ -44,8 +44,8 @@ __all__ = ["default_spacing", "run_round"]
 
 logger = logging.getLogger(__name__)
 
-_BACKLOG_RESERVES = 8
-"""How many reserves' worth of ranking is kept behind the reserve for top-ups."""
+_BACKLOGS = 4
+"""How many times the reserve is ranked behind it, for top-ups."""
 _LATER_FILES = (
     "round.json", "selection.json", "evidence.npz", "metrics.json", "weights.safetensors",
 )  # fmt: skip
@@ -248,14 +248,30 @@ class _Round:
         source = ProjectSource(dataset, self.project, self.images)
         ids = [task.id for task in dataset.tasks]
         names = frozenset((*strategy.evidence, *strategy.labelled_evidence))
-        evidence = self._serving(weights).evidence(
-            source, ids, names, seed=self._seed, progress=self.progress
-        )
+        evidence = self._gather(weights, source, ids, names)
         arrays: dict[str, Any] = {"ids": np.asarray(evidence.ids, dtype=np.int64)}
         arrays |= {f"score.{name}": values for name, values in evidence.scores.items()}
         arrays |= {f"feature.{name}": values for name, values in evidence.features.items()}
         self.claim.check()
         self.folder.write_arrays("evidence.npz", arrays)
+
+    def _gather(
+        self, weights: str, source: ProjectSource, ids: list[int], names: frozenset[str]
+    ) -> Evidence:
+        """One pass over ``ids``; a slice that cannot be read is left out and named in the log.
+
+        The pass stops at such a slice and begins again without it: rare, and images are cached.
+        """
+        from ml_backend.segmentation.inference import UnreadableSlice
+
+        while True:
+            try:
+                return self._serving(weights).evidence(
+                    source, ids, names, seed=self._seed, progress=self.progress
+                )
+            except UnreadableSlice as error:
+                logger.warning("project %s: left out of the selection: %s", self.key, error)
+                ids = [i for i in ids if i != error.slice_id]
 
     def _evidence(self, dataset: DatasetRecord) -> Evidence:
         places = positions(dataset)
@@ -278,13 +294,13 @@ class _Round:
         state = {task.id: task.state for task in dataset.tasks}
         pool = [i for i, t in enumerate(evidence.ids) if state[int(t)] != "labelled"]
         labelled = [i for i, t in enumerate(evidence.ids) if state[int(t)] == "labelled"]
-        reserve = settings.reserve_size
+        reserve = queue_target(settings) - settings.k
         selection = get_strategy(name).select(
             Query(
                 pool=evidence.take(pool),
                 labelled=evidence.take(labelled),
                 k=settings.k,
-                reserve=reserve * (1 + _BACKLOG_RESERVES),
+                reserve=reserve * (1 + _BACKLOGS),
                 round=max(self.folder.number, 1),
                 seed=self._seed,
                 spacing=default_spacing(dataset, settings.k) if settings.spacing else None,

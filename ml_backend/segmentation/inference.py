@@ -71,7 +71,7 @@ EVIDENCE_NAMES = LOGIT_EVIDENCE | {EMBEDDING, MC_ENTROPY, GRADIENT, IOU}
 
 T = TypeVar("T")
 # Floats of full-resolution logits held at once while a mask is made: a cache's worth on a CPU.
-_BAND = 1 << 18
+_BAND = 1 << 20
 _GPU_BAND = 1 << 26
 
 

@@ -75,6 +75,18 @@ class BackendLink:
     url: str
     basic_auth: tuple[str, str] | None = None
 
+    @property
+    def auth_fields(self) -> dict[str, str]:
+        """The ML backend's credentials as Label Studio's API takes them; empty without any."""
+        if self.basic_auth is None:
+            return {}
+        user, password = self.basic_auth
+        return {
+            "auth_method": "BASIC_AUTH",
+            "basic_auth_user": user,
+            "basic_auth_pass": password,
+        }
+
 
 def round_version(number: int, digest: str) -> str:
     """``nextslice-r007-3fa9c1``: the round, and what tells two attempts at it apart."""
@@ -145,14 +157,7 @@ def _rename(
     studio: Studio, project_id: int, backend: Backend, link: BackendLink, version: str
 ) -> None:
     """Set the backend's title. Without url it is a 500; without credentials a refused /health."""
-    fields: dict[str, Any] = {"title": version, "url": backend.url, "project": project_id}
-    if link.basic_auth is not None:
-        user, password = link.basic_auth
-        fields |= {
-            "auth_method": "BASIC_AUTH",
-            "basic_auth_user": user,
-            "basic_auth_pass": password,
-        }
+    fields = {"title": version, "url": backend.url, "project": project_id, **link.auth_fields}
     studio.call(f"rename ML backend {backend.id}", studio.sdk.ml.update, backend.id, **fields)
 
 

@@ -24,6 +24,7 @@ from ml_backend.embedded.uploads import UploadedSlice, create_project
 from ml_backend.rounds.service import Service
 from ml_backend.rounds.store import ProjectStore, Published, SelectionRecord
 from ml_backend.studio.label_config import bitmask_config, parse_label_config
+from ml_backend.studio.task_order import BackendLink
 
 K = 3
 RESERVE = 4
@@ -152,7 +153,7 @@ def make_project(service: Service, session: Session, stack: Stack) -> Callable[.
         number = create_project(session, title, config or bitmask_config(CLASSES), rows)
         project = LiveProject(number, service, session, service.find_key(number))
         if connect:
-            register(service.studio, number, stack.backend_url, service.settings.basic_auth)
+            register(service.studio, number, BackendLink(stack.backend_url))
             project.wait_for_round(0)
         return project
 

@@ -24,6 +24,7 @@ from ml_backend.rounds.store import DatasetRecord, QueueRecord, RoundRecord
 from ml_backend.studio import task_order
 from ml_backend.studio.client import StudioError, not_annotated, with_version
 from ml_backend.studio.label_config import bitmask_config, brush_config
+from ml_backend.studio.task_order import BackendLink
 from tests.integration.conftest import CLASSES, RESERVE, K, LiveProject, disc
 
 pytestmark = pytest.mark.integration
@@ -142,6 +143,7 @@ def test_interleaved_annotators_get_the_order_and_never_a_404(
 
     # They all submit at once and ask again, while rounds train and the queue moves underneath.
     for _ in range(4):
+        time.sleep(4)  # nobody draws a mask in less
         for annotator, task in zip(annotators, opened, strict=True):
             assert task is not None
             annotator.submit(task)
@@ -318,7 +320,7 @@ def test_connecting_twice_changes_nothing(make_project: MakeProject, stack: Stac
         "the queue to be full", 60,
     )  # fmt: skip
     before = state()
-    assert not register(studio, project.number, stack.backend_url, None)
+    assert not register(studio, project.number, BackendLink(stack.backend_url))
     adopt(project.service, project.key, stack.backend_url)
     assert state() == before
 
@@ -369,22 +371,24 @@ def test_predict_gives_an_empty_result_for_what_cannot_be_predicted(
 
 def test_the_queue_is_topped_up_after_its_last_score(make_project: MakeProject) -> None:
     project = make_project(40)
-    low = K + RESERVE
+    ahead = K + 2 * RESERVE
+    folder = project.folder.round(0)
+    published = folder.need("queue.json", QueueRecord).entries
+    assert [e.kind for e in published] == ["chosen"] * K + ["reserve"] * 2 * RESERVE
+
+    for _ in range(K - 1):
+        project.annotator().label_next()
     wait_until(
-        lambda: len(project.folder.round(0).need("queue.json", QueueRecord).entries) > low,
-        "the first top-up", 60,
-    )  # fmt: skip
-    queue = project.folder.round(0).need("queue.json", QueueRecord)
-    scores = [entry.score for entry in queue.entries]
-    assert scores == sorted(scores)
-    assert len({entry.task for entry in queue.entries}) == len(queue.entries)
-    assert [e.kind for e in queue.entries[: low + 1]] == (
-        ["chosen"] * K + ["reserve"] * RESERVE + ["top-up"]
+        lambda: len(folder.need("queue.json", QueueRecord).entries) > ahead, "the top-up", 60
     )
-    left = task_order.queue_length(
-        project.service.studio, project.number, project.published.model_version
-    )
-    assert left >= low
+
+    entries = folder.need("queue.json", QueueRecord).entries
+    assert entries[:ahead] == published
+    assert {e.kind for e in entries[ahead:]} == {"top-up"}
+    assert [e.score for e in entries] == sorted(e.score for e in entries)
+    assert len({e.task for e in entries}) == len(entries)
+    version = project.published.model_version
+    assert task_order.queue_length(project.service.studio, project.number, version) >= ahead
     assert publish.top_up(project.service, project.key) == 0, "it is full"
 
 
@@ -454,8 +458,8 @@ def test_basic_auth_reaches_everything(
         bare = make_project(12, connect=False)
         project = LiveProject(bare.number, service, bare.session, bare.key)
         with pytest.raises(StudioError, match="authentication parameters"):
-            register(service.studio, project.number, url, None)
-        register(service.studio, project.number, url, ("labelstudio", "s3cret"))
+            register(service.studio, project.number, BackendLink(url))
+        register(service.studio, project.number, BackendLink(url, ("labelstudio", "s3cret")))
         project.wait_for_round(0)
         wait_until(
             lambda: bool(
