@@ -25,10 +25,10 @@ from ml_backend.rounds.store import (
 )
 from ml_backend.settings import Settings
 from ml_backend.studio import task_order
-from ml_backend.studio.client import ids_in, not_annotated, not_skipped
+from ml_backend.studio.client import not_annotated, not_skipped
 from ml_backend.studio.task_order import QueuedPrediction, queue_score
 
-__all__ = ["now", "publish", "queue_target", "repair", "retire", "tidy", "top_up"]
+__all__ = ["now", "publish", "queue_of", "queue_target", "repair", "retire", "tidy", "top_up"]
 
 logger = logging.getLogger(__name__)
 
@@ -57,15 +57,25 @@ def queue_target(settings: Settings) -> int:
     return settings.k + 2 * settings.reserve_size
 
 
-def queue_of(selection: SelectionRecord, version: str) -> QueueRecord:
-    """The queue as a round publishes it: the K, then the reserve, scores ascending."""
-    places = [(task, "chosen") for task in selection.chosen]
-    places += [(task, "reserve") for task in selection.reserve]
+def queue_of(service: Service, key: str, selection: SelectionRecord, version: str) -> QueueRecord:
+    """The queue as a round publishes it: the K, then the reserve, scores ascending.
+
+    Slices that were annotated while the round trained are left out, and the backlog moves up: the
+    queue must be as long as promised at the moment of the switch.
+    """
+    ranked = [*selection.chosen, *selection.reserve, *selection.backlog]
+    open_tasks = task_order.still_open(service.studio, project_id(key), ranked)
+    chosen = set(selection.chosen)
+    places = [task for task in ranked if task in open_tasks][: queue_target(service.settings)]
     return QueueRecord(
         model_version=version,
         entries=[
-            QueueEntry(task=task, score=queue_score(place), kind=kind)
-            for place, (task, kind) in enumerate(places)
+            QueueEntry(
+                task=task,
+                score=queue_score(place),
+                kind="chosen" if task in chosen else "reserve",
+            )
+            for place, task in enumerate(places)
         ],
     )
 
@@ -75,18 +85,17 @@ def publish(
     key: str,
     folder: RoundFolder,
     record: RoundRecord,
-    selection: SelectionRecord,
+    queue: QueueRecord,
     before: Published | None,
     predicted: Iterable[tuple[int, Regions]],
 ) -> Published:
     """Store the predictions of the round's queue, switch to its version, and say so.
 
     ``before``: what was published when the round began; another publication since then wins.
-    ``predicted``: regions per task for the K and the reserve (any order, consumed lazily in
+    ``predicted``: regions per task of the queue (any order, consumed lazily in
     batches); tasks it leaves out get a prediction without regions.
     """
     number = project_id(key)
-    queue = queue_of(selection, record.model_version)
     scores = {entry.task: entry.score for entry in queue.entries}
     done: set[int] = set()
     rows = iter(predicted)
@@ -234,7 +243,7 @@ def _append(
     number = project_id(key)
     regions: dict[int, Regions] = {}
     if masks:
-        rows = list(service.studio.tasks(number, [ids_in(tasks)]))
+        rows = list(service.studio.tasks_by_id(number, tasks))
         predicted = _predict(service, key, [{"id": row.id, "data": row.data} for row in rows])
         regions = {row.id: result for row, result in zip(rows, predicted, strict=True)}
     place = len(queue.entries)

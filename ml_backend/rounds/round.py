@@ -19,7 +19,7 @@ import numpy as np
 from al_strategies import Query, Spacing, get_strategy
 from al_strategies.evidence import Evidence
 from al_strategies.learner import Progress
-from ml_backend.rounds.publish import now, publish, queue_target
+from ml_backend.rounds.publish import now, publish, queue_of, queue_target
 from ml_backend.rounds.service import Service, project_id
 from ml_backend.rounds.source import ProjectSource, positions
 from ml_backend.rounds.store import (
@@ -130,13 +130,7 @@ class _Round:
             record = self._compute(dataset, published, started)
         selection = self.folder.need("selection.json", SelectionRecord)
         self.claim.check()
-        predicted = self._regions(record, selection, dataset, config)
-        self._timed(
-            "publish",
-            lambda: publish(
-                self.service, self.key, self.folder, record, selection, published, predicted
-            ),
-        )
+        self._timed("publish", lambda: self._publish(record, selection, dataset, config, published))
         logger.info("project %s: round %d took %s s", self.key, record.round, self.seconds)
         return record
 
@@ -326,10 +320,23 @@ class _Round:
 
     # -- publish
 
-    def _regions(
+    def _publish(
         self,
         record: RoundRecord,
         selection: SelectionRecord,
+        dataset: DatasetRecord,
+        config: LabelConfig,
+        before: Published | None,
+    ) -> None:
+        queue = queue_of(self.service, self.key, selection, record.model_version)
+        tasks = [entry.task for entry in queue.entries]
+        predicted = self._regions(record, tasks, dataset, config)
+        publish(self.service, self.key, self.folder, record, queue, before, predicted)
+
+    def _regions(
+        self,
+        record: RoundRecord,
+        tasks: list[int],
         dataset: DatasetRecord,
         config: LabelConfig,
     ) -> Iterator[tuple[int, list[dict[str, Any]]]]:
@@ -337,7 +344,6 @@ class _Round:
         if record.weights is None:
             return
         source = ProjectSource(dataset, self.project, self.images)
-        tasks = [*selection.chosen, *selection.reserve]
         learner = self._serving(record.weights)
         for done, (task, prediction) in enumerate(learner.predict(source, tasks), 1):
             self.progress("publish", done, len(tasks))

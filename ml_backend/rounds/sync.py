@@ -32,7 +32,6 @@ from ml_backend.studio.client import (
     annotated,
     changed_since,
     drafted,
-    ids_in,
     not_annotated,
 )
 from ml_backend.studio.images import ImageCache
@@ -199,7 +198,7 @@ def sync(
         if progress is not None:
             progress("sync", done, done + len(missing))
     if missing:
-        for row in step.studio.full_tasks(step.id, [ids_in(sorted(missing))]):
+        for row in step.studio.full_tasks_by_id(step.id, sorted(missing)):
             _apply(step, parse_task(row), tasks, labels)
     for warning in step.warnings:
         logger.warning("%s", warning)
@@ -248,7 +247,7 @@ def new_labels(service: Service, key: str, dataset: DatasetRecord) -> int:
     again = [task for task in touched if task in known]
     changed = 0
     if again:
-        for row in service.studio.full_tasks(number, [ids_in(again)]):
+        for row in service.studio.full_tasks_by_id(number, again):
             task = parse_task(row)
             chosen = choose_annotation(task.annotations)
             old = known[task.id]

@@ -20,7 +20,6 @@ from ml_backend.studio.client import (
     Studio,
     StudioError,
     drafted,
-    ids_in,
     not_annotated,
     not_skipped,
     with_version,
@@ -38,6 +37,7 @@ __all__ = [
     "queue_score",
     "remove_predictions",
     "round_version",
+    "still_open",
     "store_predictions",
     "switch",
     "switched",
@@ -130,6 +130,11 @@ def _batches(rows: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         yield batch
 
 
+def still_open(studio: Studio, project_id: int, tasks: Iterable[int]) -> set[int]:
+    """Those of ``tasks`` that nobody has annotated yet."""
+    return {row.id for row in studio.tasks_by_id(project_id, tasks, [not_annotated()])}
+
+
 def store_predictions(
     studio: Studio, project_id: int, version: str, predictions: Iterable[QueuedPrediction]
 ) -> int:
@@ -141,8 +146,8 @@ def store_predictions(
     wanted = {p.task: p for p in predictions}
     if not wanted:
         return 0
-    open_tasks = {t.id for t in studio.tasks(project_id, [ids_in(wanted), not_annotated()])}
-    stored = {t.id for t in studio.tasks(project_id, [ids_in(wanted), with_version(version)])}
+    open_tasks = still_open(studio, project_id, wanted)
+    stored = {t.id for t in studio.tasks_by_id(project_id, wanted, [with_version(version)])}
     rows = [
         {"task": p.task, "model_version": version, "score": p.score, "result": p.result}
         for p in wanted.values()

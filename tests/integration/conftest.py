@@ -136,8 +136,14 @@ class LiveProject:
 
 
 @pytest.fixture
-def make_project(service: Service, session: Session, stack: Stack) -> Callable[..., LiveProject]:
-    """A project with ``slices`` tiny slices; connected and adopted unless told otherwise."""
+def make_project(
+    service: Service, session: Session, stack: Stack
+) -> Iterator[Callable[..., LiveProject]]:
+    """A project with ``slices`` tiny slices; connected and adopted unless told otherwise.
+
+    Deleted after the test: reconcile looks at every project that exists.
+    """
+    made: list[int] = []
 
     def make(
         slices: int = 24,
@@ -151,10 +157,13 @@ def make_project(service: Service, session: Session, stack: Stack) -> Callable[.
             for z in range(slices)
         )
         number = create_project(session, title, config or bitmask_config(CLASSES), rows)
+        made.append(number)
         project = LiveProject(number, service, session, service.find_key(number))
         if connect:
             register(service.studio, number, BackendLink(stack.backend_url))
             project.wait_for_round(0)
         return project
 
-    return make
+    yield make
+    for number in made:
+        session.call("DELETE", f"/api/projects/{number}/")
