@@ -10,12 +10,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
-__all__ = ["ProcessGroup", "StartError", "free_port", "stop_on_sigterm", "wait_until"]
+import psutil
+
+__all__ = ["ProcessGroup", "StartError", "free_port", "kill_tree", "stop_on_sigterm", "wait_until"]
 
 _PR_SET_PDEATHSIG = 1
 
@@ -150,12 +152,34 @@ class ProcessGroup:
             _end(child.process, grace_s)
 
 
+def kill_tree(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to the process and to all it started, at once, as a lost machine would."""
+    _kill([*_descendants(process), process.pid])
+    process.wait()
+
+
+def _descendants(process: subprocess.Popen[bytes]) -> list[int]:
+    """RQ's work horses lead process groups of their own: a signal to the session misses them."""
+    try:
+        return [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _kill(pids: Iterable[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 def _end(process: subprocess.Popen[bytes], grace_s: float) -> None:
-    """SIGTERM to the process, then SIGKILL to its whole session (RQ's work horses)."""
+    """SIGTERM to the process, then SIGKILL to it and to what it started."""
+    started = _descendants(process)
     if process.poll() is None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(grace_s)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
+    _kill(started)
+    if process.poll() is None:
+        process.kill()
     process.wait()

@@ -23,6 +23,7 @@ from ml_backend.embedded.stack import Stack, start_stack
 from ml_backend.embedded.uploads import UploadedSlice, create_project
 from ml_backend.rounds.service import Service
 from ml_backend.rounds.store import ProjectStore, Published, SelectionRecord
+from ml_backend.studio.client import not_annotated
 from ml_backend.studio.label_config import bitmask_config, parse_label_config
 from ml_backend.studio.task_order import BackendLink
 
@@ -135,35 +136,49 @@ class LiveProject:
         return [int(task["id"]) for task in handed if task is not None]
 
 
-@pytest.fixture
-def make_project(
-    service: Service, session: Session, stack: Stack
-) -> Iterator[Callable[..., LiveProject]]:
-    """A project with ``slices`` tiny slices; connected and adopted unless told otherwise.
+def build_project(
+    service: Service,
+    session: Session,
+    slices: int = 24,
+    *,
+    connect: bool = True,
+    config: str | None = None,
+    title: str = "integration",
+) -> LiveProject:
+    """A project with ``slices`` tiny slices; connected and adopted unless told otherwise."""
+    rows = (
+        UploadedSlice(f"z{z:03d}", disc(z)[0], {"volume": "cone", "z": z}) for z in range(slices)
+    )
+    number = create_project(session, title, config or bitmask_config(CLASSES), rows)
+    project = LiveProject(number, service, session, service.find_key(number))
+    if connect:
+        register(service.studio, number, BackendLink(service.settings.backend_url))
+        project.wait_for_round(0)
+    return project
 
-    Deleted after the test: reconcile looks at every project that exists.
-    """
+
+@pytest.fixture
+def make_project(service: Service, session: Session) -> Iterator[Callable[..., LiveProject]]:
+    """`build_project`; what it built is deleted after the test, or reconcile would look at it."""
     made: list[int] = []
 
-    def make(
-        slices: int = 24,
-        *,
-        connect: bool = True,
-        config: str | None = None,
-        title: str = "integration",
-    ) -> LiveProject:
-        rows = (
-            UploadedSlice(f"z{z:03d}", disc(z)[0], {"volume": "cone", "z": z})
-            for z in range(slices)
-        )
-        number = create_project(session, title, config or bitmask_config(CLASSES), rows)
-        made.append(number)
-        project = LiveProject(number, service, session, service.find_key(number))
-        if connect:
-            register(service.studio, number, BackendLink(stack.backend_url))
-            project.wait_for_round(0)
+    def make(*arguments: Any, **options: Any) -> LiveProject:
+        project = build_project(service, session, *arguments, **options)
+        made.append(project.number)
         return project
 
     yield make
     for number in made:
         session.call("DELETE", f"/api/projects/{number}/")
+
+
+@pytest.fixture(scope="module")
+def after_a_round(service: Service, session: Session) -> Iterator[LiveProject]:
+    """A project whose round 1 is published, for tests that only look at it."""
+    project = build_project(service, session)
+    task = next(iter(service.studio.tasks(project.number, [not_annotated()]))).id
+    service.studio.sdk.predictions.create(task=task, model_version="sam", score=0.5, result=[])
+    project.label_round()
+    project.wait_for_round(1)
+    yield project
+    session.call("DELETE", f"/api/projects/{project.number}/")

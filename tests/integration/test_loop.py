@@ -14,7 +14,7 @@ import requests
 
 from ml_backend.cli.connect import register
 from ml_backend.embedded.label_studio import Session
-from ml_backend.embedded.processes import ProcessGroup, free_port, wait_until
+from ml_backend.embedded.processes import ProcessGroup, free_port, kill_tree, wait_until
 from ml_backend.embedded.stack import Stack, settings_from, start_backend, start_worker
 from ml_backend.rounds import publish, reconcile
 from ml_backend.rounds.adopt import adopt
@@ -91,11 +91,8 @@ def test_a_round_hands_out_the_selection_in_order_with_masks(
     assert prediction["result"], "a trained network predicts something on the cone"
 
 
-def test_the_labels_of_a_round_are_what_was_drawn(make_project: MakeProject) -> None:
-    project = make_project()
-    project.label_round()
-    project.wait_for_round(1)
-
+def test_the_labels_of_a_round_are_what_was_drawn(after_a_round: LiveProject) -> None:
+    project = after_a_round
     dataset = project.folder.round(1).need("dataset.json", DatasetRecord)
     source = ProjectSource(dataset, project.folder, project.service.images(project.key))
     assert len(dataset.labels) == K
@@ -280,22 +277,18 @@ def test_reconcile_repairs_what_somebody_moved(make_project: MakeProject, stack:
     )
 
 
-def test_old_predictions_of_ours_go_and_others_stay(make_project: MakeProject) -> None:
-    project = make_project(12)
-    studio = project.service.studio
-    old = project.published.model_version
-    other = studio.tasks(project.number, [not_annotated()])
-    task = next(iter(other)).id
-    studio.sdk.predictions.create(task=task, model_version="sam", score=0.5, result=[])
-    project.label_round()
-    published = project.wait_for_round(1)
+def test_old_predictions_of_ours_go_and_others_stay(after_a_round: LiveProject) -> None:
+    project, studio = after_a_round, after_a_round.service.studio
+    old = project.folder.round(0).need("round.json", RoundRecord).model_version
+    new = project.published.model_version
 
     wait_until(
         lambda: studio.count_tasks(project.number, [with_version(old)]) == 0, "tidying up", 60
     )
+
     assert studio.count_tasks(project.number, [with_version("sam")]) == 1
-    assert studio.count_tasks(project.number, [with_version(published.model_version)])
-    assert studio.project(project.number).model_version == published.model_version
+    assert studio.count_tasks(project.number, [with_version(new)])
+    assert studio.project(project.number).model_version == new
 
 
 def test_connecting_twice_changes_nothing(make_project: MakeProject, stack: Stack) -> None:
@@ -346,11 +339,9 @@ def test_a_renamed_class_retires_the_checkpoint(make_project: MakeProject, stack
 
 
 def test_predict_gives_an_empty_result_for_what_cannot_be_predicted(
-    make_project: MakeProject, stack: Stack
+    after_a_round: LiveProject, stack: Stack
 ) -> None:
-    project = make_project()
-    project.label_round()
-    published = project.wait_for_round(1)
+    project, published = after_a_round, after_a_round.published
     good = next(iter(project.service.studio.tasks(project.number, [not_annotated()])))
     tasks = [
         {"id": good.id, "data": good.data},
@@ -420,11 +411,7 @@ def test_a_killed_worker_leaves_the_old_round_and_the_next_goes_on(
             "the training to begin", 120,
         )  # fmt: skip
     finally:
-        import os
-        import signal
-
-        os.killpg(worker.pid, signal.SIGKILL)
-        worker.wait()
+        kill_tree(worker)
     assert folder.has("dataset.json")
     assert not folder.has("weights.safetensors")
     assert project.published.round == 0
@@ -486,10 +473,8 @@ def test_a_project_that_is_gone_is_left_alone(make_project: MakeProject, service
     reconcile.reconcile(service)  # raises nothing; other projects are looked at
 
 
-def test_rounds_replay_from_their_record(make_project: MakeProject) -> None:
-    project = make_project(12)
-    project.label_round()
-    project.wait_for_round(1)
+def test_rounds_replay_from_their_record(after_a_round: LiveProject) -> None:
+    project = after_a_round
     folder = project.folder.round(1)
     record = json.loads(folder.read("round.json"))
     assert record["settings"]["seed"] == project.service.settings.seed
