@@ -14,7 +14,7 @@ Z = {f"s{i}": Position("v", 10.0 * i) for i in range(10)}
 MANY = {f"{v}{z}": Position(v, float(z)) for v in "abcdef" for z in range(2)}
 
 
-def metrics(slices: int = 2, **iou: float) -> Metrics:
+def metrics(slices: int = 3, **iou: float) -> Metrics:
     known = [v for v in iou.values() if not math.isnan(v)]
     return Metrics(miou=sum(known) / len(known), iou=iou, accuracy=0.5, slices=slices)
 
@@ -104,8 +104,13 @@ def test_classes_that_only_one_of_them_saw_are_left_out() -> None:
     assert not is_worse(metrics(bone=0.8, implant=0.0), published)
 
 
+def test_one_or_two_slices_decide_nothing() -> None:
+    assert not is_worse(metrics(2, bone=0.1), metrics(2, bone=0.9))
+    assert is_worse(metrics(3, bone=0.1), metrics(3, bone=0.9))
+
+
 def test_metrics_of_other_slices_do_not_compare() -> None:
     with pytest.raises(ValueError, match="same validation slices"):
-        is_worse(metrics(3, bone=0.5), metrics(2, bone=0.5))
+        is_worse(metrics(4, bone=0.5), metrics(3, bone=0.5))
     with pytest.raises(ValueError, match="same validation slices"):
         is_worse(metrics(bone=0.5), metrics(wood=0.5))

@@ -20,6 +20,7 @@ __all__ = ["Split", "ZBlock", "is_worse", "split_validation"]
 
 MINIMUM_LABELLED = 10
 TOLERANCE = 0.02
+MINIMUM_COMPARED = 3
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ def is_worse(new: Metrics, published: Metrics, *, tolerance: float = TOLERANCE) 
 
     Both metrics come from the same validation slices. The rule: the mean IoU over the classes that
     have one in both (present in truth or prediction) fell by more than ``tolerance`` = 0.02,
-    about what a second training of the same slices with another seed differs by.
+    about what a second training of the same slices with another seed differs by. Fewer than
+    `MINIMUM_COMPARED` slices decide nothing: one slice alone differs by more from chance.
 
     Raises ValueError when the numbers of slices or the classes differ: then they do not compare.
     """
@@ -93,6 +95,8 @@ def is_worse(new: Metrics, published: Metrics, *, tolerance: float = TOLERANCE) 
             f"{new.slices} slices of {sorted(new.iou)} and {published.slices} of "
             f"{sorted(published.iou)}."
         )
+    if new.slices < MINIMUM_COMPARED:
+        return False
     both = [n for n in new.iou if not (math.isnan(new.iou[n]) or math.isnan(published.iou[n]))]
     if not both:
         return False
