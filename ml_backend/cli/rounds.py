@@ -10,7 +10,7 @@ from rich.table import Table
 from ml_backend.cli import app, console
 from ml_backend.cli.progress import round_progress
 from ml_backend.rounds.round import run_round
-from ml_backend.rounds.service import Service
+from ml_backend.rounds.service import Service, project_id
 from ml_backend.rounds.store import MetricsRecord, ProjectStore, Published, RoundRecord
 from ml_backend.settings import configure_logging
 
@@ -57,11 +57,7 @@ def list_rounds(
 ) -> None:
     """Show every round of a project."""
     service = Service.from_environment()
-    keys = [
-        key
-        for key in service.project_keys()
-        if project is None or key.split(".")[0] == str(project)
-    ]
+    keys = [key for key in service.project_keys() if project in (None, project_id(key))]
     if not keys:
         console.print(f"No project is known in {service.settings.store}. Connect one first.")
         raise typer.Exit(1)

@@ -36,7 +36,7 @@ def adopt(service: Service, key: str, backend_url: str | None = None) -> Project
     project = service.studio.project(number)
     parse_label_config(project.label_config)
     folder = service.folder(key)
-    record = folder.record or ProjectRecord(project=number, key=key)
+    record = service.record(key)
     backend = _backend(service, number, backend_url or record.backend_url)
     if backend is not None:
         record = record.model_copy(update={"backend_url": backend.url.rstrip("/")})

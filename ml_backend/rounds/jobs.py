@@ -17,7 +17,7 @@ from ml_backend.rounds import publish
 from ml_backend.rounds import reconcile as reconciliation
 from ml_backend.rounds.round import run_round
 from ml_backend.rounds.service import Service
-from ml_backend.rounds.store import ClaimLost, ClaimTaken, ProjectRecord
+from ml_backend.rounds.store import ClaimLost, ClaimTaken
 from ml_backend.settings import configure_logging
 
 __all__ = ["adopt", "count", "reconcile", "round", "start", "tidy"]
@@ -90,7 +90,7 @@ def round(key: str, reason: str) -> None:
         logger.info("project %s: %s", key, error)
         return
     except Exception as error:
-        record = folder.record or ProjectRecord(project=int(key.split(".")[0]), key=key)
+        record = service.record(key)
         folder.record = record.model_copy(
             update={
                 "failures": record.failures + 1,

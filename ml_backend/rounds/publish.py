@@ -158,14 +158,12 @@ def repair(service: Service, key: str) -> None:
             task_order.switch(service.studio, number, link, version)
 
 
-def _open_tasks(service: Service, key: str, queue: QueueRecord) -> Iterator[int]:
+def _open_tasks(
+    service: Service, key: str, folder: RoundFolder, queue: QueueRecord
+) -> Iterator[int]:
     """Tasks that may be appended to the queue: the round's backlog, then the rest of the pool."""
-    folder = service.folder(key)
-    published = folder.published
     queued = {entry.task for entry in queue.entries}
-    selection = (
-        folder.round(published.round).load("selection.json", SelectionRecord) if published else None
-    )
+    selection = folder.load("selection.json", SelectionRecord)
     for task in selection.backlog if selection else ():
         if task not in queued:
             queued.add(task)
@@ -221,7 +219,7 @@ def _top_up(service: Service, key: str) -> int:
         return 0
     # A few more than are missing, so that not every submission is a request.
     room = target + service.settings.k - length
-    candidates = islice(_open_tasks(service, key, queue), room)
+    candidates = islice(_open_tasks(service, key, folder, queue), room)
     added = 0
     while chunk := list(islice(candidates, _PREDICT_CHUNK)):
         _append(service, key, folder, queue, chunk, masks=published.weights is not None)

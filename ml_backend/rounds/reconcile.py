@@ -16,7 +16,6 @@ from ml_backend.rounds.service import Service, project_id
 from ml_backend.rounds.store import (
     ClaimTaken,
     DatasetRecord,
-    ProjectRecord,
     Published,
     StoreError,
 )
@@ -35,7 +34,7 @@ _BACKOFF_S = 30.0
 def request_start(service: Service, key: str) -> None:
     """Remember that a person asked for a training; the next round's sync forgets it."""
     folder = service.folder(key)
-    record = folder.record or ProjectRecord(project=project_id(key), key=key)
+    record = service.record(key)
     folder.record = record.model_copy(
         update={"start_requested_at": now(), "failures": 0, "last_error": None}
     )
@@ -80,7 +79,7 @@ def _follow_config(service: Service, key: str, published: Published) -> Publishe
 def _reason(service: Service, key: str, published: Published) -> str | None:
     """Why a round should start now, or None."""
     folder = service.folder(key)
-    record = folder.record or ProjectRecord(project=project_id(key), key=key)
+    record = service.record(key)
     if record.failures >= _MAX_FAILURES:
         return None
     if time.time() - record.failed_at < _BACKOFF_S * 2**record.failures and record.failures:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ml_backend.rounds.schedule import Schedule
-from ml_backend.rounds.store import ProjectStore, Store
+from ml_backend.rounds.store import ProjectRecord, ProjectStore, Store
 from ml_backend.settings import Settings, load_settings
 from ml_backend.studio.client import Studio, StudioError
 from ml_backend.studio.images import ImageCache
@@ -72,6 +72,10 @@ class Service:
     def folder(self, key: str) -> ProjectStore:
         """The store's folder of the project."""
         return self.store.project(self.settings.label_studio_host, key)
+
+    def record(self, key: str) -> ProjectRecord:
+        """`project.json`, or a fresh one for a project that has none yet."""
+        return self.folder(key).record or ProjectRecord(project=project_id(key), key=key)
 
     def project_keys(self) -> list[str]:
         """Keys of the projects that were adopted."""

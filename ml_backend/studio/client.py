@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import json
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -37,8 +36,6 @@ __all__ = [
     "not_skipped",
     "with_version",
 ]
-
-logger = logging.getLogger(__name__)
 
 TASK_PAGE = 500
 """Tasks per page without annotations: a few hundred bytes each."""
@@ -81,8 +78,6 @@ class Backend(BaseModel):
     id: int
     url: str
     title: str | None = None
-    auth_method: str | None = None
-    basic_auth_user: str | None = None
 
 
 class TaskRow(BaseModel):
