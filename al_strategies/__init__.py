@@ -24,7 +24,7 @@ from al_strategies.evidence import Evidence, EvidenceError, Position, SliceId
 from al_strategies.mc_dropout import MCDropout
 from al_strategies.oracle import WorstIoU
 from al_strategies.representation import MaxRepresentation
-from al_strategies.spacing import Spacing
+from al_strategies.spacing import Spacing, even_spacing
 from al_strategies.stochastic import StochasticBatches
 from al_strategies.typicality import TypiClust
 from al_strategies.uncertainty import Confidence, Entropy, Margin
@@ -58,6 +58,7 @@ __all__ = [
     "UnknownStrategyError",
     "WorstIoU",
     "available_strategies",
+    "even_spacing",
     "get_strategy",
     "k_center_greedy",
     "register",

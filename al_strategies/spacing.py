@@ -6,6 +6,7 @@ spacing while it picks, and a ranking keeps to it while it is read from the top.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ import numpy.typing as npt
 
 from al_strategies.evidence import Position
 
-__all__ = ["Admission", "Spacing"]
+__all__ = ["Admission", "Spacing", "even_spacing"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,22 @@ class Spacing:
             raise ValueError(f"spacing quota is {self.quota}, expected at least 1 or None")
         if not (np.isfinite(self.gap) and self.gap >= 0):
             raise ValueError(f"spacing gap is {self.gap}, expected a finite number of at least 0")
+
+
+def even_spacing(positions: Iterable[Position], k: int) -> Spacing:
+    """The spacing that shares K slices between the volumes of ``positions`` and keeps them apart.
+
+    Quota: an even share, rounded up. Gap: a quarter of the distance that the share would have if
+    it were spread evenly over a volume's slices, so that a strategy can still concentrate.
+    """
+    heights: dict[str, list[float]] = {}
+    for place in positions:
+        heights.setdefault(place.volume, []).append(place.z)
+    if not heights:
+        return Spacing()
+    quota = math.ceil(k / len(heights))
+    span = float(np.median([max(z) - min(z) for z in heights.values()]))
+    return Spacing(quota=quota if len(heights) > 1 else None, gap=span / (4 * quota))
 
 
 class Admission:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from al_strategies.evidence import Position
-from al_strategies.spacing import Admission, Spacing
+from al_strategies.spacing import Admission, Spacing, even_spacing
 
 
 def column(n: int, volume: str = "v") -> list[Position]:
@@ -128,3 +128,26 @@ def test_every_slice_is_picked_in_the_end_and_what_held_was_held(
         assert held.quota is None or len(same) < held.quota
         near = [p for p in same + before if p.volume == here.volume]
         assert all(abs(p.z - here.z) >= held.gap for p in near)
+
+
+@pytest.mark.parametrize(
+    ("volumes", "k", "quota", "gap"),
+    [
+        (1, 8, None, 95 / 32),  # 8 of one volume: an even spread is 95/8 apart, a quarter of that
+        (2, 8, 4, 95 / 16),
+        (3, 8, 3, 95 / 12),
+        (8, 8, 1, 95 / 4),
+        (20, 8, 1, 95 / 4),
+    ],
+)
+def test_even_spacing_shares_k_between_the_volumes(
+    volumes: int, k: int, quota: int | None, gap: float
+) -> None:
+    places = [Position(f"v{v}", float(z)) for v in range(volumes) for z in range(96)]
+    spacing = even_spacing(places, k)
+    assert spacing.quota == quota
+    assert spacing.gap == pytest.approx(gap)
+
+
+def test_even_spacing_of_nothing_is_none() -> None:
+    assert even_spacing([], 8) == Spacing()

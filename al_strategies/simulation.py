@@ -1,0 +1,271 @@
+"""The protocol that ranks strategies: label, train, measure, select, again, where truth is known.
+
+Pure: no disk, no network, any `Learner`. `simulate` yields a round as soon as it is whole, with all
+that the next one needs (`Start`), so a caller can keep it and go on from there another day.
+After Kazimi et al. 2022: K slices a round, the test slices are read once a round, for the curve
+alone; nothing is ever chosen by them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from al_strategies.base import Query, Selection, Strategy, get_strategy
+from al_strategies.evidence import Evidence, Position, SliceId
+from al_strategies.learner import FitReport, Learner, Metrics, Progress, SliceSource
+from al_strategies.spacing import Spacing, even_spacing
+
+__all__ = [
+    "Learned",
+    "Protocol",
+    "SimulatedRound",
+    "Start",
+    "begin",
+    "fully_supervised",
+    "learn",
+    "simulate",
+]
+
+Mask = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is simulated on which slices.
+
+    ``pool``: the slices that may be annotated; ``test``: those that the curve is measured on.
+    ``k`` slices a round after the ``start`` of round 1 (None: K too), which ``cold_start`` chooses
+    without a model. ``spaced``: `even_spacing` holds under every strategy, as in the live loop.
+    ``seed`` decides everything random; runs of different strategies with the same seed are paired:
+    they start from the same slices and the same weights.
+
+    Raises ValueError when a number is below 1 (``seed``: 0), or a part is empty or shares slices.
+    """
+
+    pool: tuple[SliceId, ...]
+    test: tuple[SliceId, ...]
+    k: int = 8
+    rounds: int = 10
+    start: int | None = None
+    cold_start: str = "strided"
+    spaced: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value in (("k", self.k), ("rounds", self.rounds), ("start", self.first)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}, expected at least 1")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}, expected 0 or more")
+        if not self.pool or not self.test:
+            raise ValueError(
+                f"{len(self.pool)} slices to choose from and {len(self.test)} to test on: "
+                "expected at least one of each"
+            )
+        both = set(self.pool).intersection(self.test)
+        if both:
+            raise ValueError(f"slice {min(both)!r} is in the pool and in the test slices")
+
+    @property
+    def first(self) -> int:
+        """Slices of round 1."""
+        return self.k if self.start is None else self.start
+
+    def fit_seed(self, round_: int) -> int:
+        """Seed of the training of a round; different for every seed and round."""
+        return self.seed * 10_000 + round_
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What one training left: its report, and its quality on the test slices."""
+
+    report: FitReport
+    metrics: Metrics
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where round ``round`` begins.
+
+    ``labelled``: ids annotated in the rounds before. ``selection``: what is annotated now.
+    ``pseudo``: id → (H, W) mask that the model of the round before made, for this training alone.
+    ``learned``: given when this round's training is done and the learner holds its weights.
+    """
+
+    round: int
+    labelled: tuple[SliceId, ...]
+    selection: Selection
+    pseudo: Mapping[SliceId, Mask] = field(default_factory=dict)
+    learned: Learned | None = None
+
+    @property
+    def training(self) -> tuple[SliceId, ...]:
+        """Every annotated slice, this round's included, in the order of annotation."""
+        return (*self.labelled, *self.selection.chosen)
+
+
+@dataclass(frozen=True)
+class SimulatedRound:
+    """A whole round: where it started, what it learned, and where the next one starts.
+
+    ``following`` is None after the last round, or when every slice of the pool is annotated.
+    ``seconds``: wall time of ``train``, ``test``, ``score`` and ``select``.
+    """
+
+    start: Start
+    learned: Learned
+    following: Start | None
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some slices of a source as a source: what a learner may look at."""
+
+    source: SliceSource
+    ids: tuple[SliceId, ...]
+
+    def image(self, slice_id: SliceId) -> npt.NDArray[Any]:
+        return self.source.image(slice_id)
+
+    def mask(self, slice_id: SliceId) -> Mask:
+        return self.source.mask(slice_id)
+
+    def position(self, slice_id: SliceId) -> Position:
+        return self.source.position(slice_id)
+
+
+def begin(source: SliceSource, protocol: Protocol) -> Start:
+    """The start of round 1: ``protocol.first`` slices chosen by the cold start, without a model."""
+    places = _positions(source, protocol.pool)
+    selection = get_strategy(protocol.cold_start).select(
+        Query(
+            pool=Evidence(ids=protocol.pool, positions=places),
+            labelled=Evidence.empty(),
+            k=protocol.first,
+            round=0,
+            seed=protocol.seed,
+            spacing=_spacing(protocol, places, protocol.first),
+        )
+    )
+    return Start(round=1, labelled=(), selection=selection)
+
+
+def learn(
+    learner: Learner,
+    source: SliceSource,
+    protocol: Protocol,
+    start: Start,
+    progress: Progress | None = None,
+) -> Learned:
+    """Train on all that is annotated, and measure on the test slices, once.
+
+    The learner sees the pool alone, so that nothing (its grey values included) comes from the test
+    slices.
+    """
+    begun = time.perf_counter()
+    report = learner.fit(
+        _Part(source, protocol.pool),
+        start.training,
+        pseudo=dict(start.pseudo),
+        seed=protocol.fit_seed(start.round),
+        progress=progress,
+    )
+    trained = time.perf_counter()
+    metrics = learner.evaluate(source, protocol.test, progress=progress)
+    seconds = {"train": trained - begun, "test": time.perf_counter() - trained}
+    return Learned(report, metrics, seconds)
+
+
+def simulate(
+    strategy: Strategy,
+    learner: Learner,
+    source: SliceSource,
+    protocol: Protocol,
+    *,
+    start: Start | None = None,
+    progress: Progress | None = None,
+) -> Iterator[SimulatedRound]:
+    """The rounds of one run, each yielded when it is whole.
+
+    ``start``: where to go on, None for round 1. A warm-started learner must hold the weights of the
+    round before then. The same arguments and a deterministic learner give the same rounds, whether
+    or not the run was interrupted.
+    """
+    start = start or begin(source, protocol)
+    while True:
+        learned = start.learned or learn(learner, source, protocol, start, progress)
+        following, seconds = None, dict(learned.seconds)
+        if start.round < protocol.rounds and len(start.training) < len(protocol.pool):
+            following = _next(strategy, learner, source, protocol, start, seconds, progress)
+        yield SimulatedRound(start, learned, following, seconds)
+        if following is None:
+            return
+        start = following
+
+
+def _next(
+    strategy: Strategy,
+    learner: Learner,
+    source: SliceSource,
+    protocol: Protocol,
+    start: Start,
+    seconds: dict[str, float],
+    progress: Progress | None,
+) -> Start:
+    """Score the pool, select, and pseudo-label what the strategy wants pseudo-labelled."""
+    begun = time.perf_counter()
+    annotated = set(start.training)
+    pool = tuple(i for i in protocol.pool if i not in annotated)
+    seed = protocol.fit_seed(start.round)
+
+    def evidence(ids: tuple[SliceId, ...], names: tuple[str, ...]) -> Evidence:
+        if not names:
+            return Evidence(ids=ids, positions=_positions(source, ids))
+        return learner.evidence(source, ids, frozenset(names), seed=seed, progress=progress)
+
+    query = Query(
+        pool=evidence(pool, strategy.evidence),
+        labelled=evidence(start.training, strategy.labelled_evidence),
+        k=protocol.k,
+        round=start.round,
+        rounds=max(protocol.rounds - 1, 1),
+        seed=protocol.seed,
+        spacing=_spacing(protocol, _positions(source, protocol.pool), protocol.k),
+    )
+    scored = time.perf_counter()
+    selection = strategy.select(query)
+    selected = time.perf_counter()
+    pseudo = {
+        slice_id: prediction.mask
+        for slice_id, prediction in learner.predict(source, selection.pseudo, progress=progress)
+    }
+    seconds |= {"score": scored - begun, "select": selected - scored}
+    if pseudo:
+        seconds["pseudo-label"] = time.perf_counter() - selected
+    return Start(start.round + 1, start.training, selection, pseudo)
+
+
+def fully_supervised(protocol: Protocol, strategy: str) -> Start:
+    """The start of the run that annotates the whole pool at once: the ceiling of the others.
+
+    ``strategy``: the name that its selection carries.
+    """
+    everything = Selection(chosen=protocol.pool, strategy=strategy, seed=protocol.seed)
+    return Start(round=1, labelled=(), selection=everything)
+
+
+def _positions(source: SliceSource, ids: Sequence[SliceId]) -> tuple[Position, ...]:
+    return tuple(source.position(i) for i in ids)
+
+
+def _spacing(protocol: Protocol, places: Sequence[Position], k: int) -> Spacing | None:
+    return even_spacing(places, k) if protocol.spaced else None
