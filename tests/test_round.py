@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-
 from al_strategies.evidence import Position
-from ml_backend.rounds.round import default_spacing
 from ml_backend.rounds.source import PROJECT_VOLUME, positions
 from ml_backend.rounds.store import DatasetRecord, TaskRecord
 
@@ -33,26 +30,3 @@ def test_without_a_z_the_place_in_task_order_stands_in() -> None:
         20: Position(PROJECT_VOLUME, 1.0),
         30: Position(PROJECT_VOLUME, 2.0),
     }
-
-
-@pytest.mark.parametrize(
-    ("volumes", "k", "quota", "gap"),
-    [
-        (1, 8, None, 95 / 32),  # 8 of one volume: an even spread is 95/8 apart, a quarter of that
-        (2, 8, 4, 95 / 16),
-        (3, 8, 3, 95 / 12),
-        (8, 8, 1, 95 / 4),
-        (20, 8, 1, 95 / 4),
-    ],
-)
-def test_spacing_shares_k_between_the_volumes(
-    volumes: int, k: int, quota: int | None, gap: float
-) -> None:
-    tasks = [t for v in range(volumes) for t in volume(f"v{v}", 96, first=1000 * v)]
-    spacing = default_spacing(dataset(*tasks), k)
-    assert spacing.quota == quota
-    assert spacing.gap == pytest.approx(gap)
-
-
-def test_spacing_of_nothing_is_none() -> None:
-    assert default_spacing(dataset(), 8).quota is None

@@ -24,6 +24,12 @@ def _score(metrics: MetricsRecord | None) -> str:
     return "–" if metrics is None or metrics.miou is None else f"{metrics.miou:.3f}"
 
 
+def _annotated(record: RoundRecord) -> str:
+    """``16``, or ``16 + 8 pseudo``: what people labelled, and what a model did for the training."""
+    pseudo = f" + {len(record.pseudo)} pseudo" if record.pseudo else ""
+    return f"{record.annotated}{pseudo}"
+
+
 def _state(record: RoundRecord, published: Published | None) -> str:
     if published is not None and published.round == record.round:
         return f"published, retired: {published.retired}" if published.retired else "published"
@@ -45,7 +51,7 @@ def rounds_table(folder: ProjectStore) -> Table:
         metrics = folder.round(number).load("metrics.json", MetricsRecord)
         state = "; ".join(s for s in (_state(record, published), record.flagged) if s)
         table.add_row(
-            str(number), record.model_version, str(record.annotated), record.strategy,
+            str(number), record.model_version, _annotated(record), record.strategy,
             _score(metrics), f"{sum(record.seconds.values()):.0f}", state,
         )  # fmt: skip
     return table

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from al_strategies import Query, Spacing, get_strategy
+from al_strategies import Query, even_spacing, get_strategy
 from al_strategies.evidence import Evidence
 from al_strategies.learner import Progress
 from ml_backend.rounds.publish import now, publish, queue_of, queue_target
 from ml_backend.rounds.service import Service, project_id
-from ml_backend.rounds.source import ProjectSource, positions
+from ml_backend.rounds.source import ProjectSource, encode_mask, positions
 from ml_backend.rounds.store import (
     Claim,
     DatasetRecord,
@@ -40,7 +39,7 @@ from ml_backend.studio.label_config import LabelConfig, parse_label_config
 if TYPE_CHECKING:  # torch: only where a round trains, never in a control worker
     from ml_backend.segmentation.learner import HRNetLearner
 
-__all__ = ["default_spacing", "run_round"]
+__all__ = ["run_round"]
 
 logger = logging.getLogger(__name__)
 
@@ -71,22 +70,6 @@ def run_round(
             logger.info("project %s: round %d was published in this moment", key, number)
             return None
         return _Round(service, key, folder.round(number), claim, reason, progress).run(published)
-
-
-def default_spacing(dataset: DatasetRecord, k: int) -> Spacing:
-    """Share K slices between the volumes, and keep them apart along z.
-
-    Quota: an even share, rounded up. Gap: a quarter of the distance that the share would have if
-    it were spread evenly over a volume's slices, so that a strategy can still concentrate.
-    """
-    heights: dict[str, list[float]] = {}
-    for place in positions(dataset).values():
-        heights.setdefault(place.volume, []).append(place.z)
-    if not heights:
-        return Spacing()
-    quota = math.ceil(k / len(heights))
-    span = float(np.median([max(z) - min(z) for z in heights.values()]))
-    return Spacing(quota=quota if len(heights) > 1 else None, gap=span / (4 * quota))
 
 
 class _Round:
@@ -176,9 +159,11 @@ class _Round:
         self, dataset: DatasetRecord, published: Published | None, started: str
     ) -> RoundRecord:
         weights = flagged = None
+        metrics = MetricsRecord()
         if self.folder.number:
             assert published is not None
-            weights, flagged = self._timed("train", lambda: self._train(dataset, published))
+            metrics = self._timed("train", lambda: self._train(dataset, published))
+            weights, flagged = self._served(metrics, published)
             if not self.folder.has("evidence.npz"):
                 self._timed("score", lambda: self._score(dataset, weights))
         if not self.folder.has("selection.json"):
@@ -194,6 +179,7 @@ class _Round:
             weights=weights,
             flagged=flagged,
             annotated=len(dataset.labels),
+            pseudo=metrics.pseudo,
             strategy=self.folder.need("selection.json", SelectionRecord).strategy,
             reason=self.reason,
             started_at=started,
@@ -218,24 +204,28 @@ class _Round:
             self._learner = load_learner(self.settings, data, self.settings.train_device)
         return self._learner
 
-    def _train(self, dataset: DatasetRecord, published: Published) -> tuple[str, str | None]:
-        """Train, validate, keep. Returns the weights that the round serves, and why not the new."""
+    def _train(self, dataset: DatasetRecord, published: Published) -> MetricsRecord:
+        """Train, validate, keep: `metrics.json` comes last, and says that the step is done."""
         from ml_backend.rounds.training import train
 
-        own = f"{self.folder.name}/weights.safetensors"
-        if self.folder.has("metrics.json"):
-            metrics = self.folder.need("metrics.json", MetricsRecord)
-        else:
-            source = ProjectSource(dataset, self.project, self.images)
-            outcome = train(self.settings, self.project, dataset, published, source, self._seed,
-                            self.progress)  # fmt: skip
-            metrics = outcome.metrics
-            self.claim.check()
-            self.folder.write("weights.safetensors", outcome.weights)
-            self.folder.save("metrics.json", metrics)
+        done = self.folder.load("metrics.json", MetricsRecord)
+        if done is not None:
+            return done
+        source = ProjectSource(dataset, self.project, self.images)
+        outcome = train(self.settings, self.project, dataset, published, source, self._seed,
+                        self.progress)  # fmt: skip
+        self.claim.check()
+        for slice_id, mask in outcome.pseudo.items():
+            self.folder.write(f"pseudo/{slice_id}.png", encode_mask(mask))
+        self.folder.write("weights.safetensors", outcome.weights)
+        self.folder.save("metrics.json", outcome.metrics)
+        return outcome.metrics
+
+    def _served(self, metrics: MetricsRecord, published: Published) -> tuple[str, str | None]:
+        """The weights that the round serves, and why not the new ones."""
         if metrics.flagged is not None and published.weights is not None:
             return published.weights, metrics.flagged
-        return own, None
+        return f"{self.folder.name}/weights.safetensors", None
 
     def _score(self, dataset: DatasetRecord, weights: str) -> None:
         strategy = get_strategy(self.settings.strategy)
@@ -284,6 +274,7 @@ class _Round:
     def _select(self, dataset: DatasetRecord) -> None:
         settings = self.settings
         name = settings.strategy if self.folder.number else settings.cold_start
+        places = positions(dataset)
         evidence = self._evidence(dataset)
         state = {task.id: task.state for task in dataset.tasks}
         pool = [i for i, t in enumerate(evidence.ids) if state[int(t)] != "labelled"]
@@ -297,7 +288,7 @@ class _Round:
                 reserve=reserve * (1 + _BACKLOGS),
                 round=max(self.folder.number, 1),
                 seed=self._seed,
-                spacing=default_spacing(dataset, settings.k) if settings.spacing else None,
+                spacing=even_spacing(places.values(), settings.k) if settings.spacing else None,
                 deferred=frozenset(
                     evidence.ids[i] for i in pool if state[int(evidence.ids[i])] != "pool"
                 ),

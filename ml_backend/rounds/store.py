@@ -3,8 +3,8 @@
     <root>/<label-studio-host>/<project id>.<created timestamp>/
         project.json      what adopt found out
         published.json    what is served; written after the switch has been verified
-        round-0007/       dataset.json, masks/, weights.safetensors, evidence.npz, selection.json,
-                          metrics.json, round.json, queue.json
+        round-0007/       dataset.json, masks/, pseudo/, weights.safetensors, evidence.npz,
+                          selection.json, metrics.json, round.json, queue.json
 
 Every file is written whole or not at all. `round.json` commits a round; `published.json` alone says
 what is served. Nothing is unpickled.
@@ -123,6 +123,10 @@ class MetricsRecord(_Record):
     miou: float | None = None
     iou: dict[str, float | None] = Field(default_factory=dict)
     trained: list[int] = Field(default_factory=list)
+    """Slices trained on that a person labelled."""
+    pseudo: list[int] = Field(default_factory=list)
+    """Slices trained on that the published checkpoint labelled; the masks are ``pseudo/<id>.png``
+    in the round's folder."""
     validation: list[int] = Field(default_factory=list)
     blocks: list[dict[str, Any]] = Field(default_factory=list)
     """The z-blocks held out, kept from round to round."""
@@ -145,6 +149,9 @@ class RoundRecord(_Record):
     """Path of the weights that this round serves, relative to the project's folder."""
     flagged: str | None = None
     annotated: int = 0
+    """Slices that people have labelled, pseudo-labelled ones not counted."""
+    pseudo: list[int] = Field(default_factory=list)
+    """Slices pseudo-labelled for this round's training."""
     strategy: str = ""
     reason: str = ""
     started_at: str = ""

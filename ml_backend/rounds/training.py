@@ -5,18 +5,26 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from al_strategies.evidence import SliceId
 from al_strategies.learner import Metrics, Progress
+from ml_backend.rounds.pseudo import Mask, pseudo_labels, pseudo_slices
 from ml_backend.rounds.source import ProjectSource, positions
-from ml_backend.rounds.store import DatasetRecord, MetricsRecord, ProjectStore, Published
+from ml_backend.rounds.store import (
+    DatasetRecord,
+    MetricsRecord,
+    ProjectStore,
+    Published,
+    SelectionRecord,
+)
 from ml_backend.segmentation.inference import InferenceConfig
 from ml_backend.segmentation.learner import HRNetLearner, LearnerConfig
 from ml_backend.segmentation.training import TrainingConfig
-from ml_backend.segmentation.validation import ZBlock, is_worse, split_validation
+from ml_backend.segmentation.validation import Split, ZBlock, is_worse, split_validation
 from ml_backend.settings import Settings
 
 __all__ = ["Outcome", "device_of", "learner_config", "load_learner", "train"]
@@ -28,10 +36,12 @@ _CHANGED = ("steps", "crop")
 
 @dataclass(frozen=True)
 class Outcome:
-    """Weights as safetensors bytes, and what is known of them."""
+    """Weights as safetensors bytes, what is known of them, and the pseudo-labels they learned from:
+    slice → (H, W) uint8 mask."""
 
     weights: bytes
     metrics: MetricsRecord
+    pseudo: dict[SliceId, Mask] = field(default_factory=dict)
 
 
 def device_of(setting: str) -> str:
@@ -77,6 +87,10 @@ def train(
 ) -> Outcome:
     """Train on the dataset's labels, hold a z-block out once there are enough, and compare.
 
+    What the published round's selection wants pseudo-labelled is trained on too (`pseudo_slices`),
+    as the published checkpoint segments it now. Whatever strategy is set today: the selection that
+    was published decides.
+
     A checkpoint that is worse than the published one on the same validation slices (`is_worse`) is
     flagged: kept in its round, not served. They are compared only on slices that neither has
     trained on: the first held-out block was training data of the checkpoints before it.
@@ -97,11 +111,13 @@ def train(
     old = _published_learner(settings, project, dataset, published)
     if settings.warm_start and old is not None:
         learner.model = old.model
-    report = learner.fit(source, split.train, seed=seed, progress=progress)
+    pseudo = _pseudo_labels(old, project, dataset, published, source, split, progress)
+    report = learner.fit(source, split.train, pseudo=pseudo, seed=seed, progress=progress)
     record = MetricsRecord(
         training={**report.settings, "seconds": round(report.seconds, 2), "steps": report.steps},
         losses=list(report.losses),
         trained=[int(i) for i in split.train],
+        pseudo=[int(i) for i in pseudo],
         validation=[int(i) for i in split.validation],
         blocks=[dataclasses.asdict(block) for block in split.blocks],
     )
@@ -110,16 +126,43 @@ def train(
         record.miou, record.iou = metrics.miou, _finite(metrics)
     unseen = [i for i in split.validation if before is None or i not in before.trained]
     if old is not None and unseen:
-        new_metrics = learner.evaluate(source, unseen)
-        old_metrics = old.evaluate(source, unseen)
-        record.published_miou = old_metrics.miou
-        if is_worse(new_metrics, old_metrics):
-            record.flagged = (
-                f"mIoU {new_metrics.miou:.3f} on {len(unseen)} validation slices, the published "
-                f"{published.model_version} has {old_metrics.miou:.3f}: the published one goes on"
-            )
-            logger.warning("round %d is flagged: %s", dataset.round, record.flagged)
-    return Outcome(learner.to_bytes(), record)
+        _compare(record, learner.evaluate(source, unseen), old.evaluate(source, unseen), published)
+    if record.flagged is not None:
+        logger.warning("round %d is flagged: %s", dataset.round, record.flagged)
+    return Outcome(learner.to_bytes(), record, pseudo)
+
+
+def _compare(record: MetricsRecord, new: Metrics, old: Metrics, published: Published) -> None:
+    """Flag ``record`` when the checkpoint is worse than the published one on unseen slices."""
+    record.published_miou = old.miou
+    if is_worse(new, old):
+        record.flagged = (
+            f"mIoU {new.miou:.3f} on {new.slices} validation slices, the published "
+            f"{published.model_version} has {old.miou:.3f}: the published one goes on"
+        )
+
+
+def _pseudo_labels(
+    old: HRNetLearner | None,
+    project: ProjectStore,
+    dataset: DatasetRecord,
+    published: Published,
+    source: ProjectSource,
+    split: Split,
+    progress: Progress | None,
+) -> dict[SliceId, Mask]:
+    """What the published round wants pseudo-labelled, by its checkpoint ``old``.
+
+    Empty without one: before round 1 and after the classes changed.
+    """
+    selection = project.round(published.round).load("selection.json", SelectionRecord)
+    if old is None or selection is None or not selection.pseudo:
+        return {}
+    ids = pseudo_slices(selection.pseudo, dataset, positions(dataset), split.blocks)
+    masks = pseudo_labels(old, source, ids, progress)
+    logger.info("round %d: %d of the %d slices that %s chose are pseudo-labelled", dataset.round,
+                len(masks), len(selection.pseudo), selection.strategy)  # fmt: skip
+    return masks
 
 
 def _published_learner(

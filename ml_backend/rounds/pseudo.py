@@ -1,0 +1,72 @@
+"""CEAL's pseudo-labels: slices that the published model labels for the next training alone.
+
+The published round's selection names them. They are made anew for each training and kept in its
+round's folder for replay; they never reach Label Studio and never count as annotations. Imports
+torch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from al_strategies.evidence import Position, SliceId
+from al_strategies.learner import Learner, Progress, SliceSource
+from ml_backend.rounds.store import DatasetRecord
+from ml_backend.segmentation.inference import UnreadableSlice
+from ml_backend.segmentation.validation import ZBlock
+
+__all__ = ["Mask", "pseudo_labels", "pseudo_slices"]
+
+logger = logging.getLogger(__name__)
+
+Mask = npt.NDArray[np.uint8]
+
+
+def pseudo_slices(
+    wanted: Sequence[int],
+    dataset: DatasetRecord,
+    places: Mapping[int, Position],
+    blocks: Collection[ZBlock],
+) -> list[int]:
+    """Those of ``wanted`` that may be pseudo-labelled now, in their order.
+
+    Left out: slices that a person has looked at since (labelled, skipped, drafted) or that are
+    gone, and slices inside a held-out block of ``blocks``, whose near-copies judge the checkpoint.
+    """
+    untouched = {task.id for task in dataset.tasks if task.state == "pool"}
+    return [
+        task
+        for task in wanted
+        if task in untouched and not any(places[task] in block for block in blocks)
+    ]
+
+
+def pseudo_labels(
+    learner: Learner,
+    source: SliceSource,
+    ids: Sequence[SliceId],
+    progress: Progress | None = None,
+) -> dict[SliceId, Mask]:
+    """``learner``'s own mask of each slice, (H, W) uint8 class indices, in the order of ``ids``.
+
+    A slice that cannot be read is left out and named in the log: the training goes on without it.
+    ``progress("pseudo-label", done, total)`` after every slice.
+    """
+    masks: dict[SliceId, Mask] = {}
+    left = list(ids)
+    while left:
+        try:
+            for slice_id, prediction in learner.predict(source, left):
+                masks[slice_id] = prediction.mask
+                if progress is not None:
+                    progress("pseudo-label", len(masks), len(ids))
+            break
+        except UnreadableSlice as error:
+            logger.warning("not pseudo-labelled: %s", error)
+            # The pass ends at such a slice: begin again behind what it has given.
+            left = [i for i in left if i not in masks and i != error.slice_id]
+    return masks
