@@ -19,6 +19,7 @@ ALLOWED = {
     "settings": set(),
     "rounds": {"al_strategies", "studio", "segmentation", "volumes", "settings"},
     "api": {"al_strategies", "studio", "segmentation", "volumes", "settings", "rounds"},
+    "experiment": {"al_strategies", "segmentation", "volumes", "rounds", "settings"},
     "app": {"api", "rounds", "settings"},
     "embedded": {"al_strategies", "studio", "volumes", "rounds", "settings", "api"},
     "adapter": {"al_strategies", "studio", "segmentation", "rounds", "settings", "api"},

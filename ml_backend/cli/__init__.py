@@ -23,8 +23,9 @@ console = Console(stderr=True)
 
 def main() -> None:
     """Entry point. Errors that a person can act on are one sentence, not a traceback."""
-    from ml_backend.cli import connect, demo, rounds, strategies, up, worker  # noqa: F401
+    from ml_backend.cli import connect, demo, rounds, simulate, strategies, up, worker  # noqa: F401
     from ml_backend.embedded.processes import StartError
+    from ml_backend.experiment.runner import RunFailed
     from ml_backend.rounds.store import StoreError
     from ml_backend.settings import SettingsError
     from ml_backend.studio.client import StudioError
@@ -34,6 +35,6 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
-    except (StudioError, StoreError, SettingsError, StartError, ValueError) as error:
+    except (StudioError, StoreError, RunFailed, SettingsError, StartError, ValueError) as error:
         console.print(f"[bold red]nextslice:[/] {error}", highlight=False)
         sys.exit(1)

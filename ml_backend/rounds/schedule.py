@@ -6,6 +6,7 @@ name, so that the web process need not import what they import.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ HEARTBEAT_S = 5
 _DEAD_AFTER_S = 60
 _LIVE = (JobStatus.QUEUED, JobStatus.STARTED, JobStatus.SCHEDULED, JobStatus.DEFERRED)
 _JOBS = "ml_backend.rounds.jobs"
+_ENTRY_POINTS = {"simulate": "ml_backend.experiment.runner.run_one"}
+"""Jobs that are not in `_JOBS`, by dotted name: what they run lies above us."""
 _ALL = "all"
 
 
@@ -81,6 +84,21 @@ class Schedule:
         """Run the next round. False when one is already waiting or running."""
         return self._enqueue(GPU, "round", key, reason, timeout=self._round_timeout)
 
+    def experiment(self, out: str, strategy: str, seed: int) -> str:
+        """Go on with a run of a simulation (`ml_backend.experiment`) on a gpu worker.
+
+        Returns the job's id, which `ended` takes.
+        """
+        digest = hashlib.sha256(out.encode()).hexdigest()[:10]
+        key = f"{digest}-{strategy}-{seed}"
+        self._enqueue(GPU, "simulate", key, out, strategy, seed, timeout=self._round_timeout)
+        return self.job_id("simulate", key)
+
+    def ended(self, job_id: str) -> bool:
+        """Whether a job is over: done, failed, or its worker died."""
+        self._clear_dead(job_id)
+        return self._job(job_id) is None
+
     def reconcile(self) -> None:
         """Look at every project."""
         self._enqueue(CONTROL, "reconcile", _ALL)
@@ -98,7 +116,7 @@ class Schedule:
     ) -> bool:
         job_id = self.job_id(name, key) + suffix
         self._clear_dead(job_id)
-        arguments = () if key == _ALL else (key, *args)
+        arguments = args if name in _ENTRY_POINTS or key == _ALL else (key, *args)
         options: dict[str, Any] = {
             "job_id": job_id,
             "unique": True,
@@ -108,7 +126,8 @@ class Schedule:
             "job_timeout": timeout,
         }
         try:
-            self.queue(kind).enqueue(f"{_JOBS}.{name}", *arguments, **options)
+            entry_point = _ENTRY_POINTS.get(name, f"{_JOBS}.{name}")
+            self.queue(kind).enqueue(entry_point, *arguments, **options)
         except DuplicateJobError:
             return False
         return True

@@ -5,8 +5,8 @@ The live loop and the simulation train, score and predict through this one class
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,8 @@ class LearnerConfig:
     of the round before when they have the same architecture and classes, otherwise afresh: from 2
     to 4 slices of sandstone 0.79 mIoU instead of 0.76 for the same steps (one seed, CPU).
     ``sampled_slices``: how many slices, evenly spread over the source, the preprocessing is fitted
-    on. ``cache_bytes``: labelled slices kept in memory.
+    on. ``cache_bytes``: labelled slices kept in memory. ``training``: fields of `TrainingConfig`
+    that differ from `TrainingConfig.for_device`.
     """
 
     architecture: str | None = None
@@ -54,7 +55,7 @@ class LearnerConfig:
     warm_start: bool = True
     sampled_slices: int = 24
     cache_bytes: int = 4 << 30
-    training: TrainingConfig | None = None
+    training: TrainingConfig | Mapping[str, Any] = field(default_factory=dict)
     inference: InferenceConfig | None = None
 
 
@@ -116,9 +117,7 @@ class HRNetLearner:
             seed=seed,
             progress=progress,
         )
-        training = self.config.training or TrainingConfig.for_device(
-            self.device, slices.largest, len(slices)
-        )
+        training = self._training(slices.largest, len(labelled))
         run = train(model.network, slices, training, seed=seed, progress=progress)
         self.model = model
         return FitReport(
@@ -210,6 +209,12 @@ class HRNetLearner:
                 pretrained=self.config.pretrained,
             )
         return Model(network.to(self.device), preprocessing, self.classes, seed), False
+
+    def _training(self, largest: tuple[int, int], labelled: int) -> TrainingConfig:
+        training = self.config.training
+        if isinstance(training, TrainingConfig):
+            return training
+        return replace(TrainingConfig.for_device(self.device, largest, labelled), **training)
 
     def _optimised(self) -> Model:
         if self._fast is None:

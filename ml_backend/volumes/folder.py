@@ -77,6 +77,11 @@ class FolderSource:
         return ("background", *(f"class {i}" for i in range(1, highest + 1)))
 
     @property
+    def labelled(self) -> frozenset[SliceId]:
+        """The slice ids that have a mask file."""
+        return frozenset(i for i in self.ids if str(i) in self._masks)
+
+    @property
     def splits(self) -> dict[str, tuple[SliceId, ...]]:
         """The slice ids of each split that ``volumes.json`` names; empty without it."""
         splits: dict[str, list[SliceId]] = {}

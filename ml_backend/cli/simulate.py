@@ -1,0 +1,249 @@
+"""`nextslice simulate`: which strategy suits a data set, measured where the truth is known."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+
+from al_strategies import available_strategies, get_strategy
+from ml_backend.cli import app, console
+from ml_backend.cli.progress import round_progress
+from ml_backend.embedded.processes import stop_on_sigterm
+from ml_backend.embedded.stack import default_home
+from ml_backend.experiment.data import DataSpec, load_data, phantom_folder
+from ml_backend.experiment.files import RunFiles
+from ml_backend.experiment.notation import NOTHING
+from ml_backend.experiment.plan import Request, keep, plan
+from ml_backend.experiment.record import FULLY_SUPERVISED, Experiment
+from ml_backend.experiment.runner import Job, run_in_processes
+from ml_backend.experiment.summary import Summary
+
+__all__ = ["simulate"]
+
+
+def _spec(
+    data: Path | None, labels: Path | None, phantom: str | None, axis: int, gap: float, part: float
+) -> tuple[DataSpec, str]:
+    """Where the slices are, and what to call them; a phantom is generated the first time."""
+    if (data is None) == (phantom is None):
+        raise ValueError("give either --data or --phantom")
+    if data is not None:
+        path, title = data.resolve(), data.name
+    else:
+        assert phantom is not None
+        console.print(f"phantom {phantom}: generating what is not there yet")
+        with round_progress(console) as progress:
+            path = phantom_folder(phantom, default_home(), progress, os.cpu_count() or 1)
+        title = f"phantom {phantom}"
+    spec = DataSpec(
+        path=str(path),
+        labels=None if labels is None else str(labels.resolve()),
+        axis=axis,
+        fraction=part,
+        gap=gap,
+    )
+    return spec, title
+
+
+def _names(text: str) -> list[str]:
+    names = [info.name for info in available_strategies()] if text == "all" else text.split(",")
+    for name in names:
+        get_strategy(name)
+    return names
+
+
+def _device(setting: str) -> str:
+    from ml_backend.rounds.training import device_of
+
+    return device_of(setting)
+
+
+class _Board:
+    """Progress bars of an experiment: the rounds of all runs, and where the running ones are."""
+
+    def __init__(self, out: Path, jobs: list[Job], experiment: Experiment) -> None:
+        self._files = {job: RunFiles(out, *job) for job in jobs}
+        self._rounds = {
+            job: 1 if job.strategy == FULLY_SUPERVISED else experiment.rounds for job in jobs
+        }
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        self.bars = Progress(*columns, TimeElapsedColumn(), console=console)
+        self._total = self.bars.add_task("rounds", total=sum(self._rounds.values()))
+        self._tasks: dict[Job, TaskID] = {}
+        self._looked = 0.0
+
+    def look(self, running: list[Job]) -> None:
+        """Draw what the files say, once a second at most."""
+        moment = time.monotonic()
+        if moment - self._looked < 1.0 and running:
+            return
+        self._looked = moment
+        done = {job: len(files.lines()) for job, files in self._files.items()}
+        ended = {job for job, files in self._files.items() if files.ended()}
+        whole = sum(self._rounds[job] if job in ended else done[job] for job in done)
+        self.bars.update(self._total, completed=whole)
+        for job in [job for job in self._tasks if job not in running]:
+            self.bars.remove_task(self._tasks.pop(job))
+        for job in running:
+            text = f"  {job.strategy}, seed {job.seed}: {self._files[job].status()}"
+            if job not in self._tasks:
+                self._tasks[job] = self.bars.add_task(text, total=self._rounds[job])
+            self.bars.update(self._tasks[job], description=text, completed=done[job])
+
+
+@app.command()
+def simulate(
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the experiment; the same one to go on.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder with images/ and masks/, or a volume (.npy, .tif)."),
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="The label volume, where --data is a volume.")
+    ] = None,
+    axis: Annotated[int, typer.Option(min=0, max=2, help="Axis that a volume's slices cut.")] = 0,
+    phantom: Annotated[str | None, typer.Option(help="A generated data set: small, seed.")] = None,
+    strategies: Annotated[str, typer.Option(help="Comma-separated names; all: every one.")] = "all",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of a run.")] = 10,
+    k: Annotated[int, typer.Option(min=1, help="Slices per round.")] = 8,
+    start: Annotated[
+        int | None, typer.Option(min=1, help="Slices of round 1 (default: k).")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each strategy.")] = 3,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs side by side (default: cores, or 1 on a GPU).")
+    ] = None,
+    supervised: Annotated[
+        bool, typer.Option(help="Also train on the whole pool, as the ceiling.")
+    ] = True,
+    warm_start: Annotated[
+        bool, typer.Option("--warm-start/--fresh", help="Train on from the round before.")
+    ] = False,
+    spacing: Annotated[bool, typer.Option(help="Keep slices apart, as the live loop does.")] = True,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of a training (default: by the labels).")
+    ] = None,
+    full_steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of the ceiling (default: a whole run's).")
+    ] = None,
+    architecture: Annotated[str | None, typer.Option(help="Default: by device.")] = None,
+    device: Annotated[str, typer.Option(help="cuda, cuda:1, cpu; auto: cuda when there.")] = "auto",
+    held_out: Annotated[
+        float, typer.Option(help="Part of each volume to test on, one block along z.")
+    ] = 0.2,
+    gap: Annotated[float, typer.Option(help="Dropped on each side of that block, z units.")] = 5.0,
+    workers: Annotated[
+        bool, typer.Option("--workers", help="Let the RQ gpu workers run it (REDIS_URL).")
+    ] = False,
+    report: Annotated[
+        list[Path] | None, typer.Option(help="Only draw this experiment; several: compare them.")
+    ] = None,
+) -> None:
+    """Rank the strategies on slices whose masks are known.
+
+    Interrupted, it goes on from the last whole round when it is called again.
+    """
+    if report:
+        _report(report)
+        return
+    if out is None:
+        raise ValueError("give --out, a folder for the experiment")
+    stop_on_sigterm()
+    names = _names(strategies)
+    target = _device(device)
+    processes = jobs or (1 if target.startswith("cuda") else os.cpu_count() or 1)
+    spec, title = _spec(data, labels, phantom, axis, gap, held_out)
+    loaded = load_data(spec)
+    console.print(
+        f"{title}: {len(loaded.pool)} slices to choose from, {len(loaded.test)} to test on"
+    )
+    with round_progress(console) as progress:
+        digest = loaded.digest(progress)
+    request = Request(
+        title=title, k=k, start=start, rounds=rounds, spacing=spacing, warm_start=warm_start,
+        architecture=architecture, steps=steps, full_steps=full_steps, device=target,
+        processes=processes,
+    )  # fmt: skip
+    experiment = keep(out, plan(request, spec, loaded, digest))
+    queue = [Job(name, seed) for seed in range(seeds) for name in names]
+    if supervised:
+        queue += [Job(FULLY_SUPERVISED, seed) for seed in range(seeds)]
+    _run(out, queue, experiment, processes, workers)
+    _report([out])
+
+
+def _run(
+    out: Path, queue: list[Job], experiment: Experiment, processes: int, workers: bool
+) -> None:
+    open_runs = [job for job in queue if not RunFiles(out, *job).ended()]
+    console.print(f"{len(queue)} runs, {len(queue) - len(open_runs)} of them done before")
+    board = _Board(out, queue, experiment)
+    with board.bars:
+        if workers:
+            from ml_backend.experiment.workers import run_on_workers
+            from ml_backend.rounds.schedule import Schedule
+            from ml_backend.settings import load_settings
+
+            run_on_workers(Schedule(load_settings()), out.resolve(), open_runs, board.look)
+        else:
+            run_in_processes(out, open_runs, processes, board.look)
+        board.look([])
+
+
+def _report(folders: list[Path]) -> None:
+    """Draw the report of each folder and say what it recommends; several are compared."""
+    from ml_backend.experiment.report import compare, write_report
+
+    summaries = []
+    for folder in folders:
+        written = write_report(folder)
+        summaries.append(written.summary)
+        typer.echo(_render(_standings(written.summary)))
+        typer.echo(written.recommendation)
+        typer.echo(f"Report: {written.page}")
+    if len(summaries) > 1:
+        comparison = compare(summaries)
+        table = Table(title=f"Mean rank by area over {', '.join(comparison.data)}")
+        for column in ("strategy", "mean rank", *comparison.data):
+            table.add_column(column, justify="left" if column == "strategy" else "right")
+        for name, mean in comparison.mean_ranks.items():
+            table.add_row(name, f"{mean:.1f}", *(f"{r:.1f}" for r in comparison.ranks[name]))
+        typer.echo(_render(table))
+        typer.echo(comparison.reason)
+
+
+def _standings(summary: Summary) -> Table:
+    """The final table, best area first."""
+    table = Table(title=f"{summary.experiment.data}: test mIoU, by the area under the curve")
+    for column in ("strategy", "seeds", "final mIoU", "area", "area to random, 95 %", "rank"):
+        table.add_column(column, justify="left" if column == "strategy" else "right")
+    for s in summary.standings:
+        table.add_row(
+            s.strategy, str(len(s.finals)), str(s.final or NOTHING), str(s.area or NOTHING),
+            str(s.area_to_random or NOTHING), NOTHING if s.rank is None else f"{s.rank:.1f}",
+        )  # fmt: skip
+    return table
+
+
+def _render(table: Table) -> str:
+    """As wide as it needs to be: standard output is for copying and for programs."""
+    wide = Console(width=max(120, console.width))
+    with wide.capture() as text:
+        wide.print(table)
+    return text.get().rstrip()

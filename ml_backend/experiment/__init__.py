@@ -1,0 +1,1 @@
+"""`nextslice simulate`: which strategy suits a data set, measured where the truth is known."""

@@ -1,0 +1,96 @@
+"""What is simulated on: slices with true masks, split into a pool and test slices along z."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from al_strategies.evidence import Position, SliceId
+from al_strategies.learner import Progress, SliceSource
+from ml_backend.volumes.folder import FolderSource, held_out_block
+from ml_backend.volumes.pair import VolumePair
+from ml_backend.volumes.phantom import phantom
+
+__all__ = ["Data", "DataSpec", "load_data", "phantom_folder"]
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Where the slices are; what an experiment's record needs to find them again.
+
+    ``path``: a folder with ``images/`` and ``masks/``, or a volume whose labels are ``labels``.
+    ``fraction`` of each volume's slices are held out in one block for testing, ``gap`` z units on
+    each side of it dropped; a folder whose ``volumes.json`` names the splits *train* and *test* is
+    split as it says.
+    """
+
+    path: str
+    labels: str | None = None
+    axis: int = 0
+    fraction: float = 0.2
+    gap: float = 5.0
+
+
+class _Named(SliceSource, Protocol):
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+
+@dataclass(frozen=True)
+class Data:
+    """Slices, class names and two parts: ``pool`` may be annotated, ``test`` is measured on."""
+
+    source: SliceSource
+    classes: tuple[str, ...]
+    pool: tuple[SliceId, ...]
+    test: tuple[SliceId, ...]
+
+    def positions(self, ids: tuple[SliceId, ...]) -> dict[str, tuple[str, float]]:
+        """Slice id → (volume, z)."""
+        places = ((i, self.source.position(i)) for i in ids)
+        return {str(i): (place.volume, place.z) for i, place in places}
+
+    def digest(self, progress: Progress | None = None) -> str:
+        """SHA-256 of ids, images and masks of both parts: the same data, the same digest."""
+        total = hashlib.sha256()
+        ids = (*self.pool, *self.test)
+        for done, slice_id in enumerate(ids, start=1):
+            total.update(str(slice_id).encode())
+            for pixels in (self.source.image(slice_id), self.source.mask(slice_id)):
+                total.update(f"{pixels.dtype.str}{pixels.shape}".encode())
+                total.update(np.ascontiguousarray(pixels).tobytes())
+            if progress is not None:
+                progress("read", done, len(ids))
+        return total.hexdigest()
+
+
+def load_data(spec: DataSpec) -> Data:
+    """The slices of ``spec``. Raises FolderError, VolumePairError, ValueError without a mask."""
+    if spec.labels is not None:
+        pair = VolumePair(spec.path, spec.labels, axis=spec.axis)
+        return _split(pair, {i: pair.position(i) for i in pair.ids}, spec)
+    folder = FolderSource(spec.path)
+    known = folder.labelled
+    if not known:
+        raise ValueError(
+            f"{spec.path} has no masks: a simulation needs the truth, as masks/NAME.png beside "
+            "images/NAME.png"
+        )
+    splits = {name: tuple(i for i in ids if i in known) for name, ids in folder.splits.items()}
+    if splits.get("train") and splits.get("test"):
+        return Data(folder, folder.classes, splits["train"], splits["test"])
+    return _split(folder, {i: folder.position(i) for i in folder.ids if i in known}, spec)
+
+
+def _split(source: _Named, places: dict[SliceId, Position], spec: DataSpec) -> Data:
+    pool, test = held_out_block(places, fraction=spec.fraction, gap=spec.gap)
+    return Data(source, source.classes, pool, test)
+
+
+def phantom_folder(size: str, home: Path, progress: Progress | None, jobs: int) -> Path:
+    """The phantom ``size`` as a folder under ``home``, generated where it is not there yet."""
+    return phantom(size).write(home / f"phantom-{size}", progress, jobs=jobs)

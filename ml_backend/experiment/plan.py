@@ -1,0 +1,111 @@
+"""From what a person asks for to an `Experiment` on disk, or the same one again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ml_backend.experiment.data import Data, DataSpec
+from ml_backend.experiment.files import write_whole
+from ml_backend.experiment.record import Experiment, RecordError, load_experiment
+
+__all__ = ["Request", "keep", "plan"]
+
+_LIBRARIES = ("torch", "timm", "numpy")
+_MAY_DIFFER = {"versions", "threads", "data"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for; None means the default for device and data."""
+
+    title: str
+    k: int = 8
+    start: int | None = None
+    rounds: int = 10
+    cold_start: str = "strided"
+    spacing: bool = True
+    warm_start: bool = False
+    architecture: str | None = None
+    steps: int | None = None
+    full_steps: int | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
+    processes: int = 1
+
+
+def plan(request: Request, spec: DataSpec, data: Data, data_hash: str) -> Experiment:
+    """The experiment of ``request`` on ``data``."""
+    from ml_backend.segmentation.network import default_architecture
+
+    return Experiment(
+        data=request.title,
+        source=dict(vars(spec)),
+        data_hash=data_hash,
+        classes=list(data.classes),
+        pool=data.positions(data.pool),
+        test=data.positions(data.test),
+        k=request.k,
+        start=request.k if request.start is None else request.start,
+        rounds=request.rounds,
+        cold_start=request.cold_start,
+        spacing=request.spacing,
+        warm_start=request.warm_start,
+        architecture=request.architecture or default_architecture(request.device),
+        steps=request.steps,
+        full_steps=request.full_steps or _whole_run(request, data),
+        training=dict(request.training),
+        device=request.device,
+        threads=max(1, (os.cpu_count() or 1) // request.processes),
+        versions={name: version(name) for name in ("nextslice", *_LIBRARIES)},
+    )
+
+
+def keep(out: Path, wanted: Experiment) -> Experiment:
+    """Write `experiment.json`; where there is one, check that it is the same experiment.
+
+    Runs may be added to an experiment, but what its lines have in common stays. The number of
+    threads is that of the first time: another one gives other rounding.
+
+    Raises RecordError that names every difference.
+    """
+    path = out / "experiment.json"
+    if not path.exists():
+        write_whole(path, wanted.model_dump_json(indent=1).encode())
+        return wanted
+    recorded = load_experiment(out)
+    before, now = recorded.model_dump(), wanted.model_dump()
+    differing = [
+        f"{name} is {_short(before[name])} there, {_short(now[name])} now"
+        for name in before
+        if name not in _MAY_DIFFER and before[name] != now[name]
+    ]
+    if differing:
+        raise RecordError(
+            f"{out} holds another experiment: {'; '.join(differing)}. Give the options of then, or "
+            "another --out"
+        )
+    return recorded
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _whole_run(request: Request, data: Data) -> int:
+    """Optimiser steps of all rounds of a run together."""
+    if request.steps is not None:
+        return request.steps * request.rounds
+    from ml_backend.segmentation.training import TrainingConfig
+
+    height, width = data.source.image(data.pool[0]).shape[:2]
+    start = request.k if request.start is None else request.start
+    labelled = (start + request.k * i for i in range(request.rounds))
+    return sum(
+        TrainingConfig.for_device(request.device, (height, width), n).steps for n in labelled
+    )

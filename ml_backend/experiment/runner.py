@@ -1,0 +1,281 @@
+"""One run of an experiment, and many of them side by side: processes of this machine or RQ workers.
+
+`run_one` is what every process and every worker does: go on with a run from its last whole round.
+What all runs of a seed have in common, the first training, is done once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from al_strategies import Selection, get_strategy
+from al_strategies.learner import FitReport, Metrics
+from al_strategies.simulation import (
+    Learned,
+    Protocol,
+    SimulatedRound,
+    Start,
+    begin,
+    fully_supervised,
+    learn,
+    simulate,
+)
+from ml_backend.experiment.data import Data, DataSpec, load_data
+from ml_backend.experiment.files import RunFiles, locked, write_whole
+from ml_backend.experiment.record import (
+    FULLY_SUPERVISED,
+    Experiment,
+    RoundLine,
+    finite,
+    load_experiment,
+)
+
+__all__ = ["Job", "RunFailed", "run_in_processes", "run_one"]
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 0.5
+
+
+class RunFailed(RuntimeError):
+    """A run ended with an error; the message holds it and where its log is."""
+
+
+class Job(NamedTuple):
+    """One run: a strategy (or `FULLY_SUPERVISED`) and a seed."""
+
+    strategy: str
+    seed: int
+
+
+def run_one(out: str, strategy: str, seed: int) -> None:
+    """Take the run from its last whole round to its end; nothing where it has ended.
+
+    Called by dotted name in processes and RQ workers, so its arguments are plain. Raises RunTaken
+    when another process is on it, RecordError, and whatever the learner raises.
+    """
+    root = Path(out)
+    files = RunFiles(root, strategy, seed)
+    with files.lock():
+        files.failure_path.unlink(missing_ok=True)
+        if files.ended():
+            return
+        try:
+            _Run(root, files, Job(strategy, seed)).go_on()
+        except Exception as error:
+            write_whole(files.failure_path, f"{type(error).__name__}: {error}".encode())
+            raise
+
+
+class _Run:
+    """A run in this process."""
+
+    def __init__(self, out: Path, files: RunFiles, job: Job) -> None:
+        import torch
+
+        from ml_backend.segmentation.learner import HRNetLearner, LearnerConfig
+
+        self.out, self.files, self.job = out, files, job
+        self.experiment = load_experiment(out)
+        torch.set_num_threads(self.experiment.threads)
+        self.data: Data = load_data(DataSpec(**self.experiment.source))
+        self.protocol = _protocol(self.experiment, job)
+        config = LearnerConfig(
+            architecture=self.experiment.architecture,
+            warm_start=self.experiment.warm_start,
+            training=_training(self.experiment, job),
+        )
+        self.learner = HRNetLearner(self.data.classes, config, self.experiment.device)
+
+    def go_on(self) -> None:
+        self.files.cut()
+        # The ceiling scores nothing, so any strategy will do.
+        name = "random" if self.job.strategy == FULLY_SUPERVISED else self.job.strategy
+        rounds = simulate(
+            get_strategy(name),
+            self.learner,
+            self.data.source,
+            self.protocol,
+            start=self._start(),
+            progress=self.files.report,
+        )
+        for done in rounds:
+            following = done.following
+            weights = following and self.experiment.warm_start and self.learner.to_bytes()
+            self.files.keep(
+                _line(self.job, done), weights or None, following.pseudo if following else {}
+            )
+
+    def _start(self) -> Start:
+        if self.job.strategy == FULLY_SUPERVISED:
+            return fully_supervised(self.protocol, FULLY_SUPERVISED)
+        lines = self.files.lines()
+        if not lines:
+            return self._first()
+        last = lines[-1]
+        assert last.following is not None
+        if self.experiment.warm_start:
+            self.learner.load_bytes(self.files.weights(last.round))
+        return Start(
+            round=last.round + 1,
+            labelled=tuple(i for line in lines for i in line.selected),
+            selection=Selection.from_json(last.following),
+            pseudo=self.files.pseudo(last.round),
+        )
+
+    def _first(self) -> Start:
+        """Round 1 with its training done: the same for every strategy of a seed, so done once."""
+        start = begin(self.data.source, self.protocol)
+        stem = self.out / "start" / f"seed-{self.job.seed}"
+        record, weights = stem.with_suffix(".json"), stem.with_suffix(".safetensors")
+        with locked(stem.with_suffix(".lock"), wait=True):
+            if record.exists():
+                learned = _learned_from(json.loads(record.read_text()))
+            else:
+                learned = learn(
+                    self.learner, self.data.source, self.protocol, start, self.files.report
+                )
+                write_whole(weights, self.learner.to_bytes())
+                write_whole(record, json.dumps(_learned_record(learned)).encode())
+        # Also where it was trained just now: what a run computes must not depend on who came first.
+        self.learner.load_bytes(weights.read_bytes())
+        return replace(start, learned=learned)
+
+
+def _protocol(experiment: Experiment, job: Job) -> Protocol:
+    return Protocol(
+        pool=tuple(experiment.pool),
+        test=tuple(experiment.test),
+        k=experiment.k,
+        rounds=1 if job.strategy == FULLY_SUPERVISED else experiment.rounds,
+        start=experiment.start,
+        cold_start=experiment.cold_start,
+        spaced=experiment.spacing,
+        seed=job.seed,
+    )
+
+
+def _training(experiment: Experiment, job: Job) -> dict[str, Any]:
+    steps = experiment.full_steps if job.strategy == FULLY_SUPERVISED else experiment.steps
+    return {**experiment.training, **({} if steps is None else {"steps": steps})}
+
+
+def _line(job: Job, done: SimulatedRound) -> RoundLine:
+    metrics, report = done.learned.metrics, done.learned.report
+    return RoundLine(
+        strategy=job.strategy,
+        seed=job.seed,
+        round=done.start.round,
+        labelled=len(done.start.training),
+        selected=[str(i) for i in done.start.selection.chosen],
+        pseudo=[str(i) for i in done.start.pseudo],
+        miou=metrics.miou,
+        iou=finite(metrics.iou),
+        accuracy=metrics.accuracy,
+        steps=report.steps,
+        loss=report.losses[-1][1] if report.losses else None,
+        seconds={name: round(value, 3) for name, value in done.seconds.items()},
+        following=done.following.selection.to_json() if done.following else None,
+    )
+
+
+def _learned_record(learned: Learned) -> dict[str, Any]:
+    report, metrics = learned.report, learned.metrics
+    return {
+        "steps": report.steps,
+        "slices": report.slices,
+        "losses": report.losses,
+        "settings": report.settings,
+        "miou": metrics.miou,
+        "iou": finite(metrics.iou),
+        "accuracy": metrics.accuracy,
+        "tested": metrics.slices,
+        "seconds": dict(learned.seconds),
+    }
+
+
+def _learned_from(record: dict[str, Any]) -> Learned:
+    seconds = record["seconds"]
+    iou = {name: float("nan") if v is None else v for name, v in record["iou"].items()}
+    losses = tuple((int(step), float(loss)) for step, loss in record["losses"])
+    return Learned(
+        FitReport(record["steps"], record["slices"], seconds["train"], losses, record["settings"]),
+        Metrics(record["miou"], iou, record["accuracy"], record["tested"]),
+        seconds,
+    )
+
+
+# -- many runs
+
+
+def run_in_processes(
+    out: Path, jobs: Sequence[Job], processes: int, watch: Callable[[list[Job]], None]
+) -> None:
+    """Run ``jobs``, at most ``processes`` at a time, each in an interpreter of its own.
+
+    ``watch(running)`` twice a second. A run that fails does not stop the others; RunFailed is
+    raised at the end, with the error of each. An exception in ``watch`` (Ctrl-C) stops all.
+    """
+    context = multiprocessing.get_context("spawn")
+    waiting = list(jobs)
+    running: dict[Job, Any] = {}
+    failed: list[Job] = []
+    try:
+        while waiting or running:
+            while waiting and len(running) < processes:
+                job = waiting.pop(0)
+                running[job] = context.Process(target=_child, args=(str(out), *job), daemon=True)
+                running[job].start()
+            next(iter(running.values())).join(_POLL_S)
+            for job, process in list(running.items()):
+                if process.exitcode is not None:
+                    failed += [job] if process.exitcode else []
+                    del running[job]
+            watch(list(running))
+    finally:
+        for process in running.values():
+            process.terminate()
+            process.join()
+    if failed:
+        raise RunFailed("\n".join(failures(out, failed)))
+
+
+def failures(out: Path, jobs: Sequence[Job]) -> Iterator[str]:
+    """A line for each of ``jobs``: what went wrong, and where its log is."""
+    for job in jobs:
+        files = RunFiles(out, *job)
+        what = files.failure_path.read_text() if files.failure_path.exists() else "it was killed"
+        yield f"{job.strategy}, seed {job.seed}: {what} (log: {files.log_path})"
+
+
+def _child(out: str, strategy: str, seed: int) -> None:
+    """`run_one` in a process that ends with its parent and writes to its own log."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    log = RunFiles(Path(out), strategy, seed).log_path
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    try:
+        run_one(out, strategy, seed)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
+
+
+def _end_with(parent: Any) -> None:
+    # A parent that was killed cannot stop us; the run would hold its lock and go on alone.
+    parent.join()
+    os._exit(1)

@@ -1,0 +1,83 @@
+"""A volume and its labels as slices: what is read, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from al_strategies.evidence import Position
+from ml_backend.experiment.data import DataSpec, load_data
+from ml_backend.volumes.pair import VolumePair, VolumePairError
+
+IMAGE = np.arange(5 * 4 * 6, dtype=np.int16).reshape(5, 4, 6) - 50
+LABELS = (np.arange(5 * 4 * 6).reshape(5, 4, 6) % 3).astype(np.uint8)
+
+
+def save(folder: Path, name: str, volume: np.ndarray, suffix: str = ".npy") -> Path:
+    path = folder / f"{name}{suffix}"
+    if suffix == ".npy":
+        np.save(path, volume)
+    else:
+        pages = [Image.fromarray(page) for page in volume]
+        pages[0].save(path, save_all=True, append_images=pages[1:])
+    return path
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_numpy_volumes_are_cut_along_any_axis(tmp_path: Path, axis: int) -> None:
+    pair = VolumePair(save(tmp_path, "a", IMAGE), save(tmp_path, "b", LABELS), axis=axis)
+    assert len(pair.ids) == IMAGE.shape[axis]
+    assert np.array_equal(pair.image("z0003"), IMAGE.take(3, axis))
+    assert np.array_equal(pair.mask("z0003"), LABELS.take(3, axis))
+    assert pair.image("z0003").dtype == np.int16
+    assert pair.position("z0003") == Position("a", 3.0)
+    assert pair.classes == ("background", "class 1", "class 2")
+
+
+def test_tiff_stacks_are_read_page_by_page(tmp_path: Path) -> None:
+    image = IMAGE.astype(np.uint8)
+    pair = VolumePair(save(tmp_path, "a", image, ".tif"), save(tmp_path, "b", LABELS, ".tiff"))
+    assert np.array_equal(pair.image("z0004"), image[4])
+    assert np.array_equal(pair.mask("z0000"), LABELS[0])
+
+
+def test_unlabelled_voxels_are_no_class(tmp_path: Path) -> None:
+    labels = LABELS.copy()
+    labels[0] = 255
+    pair = VolumePair(save(tmp_path, "a", IMAGE), save(tmp_path, "b", labels))
+    assert len(pair.classes) == 3
+
+
+def test_it_can_be_simulated_on(tmp_path: Path) -> None:
+    volume = np.zeros((30, 4, 4), np.uint8)
+    paths = [save(tmp_path, name, volume) for name in ("a", "b")]
+    data = load_data(DataSpec(str(paths[0]), str(paths[1]), fraction=0.2, gap=2))
+    assert (len(data.pool), len(data.test)) == (20, 6)
+
+
+@pytest.mark.parametrize(
+    ("image", "labels", "message"),
+    [
+        (IMAGE, LABELS[:4], r"shape \(5, 4, 6\).*\(4, 4, 6\)"),
+        (IMAGE[0], LABELS, "expected three axes"),
+        (IMAGE, LABELS.astype(np.float32) + 0.5, "whole class ids"),
+        (IMAGE, LABELS.astype(np.int16) - 1, "whole class ids"),
+        (IMAGE, LABELS.astype(np.int16) + 300, "whole class ids"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    tmp_path: Path, image: np.ndarray, labels: np.ndarray, message: str
+) -> None:
+    with pytest.raises(VolumePairError, match=message):
+        VolumePair(save(tmp_path, "a", image), save(tmp_path, "b", labels))
+
+
+def test_a_file_that_is_no_volume_is_named(tmp_path: Path) -> None:
+    good = save(tmp_path, "a", IMAGE)
+    for name in ("cut.npy", "cut.tif", "scan.raw"):
+        (tmp_path / name).write_bytes(good.read_bytes()[:90])
+        with pytest.raises(VolumePairError, match=name.replace(".", r"\.")):
+            VolumePair(tmp_path / name, good)

@@ -1,0 +1,110 @@
+"""The files of a report: whole, self-contained, and of what is there."""
+
+from __future__ import annotations
+
+import base64
+import re
+from pathlib import Path
+
+import pytest
+
+from ml_backend.experiment.record import RecordError, RoundLine
+from ml_backend.experiment.report import Report, write_report
+from tests.experiment_folder import write_experiment
+
+CURVES = {
+    "random": [[0.2, 0.4, 0.6], [0.2, 0.5, 0.6], [0.2, 0.6, 0.6]],
+    "coreset": [[0.2, 0.60, 0.9], [0.2, 0.71, 0.91], [0.2, 0.79, 0.92]],
+    "margin": [[0.2, 0.3, 0.4], [0.2, 0.3, 0.5], [0.2, 0.3]],
+}
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    out = tmp_path_factory.mktemp("experiment") / "a b"
+    write_experiment(out, CURVES, full=[0.95, 0.96], data="<explant> & co")
+    return write_report(out)
+
+
+def test_the_page_needs_nothing_but_itself(report: Report) -> None:
+    page = report.page.read_text()
+    assert "<script" not in page
+    sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
+    assert len(sources) == 4
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert "url(" not in page
+
+
+def test_the_page_shows_the_plots_that_lie_beside_it(report: Report) -> None:
+    page = report.page.read_text()
+    shown = {base64.b64decode(data) for data in re.findall(r"base64,([^\"]+)", page)}
+    assert shown == {path.read_bytes() for path in report.plots}
+
+
+def test_the_page_says_what_to_use_what_was_left_out_and_how_to_draw_it_again(
+    report: Report,
+) -> None:
+    page = report.page.read_text()
+    assert "Use coreset (" in page
+    assert "Left out, since not finished: margin seed 2." in page
+    assert f"nextslice simulate --report &#x27;{report.page.parent}&#x27;" in page
+    for word in ("hrnet_w18", "cold start", "data hash", "97.1 % of full supervision from 1.16 %"):
+        assert word in page
+
+
+def test_names_are_escaped_and_no_number_is_nan(report: Report) -> None:
+    page = report.page.read_text()
+    assert "<title>&lt;explant&gt; &amp; co" in page
+    assert "<explant>" not in page
+    for text in (re.sub(r"base64,[^\"]+", "", page), report.markdown.read_text()):
+        assert not re.search(r"\bnan\b|\bNone\b|\binf\b", text)
+
+
+def test_all_rounds_are_merged_in_order(report: Report) -> None:
+    lines = [RoundLine.model_validate_json(r) for r in report.rounds.read_text().splitlines()]
+    keys = [(line.strategy, line.seed, line.round) for line in lines]
+    assert len(keys) == 3 * 3 * 3 - 1 + 2
+    assert keys == sorted(keys)
+
+
+def test_the_markdown_has_the_tables_the_page_has(report: Report) -> None:
+    text = report.markdown.read_text()
+    assert "| **coreset** | 3 | 0.910 ± 0.010 |" in text
+    assert "| strategy | 4 | 8 | 10 |" in text
+    assert report.recommendation in text
+
+
+def test_a_mark_in_round_1_is_not_held_for_a_result(report: Report) -> None:
+    text = report.markdown.read_text()
+    assert (
+        "Here that is 1 slice of 10; the first round with as many is round 1, with 4 (40.00 %)"
+        in text
+    )
+    assert "the same start for every strategy" in text
+
+
+def test_a_report_of_an_experiment_that_goes_on_replaces_the_one_before(tmp_path: Path) -> None:
+    write_experiment(tmp_path, {"random": [[0.2]]}, rounds=2, k=1, start=1, pool=150)
+    first = write_report(tmp_path)
+    assert "Nothing can be recommended yet" in first.page.read_text()
+    assert "final.png" not in {path.name for path in first.plots}
+    write_experiment(tmp_path, {"random": [[0.2, 0.6]]}, [0.8], k=1, start=1, pool=150)
+    page = write_report(tmp_path).page.read_text()
+    assert "Use random (" in page
+    assert "round 2, with 2 (1.33 %): 75.0 % by random, the best there." in page
+    left = {path.name for path in tmp_path.iterdir()} - {"runs", "experiment.json"}
+    assert left == {"report.html", "results.md", "rounds.jsonl", "final.png", "picks.png",
+                    "learning_curves.png", "class_iou.png"}  # fmt: skip
+
+
+def test_without_a_round_nothing_is_written(tmp_path: Path) -> None:
+    write_experiment(tmp_path, {"random": [[0.2]]})
+    (tmp_path / "runs/random/seed-0.jsonl").unlink()
+    with pytest.raises(RecordError, match="no whole round yet"):
+        write_report(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"experiment.json", "runs"}
+
+
+def test_a_folder_that_is_no_experiment_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match=r"no experiment\.json"):
+        write_report(tmp_path / "elsewhere")

@@ -1,0 +1,183 @@
+"""Runs of an experiment with a real, tiny network: kept round by round, killed, gone on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ml_backend.experiment.data import DataSpec, load_data
+from ml_backend.experiment.files import RunFiles, RunTaken
+from ml_backend.experiment.plan import Request, keep, plan
+from ml_backend.experiment.record import FULLY_SUPERVISED, RecordError, RoundLine
+from ml_backend.experiment.runner import Job, RunFailed, run_in_processes, run_one
+from tests.segmentation_phantom import CLASSES, Phantom
+
+
+@pytest.fixture(scope="module")
+def slices(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 small slices with their masks."""
+    folder = tmp_path_factory.mktemp("slices")
+    source = Phantom(24)
+    for name in ("images", "masks"):
+        (folder / name).mkdir()
+    for slice_id in source.ids:
+        Image.fromarray(source.image(slice_id)).save(folder / "images" / f"{slice_id}.png")
+        Image.fromarray(source.mask(slice_id)).save(folder / "masks" / f"{slice_id}.png")
+    (folder / "classes.json").write_text(json.dumps({"names": CLASSES}))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def experiment(out: Path, slices: Path, **changes: Any) -> Path:
+    options: dict[str, Any] = {
+        "k": 2, "rounds": 3, "steps": 2, "full_steps": 2, "warm_start": True, "device": "cpu",
+        "training": {"batch": 2, "crop": 32}, "processes": os.cpu_count(), **changes,
+    }  # fmt: skip
+    spec = DataSpec(str(slices), gap=1.0)
+    data = load_data(spec)
+    keep(out, plan(Request(title="tiny", **options), spec, data, data.digest()))
+    return out
+
+
+def outcome(line: RoundLine) -> dict[str, Any]:
+    """A round without the time it took."""
+    return line.model_dump(exclude={"seconds"})
+
+
+def rounds(out: Path, strategy: str, seed: int = 0) -> list[dict[str, Any]]:
+    return [outcome(line) for line in RunFiles(out, strategy, seed).lines()]
+
+
+def test_a_run_leaves_a_line_a_round_and_nothing_that_no_round_needs(
+    slices: Path, tmp_path: Path
+) -> None:
+    out = experiment(tmp_path, slices)
+    run_one(str(out), "ceal", 0)
+    lines = RunFiles(out, "ceal", 0).lines()
+    assert [line.round for line in lines] == [1, 2, 3]
+    assert [line.labelled for line in lines] == [2, 4, 6]
+    assert [len(line.pseudo) for line in lines] == [0, 2, 2]
+    assert set(lines[0].iou) == set(CLASSES)
+    assert lines[-1].following is None
+    assert not list((out / "runs" / "ceal" / "seed-0").glob("*.safetensors"))
+    assert not list((out / "runs" / "ceal" / "seed-0").glob("*.npz"))
+
+
+@pytest.mark.parametrize("warm", [True, False], ids=["warm", "fresh"])
+def test_a_run_that_is_killed_goes_on_to_the_same_end(
+    slices: Path, tmp_path: Path, warm: bool
+) -> None:
+    whole = experiment(tmp_path / "whole", slices, warm_start=warm)
+    run_one(str(whole), "ceal", 0)
+    out = experiment(tmp_path / "killed", slices, warm_start=warm)
+    code = f"from ml_backend.experiment.runner import run_one; run_one({str(out)!r}, 'ceal', 0)"
+    process = subprocess.Popen([sys.executable, "-c", code])
+    files = RunFiles(out, "ceal", 0)
+    deadline = time.monotonic() + 120
+    while not files.lines() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = rounds(out, "ceal")
+    assert kept, "it was killed before its first round was whole"
+    before = files.lines_path.read_bytes()
+
+    run_one(str(out), "ceal", 0)
+
+    assert rounds(out, "ceal") == rounds(whole, "ceal")
+    # What was whole was not computed again: its line, times included, is as it was.
+    assert files.lines_path.read_bytes().startswith(before[: before.rfind(b"\n") + 1])
+
+
+def test_a_line_cut_off_by_a_kill_is_computed_again(slices: Path, tmp_path: Path) -> None:
+    out = experiment(tmp_path, slices)
+    run_one(str(out), "random", 0)
+    whole = rounds(out, "random")
+    out = experiment(tmp_path / "cut", slices)
+    run_one(str(out), "random", 0)
+    files = RunFiles(out, "random", 0)
+    first, second = files.lines_path.read_bytes().splitlines(keepends=True)[:2]
+    files.lines_path.write_bytes(first + second[:40])
+    # The weights of round 1 went when round 2 was whole: as if round 2 had not been.
+    assert len(files.lines()) == 1
+    (out / "start" / "seed-0.safetensors").rename(files.folder / "weights-001.safetensors")
+
+    run_one(str(out), "random", 0)
+
+    assert rounds(out, "random") == whole
+
+
+def test_the_first_training_of_a_seed_is_done_once(slices: Path, tmp_path: Path) -> None:
+    out = experiment(tmp_path, slices, rounds=2)
+    run_one(str(out), "random", 0)
+    trained = (out / "start" / "seed-0.json").stat().st_mtime_ns
+    run_one(str(out), "entropy", 0)
+    assert (out / "start" / "seed-0.json").stat().st_mtime_ns == trained
+    ours, theirs = (RunFiles(out, s, 0).lines()[0] for s in ("random", "entropy"))
+    assert (ours.miou, ours.selected, ours.seconds["train"]) == (
+        theirs.miou, theirs.selected, theirs.seconds["train"],
+    )  # fmt: skip
+
+
+def test_a_run_that_has_ended_is_left_alone(slices: Path, tmp_path: Path) -> None:
+    out = experiment(tmp_path, slices, rounds=1)
+    run_one(str(out), "random", 0)
+    before = RunFiles(out, "random", 0).lines_path.read_bytes()
+    run_one(str(out), "random", 0)
+    assert RunFiles(out, "random", 0).lines_path.read_bytes() == before
+
+
+def test_a_run_is_one_process_at_a_time(slices: Path, tmp_path: Path) -> None:
+    out = experiment(tmp_path, slices)
+    with RunFiles(out, "random", 0).lock(), pytest.raises(RunTaken, match=r"runs/random/seed-0"):
+        run_one(str(out), "random", 0)
+
+
+def test_runs_side_by_side_end_and_a_failure_stops_no_other(slices: Path, tmp_path: Path) -> None:
+    out = experiment(tmp_path, slices, rounds=1)
+    jobs = [Job("no_such_strategy", 0), Job(FULLY_SUPERVISED, 0)]
+    with pytest.raises(RunFailed, match=r"no_such_strategy, seed 0: Unknown.*log\.txt"):
+        run_in_processes(out, jobs, 2, lambda running: None)
+    (line,) = RunFiles(out, FULLY_SUPERVISED, 0).lines()
+    assert line.labelled == len(load_data(DataSpec(str(slices), gap=1.0)).pool)
+
+
+def test_another_experiment_is_never_mixed_in(slices: Path, tmp_path: Path) -> None:
+    out = experiment(tmp_path, slices)
+    with pytest.raises(RecordError, match=r"k is 2 there, 3 now.*another --out"):
+        experiment(out, slices, k=3)
+    assert experiment(out, slices, processes=1) == out  # how many at a time may change
+
+
+def test_other_slices_are_another_experiment(slices: Path, tmp_path: Path) -> None:
+    spec = DataSpec(str(slices), gap=1.0)
+    data = load_data(spec)
+    digest = data.digest()
+    assert digest == load_data(spec).digest()
+    path = slices / "masks" / "z000.png"
+    original = path.read_bytes()
+    try:
+        mask = np.asarray(Image.open(path)).copy()
+        mask[0, 0] = 1
+        Image.fromarray(mask).save(path)
+        assert load_data(spec).digest() != digest
+    finally:
+        path.write_bytes(original)
