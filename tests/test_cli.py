@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from al_strategies import available_strategies
+from tests.tiny_experiment import write_slices
 
 
 def nextslice(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -25,7 +26,7 @@ def nextslice(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 def test_help_lists_the_commands() -> None:
     shown = nextslice("--help").stdout
-    for command in ("demo", "up", "worker", "connect", "rounds", "strategies"):
+    for command in ("demo", "up", "worker", "connect", "rounds", "simulate", "strategies"):
         assert command in shown
 
 
@@ -73,3 +74,41 @@ def test_connect_says_what_is_wrong(env: dict[str, str], says: str) -> None:
     assert done.returncode == 1
     assert says in done.stderr.replace("\n", " ")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--phantom", "small"], "give --out"),
+        (["--out", "{tmp}/o"], "give either --data or --phantom"),
+        (["--out", "{tmp}/o", "--data", "{tmp}", "--strategies", "best"], "is called 'best'"),
+        (["--out", "{tmp}/o", "--phantom", "huge"], "phantom size is 'huge'"),
+        (["--out", "{tmp}/o", "--data", "{tmp}"], "no folder images/"),
+        (["--report", "{tmp}"], "holds no experiment.json"),
+    ],
+)
+def test_simulate_says_what_is_wrong_and_leaves_nothing(
+    tmp_path: Path, arguments: list[str], says: str
+) -> None:
+    given = [argument.format(tmp=tmp_path) for argument in arguments]
+    done = nextslice("simulate", *given, NEXTSLICE_HOME=str(tmp_path / "home"))
+    assert done.returncode == 1
+    assert says in done.stderr.replace("\n", " ")
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "o").exists()
+
+
+def test_simulate_runs_an_experiment_and_draws_it(tmp_path: Path) -> None:
+    slices = tmp_path / "slices"
+    slices.mkdir()
+    write_slices(slices)
+    out = tmp_path / "out"
+    options = ["--data", str(slices), "--strategies", "random,strided", "--rounds", "2", "--k", "2"]
+    options += ["--seeds", "1", "--steps", "2", "--full-steps", "2", "--gap", "1"]
+    done = nextslice("simulate", *options, "--out", str(out), OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    assert "fully_supervised" in done.stdout
+    assert (out / "report.html").stat().st_size > 10_000
+    assert len((out / "rounds.jsonl").read_text().splitlines()) == 5
+    again = nextslice("simulate", *options, "--out", str(out))
+    assert "3 runs, 3 of them done before" in again.stderr

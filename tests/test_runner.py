@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import subprocess
 import sys
@@ -19,24 +17,15 @@ from PIL import Image
 
 from ml_backend.experiment.data import DataSpec, load_data
 from ml_backend.experiment.files import RunFiles, RunTaken
-from ml_backend.experiment.plan import Request, keep, plan
 from ml_backend.experiment.record import FULLY_SUPERVISED, RecordError, RoundLine
 from ml_backend.experiment.runner import Job, RunFailed, run_in_processes, run_one
-from tests.segmentation_phantom import CLASSES, Phantom
+from tests.segmentation_phantom import CLASSES
+from tests.tiny_experiment import experiment, write_slices
 
 
 @pytest.fixture(scope="module")
 def slices(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 small slices with their masks."""
-    folder = tmp_path_factory.mktemp("slices")
-    source = Phantom(24)
-    for name in ("images", "masks"):
-        (folder / name).mkdir()
-    for slice_id in source.ids:
-        Image.fromarray(source.image(slice_id)).save(folder / "images" / f"{slice_id}.png")
-        Image.fromarray(source.mask(slice_id)).save(folder / "masks" / f"{slice_id}.png")
-    (folder / "classes.json").write_text(json.dumps({"names": CLASSES}))
-    return folder
+    return write_slices(tmp_path_factory.mktemp("slices"))
 
 
 @pytest.fixture(autouse=True)
@@ -44,17 +33,6 @@ def _threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
-
-
-def experiment(out: Path, slices: Path, **changes: Any) -> Path:
-    options: dict[str, Any] = {
-        "k": 2, "rounds": 3, "steps": 2, "full_steps": 2, "warm_start": True, "device": "cpu",
-        "training": {"batch": 2, "crop": 32}, "processes": os.cpu_count(), **changes,
-    }  # fmt: skip
-    spec = DataSpec(str(slices), gap=1.0)
-    data = load_data(spec)
-    keep(out, plan(Request(title="tiny", **options), spec, data, data.digest()))
-    return out
 
 
 def outcome(line: RoundLine) -> dict[str, Any]:

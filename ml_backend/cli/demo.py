@@ -301,8 +301,9 @@ def _run_headless(loop: _Loop, rounds: int, k: int) -> None:
 
 
 def _print_whole(table: Table) -> None:
-    """To standard output, as wide as it needs to be: a cut-off version cannot be copied."""
-    Console(width=max(160, console.width)).print(table)
+    """To standard output, as wide as it needs to be: a cut-off figure cannot be read or copied."""
+    endless = Console(width=1000)
+    Console(width=max(endless.measure(table).maximum, console.width)).print(table)
 
 
 def _tell(stack: Stack, project: int) -> None:

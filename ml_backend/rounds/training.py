@@ -6,7 +6,6 @@ import dataclasses
 import logging
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
@@ -23,15 +22,12 @@ from ml_backend.rounds.store import (
 )
 from ml_backend.segmentation.inference import InferenceConfig
 from ml_backend.segmentation.learner import HRNetLearner, LearnerConfig
-from ml_backend.segmentation.training import TrainingConfig
 from ml_backend.segmentation.validation import Split, ZBlock, is_worse, split_validation
 from ml_backend.settings import Settings
 
 __all__ = ["Outcome", "device_of", "learner_config", "load_learner", "train"]
 
 logger = logging.getLogger(__name__)
-
-_CHANGED = ("steps", "crop")
 
 
 @dataclass(frozen=True)
@@ -51,19 +47,15 @@ def device_of(setting: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def learner_config(
-    settings: Settings, device: str, slice_size: tuple[int, int], labelled: int
-) -> LearnerConfig:
+def learner_config(settings: Settings, device: str) -> LearnerConfig:
     """What the settings say, with the defaults of device and data for what they leave open."""
-    training = TrainingConfig.for_device(device, slice_size, labelled)
     given = {"steps": settings.train_steps, "crop": settings.crop}
-    changed: dict[str, Any] = {name: given[name] for name in _CHANGED if given[name] is not None}
     inference = InferenceConfig.for_device(device)
     return LearnerConfig(
         architecture=None if settings.architecture == "auto" else settings.architecture,
         pretrained={"auto": "auto", "true": True, "false": False}[settings.pretrained],  # type: ignore[arg-type]
         warm_start=settings.warm_start,
-        training=dataclasses.replace(training, **changed),
+        training={name: value for name, value in given.items() if value is not None},
         inference=dataclasses.replace(inference, tile=settings.max_tile),
     )
 
@@ -104,9 +96,7 @@ def train(
         seed=settings.seed,
     )
     device = device_of(settings.train_device)
-    sizes = [source.mask(task).shape for task in labelled]
-    height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
-    config = learner_config(settings, device, (height, width), len(split.train))
+    config = learner_config(settings, device)
     learner = HRNetLearner(tuple(dataset.classes), config, device)
     old = _published_learner(settings, project, dataset, published)
     if settings.warm_start and old is not None:
