@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from PIL import Image
 
 from ml_backend.experiment.data import DataSpec, load_data
 from ml_backend.experiment.files import RunFiles, RunTaken
-from ml_backend.experiment.record import FULLY_SUPERVISED, RecordError, RoundLine
+from ml_backend.experiment.record import FULLY_SUPERVISED, RecordError, RoundLine, load_experiment
 from ml_backend.experiment.runner import Job, RunFailed, run_in_processes, run_one
 from tests.segmentation_phantom import CLASSES
 from tests.tiny_experiment import experiment, write_slices
@@ -143,6 +144,14 @@ def test_another_experiment_is_never_mixed_in(slices: Path, tmp_path: Path) -> N
     with pytest.raises(RecordError, match=r"k is 2 there, 3 now.*another --out"):
         experiment(out, slices, k=3)
     assert experiment(out, slices, processes=1) == out  # how many at a time may change
+
+
+def test_slices_that_moved_are_found_again(slices: Path, tmp_path: Path) -> None:
+    out = experiment(tmp_path / "out", slices)
+    moved = Path(shutil.copytree(slices, tmp_path / "moved" / slices.name))
+    experiment(out, moved)
+    assert load_experiment(out).source["path"] == str(moved)
+    run_one(str(out), "random", 0)
 
 
 def test_other_slices_are_another_experiment(slices: Path, tmp_path: Path) -> None:

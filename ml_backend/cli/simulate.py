@@ -84,6 +84,8 @@ class _Board:
         self.bars = Progress(*columns, TimeElapsedColumn(), console=console)
         self._total = self.bars.add_task("rounds", total=sum(self._rounds.values()))
         self._tasks: dict[Job, TaskID] = {}
+        self._done: dict[Job, int] = {}
+        self._ended: set[Job] = set()
         self._looked = 0.0
 
     def look(self, running: list[Job]) -> None:
@@ -92,9 +94,13 @@ class _Board:
         if moment - self._looked < 1.0 and running:
             return
         self._looked = moment
-        done = {job: len(files.lines()) for job, files in self._files.items()}
-        ended = {job for job, files in self._files.items() if files.ended()}
-        whole = sum(self._rounds[job] if job in ended else done[job] for job in done)
+        for job in self._files.keys() - self._ended:
+            lines = self._files[job].lines()
+            self._done[job] = len(lines)
+            if lines and lines[-1].following is None:
+                self._ended.add(job)
+        # A run that used its pool up has fewer rounds, and none to come.
+        whole = sum(self._rounds[job] if job in self._ended else n for job, n in self._done.items())
         self.bars.update(self._total, completed=whole)
         for job in [job for job in self._tasks if job not in running]:
             self.bars.remove_task(self._tasks.pop(job))
@@ -102,7 +108,7 @@ class _Board:
             text = f"  {job.strategy}, seed {job.seed}: {self._files[job].status()}"
             if job not in self._tasks:
                 self._tasks[job] = self.bars.add_task(text, total=self._rounds[job])
-            self.bars.update(self._tasks[job], description=text, completed=done[job])
+            self.bars.update(self._tasks[job], description=text, completed=self._done[job])
 
 
 @app.command()
@@ -200,6 +206,7 @@ def _run(
             from ml_backend.rounds.schedule import Schedule
             from ml_backend.settings import load_settings
 
+            console.print("enqueued: `nextslice worker gpu` works them off, here or elsewhere")
             run_on_workers(Schedule(load_settings()), out.resolve(), open_runs, board.look)
         else:
             run_in_processes(out, open_runs, processes, board.look)

@@ -16,7 +16,7 @@ from ml_backend.experiment.record import Experiment, RecordError, load_experimen
 __all__ = ["Request", "keep", "plan"]
 
 _LIBRARIES = ("torch", "timm", "numpy")
-_MAY_DIFFER = {"versions", "threads", "data"}
+_MAY_DIFFER = {"versions", "threads", "data", "source"}
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,13 @@ def keep(out: Path, wanted: Experiment) -> Experiment:
     """Write `experiment.json`; where there is one, check that it is the same experiment.
 
     Runs may be added to an experiment, but what its lines have in common stays. The number of
-    threads is that of the first time: another one gives other rounding.
+    threads is that of the first time: another one gives other rounding. Slices that moved are found
+    where they are now: their hash says that they are the same.
 
     Raises RecordError that names every difference.
     """
-    path = out / "experiment.json"
-    if not path.exists():
-        write_whole(path, wanted.model_dump_json(indent=1).encode())
-        return wanted
+    if not (out / "experiment.json").exists():
+        return _write(out, wanted)
     recorded = load_experiment(out)
     before, now = recorded.model_dump(), wanted.model_dump()
     differing = [
@@ -89,7 +88,14 @@ def keep(out: Path, wanted: Experiment) -> Experiment:
             f"{out} holds another experiment: {'; '.join(differing)}. Give the options of then, or "
             "another --out"
         )
+    if recorded.source != wanted.source:
+        return _write(out, recorded.model_copy(update={"source": wanted.source}))
     return recorded
+
+
+def _write(out: Path, experiment: Experiment) -> Experiment:
+    write_whole(out / "experiment.json", experiment.model_dump_json(indent=1).encode())
+    return experiment
 
 
 def _short(value: Any) -> str:
