@@ -107,7 +107,8 @@ def test_simulate_runs_an_experiment_and_draws_it(tmp_path: Path) -> None:
     options += ["--seeds", "1", "--steps", "2", "--full-steps", "2", "--gap", "1"]
     done = nextslice("simulate", *options, "--out", str(out), OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
-    assert "fully_supervised" in done.stdout
+    for name in ("random (control)", "strided (control)", "fully supervised"):
+        assert name in done.stdout
     assert (out / "report.html").stat().st_size > 10_000
     assert len((out / "rounds.jsonl").read_text().splitlines()) == 5
     again = nextslice("simulate", *options, "--out", str(out))

@@ -16,7 +16,6 @@ from typing import Annotated, Any
 import numpy as np
 import numpy.typing as npt
 import typer
-from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -24,6 +23,7 @@ from al_strategies import available_strategies
 from al_strategies.evidence import SliceId
 from ml_backend.cli import app, console
 from ml_backend.cli.connect import register
+from ml_backend.cli.tables import whole
 from ml_backend.embedded.annotator import Annotator
 from ml_backend.embedded.label_studio import Session
 from ml_backend.embedded.processes import ProcessGroup, StartError, stop_on_sigterm, wait_until
@@ -291,19 +291,13 @@ def _run_headless(loop: _Loop, rounds: int, k: int) -> None:
     try:
         rows = _headless(loop, rounds, k)
         ok = all(row["queue_matches_selection"] for row in rows)
-        _print_whole(_table(rows, len(loop.data.held_out)))
+        print(whole(_table(rows, len(loop.data.held_out))))
         waits = [row["submit_to_publish_s"] for row in rows]
         _say(f"from the last submit to the new queue: median {statistics.median(waits):.0f} s")
     finally:
         print(json.dumps({"ok": ok, "rounds": rows}), flush=True)
     if not ok:
         sys.exit(1)
-
-
-def _print_whole(table: Table) -> None:
-    """To standard output, as wide as it needs to be: a cut-off figure cannot be read or copied."""
-    endless = Console(width=1000)
-    Console(width=max(endless.measure(table).maximum, console.width)).print(table)
 
 
 def _tell(stack: Stack, project: int) -> None:

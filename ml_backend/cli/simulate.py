@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -22,15 +21,16 @@ from rich.table import Table
 from al_strategies import available_strategies, get_strategy
 from ml_backend.cli import app, console
 from ml_backend.cli.progress import round_progress
+from ml_backend.cli.tables import whole
 from ml_backend.embedded.processes import stop_on_sigterm
 from ml_backend.embedded.stack import default_home
 from ml_backend.experiment.data import DataSpec, load_data, phantom_folder
 from ml_backend.experiment.files import RunFiles
-from ml_backend.experiment.notation import NOTHING
 from ml_backend.experiment.plan import Request, keep, plan
 from ml_backend.experiment.record import FULLY_SUPERVISED, Experiment
 from ml_backend.experiment.runner import Job, run_in_processes
 from ml_backend.experiment.summary import Summary
+from ml_backend.experiment.tables import final_table
 
 __all__ = ["simulate"]
 
@@ -221,7 +221,8 @@ def _report(folders: list[Path]) -> None:
     for folder in folders:
         written = write_report(folder)
         summaries.append(written.summary)
-        typer.echo(_render(_standings(written.summary)))
+        default = compare([written.summary]).default
+        typer.echo(whole(_standings(written.summary, default)))
         typer.echo(written.recommendation)
         typer.echo(f"Report: {written.page}")
     if len(summaries) > 1:
@@ -231,26 +232,16 @@ def _report(folders: list[Path]) -> None:
             table.add_column(column, justify="left" if column == "strategy" else "right")
         for name, mean in comparison.mean_ranks.items():
             table.add_row(name, f"{mean:.1f}", *(f"{r:.1f}" for r in comparison.ranks[name]))
-        typer.echo(_render(table))
+        typer.echo(whole(table))
         typer.echo(comparison.reason)
 
 
-def _standings(summary: Summary) -> Table:
-    """The final table, best area first."""
+def _standings(summary: Summary, default: str | None) -> Table:
+    """The report's final table, best area first."""
+    final = final_table(summary, default)
     table = Table(title=f"{summary.experiment.data}: test mIoU, by the area under the curve")
-    for column in ("strategy", "seeds", "final mIoU", "area", "area to random, 95 %", "rank"):
-        table.add_column(column, justify="left" if column == "strategy" else "right")
-    for s in summary.standings:
-        table.add_row(
-            s.strategy, str(len(s.finals)), str(s.final or NOTHING), str(s.area or NOTHING),
-            str(s.area_to_random or NOTHING), NOTHING if s.rank is None else f"{s.rank:.1f}",
-        )  # fmt: skip
+    for i, column in enumerate(final.head):
+        table.add_column(column, justify="right" if i else "left")
+    for row in final.rows:
+        table.add_row(*row, style="bold" if row[0] == final.marked else "")
     return table
-
-
-def _render(table: Table) -> str:
-    """As wide as it needs to be: standard output is for copying and for programs."""
-    wide = Console(width=max(120, console.width))
-    with wide.capture() as text:
-        wide.print(table)
-    return text.get().rstrip()
