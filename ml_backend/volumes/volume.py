@@ -1,0 +1,122 @@
+"""A tomogram that is read slice by slice: one type, whatever the file format.
+
+`Volume` is what `open_volume` gives and what slice server, import, training and segmentation read;
+`VolumeSpec` says what `write_volume` is to write. Arrays are (Z, Y, X), axes are called z, y, x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["AXES", "Volume", "VolumeError", "VolumeSpec", "axis_index"]
+
+AXES = ("z", "y", "x")
+"""The axes of a volume in the order of its shape. A slice along z is (Y, X), along y (Z, X), along
+x (Z, Y)."""
+
+Slice = npt.NDArray[Any]
+Read = Callable[[int, int], Slice]
+
+
+class VolumeError(ValueError):
+    """A volume that cannot be read or written; the message names the file, what was found in it
+    and what was expected."""
+
+
+def axis_index(axis: int | str) -> int:
+    """0, 1 or 2 for ``"z"``, ``"y"``, ``"x"`` or the number itself. Raises VolumeError."""
+    if axis in AXES:
+        return AXES.index(str(axis))
+    if axis in (0, 1, 2, "0", "1", "2"):
+        return int(axis)
+    raise VolumeError(f"axis is {axis!r}, expected one of z, y, x (or 0, 1, 2)")
+
+
+def _nothing() -> None:
+    """Of a format that keeps no file open."""
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A volume on disk; nothing but what is asked for is read.
+
+    ``shape`` (Z, Y, X); ``dtype``: of the values as they come, in native byte order;
+    ``read(axis, index)``: one slice across that axis. ``voxel_size``: edge lengths along z, y, x in
+    ``unit`` (as the file says it: "µm", "mm", …), None where the file does not say. ``classes``:
+    the names of a label volume's values by index, where the file says them. ``axis``: the one that
+    indices run along. Reading is safe from several threads. Closes its files as a context manager
+    or by `close`.
+    """
+
+    path: Path
+    shape: tuple[int, int, int]
+    dtype: np.dtype[Any]
+    read: Read = field(repr=False)
+    voxel_size: tuple[float, float, float] | None = None
+    unit: str = ""
+    classes: tuple[str, ...] | None = None
+    axis: int = 0
+    close: Callable[[], None] = field(default=_nothing, repr=False, compare=False)
+
+    def along(self, axis: int | str) -> Volume:
+        """The same volume with slices along ``axis``: "z", "y", "x" or 0, 1, 2."""
+        return replace(self, axis=axis_index(axis))
+
+    @property
+    def slice_shape(self) -> tuple[int, int]:
+        """(height, width) of a slice."""
+        rows, columns = (length for i, length in enumerate(self.shape) if i != self.axis)
+        return rows, columns
+
+    def __len__(self) -> int:
+        return self.shape[self.axis]
+
+    def __getitem__(self, index: int) -> Slice:
+        """The slice at ``index`` along `axis`, an array of its own in native values.
+
+        Raises IndexError outside 0 … len - 1, VolumeError for a file that is broken there.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(
+                f"{self.path} has no slice {index} along {AXES[self.axis]}: expected 0 to "
+                f"{len(self) - 1}"
+            )
+        found = self.read(self.axis, index)
+        if found.shape != self.slice_shape or found.dtype != self.dtype:
+            raise VolumeError(
+                f"{self.path}, slice {index} along {AXES[self.axis]}, is {found.dtype} of shape "
+                f"{found.shape}: expected {self.dtype} of shape {self.slice_shape} as the others"
+            )
+        return found
+
+    def __iter__(self) -> Iterator[Slice]:
+        return (self[i] for i in range(len(self)))
+
+    def __enter__(self) -> Volume:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class VolumeSpec:
+    """What is written besides the values: shape (Z, Y, X), dtype, voxel size, class names."""
+
+    shape: tuple[int, int, int]
+    dtype: np.dtype[Any]
+    voxel_size: tuple[float, float, float] | None = None
+    unit: str = ""
+    classes: tuple[str, ...] | None = None
