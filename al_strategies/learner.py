@@ -16,7 +16,16 @@ import numpy.typing as npt
 
 from al_strategies.evidence import Evidence, Position, SliceId
 
-__all__ = ["IGNORE", "FitReport", "Learner", "Metrics", "Prediction", "Progress", "SliceSource"]
+__all__ = [
+    "IGNORE",
+    "FitReport",
+    "Learner",
+    "Metrics",
+    "Prediction",
+    "Progress",
+    "SliceSource",
+    "Surrounded",
+]
 
 IGNORE = 255
 """Mask value of a pixel that nobody labelled: the loss and the metrics leave it out."""
@@ -44,6 +53,15 @@ class SliceSource(Protocol):
 
     def position(self, slice_id: SliceId) -> Position:
         """Volume and z of the slice."""
+
+
+@runtime_checkable
+class Surrounded(Protocol):
+    """What a `SliceSource` offers besides where it knows the slices before and after one."""
+
+    def around(self, slice_id: SliceId, neighbours: int) -> npt.NDArray[Any]:
+        """(H, W, 2 n + 1): the slice in the middle, ``neighbours`` on each side along its axis; at
+        the ends of the volume the last one again."""
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,13 @@ class Settings(BaseSettings):
     warm_start: bool = Field(
         False, description="Start each training from the weights of the round before."
     )
+    neighbours: int = Field(
+        0,
+        ge=0,
+        le=8,
+        description="Slices on each side that the network sees as well (2.5-D), in tasks that "
+        "`import` made.",
+    )
     max_tile: int = Field(2048, ge=64, description="Longest side computed without tiling, pixels.")
 
     # -- timing

@@ -50,7 +50,8 @@ _LATER_FILES = (
 )  # fmt: skip
 """Files of the steps after sync, last first: a kill in between never leaves a gap."""
 _RECORDED = ("k", "strategy", "cold_start", "seed", "spacing", "unlabelled", "architecture",
-             "pretrained", "train_steps", "crop", "warm_start", "max_tile")  # fmt: skip
+             "pretrained", "train_steps", "crop", "warm_start", "neighbours",
+             "max_tile")  # fmt: skip
 
 
 def run_round(

@@ -74,6 +74,8 @@ class TaskRecord(_Record):
     image: str
     volume: str = ""
     z: float | None = None
+    axis: str = "z"
+    """Along which `z` counts: a volume may be cut along z, y or x."""
     state: Literal["pool", "labelled", "skipped", "drafted"] = "pool"
     annotations: int = 0
 

@@ -77,6 +77,7 @@ def _record(row: TaskRow, config: LabelConfig) -> TaskRecord | None:
         image=image,
         volume=str(row.data.get("volume") or ""),
         z=float(z) if isinstance(z, int | float) and not isinstance(z, bool) else None,
+        axis=str(row.data.get("axis") or "z"),
         state=_state(row),
         annotations=row.total_annotations,
     )

@@ -54,6 +54,7 @@ def learner_config(settings: Settings, device: str) -> LearnerConfig:
     return LearnerConfig(
         architecture=None if settings.architecture == "auto" else settings.architecture,
         pretrained={"auto": "auto", "true": True, "false": False}[settings.pretrained],  # type: ignore[arg-type]
+        neighbours=settings.neighbours,
         warm_start=settings.warm_start,
         training={name: value for name, value in given.items() if value is not None},
         inference=dataclasses.replace(inference, tile=settings.max_tile),

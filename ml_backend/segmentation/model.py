@@ -33,9 +33,9 @@ class Model:
             )
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"Class names must differ, found {', '.join(self.classes)}.")
-        if self.preprocessing.channels != self.network.channels:
+        if self.preprocessing.planes != self.network.channels:
             raise ValueError(
-                f"The preprocessing makes {self.preprocessing.channels} channels, the network "
+                f"The preprocessing makes {self.preprocessing.planes} channels, the network "
                 f"takes {self.network.channels}."
             )
 

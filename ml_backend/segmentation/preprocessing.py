@@ -37,12 +37,14 @@ class Preprocessing:
     and stop at ±3, so a rare bright material (an implant) is not flattened. NaN counts as
     ``window_low`` (a pixel outside the reconstructed circle is dark), ±inf as ±3.
 
-    ``channels``: 1 reduces RGB to luminance; 3 keeps RGB and repeats grey.
+    ``channels``: 1 reduces RGB to luminance; 3 keeps RGB and repeats grey. ``neighbours``: so many
+    slices on each side are further input channels (2.5-D); then ``channels`` is 1.
     """
 
     window_low: float
     window_high: float
     channels: int = 1
+    neighbours: int = 0
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.window_low) and np.isfinite(self.window_high)):
@@ -51,6 +53,16 @@ class Preprocessing:
             raise ValueError(f"The window must have window_low < window_high, found {self}.")
         if self.channels not in (1, 3):
             raise ValueError(f"channels must be 1 or 3, found {self.channels}.")
+        if self.neighbours < 0 or (self.neighbours and self.channels != 1):
+            raise ValueError(
+                f"neighbours must be 0 or more, and 0 for colour, found {self.neighbours} with "
+                f"{self.channels} channels."
+            )
+
+    @property
+    def planes(self) -> int:
+        """Channels of what the network takes: `channels`, or one a slice with neighbours."""
+        return 2 * self.neighbours + 1 if self.neighbours else self.channels
 
     @classmethod
     def fit(
@@ -58,6 +70,7 @@ class Preprocessing:
         images: Iterable[npt.NDArray[Any]],
         *,
         channels: int = 1,
+        neighbours: int = 0,
         percentiles: tuple[float, float] = (0.5, 99.5),
     ) -> Preprocessing:
         """The window between two percentiles of all finite pixels of ``images`` together.
@@ -79,22 +92,37 @@ class Preprocessing:
             low, high = float(values.min()), float(values.max())
         if not high > low:
             high = float(np.nextafter(low + 1.0, np.inf))
-        return cls(low, high, channels)
+        return cls(low, high, channels, neighbours)
 
     def __call__(self, image: npt.NDArray[Any]) -> FloatImage:
-        """(H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of any real dtype → (channels, H, W) float32.
+        """(H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of any real dtype → (planes, H, W) float32.
 
-        Values in [−3, 3]. An alpha channel is dropped. Raises InvalidImage.
+        With neighbours the last axis is that of the slices, 2 n + 1 of them in their order; a slice
+        that comes alone stands in for them. Values in [−3, 3]. An alpha channel is dropped. Raises
+        InvalidImage.
         """
-        planes = _colour(image) if self.channels == 3 else _plane(image)[np.newaxis]
+        planes = self._planes(image)
         if planes.dtype in (np.uint8, np.uint16):
             # A table gives the very same numbers as the formula, in one pass over the slice.
             planes = _table(self, planes.dtype.str)[planes]
         else:
             planes = self._window(planes)
-        if self.channels == 3 and len(planes) == 1:
-            planes = np.repeat(planes, 3, axis=0)
+        if len(planes) < self.planes:
+            planes = np.repeat(planes, self.planes, axis=0)
         return np.ascontiguousarray(planes)
+
+    def _planes(self, image: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """(1 or planes, H, W) in native values."""
+        if not self.neighbours:
+            return _colour(image) if self.channels == 3 else _plane(image)[np.newaxis]
+        if image.ndim == 3 and image.shape[2] == self.planes:
+            return np.moveaxis(_check_values(image), 2, 0)
+        if image.ndim != 2:
+            raise InvalidImage(
+                f"With {self.neighbours} neighbours on each side a slice is (H, W) or (H, W, "
+                f"{self.planes}), found shape {image.shape}."
+            )
+        return _plane(image)[np.newaxis]
 
     def _window(self, values: npt.NDArray[Any]) -> FloatImage:
         # float64 only for what float32 cannot hold, e.g. 32-bit integers and large float64 values.
@@ -118,7 +146,10 @@ class Preprocessing:
         try:
             fields = json.loads(text)
             return cls(
-                float(fields["window_low"]), float(fields["window_high"]), int(fields["channels"])
+                float(fields["window_low"]),
+                float(fields["window_high"]),
+                int(fields["channels"]),
+                int(fields.get("neighbours", 0)),  # checkpoints of before had none
             )
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(
@@ -134,6 +165,16 @@ def _table(preprocessing: Preprocessing, dtype: str) -> FloatImage:
 
 
 def _check(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    image = _check_values(image)
+    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
+        raise InvalidImage(
+            f"A slice is (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), found shape {image.shape}."
+        )
+    return image
+
+
+def _check_values(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """``image`` in native byte order, if its values are real numbers and it has some."""
     image = np.asarray(image)
     if image.dtype == np.bool_:
         image = image.astype(np.uint8)
@@ -141,10 +182,6 @@ def _check(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
         raise InvalidImage(f"A slice has real grey values, found dtype {image.dtype}.")
     if not image.dtype.isnative:
         image = image.astype(image.dtype.newbyteorder("="))
-    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
-        raise InvalidImage(
-            f"A slice is (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), found shape {image.shape}."
-        )
     if not image.size:
         raise InvalidImage(f"A slice has pixels, found shape {image.shape}.")
     return image
