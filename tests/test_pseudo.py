@@ -22,7 +22,7 @@ from ml_backend.rounds import training
 from ml_backend.rounds.pseudo import pseudo_labels, pseudo_slices
 from ml_backend.rounds.round import run_round
 from ml_backend.rounds.service import Service
-from ml_backend.rounds.source import ProjectSource, encode_mask
+from ml_backend.rounds.source import ProjectSource
 from ml_backend.rounds.store import (
     DatasetRecord,
     LabelRecord,
@@ -40,6 +40,7 @@ from ml_backend.segmentation.validation import ZBlock
 from ml_backend.settings import Settings
 from ml_backend.studio.annotations import regions
 from ml_backend.studio.client import Filter, Project, StudioError, TaskRow
+from ml_backend.studio.images import encode_png
 from ml_backend.studio.label_config import bitmask_config, parse_label_config
 from tests.segmentation_phantom import CLASSES, Phantom
 
@@ -128,7 +129,7 @@ class Live:
         labels = []
         for i in ids:
             mask = f"round-0002/masks/{i}.png"
-            self.folder.round(2).write(f"masks/{i}.png", encode_mask(PHANTOM.mask(PHANTOM.ids[i])))
+            self.folder.round(2).write(f"masks/{i}.png", encode_png(PHANTOM.mask(PHANTOM.ids[i])))
             labels.append(LabelRecord(task=i, annotation=i, updated_at="", hash="", mask=mask))
         self.studio.annotated = {label.task for label in labels}
         states = dict.fromkeys(self.studio.annotated, "labelled")

@@ -10,35 +10,10 @@ from ml_backend.cli import app, console
 from ml_backend.rounds.adopt import adopt
 from ml_backend.rounds.service import Service
 from ml_backend.settings import Settings, configure_logging, load_settings
-from ml_backend.studio.client import Studio, StudioError
+from ml_backend.studio.projects import register_backend
 from ml_backend.studio.task_order import BackendLink
 
-__all__ = ["connect", "register"]
-
-_PRIVATE_ADDRESS = (
-    "Label Studio refuses an ML backend on a private address ({url}). Since 1.23.1 its environment "
-    "needs ML_BLOCK_LOCAL_IP=false and SSRF_PROTECTION_ENABLED=false; set both and restart it."
-)
-
-
-def register(studio: Studio, project: int, link: BackendLink) -> bool:
-    """Add the backend to the project unless it is there. True when it was added."""
-    if studio.find_backend(project, link.url) is not None:
-        return False
-    try:
-        studio.call(
-            "add the ML backend",
-            studio.sdk.ml.create,
-            project=project,
-            url=link.url,
-            title="nextslice",
-            **link.auth_fields,
-        )
-    except StudioError as error:
-        if "reserved network address" in str(error):
-            raise StudioError(_PRIVATE_ADDRESS.format(url=link.url)) from error
-        raise
-    return True
+__all__ = ["connect"]
 
 
 @app.command()
@@ -67,7 +42,7 @@ def connect(
     service = Service(settings)
     key = service.find_key(project)
     link = BackendLink(settings.backend_url, settings.basic_auth)
-    added = register(service.studio, project, link)
+    added = register_backend(service.studio, project, link)
     with console.status("adopting the project: sampling, webhook, round 0"):
         adopt(service, key, settings.backend_url)
     published = service.folder(key).published

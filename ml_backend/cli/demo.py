@@ -22,7 +22,6 @@ from rich.table import Table
 from al_strategies import available_strategies
 from al_strategies.evidence import SliceId
 from ml_backend.cli import app, console
-from ml_backend.cli.connect import register
 from ml_backend.cli.tables import whole
 from ml_backend.embedded.annotator import Annotator
 from ml_backend.embedded.label_studio import Session
@@ -32,9 +31,11 @@ from ml_backend.embedded.uploads import UploadedSlice, create_project
 from ml_backend.rounds.service import Service
 from ml_backend.rounds.store import Published, SelectionRecord
 from ml_backend.studio.label_config import bitmask_config, parse_label_config
+from ml_backend.studio.projects import register_backend
 from ml_backend.studio.task_order import BackendLink
 from ml_backend.volumes.folder import FolderSource, held_out_block
-from ml_backend.volumes.phantom import phantom, window8
+from ml_backend.volumes.phantom import phantom
+from ml_backend.volumes.window import Window, render
 
 __all__ = ["demo"]
 
@@ -50,13 +51,15 @@ class _Shown:
     def __init__(self, source: FolderSource) -> None:
         self._source = source
         sample = [source.image(i) for i in source.ids[:: max(1, len(source.ids) // 16)]]
-        self._eight_bit = all(image.dtype == np.uint8 for image in sample)
-        self._window = np.percentile(np.concatenate([s.ravel()[::7] for s in sample]), [0.2, 99.8])
+        self._window = None
+        if any(image.dtype != np.uint8 for image in sample):
+            low, high = np.percentile(np.concatenate([s.ravel()[::7] for s in sample]), [0.2, 99.8])
+            self._window = Window(float(low), float(high))
         self.ids, self.mask, self.position = source.ids, source.mask, source.position
 
     def image(self, slice_id: SliceId) -> npt.NDArray[Any]:
         image = self._source.image(slice_id)
-        return image if self._eight_bit else window8(image, *self._window)
+        return image if self._window is None else render(image, self._window)
 
 
 @dataclass(frozen=True)
@@ -93,14 +96,13 @@ def _phantom(home: Path) -> Path:
 
 def _upload(stack: Stack, data: _Data, title: str) -> int:
     """A BitmaskLabels project with one 8-bit PNG a task; returns its number."""
-    server = stack.label_studio
-    session = Session(server.url, server.email, server.password)
+    studio = Service(stack.settings()).studio
     with Progress(console=console, transient=True) as bars:
         slices = (
             _uploaded(data.source, slice_id)
             for slice_id in bars.track(data.tasks, description="uploading slices")
         )
-        return create_project(session, title, bitmask_config(data.classes[1:]), slices)
+        return create_project(studio, title, bitmask_config(data.classes[1:]), slices)
 
 
 def _uploaded(source: _Shown, slice_id: SliceId) -> UploadedSlice:
@@ -268,7 +270,7 @@ def demo(
             _say("uploading slices and connecting the project")
             project = _upload(stack, loaded, title)
             service = Service(stack.settings())
-            register(service.studio, project, BackendLink(stack.backend_url))
+            register_backend(service.studio, project, BackendLink(stack.backend_url))
             loop = _Loop(stack, project, loaded, group)
             loop.wait_for(-1, lambda text: None)
             if headless:

@@ -20,7 +20,7 @@ from al_strategies.evidence import Evidence
 from al_strategies.learner import Progress
 from ml_backend.rounds.publish import now, publish, queue_of, queue_target
 from ml_backend.rounds.service import Service, project_id
-from ml_backend.rounds.source import ProjectSource, encode_mask, positions
+from ml_backend.rounds.source import ProjectSource, positions
 from ml_backend.rounds.store import (
     Claim,
     DatasetRecord,
@@ -34,6 +34,7 @@ from ml_backend.rounds.store import (
 from ml_backend.rounds.sync import sync
 from ml_backend.studio import task_order
 from ml_backend.studio.annotations import regions
+from ml_backend.studio.images import encode_png
 from ml_backend.studio.label_config import LabelConfig, parse_label_config
 
 if TYPE_CHECKING:  # torch: only where a round trains, never in a control worker
@@ -217,7 +218,7 @@ class _Round:
                         self.progress)  # fmt: skip
         self.claim.check()
         for slice_id, mask in outcome.pseudo.items():
-            self.folder.write(f"pseudo/{slice_id}.png", encode_mask(mask))
+            self.folder.write(f"pseudo/{slice_id}.png", encode_png(mask))
         self.folder.write("weights.safetensors", outcome.weights)
         self.folder.save("metrics.json", outcome.metrics)
         return outcome.metrics

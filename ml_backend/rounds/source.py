@@ -14,17 +14,10 @@ from al_strategies.evidence import Position, SliceId
 from ml_backend.rounds.store import DatasetRecord, ProjectStore
 from ml_backend.studio.images import ImageCache
 
-__all__ = ["PROJECT_VOLUME", "ProjectSource", "encode_mask", "positions"]
+__all__ = ["PROJECT_VOLUME", "ProjectSource", "positions"]
 
 PROJECT_VOLUME = "project"
 """Volume of the slices whose task names none: there, z is the task's place in task order."""
-
-
-def encode_mask(mask: npt.NDArray[np.uint8]) -> bytes:
-    """A (H, W) uint8 label map as PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray(mask).save(buffer, format="PNG", compress_level=3)
-    return buffer.getvalue()
 
 
 def positions(dataset: DatasetRecord) -> dict[int, Position]:

@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 from al_strategies.learner import Progress
 from ml_backend.rounds.service import Service, project_id
-from ml_backend.rounds.source import encode_mask
 from ml_backend.rounds.store import DatasetRecord, LabelRecord, RoundFolder, TaskRecord
 from ml_backend.studio.annotations import (
     Annotation,
@@ -34,7 +33,7 @@ from ml_backend.studio.client import (
     drafted,
     not_annotated,
 )
-from ml_backend.studio.images import ImageCache
+from ml_backend.studio.images import ImageCache, encode_png
 from ml_backend.studio.label_config import LabelConfig
 
 __all__ = ["new_labels", "sync"]
@@ -147,7 +146,7 @@ class _Sync:
         mask, warnings = label_map(chosen.result, self.config, height, width, self.policy)
         self.warnings += [f"task {task.id}, annotation {chosen.id}: {w}" for w in warnings]
         name = f"masks/{task.id}-{digest[:12]}.png"
-        self.folder.write(name, encode_mask(mask))
+        self.folder.write(name, encode_png(mask))
         return LabelRecord(
             task=task.id,
             completed_by=chosen.completed_by,

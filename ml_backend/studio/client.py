@@ -160,7 +160,7 @@ class Studio:
 
     # -- plumbing
 
-    def _request(self, method: str, path: str, **kwargs: Any) -> Any:
+    def request(self, method: str, path: str, **kwargs: Any) -> Any:
         """One request through the SDK's client; StudioError tells what was refused."""
         try:
             answer = self.sdk._client_wrapper.httpx_client.request(path, method=method, **kwargs)
@@ -199,7 +199,7 @@ class Studio:
 
     def project(self, project_id: int) -> Project:
         """The project as it is now. Raises StudioError when it does not exist."""
-        found = self._request("GET", f"api/projects/{project_id}/")
+        found = self.request("GET", f"api/projects/{project_id}/")
         try:
             return Project.model_validate(found)
         except ValidationError as error:
@@ -211,7 +211,7 @@ class Studio:
 
     def backends(self, project_id: int) -> list[Backend]:
         """The ML backends of the project. Label Studio asks each for /health and /setup first."""
-        rows = self._request("GET", "api/ml/", params={"project": project_id})
+        rows = self.request("GET", "api/ml/", params={"project": project_id})
         return [Backend.model_validate(row) for row in rows]
 
     def find_backend(self, project_id: int, url: str) -> Backend | None:
@@ -225,13 +225,13 @@ class Studio:
     def set_webhook_header(self, project_id: int, url: str, header: str, value: str) -> bool:
         """Give the webhooks that point at ``url`` a secret header. True when one was found."""
         found = False
-        for hook in self._request("GET", "api/webhooks/", params={"project": project_id}):
+        for hook in self.request("GET", "api/webhooks/", params={"project": project_id}):
             if hook["url"].rstrip("/") != url.rstrip("/"):
                 continue
             found = True
             headers = dict(hook.get("headers") or {})
             if headers.get(header) != value:
-                self._request(
+                self.request(
                     "PATCH",
                     f"api/webhooks/{hook['id']}/",
                     json={"headers": {**headers, header: value}},
@@ -253,7 +253,7 @@ class Studio:
         if filters:
             query["filters"] = {"conjunction": "and", "items": list(filters)}
         params["query"] = json.dumps(query)
-        answer = self._request("GET", "api/tasks/", params=params)
+        answer = self.request("GET", "api/tasks/", params=params)
         return _Page(answer["total"], answer["total_annotations"], answer["tasks"])
 
     def _pages(
@@ -307,7 +307,7 @@ class Studio:
 
     def import_predictions(self, project_id: int, predictions: list[dict[str, Any]]) -> None:
         """Store predictions (``task``, ``model_version``, ``score``, ``result``) in one request."""
-        self._request("POST", f"api/projects/{project_id}/import/predictions", json=predictions)
+        self.request("POST", f"api/projects/{project_id}/import/predictions", json=predictions)
 
     def delete_prediction(self, prediction_id: int) -> None:
         """Delete one prediction. One by one on purpose: deleting a whole version at once nulls

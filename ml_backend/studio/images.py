@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ml_backend.studio.client import Studio, StudioError
 
-__all__ = ["ImageCache", "decode_image"]
+__all__ = ["ImageCache", "decode_image", "encode_png"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +37,13 @@ def decode_image(data: bytes, name: str) -> npt.NDArray[Any]:
             f"{name}: found {len(data)} bytes starting {data[:8]!r} that cannot be read as an "
             f"image ({error}); expected PNG, JPEG or TIFF."
         ) from error
+
+
+def encode_png(image: npt.NDArray[np.uint8]) -> bytes:
+    """A grey (H, W) uint8 image or label map as PNG, packed lightly: speed before size."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG", compress_level=3)
+    return buffer.getvalue()
 
 
 class ImageCache:

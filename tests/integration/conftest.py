@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from ml_backend.cli.connect import register
 from ml_backend.embedded.annotator import Annotator
 from ml_backend.embedded.label_studio import Session
 from ml_backend.embedded.processes import ProcessGroup, wait_until
@@ -25,6 +24,7 @@ from ml_backend.rounds.service import Service
 from ml_backend.rounds.store import ProjectStore, Published, SelectionRecord
 from ml_backend.studio.client import not_annotated
 from ml_backend.studio.label_config import bitmask_config, parse_label_config
+from ml_backend.studio.projects import register_backend
 from ml_backend.studio.task_order import BackendLink
 
 K = 3
@@ -149,10 +149,10 @@ def build_project(
     rows = (
         UploadedSlice(f"z{z:03d}", disc(z)[0], {"volume": "cone", "z": z}) for z in range(slices)
     )
-    number = create_project(session, title, config or bitmask_config(CLASSES), rows)
+    number = create_project(service.studio, title, config or bitmask_config(CLASSES), rows)
     project = LiveProject(number, service, session, service.find_key(number))
     if connect:
-        register(service.studio, number, BackendLink(service.settings.backend_url))
+        register_backend(service.studio, number, BackendLink(service.settings.backend_url))
         project.wait_for_round(0)
     return project
 

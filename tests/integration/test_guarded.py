@@ -9,12 +9,12 @@ import pytest
 
 from ml_backend.embedded.label_studio import (
     LabelStudioServer,
-    Session,
     install_label_studio,
     start_label_studio,
 )
 from ml_backend.embedded.processes import ProcessGroup
 from ml_backend.embedded.uploads import create_project
+from ml_backend.studio.client import Studio
 from ml_backend.studio.label_config import bitmask_config
 from tests.test_cli import nextslice
 
@@ -32,8 +32,8 @@ def guarded(home: Path, tmp_path: Path) -> Iterator[LabelStudioServer]:
 def test_connect_names_the_two_settings_to_change(
     guarded: LabelStudioServer, tmp_path: Path
 ) -> None:
-    session = Session(guarded.url, guarded.email, guarded.password)
-    project = create_project(session, "guarded", bitmask_config(["bone"]), [])
+    studio = Studio(guarded.url, guarded.token)
+    project = create_project(studio, "guarded", bitmask_config(["bone"]), [])
     done = nextslice(
         "connect",
         str(project),

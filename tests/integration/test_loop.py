@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import requests
 
-from ml_backend.cli.connect import register
 from ml_backend.embedded.label_studio import Session
 from ml_backend.embedded.processes import ProcessGroup, free_port, kill_tree, wait_until
 from ml_backend.embedded.stack import Stack, settings_from, start_backend, start_worker
@@ -24,6 +23,7 @@ from ml_backend.rounds.store import DatasetRecord, QueueRecord, RoundRecord
 from ml_backend.studio import task_order
 from ml_backend.studio.client import StudioError, not_annotated, with_version
 from ml_backend.studio.label_config import bitmask_config, brush_config
+from ml_backend.studio.projects import register_backend
 from ml_backend.studio.task_order import BackendLink
 from tests.integration.conftest import CLASSES, RESERVE, K, LiveProject, disc
 
@@ -313,7 +313,7 @@ def test_connecting_twice_changes_nothing(make_project: MakeProject, stack: Stac
         "the queue to be full", 60,
     )  # fmt: skip
     before = state()
-    assert not register(studio, project.number, BackendLink(stack.backend_url))
+    assert not register_backend(studio, project.number, BackendLink(stack.backend_url))
     adopt(project.service, project.key, stack.backend_url)
     assert state() == before
 
@@ -445,8 +445,10 @@ def test_basic_auth_reaches_everything(
         bare = make_project(12, connect=False)
         project = LiveProject(bare.number, service, bare.session, bare.key)
         with pytest.raises(StudioError, match="authentication parameters"):
-            register(service.studio, project.number, BackendLink(url))
-        register(service.studio, project.number, BackendLink(url, ("labelstudio", "s3cret")))
+            register_backend(service.studio, project.number, BackendLink(url))
+        register_backend(
+            service.studio, project.number, BackendLink(url, ("labelstudio", "s3cret"))
+        )
         project.wait_for_round(0)
         wait_until(
             lambda: bool(

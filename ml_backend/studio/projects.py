@@ -1,0 +1,95 @@
+"""New projects, tasks, files and ML backends: what an import and `connect` ask of Label Studio."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from ml_backend.studio.client import Project, Studio, StudioError
+from ml_backend.studio.task_order import BackendLink
+
+__all__ = [
+    "create_project",
+    "delete_project",
+    "import_tasks",
+    "projects_called",
+    "register_backend",
+    "upload_images",
+]
+
+_PRIVATE_ADDRESS = (
+    "Label Studio refuses an ML backend on a private address ({url}). Since 1.23.1 its environment "
+    "needs ML_BLOCK_LOCAL_IP=false and SSRF_PROTECTION_ENABLED=false; set both and restart it."
+)
+
+
+def create_project(studio: Studio, title: str, label_config: str) -> Project:
+    """A new, empty project. StudioError when Label Studio refuses the title or the config."""
+    fields = {"title": title, "label_config": label_config}
+    made = studio.request("POST", "api/projects/", json=fields)
+    return studio.project(int(made["id"]))
+
+
+def delete_project(studio: Studio, project_id: int) -> None:
+    """Delete a project with all its tasks."""
+    studio.request("DELETE", f"api/projects/{project_id}/")
+
+
+def projects_called(studio: Studio, title: str) -> list[Project]:
+    """The projects with exactly this title that the token's user may see, oldest first."""
+    found: list[Project] = []
+    page: str | None = "api/projects/"
+    parameters: dict[str, Any] | None = {"filter": "all", "page_size": 100, "title": title}
+    while page is not None:
+        answer = studio.request("GET", page, params=parameters)
+        try:
+            rows = [Project.model_validate(row) for row in answer["results"]]
+        except (KeyError, TypeError, ValidationError) as error:
+            raise StudioError(f"The list of projects has an unexpected form: {error}") from error
+        found += [project for project in rows if project.title == title]
+        page, parameters = answer.get("next"), None  # an address with its own query
+    return sorted(found, key=lambda project: project.id)
+
+
+def import_tasks(studio: Studio, project_id: int, rows: Sequence[dict[str, Any]]) -> None:
+    """Create tasks in one request: ``{"data": …}``, with ``"annotations"`` if they have some."""
+    studio.request("POST", f"api/projects/{project_id}/import", json=list(rows))
+
+
+def upload_images(studio: Studio, project_id: int, files: Sequence[tuple[str, bytes]]) -> list[str]:
+    """Send PNG files, (name, bytes) each; the values for ``data.image``, in order. No task yet."""
+    parts = [(name, (name, data, "image/png")) for name, data in files]
+    answer = studio.request(
+        "POST",
+        f"api/projects/{project_id}/import",
+        params={"commit_to_project": "false"},
+        files=parts,
+    )
+    ids = answer["file_upload_ids"]
+    listed = studio.request(
+        "GET", f"api/projects/{project_id}/file-uploads", params={"ids": str(ids)}
+    )
+    paths = {row["id"]: row["file"] for row in listed}
+    return [f"/data/{paths[i]}" for i in ids]
+
+
+def register_backend(studio: Studio, project: int, link: BackendLink) -> bool:
+    """Add the backend to the project unless it is there. True when it was added."""
+    if studio.find_backend(project, link.url) is not None:
+        return False
+    try:
+        studio.call(
+            "add the ML backend",
+            studio.sdk.ml.create,
+            project=project,
+            url=link.url,
+            title="nextslice",
+            **link.auth_fields,
+        )
+    except StudioError as error:
+        if "reserved network address" in str(error):
+            raise StudioError(_PRIVATE_ADDRESS.format(url=link.url)) from error
+        raise
+    return True
