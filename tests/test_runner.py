@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,26 +59,36 @@ def test_a_run_leaves_a_line_a_round_and_nothing_that_no_round_needs(
 
 
 @pytest.mark.parametrize("warm", [True, False], ids=["warm", "fresh"])
-def test_a_run_that_is_killed_goes_on_to_the_same_end(
+def test_a_run_that_is_killed_at_any_moment_goes_on_to_the_same_end(
     slices: Path, tmp_path: Path, warm: bool
 ) -> None:
+    """Killed again and again, each time a little later; some kills hit a file half written."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(
+        ["ml_backend.experiment.runner", "ml_backend.segmentation.learner"]
+    )
     whole = experiment(tmp_path / "whole", slices, warm_start=warm)
+    begin = time.monotonic()
     run_one(str(whole), "ceal", 0)
+    duration = time.monotonic() - begin
     out = experiment(tmp_path / "killed", slices, warm_start=warm)
-    code = f"from ml_backend.experiment.runner import run_one; run_one({str(out)!r}, 'ceal', 0)"
-    process = subprocess.Popen([sys.executable, "-c", code])
     files = RunFiles(out, "ceal", 0)
-    deadline = time.monotonic() + 120
-    while not files.lines() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    kept = rounds(out, "ceal")
-    assert kept, "it was killed before its first round was whole"
-    before = files.lines_path.read_bytes()
+    moments = np.random.default_rng().uniform(0.05, 0.6, 12) * duration
+    kills = 0
+    for moment in moments:
+        process = server.Process(target=run_one, args=(str(out), "ceal", 0))
+        process.start()
+        process.join(moment)
+        kills += process.exitcode is None
+        process.kill()
+        process.join()
+        before = files.lines_path.read_bytes() if files.lines_path.exists() else b""
+        kept = rounds(out, "ceal")
+        assert kept == rounds(whole, "ceal")[: len(kept)]
 
     run_one(str(out), "ceal", 0)
 
+    assert kills, f"it ended before it was killed, in {duration:.1f} s"
     assert rounds(out, "ceal") == rounds(whole, "ceal")
     # What was whole was not computed again: its line, times included, is as it was.
     assert files.lines_path.read_bytes().startswith(before[: before.rfind(b"\n") + 1])

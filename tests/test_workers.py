@@ -41,7 +41,10 @@ def test_a_run_that_waits_is_enqueued_once(
     tmp_path: Path, redis_url: str, make_settings: Callable[..., Settings]
 ) -> None:
     schedule = Schedule(make_settings(REDIS_URL=redis_url, NEXTSLICE_QUEUE_PREFIX="twice"))
-    ids = {schedule.experiment(str(tmp_path), "random", seed) for seed in (0, 1, 0)}
+    ids = {
+        schedule.run("ml_backend.experiment.runner.run_one", str(tmp_path), "random", seed)
+        for seed in (0, 1, 0)
+    }
     assert len(ids) == 2
     (first, second) = schedule.queue(GPU).jobs
     assert first.func_name == "ml_backend.experiment.runner.run_one"

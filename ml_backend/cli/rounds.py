@@ -9,6 +9,7 @@ from rich.table import Table
 
 from ml_backend.cli import app, console
 from ml_backend.cli.progress import round_progress
+from ml_backend.cli.tables import whole
 from ml_backend.rounds.round import run_round
 from ml_backend.rounds.service import Service, project_id
 from ml_backend.rounds.store import MetricsRecord, ProjectStore, Published, RoundRecord
@@ -69,16 +70,10 @@ def list_rounds(
         raise typer.Exit(1)
     for key in keys:
         folder = service.folder(key)
-        typer.echo(_render(rounds_table(folder)))
+        typer.echo(whole(rounds_table(folder)))
         record = folder.record
         if record is not None and record.last_error:
             console.print(f"The last attempt failed ({record.failures}×): {record.last_error}")
-
-
-def _render(table: Table) -> str:
-    with console.capture() as text:
-        console.print(table)
-    return text.get().rstrip()
 
 
 @rounds_app.command("run")

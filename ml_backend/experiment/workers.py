@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ml_backend.experiment.files import RunFiles
-from ml_backend.experiment.runner import Job, RunFailed, failures
+from ml_backend.experiment.runner import Job, RunFailed, failures, run_one
 from ml_backend.rounds.schedule import Schedule
 
 __all__ = ["run_on_workers"]
 
 _POLL_S = 1.0
+_ENTRY_POINT = f"{run_one.__module__}.{run_one.__name__}"
 
 
 def run_on_workers(
@@ -24,7 +25,7 @@ def run_on_workers(
     Interrupted, the jobs go on; called again, it waits for them. Raises RunFailed at the end, with
     the error of each run that failed.
     """
-    ids = {job: schedule.experiment(str(out), *job) for job in jobs}
+    ids = {job: schedule.run(_ENTRY_POINT, str(out), *job) for job in jobs}
     waiting = list(jobs)
     while waiting:
         time.sleep(_POLL_S)

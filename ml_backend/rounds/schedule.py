@@ -33,8 +33,6 @@ HEARTBEAT_S = 5
 _DEAD_AFTER_S = 60
 _LIVE = (JobStatus.QUEUED, JobStatus.STARTED, JobStatus.SCHEDULED, JobStatus.DEFERRED)
 _JOBS = "ml_backend.rounds.jobs"
-_ENTRY_POINTS = {"simulate": "ml_backend.experiment.runner.run_one"}
-"""Jobs that are not in `_JOBS`, by dotted name: what they run lies above us."""
 _ALL = "all"
 
 
@@ -62,37 +60,39 @@ class Schedule:
 
     def count(self, key: str) -> None:
         """Look at what changed in the project and act on it. Storms of hints become one job."""
-        if not self._enqueue(CONTROL, "count", key):
+        if not self._enqueue(CONTROL, "count", key, key):
             job = self._job(self.job_id("count", key))
             # The running count may have looked before this change: one more follows it.
             if job is not None and job.get_status() == JobStatus.STARTED:
-                self._enqueue(CONTROL, "count", key, suffix="-again")
+                self._enqueue(CONTROL, "count", key, key, suffix="-again")
 
     def start(self, key: str) -> None:
         """Train now, without waiting for K."""
-        self._enqueue(CONTROL, "start", key)
+        self._enqueue(CONTROL, "start", key, key)
 
     def adopt(self, key: str, backend_url: str | None) -> None:
         """Make the project ours."""
-        self._enqueue(CONTROL, "adopt", key, backend_url)
+        self._enqueue(CONTROL, "adopt", key, key, backend_url)
 
     def tidy(self, key: str) -> None:
         """Remove predictions of versions that are no longer served."""
-        self._enqueue(CONTROL, "tidy", key)
+        self._enqueue(CONTROL, "tidy", key, key)
 
     def round(self, key: str, reason: str) -> bool:
         """Run the next round. False when one is already waiting or running."""
-        return self._enqueue(GPU, "round", key, reason, timeout=self._round_timeout)
+        return self._enqueue(GPU, "round", key, key, reason, timeout=self._round_timeout)
 
-    def experiment(self, out: str, strategy: str, seed: int) -> str:
-        """Go on with a run of a simulation (`ml_backend.experiment`) on a gpu worker.
+    def run(self, entry_point: str, *arguments: Any) -> str:
+        """Call ``entry_point``, a dotted name, on a gpu worker, once for the same arguments.
 
         Returns the job's id, which `ended` takes.
         """
-        digest = hashlib.sha256(out.encode()).hexdigest()[:10]
-        key = f"{digest}-{strategy}-{seed}"
-        self._enqueue(GPU, "simulate", key, out, strategy, seed, timeout=self._round_timeout)
-        return self.job_id("simulate", key)
+        name = entry_point.rpartition(".")[2].replace("_", "-")
+        key = hashlib.sha256(repr(arguments).encode()).hexdigest()[:16]
+        self._enqueue(
+            GPU, name, key, *arguments, entry_point=entry_point, timeout=self._round_timeout
+        )
+        return self.job_id(name, key)
 
     def ended(self, job_id: str) -> bool:
         """Whether a job is over: done, failed, or its worker died."""
@@ -110,13 +110,14 @@ class Schedule:
         kind: str,
         name: str,
         key: str,
-        *args: Any,
+        *arguments: Any,
+        entry_point: str | None = None,
         suffix: str = "",
         timeout: int = 600,
     ) -> bool:
+        """Call a job of ours with ``arguments``; False where its like is waiting or running."""
         job_id = self.job_id(name, key) + suffix
         self._clear_dead(job_id)
-        arguments = args if name in _ENTRY_POINTS or key == _ALL else (key, *args)
         options: dict[str, Any] = {
             "job_id": job_id,
             "unique": True,
@@ -126,8 +127,7 @@ class Schedule:
             "job_timeout": timeout,
         }
         try:
-            entry_point = _ENTRY_POINTS.get(name, f"{_JOBS}.{name}")
-            self.queue(kind).enqueue(entry_point, *arguments, **options)
+            self.queue(kind).enqueue(entry_point or f"{_JOBS}.{name}", *arguments, **options)
         except DuplicateJobError:
             return False
         return True

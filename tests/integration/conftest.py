@@ -76,8 +76,17 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessGroup]:
 
 
 @pytest.fixture(scope="session")
-def stack(group: ProcessGroup, home: Path, tmp_path_factory: pytest.TempPathFactory) -> Stack:
-    return start_stack(group, tmp_path_factory.mktemp("stack"), home, env=FAST)
+def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the backend and the workers serve volumes from."""
+    return tmp_path_factory.mktemp("volumes")
+
+
+@pytest.fixture(scope="session")
+def stack(
+    group: ProcessGroup, home: Path, volumes: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Stack:
+    env = {**FAST, "NEXTSLICE_VOLUMES": f"scans={volumes}"}
+    return start_stack(group, tmp_path_factory.mktemp("stack"), home, env=env)
 
 
 @pytest.fixture(scope="session")

@@ -51,7 +51,8 @@ def page(browser: Browser, stack: Stack, request: pytest.FixtureRequest) -> Iter
     page.set_default_timeout(TIMEOUT_MS)
     server = stack.label_studio
     # Only the server itself: hosts that cannot be reached would be waited for.
-    page.route(lambda url: not url.startswith(server.url), lambda route: route.abort())
+    ours = (server.url, stack.backend_url)
+    page.route(lambda url: not url.startswith(ours), lambda route: route.abort())
     page.goto(f"{server.url}/user/login/")
     page.fill("input[name=email]", server.email)
     page.fill("input[name=password]", server.password)

@@ -1,0 +1,277 @@
+"""Volumes in, rounds out: import, annotate by machine, train on native values, export."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import requests
+
+from ml_backend.embedded.annotator import Annotator
+from ml_backend.embedded.label_studio import Session
+from ml_backend.export import export_round
+from ml_backend.import_volume import ImportReport, ImportRequest, import_volume
+from ml_backend.rounds.service import Service
+from ml_backend.rounds.source import ProjectSource
+from ml_backend.rounds.store import DatasetRecord
+from ml_backend.studio.client import StudioError
+from ml_backend.studio.label_config import parse_label_config
+from ml_backend.studio.projects import projects_called
+from ml_backend.volumes.opening import open_volume, write_volume
+from ml_backend.volumes.volume import VolumeError, VolumeSpec
+from ml_backend.volumes.window import render
+from tests.integration.conftest import K, LiveProject, disc
+
+pytestmark = pytest.mark.integration
+
+DEPTH, HEIGHT, WIDTH = 12, 64, 80
+VOXEL = (0.005, 0.0025, 0.0025)
+LABELS = ("bone", "implant")
+FORMATS = {"tiff": "cone.tif", "hdf5": "cone.h5", "ome-zarr": "cone.zarr", "nifti": "cone.nii.gz"}
+
+
+def cone(seed: int) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint8]]:
+    """16-bit grey values whose 8-bit copy would have lost something, and their labels."""
+    masks = np.zeros((DEPTH, HEIGHT, WIDTH), np.uint8)
+    for z in range(DEPTH):
+        masks[z, :, 8:72] = disc(z + seed)[1]
+    grey = np.array([9_000, 23_000, 51_000])[masks]
+    noise = np.random.default_rng(seed).normal(0, 1_500, masks.shape)
+    return (grey + noise).astype(np.uint16), masks
+
+
+def write(path: Path, values: npt.NDArray[Any], **metadata: Any) -> Path:
+    spec = VolumeSpec(values.shape, values.dtype, VOXEL, "mm", **metadata)  # type: ignore[arg-type]
+    write_volume(path, iter(values), spec)
+    return path
+
+
+@pytest.fixture
+def importing(service: Service, session: Session) -> Iterator[Callable[..., ImportReport]]:
+    """`import_volume` of a request; projects that it made are deleted after the test."""
+    made: set[int] = set()
+
+    def run(path: Path, **request: Any) -> ImportReport:
+        report = import_volume(service, ImportRequest(path, **request))
+        made.add(report.project)
+        return report
+
+    yield run
+    for number in made:
+        session.call("DELETE", f"/api/projects/{number}/")
+
+
+def live(service: Service, session: Session, report: ImportReport) -> LiveProject:
+    return LiveProject(report.project, service, session, service.find_key(report.project))
+
+
+def annotator(project: LiveProject, truth: dict[str, npt.NDArray[np.uint8]]) -> Annotator:
+    config = parse_label_config(project.service.studio.project(project.number).label_config)
+    return Annotator(
+        project.session,
+        project.number,
+        config,
+        lambda data: np.take(truth[data["volume"]], data["z"], "zyx".index(data["axis"])),
+    )
+
+
+def data_of(project: LiveProject) -> dict[int, dict[str, Any]]:
+    return {row.id: row.data for row in project.service.studio.tasks(project.number)}
+
+
+def test_what_is_annotated_in_any_format_comes_out_bit_for_bit(
+    importing: Callable[..., ImportReport],
+    service: Service,
+    session: Session,
+    volumes: Path,
+    tmp_path: Path,
+) -> None:
+    """phantom → TIFF, HDF5, OME-Zarr, NIfTI → import → annotate → two rounds → export."""
+    truth: dict[str, npt.NDArray[np.uint8]] = {}
+    grey: dict[str, npt.NDArray[np.uint16]] = {}
+    report: ImportReport | None = None
+    for seed, (kind, name) in enumerate(FORMATS.items()):
+        values, masks = cone(seed)
+        path = write(volumes / kind / name, values)
+        last = kind == "nifti"
+        report = importing(
+            path, labels=LABELS, title="round trip", connect=last, axis="y" if last else "z"
+        )
+        truth[report.volume], grey[report.volume] = masks, values
+        assert report.added == (HEIGHT if last else DEPTH)
+        assert report.created == (kind == "tiff")
+    assert report is not None
+    assert report.volume == "scans/nifti/cone.nii.gz"
+
+    project = live(service, session, report)
+    project.wait_for_round(0)
+    person = annotator(project, truth)
+    done: dict[int, dict[str, Any]] = {}
+    for number in (1, 2):
+        for _ in range(K):
+            task = person.label_next()
+            assert task is not None
+            done[task["id"]] = task["data"]
+        project.wait_for_round(number)
+
+    # Training and serving saw the native values.
+    dataset = project.folder.round(2).need("dataset.json", DatasetRecord)
+    source = ProjectSource(dataset, project.folder, service.images(project.key))
+    for task in dataset.tasks[::7]:
+        expected = np.take(grey[task.volume], int(task.z or 0), "zyx".index(task.axis))
+        assert source.image(task.id).dtype == np.uint16
+        assert (source.image(task.id) == expected).all()
+
+    exported = export_round(service, project.key, tmp_path / "out", format="ome-zarr")
+    labelled = {(d["volume"], d["axis"], d["z"]) for d in done.values()}
+    assert {label.task for label in dataset.labels} == set(done)
+    for part in exported.masks.volumes:
+        assert part.file is not None
+        with open_volume(tmp_path / "out" / part.file) as volume:
+            found = np.stack(list(volume))
+            assert volume.voxel_size == pytest.approx(VOXEL)
+            assert volume.classes == ("background", *LABELS)
+        expected = np.full_like(truth[part.volume], 255)
+        for name, axis, z in labelled:
+            if (name, axis) == (part.volume, part.axis):
+                place = tuple(z if a == axis else slice(None) for a in "zyx")
+                expected[place] = truth[name][place]
+        assert (found == expected).all()
+    assert {(p.volume, p.axis) for p in exported.masks.volumes if p.labelled} == {
+        key[:2] for key in labelled
+    }
+
+
+def test_done_again_an_import_adds_what_is_missing_and_nothing_else(
+    importing: Callable[..., ImportReport], service: Service, session: Session, volumes: Path
+) -> None:
+    path = write(volumes / "again" / "scan.tif", cone(7)[0])
+
+    half = importing(path, labels=LABELS, connect=False, every=3)
+    whole = importing(path, connect=False)
+    again = importing(path, connect=False)
+
+    assert (half.created, half.added, half.kept) == (True, 4, 0)
+    assert (whole.created, whole.added, whole.kept) == (False, 8, 4)
+    assert (again.created, again.added, again.kept) == (False, 0, 12)
+    assert whole.project == half.project == again.project
+    tasks = data_of(live(service, session, whole)).values()
+    assert sorted(d["z"] for d in tasks) == list(range(DEPTH))
+
+
+def test_labels_that_are_there_become_annotations(
+    importing: Callable[..., ImportReport], service: Service, session: Session, volumes: Path
+) -> None:
+    values, masks = cone(3)
+    masks[DEPTH // 2 :] = 255
+    path = write(volumes / "labelled" / "scan.h5", values)
+    labels = write(volumes / "labelled" / "labels.nii", masks, classes=("background", *LABELS))
+
+    report = importing(path, with_labels=labels)
+
+    assert report.annotated == DEPTH // 2
+    project = live(service, session, report)
+    project.wait_for_round(1)  # they are enough for a training
+    dataset = project.folder.round(1).need("dataset.json", DatasetRecord)
+    source = ProjectSource(dataset, project.folder, service.images(project.key))
+    assert len(dataset.labels) == DEPTH // 2
+    for label in dataset.labels:
+        z = int(source.position(label.task).z)
+        assert (source.mask(label.task) == masks[z]).all()
+
+
+def test_an_address_is_served_to_label_studio_s_pages_and_to_nobody_without_it(
+    importing: Callable[..., ImportReport],
+    service: Service,
+    session: Session,
+    volumes: Path,
+) -> None:
+    values, _ = cone(5)
+    report = importing(write(volumes / "served.npy", values), labels=LABELS, connect=False)
+    image = next(d["image"] for d in data_of(live(service, session, report)).values())
+
+    answer = requests.get(image, headers={"Origin": service.settings.label_studio_url}, timeout=9)
+
+    assert answer.status_code == 200
+    assert answer.headers["Access-Control-Allow-Origin"] == service.settings.label_studio_url
+    from ml_backend.studio.images import decode_image
+
+    assert (decode_image(answer.content, "") == render(values[0], report.window)).all()
+    assert requests.get(image.replace("/z/0", "/z/1"), timeout=9).status_code == 403
+
+
+def test_files_are_uploaded_where_browsers_cannot_reach_us(
+    importing: Callable[..., ImportReport],
+    service: Service,
+    session: Session,
+    tmp_path: Path,
+) -> None:
+    values, _ = cone(6)
+    path = write(tmp_path / "elsewhere.npy", values)  # under no root
+
+    report = importing(path, labels=LABELS, upload=True, connect=False, axis="x", span=(10, 14))
+
+    project = live(service, session, report)
+    tasks = data_of(project)
+    assert sorted(d["z"] for d in tasks.values()) == [10, 11, 12, 13]
+    for number, data in tasks.items():
+        image = service.images(project.key).image(number, data["image"])
+        assert (image == render(values[:, :, data["z"]], report.window)).all()
+
+
+def broken(folder: Path) -> dict[str, Path]:
+    """Files that nobody can import, by what is wrong with them."""
+    folder.mkdir()
+    whole = write(folder / "whole.tif", cone(1)[0])
+    cut = folder / "cut.tif"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    empty = folder / "empty.h5"
+    empty.touch()
+    nothing = write(folder / "nan.npy", np.full((4, 32, 32), np.nan, np.float32))
+    lying = folder / "lying.raw"
+    lying.write_bytes(bytes(1000))
+    lying.with_name("lying.raw.json").write_text(json.dumps({"shape": [9, 9, 9], "dtype": "<u2"}))
+    flat = folder / "flat.npy"
+    np.save(flat, np.zeros((8, 8)))
+    return {"cut": cut, "empty": empty, "nan": nothing, "lying": lying, "flat": flat}
+
+
+def test_a_broken_file_is_one_error_and_no_project(service: Service, volumes: Path) -> None:
+    for what, path in broken(volumes / "broken").items():
+        with pytest.raises(VolumeError) as failed:
+            import_volume(service, ImportRequest(path, labels=LABELS, title=f"broken {what}"))
+        assert path.name in str(failed.value)
+        assert not projects_called(service.studio, f"broken {what}"), what
+
+
+def test_what_does_not_fit_is_said_before_anything_is_created(
+    importing: Callable[..., ImportReport], service: Service, volumes: Path, tmp_path: Path
+) -> None:
+    values, masks = cone(2)
+    path = write(volumes / "fitting" / "scan.tif", values)
+    outside = write(tmp_path / "outside.tif", values)
+    wrong = write(volumes / "fitting" / "wrong.npy", np.where(masks == 2, 7, masks).astype("u1"))
+    unknown = np.where(masks == 2, 255, masks).astype("u1")
+    partly = write(volumes / "fitting" / "partly.npy", unknown)
+    small = write(volumes / "fitting" / "small.npy", masks[:, :32])
+
+    def refused(error: type[Exception], match: str, path: Path, **request: Any) -> None:
+        with pytest.raises(error, match=match):
+            import_volume(service, ImportRequest(path, title="fitting", **request))
+        assert not projects_called(service.studio, "fitting")
+
+    refused(VolumeError, "needs class names", path)
+    refused(VolumeError, "NEXTSLICE_VOLUMES", outside, labels=LABELS)
+    refused(VolumeError, "values from 0 to 7", path, labels=LABELS, with_labels=wrong)
+    refused(VolumeError, "label called background", path, labels=LABELS, with_labels=partly)
+    refused(VolumeError, "one label for every voxel", path, labels=LABELS, with_labels=small)
+    refused(VolumeError, "every 1: it has 12", path, labels=LABELS, span=(5, 40))
+
+    importing(path, labels=LABELS, title="fitting", connect=False)
+    with pytest.raises(StudioError, match="has the classes background, bone, implant"):
+        import_volume(service, ImportRequest(path, labels=("steel",), title="fitting"))
