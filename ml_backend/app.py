@@ -6,6 +6,7 @@ from flask import Flask
 
 from ml_backend.api.protocol import protocol
 from ml_backend.api.serving import Serving
+from ml_backend.api.slices import serve_slices
 from ml_backend.rounds.service import Service
 from ml_backend.settings import Settings, configure_logging, load_settings
 
@@ -17,6 +18,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     settings = settings or load_settings()
     configure_logging(settings.log_level)
     app = Flask("nextslice")
-    app.extensions["nextslice"] = Serving(Service(settings))
+    service = Service(settings)
+    app.extensions["nextslice"] = Serving(service)
     app.register_blueprint(protocol)
+    serve_slices(app, service)
     return app

@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    AliasChoices,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 __all__ = ["Settings", "SettingsError", "configure_logging", "load_settings"]
@@ -51,6 +58,11 @@ class Settings(BaseSettings):
         "http://127.0.0.1:9090",
         description="This backend, as Label Studio and the workers see it.",
     )
+    public_url: str = Field(
+        "",
+        validation_alias=_shared("PUBLIC_URL"),
+        description="This backend, as browsers see the slices; empty: NEXTSLICE_BACKEND_URL.",
+    )
     redis_url: str = Field(
         "redis://127.0.0.1:6379/0",
         validation_alias=_shared("REDIS_URL"),
@@ -70,14 +82,30 @@ class Settings(BaseSettings):
         SecretStr(""),
         description="Secret header of the webhook; empty: derived from the API key.",
     )
+    slice_secret: SecretStr = Field(
+        SecretStr(""),
+        description="Signs the addresses of slices; several, separated by commas: the first signs, "
+        "all are good. Empty: derived from the API key, so a new key makes old addresses void.",
+    )
+    cors_origins: str = Field(
+        "",
+        description="Origins that may show slices besides that of `LABEL_STUDIO_URL`, separated by "
+        "commas, as https://labelstudio.example; *: all.",
+    )
 
     # -- files
+    volumes: str = Field(
+        "",
+        description="Folders whose volumes are shown slice by slice, separated by commas: "
+        "/data/scans or name=/data/scans.",
+    )
     store: str = Field(
         ".nextslice/store",
         description="Root of the rounds: a folder or any fsspec URL (s3://…), the same everywhere.",
     )
     cache_dir: Path = Field(
-        Path(".nextslice/cache"), description="Downloaded slices; may be deleted at any time."
+        Path(".nextslice/cache"),
+        description="Downloaded and rendered slices; may be deleted at any time.",
     )
     cache_gib: float = Field(20.0, gt=0, description="Size limit of the cache, GiB.")
 
@@ -146,15 +174,35 @@ class Settings(BaseSettings):
     )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
 
-    @field_validator("label_studio_url", "backend_url")
+    @field_validator("label_studio_url", "backend_url", "public_url")
     @classmethod
-    def _absolute(cls, value: str) -> str:
+    def _absolute(cls, value: str, info: ValidationInfo) -> str:
+        if not value and info.field_name == "public_url":
+            return value
         parts = urlsplit(value)
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise ValueError(
                 f"found {value!r}, expected an address such as http://labelstudio.example:8080"
             )
         return value.rstrip("/")
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, value: str) -> str:
+        for origin in filter(None, map(str.strip, value.split(","))):
+            parts = urlsplit(origin)
+            absolute = parts.scheme in ("http", "https") and parts.netloc
+            if origin != "*" and (not absolute or parts.path.strip("/") or parts.query):
+                raise ValueError(
+                    f"found {origin!r}, expected origins such as https://labelstudio.example:8080, "
+                    "or *"
+                )
+        return value
+
+    @property
+    def slices_url(self) -> str:
+        """What addresses of slices begin with: the backend as browsers see it."""
+        return self.public_url or self.backend_url
 
     @property
     def reserve_size(self) -> int:

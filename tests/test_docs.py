@@ -46,16 +46,8 @@ def test_every_variable_named_in_the_docs_exists(page: Path) -> None:
 
 def commands() -> set[str]:
     from ml_backend import cli
-    from ml_backend.cli import (  # noqa: F401
-        connect,
-        demo,
-        rounds,
-        simulate,
-        strategies,
-        up,
-        worker,
-    )
 
+    cli.load_commands()
     group = typer.main.get_command(cli.app)
     return set(group.commands)  # type: ignore[attr-defined]
 

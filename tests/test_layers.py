@@ -15,11 +15,21 @@ ALLOWED = {
     "al_strategies": set(),
     "volumes": {"al_strategies"},
     "segmentation": {"al_strategies"},
-    "studio": {"al_strategies"},
+    "studio": {"al_strategies", "disk_cache"},
+    "disk_cache": set(),
     "settings": set(),
     "rounds": {"al_strategies", "studio", "segmentation", "volumes", "settings"},
-    "api": {"al_strategies", "studio", "segmentation", "volumes", "settings", "rounds"},
+    "api": {
+        *("al_strategies", "studio", "segmentation", "volumes", "settings", "rounds"),
+        "disk_cache",
+    },
     "experiment": {"al_strategies", "segmentation", "volumes", "rounds", "settings"},
+    "export": {
+        *("al_strategies", "studio", "volumes", "rounds", "settings"),
+        "experiment",  # how plots look
+    },
+    "import_volume": {"studio", "volumes", "rounds", "al_strategies"},
+    "segment": {"al_strategies", "segmentation", "volumes", "rounds", "settings"},
     "app": {"api", "rounds", "settings"},
     "embedded": {"al_strategies", "studio", "volumes", "rounds", "settings", "api"},
     "adapter": {"al_strategies", "studio", "segmentation", "rounds", "settings", "api"},

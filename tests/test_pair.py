@@ -10,7 +10,9 @@ from PIL import Image
 
 from al_strategies.evidence import Position
 from ml_backend.experiment.data import DataSpec, load_data
-from ml_backend.volumes.pair import VolumePair, VolumePairError
+from ml_backend.volumes.opening import write_volume
+from ml_backend.volumes.pair import VolumePair
+from ml_backend.volumes.volume import VolumeError, VolumeSpec
 
 IMAGE = np.arange(5 * 4 * 6, dtype=np.int16).reshape(5, 4, 6) - 50
 LABELS = (np.arange(5 * 4 * 6).reshape(5, 4, 6) % 3).astype(np.uint8)
@@ -44,6 +46,35 @@ def test_tiff_stacks_are_read_page_by_page(tmp_path: Path) -> None:
     assert np.array_equal(pair.mask("z0000"), LABELS[0])
 
 
+@pytest.mark.parametrize("axis", ["z", "y", "x"])
+@pytest.mark.parametrize(
+    ("image", "labels"),
+    [("a.tif", "b.tif"), ("a.h5", "b.nii.gz"), ("a.zarr", "b_png"), ("a.raw", "b.npy")],
+)
+def test_formats_and_axes_mix(tmp_path: Path, image: str, labels: str, axis: str) -> None:
+    write_volume(tmp_path / image, IMAGE, VolumeSpec((5, 4, 6), IMAGE.dtype))
+    write_volume(tmp_path / labels, LABELS, VolumeSpec((5, 4, 6), LABELS.dtype))
+    pair = VolumePair(tmp_path / image, tmp_path / labels, axis=axis)
+    place = "zyx".index(axis)
+    assert len(pair.ids) == IMAGE.shape[place]
+    for i, slice_id in enumerate(pair.ids):
+        assert np.array_equal(pair.image(slice_id), IMAGE.take(i, place))
+        assert np.array_equal(pair.mask(slice_id), LABELS.take(i, place))
+
+
+@pytest.mark.parametrize(
+    ("names", "classes"),
+    [
+        (("air", "bone", "screw", "unused"), ("air", "bone", "screw", "unused")),
+        (("air", "bone"), ("background", "class 1", "class 2")),
+    ],
+    ids=["enough", "too few"],
+)
+def test_classes_are_named_by_the_labels_file(tmp_path: Path, names: tuple, classes: tuple) -> None:
+    write_volume(tmp_path / "b.tif", LABELS, VolumeSpec((5, 4, 6), LABELS.dtype, classes=names))
+    assert VolumePair(save(tmp_path, "a", IMAGE), tmp_path / "b.tif").classes == classes
+
+
 def test_unlabelled_voxels_are_no_class(tmp_path: Path) -> None:
     labels = LABELS.copy()
     labels[0] = 255
@@ -64,6 +95,7 @@ def test_it_can_be_simulated_on(tmp_path: Path) -> None:
         (IMAGE, LABELS[:4], r"shape \(5, 4, 6\).*\(4, 4, 6\)"),
         (IMAGE[0], LABELS, "expected three axes"),
         (IMAGE, LABELS.astype(np.float32) + 0.5, "whole class ids"),
+        (IMAGE, LABELS * np.float32("nan"), "whole class ids"),
         (IMAGE, LABELS.astype(np.int16) - 1, "whole class ids"),
         (IMAGE, LABELS.astype(np.int16) + 300, "whole class ids"),
     ],
@@ -71,7 +103,7 @@ def test_it_can_be_simulated_on(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused(
     tmp_path: Path, image: np.ndarray, labels: np.ndarray, message: str
 ) -> None:
-    with pytest.raises(VolumePairError, match=message):
+    with pytest.raises(VolumeError, match=message):
         VolumePair(save(tmp_path, "a", image), save(tmp_path, "b", labels))
 
 
@@ -79,5 +111,12 @@ def test_a_file_that_is_no_volume_is_named(tmp_path: Path) -> None:
     good = save(tmp_path, "a", IMAGE)
     for name in ("cut.npy", "cut.tif", "scan.raw"):
         (tmp_path / name).write_bytes(good.read_bytes()[:90])
-        with pytest.raises(VolumePairError, match=name.replace(".", r"\.")):
+        with pytest.raises(VolumeError, match=name.replace(".", r"\.")):
             VolumePair(tmp_path / name, good)
+
+
+def test_truth_values_are_labels(tmp_path: Path) -> None:
+    labels = LABELS > 1
+    pair = VolumePair(save(tmp_path, "a", IMAGE), save(tmp_path, "b", labels))
+    assert np.array_equal(pair.mask("z0001"), labels[1])
+    assert pair.classes == ("background", "class 1")

@@ -22,8 +22,8 @@ from ml_backend.volumes.phantom import (
     Phantom,
     PhantomSample,
     phantom,
-    window8,
 )
+from ml_backend.volumes.window import render
 
 BACKGROUND, BONE, IMPLANT, LAYER = range(4)
 AXIS = np.linspace(-2.9, 2.9, 64, dtype=np.float32)
@@ -362,19 +362,9 @@ def test_files_are_what_the_readme_of_the_data_says(tmp_path: Path) -> None:
 # -- for a browser
 
 
-def test_window_stretches_and_clips() -> None:
-    image = np.array([[0, 1000, 1500, 2000, 65535]], np.uint16)
-    np.testing.assert_array_equal(window8(image, 1000, 2000), [[0, 0, 128, 255, 255]])
-
-
-def test_empty_window_is_refused() -> None:
-    with pytest.raises(ValueError, match="expected low < high"):
-        window8(np.zeros((1, 1)), 5, 5)
-
-
 @pytest.mark.parametrize("material", list(MATERIALS))
 def test_window_of_a_sample_shows_bone_and_marrow(material: str) -> None:
     images, masks = volume(material)
-    seen = window8(images, *sample(material).window)
+    seen = render(images, sample(material).window)
     assert 40 < np.median(seen[masks == BONE]) < 235
     assert (seen == 0).mean() < 0.02

@@ -12,7 +12,8 @@ import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-from ml_backend.volumes.phantom import CLASSES, PhantomSample, window8
+from ml_backend.volumes.phantom import CLASSES, PhantomSample
+from ml_backend.volumes.window import render
 
 SHAPE = (128, 192, 192)
 SAMPLES = (("Mg-10Gd", 8), ("Ti", 12), ("PEEK", 4))
@@ -25,7 +26,7 @@ def main(path: Path) -> None:
     for seed, (row, (material, weeks)) in enumerate(zip(axes, SAMPLES, strict=True), start=1):
         sample = PhantomSample(seed, SHAPE, material, weeks)
         slices = [sample.slice(z) for z in range(SHAPE[0])]
-        image = window8(np.stack([s[0] for s in slices]), *sample.window)
+        image = render(np.stack([s[0] for s in slices]), sample.window)
         mask = np.stack([s[1] for s in slices])
         z, y, x = (length // 2 for length in SHAPE)
         cuts = (

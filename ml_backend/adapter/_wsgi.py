@@ -27,6 +27,7 @@ from ml_backend.api.auth import refuse
 from ml_backend.api.protocol import COUNTED, TRAIN_NOW, versions
 from ml_backend.api.server import gunicorn_argv
 from ml_backend.api.serving import Serving
+from ml_backend.api.slices import serve_slices, slices
 from ml_backend.rounds.service import Service
 from ml_backend.settings import configure_logging, load_settings
 
@@ -50,9 +51,12 @@ def create_app() -> Flask:
 
     @app.before_request
     def _authorise() -> Response | None:
-        return refuse(settings, request)
+        # A slice's signature is its authorisation: browsers fetch it without ours.
+        return None if request.blueprint == slices.name else refuse(settings, request)
 
-    app.extensions["nextslice"] = Serving(Service(settings))
+    service = Service(settings)
+    app.extensions["nextslice"] = Serving(service)
+    serve_slices(app, service)
     app.add_url_rule("/versions", view_func=versions)
     return app
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ml_backend.rounds.service import Service
+from ml_backend.rounds.slices import ProjectSlices
 from ml_backend.rounds.store import Published, RoundRecord
 from ml_backend.studio.annotations import regions
 from ml_backend.studio.client import StudioError
-from ml_backend.studio.images import ImageCache
 from ml_backend.studio.label_config import LabelConfig, LabelConfigError, parse_label_config
 from ml_backend.studio.task_order import LIVE_SCORE, PENDING_VERSION
 
@@ -45,7 +45,7 @@ class Serving:
         self._models: dict[tuple[str, str], HRNetLearner] = {}
         self._warmed: set[tuple[str, str]] = set()
         self._forward = threading.Lock()
-        self._images: dict[str, ImageCache] = {}
+        self._images: dict[str, ProjectSlices] = {}
 
     def published(self, key: str) -> Published | None:
         """What is published for the project, at most ``published_ttl_s`` old."""
@@ -108,7 +108,7 @@ class Serving:
         try:
             task_id = int(task["id"])
             url = task["data"][config.value_field]
-            image = self._cache(key).image(task_id, url)
+            image = self._cache(key).around(task_id, url, self._neighbours(key, weights))
             with self._forward:
                 mask = self._model(key, weights).predict_image(image).mask
             return regions(mask, config)
@@ -118,7 +118,16 @@ class Serving:
             logger.exception("task %s is not predicted", _name(task))
         return []
 
-    def _cache(self, key: str) -> ImageCache:
+    def _neighbours(self, key: str, weights: str) -> int:
+        """How many slices on each side the network takes; waits for no forward once it is loaded,
+        so that slices are read while another one is computed."""
+        model = self._models.get((key, weights))
+        if model is None:
+            with self._forward:
+                model = self._model(key, weights)
+        return model.neighbours
+
+    def _cache(self, key: str) -> ProjectSlices:
         if key not in self._images:
             self._images[key] = self.service.images(key)
         return self._images[key]

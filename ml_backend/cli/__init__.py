@@ -8,7 +8,7 @@ import sys
 import typer
 from rich.console import Console
 
-__all__ = ["app", "main"]
+__all__ = ["app", "load_commands", "main"]
 
 app = typer.Typer(
     name="nextslice",
@@ -21,9 +21,25 @@ console = Console(stderr=True)
 """Everything for people goes to standard error; standard output is for what programs read."""
 
 
+def load_commands() -> None:
+    """Import the modules of this package, each of which adds its command to `app`."""
+    from ml_backend.cli import (  # noqa: F401
+        connect,
+        demo,
+        export,
+        import_,
+        rounds,
+        segment,
+        simulate,
+        strategies,
+        up,
+        worker,
+    )
+
+
 def main() -> None:
     """Entry point. Errors that a person can act on are one sentence, not a traceback."""
-    from ml_backend.cli import connect, demo, rounds, simulate, strategies, up, worker  # noqa: F401
+    load_commands()
     from ml_backend.embedded.processes import StartError
     from ml_backend.experiment.runner import RunFailed
     from ml_backend.rounds.store import StoreError

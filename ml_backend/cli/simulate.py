@@ -118,12 +118,18 @@ def simulate(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="Folder with images/ and masks/, or a volume (.npy, .tif)."),
+        typer.Option(
+            help="Folder with images/ and masks/, or a volume: TIFF stack or folder, HDF5/NeXus, "
+            "OME-Zarr, NIfTI, .npy, folder of PNG, raw with NAME.json."
+        ),
     ] = None,
     labels: Annotated[
-        Path | None, typer.Option(help="The label volume, where --data is a volume.")
+        Path | None,
+        typer.Option(help="The label volume, where --data is a volume; of any of these formats."),
     ] = None,
-    axis: Annotated[int, typer.Option(min=0, max=2, help="Axis that a volume's slices cut.")] = 0,
+    axis: Annotated[
+        int, typer.Option(min=0, max=2, help="Axis that a volume's slices cut: 0 is z, 1 y, 2 x.")
+    ] = 0,
     phantom: Annotated[str | None, typer.Option(help="A generated data set: small, seed.")] = None,
     strategies: Annotated[str, typer.Option(help="Comma-separated names; all: every one.")] = "all",
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of a run.")] = 10,

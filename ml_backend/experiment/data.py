@@ -22,7 +22,8 @@ __all__ = ["Data", "DataSpec", "load_data", "phantom_folder"]
 class DataSpec:
     """Where the slices are; what an experiment's record needs to find them again.
 
-    ``path``: a folder with ``images/`` and ``masks/``, or a volume whose labels are ``labels``.
+    ``path``: a folder with ``images/`` and ``masks/``, or a volume (any that `open_volume` reads)
+    whose labels are ``labels``, cut along ``axis`` (0: z).
     ``fraction`` of each volume's slices are held out in one block for testing, ``gap`` z units on
     each side of it dropped; a folder whose ``volumes.json`` names the splits *train* and *test* is
     split as it says.
@@ -69,7 +70,7 @@ class Data:
 
 
 def load_data(spec: DataSpec) -> Data:
-    """The slices of ``spec``. Raises FolderError, VolumePairError, ValueError without a mask."""
+    """The slices of ``spec``. Raises FolderError, VolumeError, ValueError without a mask."""
     if spec.labels is not None:
         pair = VolumePair(spec.path, spec.labels, axis=spec.axis)
         return _split(pair, {i: pair.position(i) for i in pair.ids}, spec)

@@ -8,13 +8,17 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ml_backend.rounds.schedule import Schedule
+from ml_backend.rounds.slices import ProjectSlices
 from ml_backend.rounds.store import ProjectRecord, ProjectStore, Store
-from ml_backend.settings import Settings, load_settings
+from ml_backend.settings import Settings, SettingsError, load_settings
 from ml_backend.studio.client import Studio, StudioError
 from ml_backend.studio.images import ImageCache
 from ml_backend.studio.task_order import BackendLink
+from ml_backend.volumes.address import SliceKeys
+from ml_backend.volumes.roots import VolumeRoots
+from ml_backend.volumes.shelf import OpenVolumes
 
-__all__ = ["WEBHOOK_HEADER", "Service", "project_id", "webhook_secret"]
+__all__ = ["WEBHOOK_HEADER", "Service", "project_id", "slice_keys", "webhook_secret"]
 
 WEBHOOK_HEADER = "X-Nextslice-Secret"
 
@@ -39,6 +43,25 @@ def webhook_secret(settings: Settings) -> str:
         return given
     key = settings.label_studio_api_key.get_secret_value().encode()
     return hmac.new(key, b"nextslice webhook", hashlib.sha256).hexdigest()
+
+
+def slice_keys(settings: Settings) -> SliceKeys:
+    """The keys of slice addresses: set, or derived from the API key.
+
+    Raises SettingsError for a secret that is too short, and when there is neither.
+    """
+    given = settings.slice_secret.get_secret_value()
+    key = settings.label_studio_api_key.get_secret_value()
+    if not given and not key:
+        # derived from nothing, it would be known to everybody
+        raise SettingsError(
+            "Slices cannot be addressed: set NEXTSLICE_SLICE_SECRET (or LABEL_STUDIO_API_KEY)."
+        )
+    try:
+        derived = hmac.new(key.encode(), b"nextslice slices", hashlib.sha256).hexdigest()
+        return SliceKeys.parse(given or derived)
+    except ValueError as error:
+        raise SettingsError(f"NEXTSLICE_SLICE_SECRET: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -69,6 +92,14 @@ class Service:
         """The RQ queues."""
         return Schedule(self.settings)
 
+    @cached_property
+    def volumes(self) -> OpenVolumes:
+        """The volumes that slices are read from. Raises SettingsError for roots that cannot be."""
+        try:
+            return OpenVolumes(VolumeRoots.parse(self.settings.volumes))
+        except ValueError as error:
+            raise SettingsError(str(error)) from None
+
     def folder(self, key: str) -> ProjectStore:
         """The store's folder of the project."""
         return self.store.project(self.settings.label_studio_host, key)
@@ -85,9 +116,11 @@ class Service:
         """The key of Label Studio project ``number``. StudioError when there is none."""
         return self.studio.project(number).key
 
-    def images(self, key: str) -> ImageCache:
-        """The project's slices, cached on this machine."""
-        return ImageCache(self.studio, self.settings.cache_dir, key, self.settings.cache_gib)
+    def images(self, key: str) -> ProjectSlices:
+        """The project's slices: of volumes that this machine sees, or downloaded into its cache."""
+        settings = self.settings
+        cache = ImageCache(self.studio, settings.cache_dir, key, settings.cache_gib)
+        return ProjectSlices(cache, self.volumes, slice_keys(settings))
 
     def link(self, key: str) -> BackendLink:
         """How the project's Label Studio reaches this backend."""

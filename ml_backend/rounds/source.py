@@ -11,8 +11,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from al_strategies.evidence import Position, SliceId
-from ml_backend.rounds.store import DatasetRecord, ProjectStore
-from ml_backend.studio.images import ImageCache
+from ml_backend.rounds.slices import ProjectSlices
+from ml_backend.rounds.store import DatasetRecord, ProjectStore, TaskRecord
 
 __all__ = ["PROJECT_VOLUME", "ProjectSource", "positions"]
 
@@ -24,17 +24,21 @@ def positions(dataset: DatasetRecord) -> dict[int, Position]:
     """Volume and z of every slice; without a z in the task's data, its place in task order."""
     place = {task.id: i for i, task in enumerate(sorted(dataset.tasks, key=lambda t: t.id))}
     return {
-        task.id: Position(task.volume or PROJECT_VOLUME, task.z)
-        if task.z is not None
-        else Position(task.volume or PROJECT_VOLUME, float(place[task.id]))
+        task.id: Position(_stack(task), float(place[task.id]) if task.z is None else task.z)
         for task in dataset.tasks
     }
+
+
+def _stack(task: TaskRecord) -> str:
+    """What a slice is a neighbour in: its volume; cut along y or x, another stack than along z."""
+    name = task.volume or PROJECT_VOLUME
+    return name if task.axis == "z" else f"{name}, {task.axis}"
 
 
 class ProjectSource:
     """`al_strategies.learner.SliceSource` over one round's dataset."""
 
-    def __init__(self, dataset: DatasetRecord, folder: ProjectStore, images: ImageCache) -> None:
+    def __init__(self, dataset: DatasetRecord, folder: ProjectStore, images: ProjectSlices) -> None:
         self._tasks = {task.id: task for task in dataset.tasks}
         self._labels = {label.task: label for label in dataset.labels}
         self._positions = positions(dataset)
@@ -50,6 +54,11 @@ class ProjectSource:
         """The task's image, native grey values."""
         task = self._tasks[int(slice_id)]
         return self._images.image(task.id, task.image)
+
+    def around(self, slice_id: SliceId, neighbours: int) -> npt.NDArray[Any]:
+        """(H, W, 2 n + 1): the slice between its neighbours, where its volume is known."""
+        task = self._tasks[int(slice_id)]
+        return self._images.around(task.id, task.image, neighbours)
 
     def mask(self, slice_id: SliceId) -> npt.NDArray[np.uint8]:
         """The label as this round saw it. KeyError for an unlabelled slice."""

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from al_strategies.learner import Progress
 from ml_backend.rounds.service import Service, project_id
+from ml_backend.rounds.slices import ProjectSlices
 from ml_backend.rounds.store import DatasetRecord, LabelRecord, RoundFolder, TaskRecord
 from ml_backend.studio.annotations import (
     Annotation,
@@ -33,7 +34,7 @@ from ml_backend.studio.client import (
     drafted,
     not_annotated,
 )
-from ml_backend.studio.images import ImageCache, encode_png
+from ml_backend.studio.images import encode_png
 from ml_backend.studio.label_config import LabelConfig
 
 __all__ = ["new_labels", "sync"]
@@ -92,7 +93,7 @@ class _Sync:
         project: Project,
         config: LabelConfig,
         folder: RoundFolder,
-        images: ImageCache,
+        images: ProjectSlices,
     ) -> None:
         self.studio = service.studio
         self.policy = config.unlabelled(service.settings.unlabelled)
@@ -168,7 +169,7 @@ def sync(
     config: LabelConfig,
     folder: RoundFolder,
     previous: DatasetRecord | None,
-    images: ImageCache,
+    images: ProjectSlices,
     progress: Progress | None = None,
 ) -> DatasetRecord:
     """Read the project and render its labels.

@@ -1,20 +1,22 @@
 """One forward a slice: segmentation, scores and embedding, for any number of slices of any size.
 
-`gather_evidence` (the pool), `segment` (full volumes, the selected slices), `segment_image` (one
-slice, serving) and `evaluate` share one path: the model's own `Preprocessing`, padding to multiples
-of 32 that is left out of every score, tiles with overlap above a limit, and slices read by threads
-ahead of the forward. Memory grows with slices × evidence, never with their pixels.
+`gather_evidence` (the pool), `segment` (the selected slices), `segment_maps` (full volumes),
+`segment_image` (one slice, serving) and `evaluate` share one path: the model's own `Preprocessing`,
+padding to multiples of 32 that is left out of every score, tiles with overlap above a limit, and
+slices read by threads ahead of the forward. Memory grows with slices × evidence, never with their
+pixels.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -57,13 +59,17 @@ from ml_backend.segmentation.training import Precision, autocast
 __all__ = [
     "EVIDENCE_NAMES",
     "InferenceConfig",
+    "Maps",
     "UnreadableSlice",
+    "Votes",
     "evaluate",
     "fold_batch_norm",
     "gather_evidence",
     "optimised",
     "segment",
     "segment_image",
+    "segment_maps",
+    "slices_per_batch",
 ]
 
 EVIDENCE_NAMES = LOGIT_EVIDENCE | {EMBEDDING, MC_ENTROPY, GRADIENT, IOU}
@@ -81,6 +87,29 @@ class UnreadableSlice(RuntimeError):
     def __init__(self, slice_id: SliceId, reason: BaseException) -> None:
         super().__init__(f"Slice {slice_id!r} cannot be read: {type(reason).__name__}: {reason}")
         self.slice_id = slice_id
+
+
+class Maps(NamedTuple):
+    """What `segment_maps` finds of a slice (H, W), all uint8.
+
+    ``mask`` (H, W): class indices. ``probabilities`` (C, H, W): of each class, and ``uncertainty``
+    (H, W): their entropy as a part of ln C; both in [0, 1] as 0 … 255, None where not asked for.
+    """
+
+    mask: npt.NDArray[np.uint8]
+    probabilities: npt.NDArray[np.uint8] | None
+    uncertainty: npt.NDArray[np.uint8] | None
+
+
+class Votes(Protocol):
+    """What others found of the same pixels, to be averaged with the network's own probabilities."""
+
+    @property
+    def voters(self) -> int:
+        """How many others there are."""
+
+    def __call__(self, slice_id: SliceId, rows: slice) -> npt.NDArray[np.float32]:
+        """(C, h, W): the sum of their class probabilities in ``rows`` of the slice."""
 
 
 @dataclass(frozen=True)
@@ -231,6 +260,39 @@ def segment(
             done += 1
             if progress is not None:
                 progress(step, done, len(ids))
+
+
+def segment_maps(
+    model: Model,
+    source: SliceSource,
+    ids: Sequence[SliceId],
+    config: InferenceConfig,
+    *,
+    probability: bool = False,
+    uncertainty: bool = False,
+    votes: Votes | None = None,
+) -> Generator[tuple[SliceId, Maps], None, None]:
+    """`segment` with what a volume wants: full-resolution probabilities and their entropy.
+
+    The masks are those of `segment`; with ``votes`` all maps come from the mean of the network's
+    own probabilities and theirs. Raises UnreadableSlice.
+    """
+    run = _Run(model, config, frozenset(), 0)
+    for slices, output in run(source, ids):
+        for row, slice_ in enumerate(slices):
+            shape = slice_.image.shape[1:]
+            if probability or uncertainty or votes is not None:
+                logits = output.logits[row]
+                maps = _maps(slice_.id, logits, shape, probability, uncertainty, votes)
+            else:
+                maps = Maps(_mask(output.logits[row], shape), None, None)
+            yield slice_.id, maps
+
+
+def slices_per_batch(config: InferenceConfig, shape: Sequence[int]) -> int:
+    """How many slices of (H, W) ``shape`` one forward takes."""
+    height, width = _padded(shape)
+    return max(1, config.batch_pixels // (height * width))
 
 
 def segment_image(model: Model, image: npt.NDArray[Any], config: InferenceConfig) -> Prediction:
@@ -466,26 +528,67 @@ def _scored(length: int) -> int:
     return max(1, (length + SCORING_STRIDE // 2) // SCORING_STRIDE)
 
 
+@torch.inference_mode()
 def _mask(logits: Tensor, shape: Sequence[int]) -> npt.NDArray[np.uint8]:
     """(H, W) uint8 class indices from ``logits`` (C, h, w), in bands that bound the memory."""
+    mask = np.empty(shape, dtype=np.uint8)
+    for rows, band in _bands(logits, shape):
+        mask[rows] = _winners(band).cpu().numpy()
+    return mask
+
+
+@torch.inference_mode()
+def _maps(
+    slice_id: SliceId,
+    logits: Tensor,
+    shape: Sequence[int],
+    probability: bool,
+    uncertainty: bool,
+    votes: Votes | None,
+) -> Maps:
+    """All that is asked of a slice with ``logits`` (C, h, w), in the same bands as `_mask`."""
+    classes, shape = len(logits), tuple(shape)
+    mask = np.empty(shape, dtype=np.uint8)
+    probabilities = np.empty((classes, *shape), dtype=np.uint8) if probability else None
+    entropy = np.empty(shape, dtype=np.uint8) if uncertainty else None
+    for rows, band in _bands(logits, shape):
+        winners = band
+        p = band.softmax(0)
+        if votes is not None:
+            p += torch.from_numpy(votes(slice_id, rows)).to(p.device)
+            p /= 1 + votes.voters
+            winners = p
+        mask[rows] = _winners(winners).cpu().numpy()
+        if probabilities is not None:
+            probabilities[:, rows] = _as_bytes(p)
+        if entropy is not None:
+            entropy[rows] = _as_bytes(torch.special.entr(p).sum(0) / math.log(classes))
+    return Maps(mask, probabilities, entropy)
+
+
+def _as_bytes(values: Tensor) -> npt.NDArray[np.uint8]:
+    """Values in [0, 1] as 0 … 255, to the nearest."""
+    # Clamped: the mean of votes that were rounded may lie outside by a rounding.
+    return (values * 255).round_().clamp_(0, 255).byte().cpu().numpy()
+
+
+def _bands(logits: Tensor, shape: Sequence[int]) -> Iterator[tuple[slice, Tensor]]:
+    """Logits (C, rows, W) at the slice's own size from ``logits`` (C, h, w), from top to bottom,
+    each with the rows of the slice that it covers."""
     height, width = shape
     padded_width = _padded(shape)[1]
     stride = padded_width // logits.shape[2]
     band_size = _BAND if logits.device.type == "cpu" else _GPU_BAND
     rows = max(1, band_size // (len(logits) * padded_width * stride))
     logits = logits.contiguous()
-    mask = np.empty((height, width), dtype=np.uint8)
-    with torch.inference_mode():
-        for top in range(0, -(-height // stride), rows):
-            # One row more on each side makes the band what a whole upsampling gives there.
-            first, last = max(0, top - 1), min(logits.shape[1], top + rows + 1)
-            band = logits[None, :, first:last]
-            band = upsample(band, ((last - first) * stride, padded_width))[0]
-            skip, start = (top - first) * stride, top * stride
-            stop = min(height, (top + rows) * stride)
-            labels = _winners(band[:, skip : skip + stop - start, :width])
-            mask[start:stop] = labels.cpu().numpy()
-    return mask
+    for top in range(0, -(-height // stride), rows):
+        # One row more on each side makes the band what a whole upsampling gives there.
+        first, last = max(0, top - 1), min(logits.shape[1], top + rows + 1)
+        band = logits[None, :, first:last]
+        band = upsample(band, ((last - first) * stride, padded_width))[0]
+        skip, start = (top - first) * stride, top * stride
+        stop = min(height, (top + rows) * stride)
+        yield slice(start, stop), band[:, skip : skip + stop - start, :width]
 
 
 def _winners(logits: Tensor) -> Tensor:

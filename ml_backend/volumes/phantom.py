@@ -26,8 +26,9 @@ from al_strategies.evidence import Position, SliceId
 from al_strategies.learner import Progress
 from ml_backend.volumes.acquisition import Scan, to_grey
 from ml_backend.volumes.explant import CLASSES, HEIGHT, IMPLANT, MATERIALS, SCREW_RADIUS, Explant
+from ml_backend.volumes.window import Window
 
-__all__ = ["CLASSES", "MATERIALS", "Phantom", "PhantomSample", "phantom", "window8"]
+__all__ = ["CLASSES", "MATERIALS", "Phantom", "PhantomSample", "phantom"]
 
 Floats = npt.NDArray[np.float32]
 Split = Literal["train", "val", "test"]
@@ -78,12 +79,12 @@ class PhantomSample:
         return self._tissue(*self._millimetres(z))[1]
 
     @property
-    def window(self) -> tuple[int, int]:
-        """Grey values (low, high) that show all tissues of this sample on a screen."""
+    def window(self) -> Window:
+        """Shows all tissues of this sample on a screen."""
         # bone must stay visible beside Ti
         high = min(1.15 * self._explant.brightest, 12.0)
         low, top = to_grey(np.array([-1.2, high], np.float32))
-        return int(low), int(top)
+        return Window(int(low), int(top))
 
     def _millimetres(self, z: int) -> tuple[float, Floats, Floats]:
         """z, and y (H,) and x (W,) from the middle."""
@@ -341,14 +342,3 @@ def phantom(size: str = "demo", *, seed: int = 0, plane: tuple[int, int] | None 
             samples.append(PhantomSample(seed * 100 + number, shape, material, weeks, name))
             splits[name] = split
     return Phantom(samples, splits)
-
-
-def window8(image: npt.NDArray[Any], low: float, high: float) -> npt.NDArray[np.uint8]:
-    """Grey values from ``low`` to ``high`` stretched over 0 to 255, for a browser's 8-bit PNG.
-
-    Raises ValueError unless ``low`` < ``high``.
-    """
-    if not low < high:
-        raise ValueError(f"window is {low} to {high}, expected low < high")
-    grey = (np.asarray(image, np.float32) - np.float32(low)) * np.float32(255 / (high - low))
-    return np.asarray(np.clip(np.rint(grey), 0, 255), np.uint8)

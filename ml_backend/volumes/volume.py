@@ -15,14 +15,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["AXES", "Volume", "VolumeError", "VolumeSpec", "axis_index"]
+__all__ = ["AXES", "Read", "ReadOptions", "Volume", "VolumeError", "VolumeSpec", "axis_index"]
 
 AXES = ("z", "y", "x")
 """The axes of a volume in the order of its shape. A slice along z is (Y, X), along y (Z, X), along
 x (Z, Y)."""
 
 Slice = npt.NDArray[Any]
+
 Read = Callable[[int, int], Slice]
+"""``read(axis, index)`` of a `Volume`."""
 
 
 class VolumeError(ValueError):
@@ -49,10 +51,10 @@ class Volume:
 
     ``shape`` (Z, Y, X); ``dtype``: of the values as they come, in native byte order;
     ``read(axis, index)``: one slice across that axis. ``voxel_size``: edge lengths along z, y, x in
-    ``unit`` (as the file says it: "µm", "mm", …), None where the file does not say. ``classes``:
-    the names of a label volume's values by index, where the file says them. ``axis``: the one that
-    indices run along. Reading is safe from several threads. Closes its files as a context manager
-    or by `close`.
+    ``unit`` ("µm", "mm", … where the file names a length in any usual way, else its own word), None
+    where the file does not say. ``classes``: the names of a label volume's values by index, where
+    the file says them. ``axis``: the one that indices run along. Reading is safe from several
+    threads. Closes its files as a context manager or by `close`.
     """
 
     path: Path
@@ -109,6 +111,20 @@ class Volume:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What some formats cannot say of themselves; the others do not look at it.
+
+    ``dataset``: path of an HDF5 dataset or group, or of an array or group inside a Zarr folder.
+    ``shape`` (Z, Y, X), ``dtype`` as NumPy writes it ("<u2") and ``offset`` in bytes: of raw files.
+    """
+
+    dataset: str | None = None
+    shape: tuple[int, int, int] | None = None
+    dtype: str | None = None
+    offset: int = 0
 
 
 @dataclass(frozen=True)

@@ -127,24 +127,25 @@ def test_what_is_annotated_in_any_format_comes_out_bit_for_bit(
         assert source.image(task.id).dtype == np.uint16
         assert (source.image(task.id) == expected).all()
 
-    exported = export_round(service, project.key, tmp_path / "out", format="ome-zarr")
+    export_round(service, project.key, tmp_path / "out", format="ome-zarr")
+    index = json.loads((tmp_path / "out" / "masks" / "labels.json").read_text())
     labelled = {(d["volume"], d["axis"], d["z"]) for d in done.values()}
     assert {label.task for label in dataset.labels} == set(done)
-    for part in exported.masks.volumes:
-        assert part.file is not None
-        with open_volume(tmp_path / "out" / part.file) as volume:
+    for part in index["volumes"]:
+        if part["file"] is None:
+            continue
+        with open_volume(tmp_path / "out" / "masks" / part["file"]) as volume:
             found = np.stack(list(volume))
             assert volume.voxel_size == pytest.approx(VOXEL)
             assert volume.classes == ("background", *LABELS)
-        expected = np.full_like(truth[part.volume], 255)
+        expected = np.full_like(truth[part["volume"]], 255)
         for name, axis, z in labelled:
-            if (name, axis) == (part.volume, part.axis):
+            if (name, axis) == (part["volume"], part["axis"]):
                 place = tuple(z if a == axis else slice(None) for a in "zyx")
                 expected[place] = truth[name][place]
         assert (found == expected).all()
-    assert {(p.volume, p.axis) for p in exported.masks.volumes if p.labelled} == {
-        key[:2] for key in labelled
-    }
+    exported = {(p["volume"], p["axis"]) for p in index["volumes"] if p["labelled"]}
+    assert exported == {key[:2] for key in labelled}
 
 
 def test_done_again_an_import_adds_what_is_missing_and_nothing_else(

@@ -1,0 +1,40 @@
+"""The annotated slices of a project as images/ and masks/, for another framework.
+
+The same folder is what `nextslice simulate --data` reads. Images keep their native grey values.
+
+python docs/scripts/train_elsewhere.py PROJECT OUT
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import tifffile
+from PIL import Image
+
+from ml_backend.export import find_project, find_round
+from ml_backend.rounds.service import Service
+from ml_backend.rounds.source import ProjectSource
+from ml_backend.rounds.store import DatasetRecord
+
+
+def main(project: str, out: Path) -> None:
+    service = Service.from_environment()
+    key = find_project(service, project)
+    folder = find_round(service.folder(key))
+    dataset = folder.need("dataset.json", DatasetRecord)
+    source = ProjectSource(dataset, folder.project, service.images(key))
+    for part in ("images", "masks"):
+        (out / part).mkdir(parents=True)
+    for label in dataset.labels:
+        name = f"task_{label.task:06d}"
+        tifffile.imwrite(out / "images" / f"{name}.tif", source.image(label.task))
+        Image.fromarray(source.mask(label.task)).save(out / "masks" / f"{name}.png")
+    (out / "classes.json").write_text(json.dumps({"names": dataset.classes}))
+    print(f"{len(dataset.labels)} slices of {', '.join(dataset.classes)}; 255: nobody labelled it")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

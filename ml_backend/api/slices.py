@@ -1,0 +1,177 @@
+"""Slices of volumes as a browser shows them: ``GET /slices/<volume>/<axis>/<index>.png``.
+
+Rendered on demand from the native data, so a scan needs no PNG copies. The address's signature is
+the authorisation: browsers fetch slices for Label Studio's pages, without credentials of ours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from flask import Blueprint, Flask, Response, current_app, request
+from werkzeug.exceptions import HTTPException
+
+from ml_backend.disk_cache import DiskCache
+from ml_backend.rounds.service import Service, slice_keys
+from ml_backend.settings import Settings, SettingsError
+from ml_backend.studio.images import encode_png
+from ml_backend.volumes.address import AddressRefused, SliceAddress
+from ml_backend.volumes.roots import NoSuchVolume
+from ml_backend.volumes.volume import VolumeError
+from ml_backend.volumes.window import render
+
+__all__ = ["SliceServer", "serve_slices", "slices"]
+
+logger = logging.getLogger(__name__)
+
+slices = Blueprint("slices", __name__)
+
+_EXTENSION = "nextslice slices"
+_YEAR = 365 * 86_400
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+_FORM = 1
+"""Raised whenever the same slice and window would give other bytes."""
+
+
+class SliceServer:
+    """Finds, renders and keeps slices for one process. Safe to use from many threads.
+
+    Raises SettingsError for settings of volumes or secrets that cannot be used.
+    """
+
+    def __init__(self, service: Service) -> None:
+        settings = service.settings
+        if settings.slice_secret.get_secret_value():
+            slice_keys(settings)  # a secret that is too short must show at the start
+        self._settings = settings
+        self._volumes = service.volumes
+        self._cache = DiskCache(settings.cache_dir, settings.cache_gib)
+        self._origins = _origins(settings)
+        self._rendering = tuple(threading.Lock() for _ in range(64))
+
+    def address(self, url: str) -> SliceAddress:
+        """What ``url`` asks for. Raises AddressRefused; SettingsError without any secret."""
+        return SliceAddress.parse(url, slice_keys(self._settings))
+
+    def tag(self, address: SliceAddress) -> str:
+        """The slice's ETag: another one when the file is replaced. Raises VolumeError."""
+        state = self._volumes.state(address)
+        shown = (_FORM, state, address.options, address.axis, address.index, address.window)
+        return hashlib.sha256(repr(shown).encode()).hexdigest()[:32]
+
+    def png(self, address: SliceAddress, tag: str) -> bytes:
+        """The rendered slice. Raises IndexError for one that is not there, and VolumeError."""
+        name = f"slices/{tag[:2]}/{tag}.png"
+        data = self._cache.read(name)
+        if data is not None:
+            return data
+        # whoever asks for a slice that is being rendered waits for it
+        with self._rendering[int(tag, 16) % len(self._rendering)]:
+            data = self._cache.read(name)
+            if data is None:
+                window = self._volumes.window(address)
+                data = encode_png(render(self._volumes.slice(address), window))
+                self._cache.keep(name, data)
+            return data
+
+    def allowed(self, origin: str | None) -> str | None:
+        """The Access-Control-Allow-Origin for a page of ``origin``; None: no such header."""
+        if "*" in self._origins:
+            return "*"
+        return origin if origin and _origin(origin) in self._origins else None
+
+
+def _origins(settings: Settings) -> frozenset[str]:
+    """Who may show slices: Label Studio (on loopback: under each name of it), and who is set."""
+    given = [part.strip() for part in settings.cors_origins.split(",")]
+    found = {_origin(settings.label_studio_url)} | {_origin(o) for o in given if o and o != "*"}
+    parts = urlsplit(settings.label_studio_url)
+    if parts.hostname in _LOOPBACK:
+        hosts = (f"[{host}]" if ":" in host else host for host in _LOOPBACK)
+        found |= {_origin(f"{parts.scheme}://{host}:{parts.port or ''}") for host in hosts}
+    return frozenset(found | ({"*"} & set(given)))
+
+
+def _origin(url: str) -> str:
+    """``scheme://host[:port]`` as browsers send it: lower case, no default port."""
+    parts = urlsplit(url.lower())
+    host = parts.netloc.rpartition("@")[2].rstrip(":")
+    default = {"http": ":80", "https": ":443"}.get(parts.scheme, "")
+    return f"{parts.scheme}://{host.removesuffix(default) if default else host}"
+
+
+def serve_slices(app: Flask, service: Service) -> None:
+    """Add the slice server to ``app``. Raises SettingsError as `SliceServer` does."""
+    app.extensions[_EXTENSION] = SliceServer(service)
+    app.register_blueprint(slices)
+
+
+def _server() -> SliceServer:
+    server: SliceServer = current_app.extensions[_EXTENSION]
+    return server
+
+
+@slices.get("/slices/<path:volume>/<axis>/<int:index>.png")
+def slice_png(volume: str, axis: str, index: int) -> Response:
+    """The slice of a signed address, or 304 for who has it already."""
+    server = _server()
+    address = server.address(f"{quote(request.path)}?{request.query_string.decode('latin-1')}")
+    tag = server.tag(address)
+    if request.if_none_match.contains_weak(tag):
+        answer = Response(status=304)
+    else:
+        answer = Response(server.png(address, tag), mimetype="image/png")
+    age = _YEAR if address.expires is None else min(_YEAR, int(address.expires - time.time()))
+    answer.headers["Cache-Control"] = f"private, max-age={max(0, age)}, immutable"
+    answer.set_etag(tag)
+    return answer
+
+
+@slices.after_request
+def _for_browsers(answer: Response) -> Response:
+    """What lets Label Studio's pages show the slice and read its pixels, errors included."""
+    answer.headers["X-Content-Type-Options"] = "nosniff"
+    answer.headers["Cross-Origin-Resource-Policy"] = "cross-origin"
+    answer.vary.add("Origin")
+    allowed = _server().allowed(request.headers.get("Origin"))
+    if allowed is not None:
+        answer.headers["Access-Control-Allow-Origin"] = allowed
+        answer.headers["Access-Control-Expose-Headers"] = "ETag"
+        if request.method == "OPTIONS":
+            answer.headers["Access-Control-Allow-Methods"] = "GET, HEAD, OPTIONS"
+            answer.headers["Access-Control-Allow-Headers"] = "If-None-Match, Cache-Control, Range"
+            answer.headers["Access-Control-Max-Age"] = "86400"
+    return answer
+
+
+@slices.errorhandler(Exception)
+def _refuse(error: Exception) -> Any:
+    """One line of text, never a traceback."""
+    if isinstance(error, HTTPException):
+        return error
+    status = _status(error)
+    if status == 500:
+        logger.exception("%s cannot be shown", request.path)
+        text = f"the slice cannot be read ({type(error).__name__}): see the backend's log"
+    else:
+        logger.warning("%s: %d: %s", request.path, status, error)
+        text = str(error)
+    headers = {"Cache-Control": "no-store"}
+    return Response(f"nextslice: {text}\n", status, headers, mimetype="text/plain")
+
+
+def _status(error: Exception) -> int:
+    """403 not signed, 404 not there, 422 a broken file, 503 not set up, 500 a fault of ours."""
+    kinds: tuple[tuple[type[Exception], int], ...] = (
+        (AddressRefused, 403),
+        (NoSuchVolume, 404),
+        (IndexError, 404),
+        (SettingsError, 503),
+        (VolumeError, 422),
+    )
+    return next((status for kind, status in kinds if isinstance(error, kind)), 500)

@@ -1,0 +1,121 @@
+"""`nextslice import`: the slices of a volume as tasks of a Label Studio project."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from ml_backend.cli import app, console
+from ml_backend.cli.progress import round_progress
+from ml_backend.cli.reading import DatasetOption, DtypeOption, OffsetOption, ShapeOption, reading
+from ml_backend.import_volume import ImportReport, ImportRequest, import_volume
+from ml_backend.rounds.service import Service
+from ml_backend.settings import configure_logging
+from ml_backend.volumes.opening import ReadOptions
+from ml_backend.volumes.window import Window
+
+__all__ = ["import_command"]
+
+Number = TypeVar("Number", int, float)
+
+
+@app.command("import")
+def import_command(
+    volume: Annotated[Path, typer.Argument(help="The volume: a file or a folder.")],
+    labels: Annotated[
+        str,
+        typer.Option(help='Class names of a new project: "bone,implant,degradation layer".'),
+    ] = "",
+    project: Annotated[int | None, typer.Option(help="Number of a project to extend.")] = None,
+    title: Annotated[
+        str | None,
+        typer.Option(help="Title of the project to extend or create; default: the file's name."),
+    ] = None,
+    brush: Annotated[
+        bool, typer.Option("--brush", help="BrushLabels instead of BitmaskLabels.")
+    ] = False,
+    axis: Annotated[str, typer.Option(help="Along which slices are cut: z, y or x.")] = "z",
+    every: Annotated[int, typer.Option(min=1, help="Every n-th slice only.")] = 1,
+    span: Annotated[
+        str | None, typer.Option("--range", help="First and last slice + 1: 100:900.")
+    ] = None,
+    window: Annotated[
+        str | None,
+        typer.Option(help="Grey values shown black and white: 1200:9800; default: percentiles."),
+    ] = None,
+    with_labels: Annotated[
+        Path | None,
+        typer.Option(help="A label volume of the same shape: its slices become annotations."),
+    ] = None,
+    labels_dataset: Annotated[
+        str | None, typer.Option(help="Dataset inside the label volume.")
+    ] = None,
+    upload: Annotated[
+        bool,
+        typer.Option(
+            "--upload",
+            help="Send PNG files into Label Studio, where browsers cannot reach this backend.",
+        ),
+    ] = False,
+    connect: Annotated[
+        bool, typer.Option(help="Register the backend and put a first selection in the queue.")
+    ] = True,
+    dataset: DatasetOption = None,
+    shape: ShapeOption = None,
+    dtype: DtypeOption = None,
+    offset: OffsetOption = 0,
+) -> None:
+    """Create or extend a Label Studio project with the slices of a volume.
+
+    Done again it adds what is missing and changes nothing else. Slices are rendered on demand from
+    the volume, which must lie in a folder of NEXTSLICE_VOLUMES.
+    """
+    service = Service.from_environment()
+    configure_logging("WARNING")
+    request = ImportRequest(
+        path=volume,
+        labels=tuple(name.strip() for name in labels.split(",") if name.strip()),
+        project=project,
+        title=title,
+        kind="brush" if brush else "bitmask",
+        axis=axis,
+        every=every,
+        span=None if span is None else _pair(span, "--range", int),
+        window=None if window is None else Window(*_pair(window, "--window", float)),
+        with_labels=with_labels,
+        options=reading(dataset, shape, dtype, offset),
+        label_options=ReadOptions(dataset=labels_dataset),
+        upload=upload,
+        connect=connect,
+    )
+    with round_progress(console) as progress:
+        report = import_volume(service, request, progress)
+    _say(report, service.settings.label_studio_url)
+
+
+def _say(report: ImportReport, url: str) -> None:
+    state = "created" if report.created else "extended" if report.added else "complete already"
+    console.print(
+        f"Project {report.project} ({report.title}) is {state}: {report.added} slices of "
+        f"{report.volume} added, {report.annotated} of them with annotations, {report.kept} were "
+        "there.",
+        highlight=False,
+    )
+    console.print(
+        f"Grey values from {report.window.low:g} (black) to {report.window.high:g} (white). "
+        f"Annotate: {url}/projects/{report.project}/data, Label All Tasks.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _pair(text: str | None, option: str, number: Callable[[str], Number]) -> tuple[Number, Number]:
+    """The two numbers of ``FIRST:LAST``."""
+    try:
+        first, last = (number(part) for part in str(text).split(":"))
+    except ValueError:
+        raise ValueError(f"{option} is {text!r}, expected two numbers as in 100:900") from None
+    return first, last

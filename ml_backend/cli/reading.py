@@ -1,0 +1,31 @@
+"""The options of every command that reads a volume: what its format does not say by itself."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ml_backend.volumes.opening import ReadOptions
+
+__all__ = ["DatasetOption", "DtypeOption", "OffsetOption", "ShapeOption", "reading"]
+
+DatasetOption = Annotated[
+    str | None, typer.Option(help="HDF5 dataset or Zarr array inside the volume.")
+]
+ShapeOption = Annotated[str | None, typer.Option(help="Of a raw file, Z,Y,X: 900,1024,1024.")]
+DtypeOption = Annotated[str | None, typer.Option(help="Of a raw file, as NumPy writes it: <u2.")]
+OffsetOption = Annotated[int, typer.Option(min=0, help="Bytes before the values of a raw file.")]
+
+
+def reading(dataset: str | None, shape: str | None, dtype: str | None, offset: int) -> ReadOptions:
+    """The options as `open_volume` takes them. ValueError for a shape that is none."""
+    return ReadOptions(dataset, None if shape is None else _shape(shape), dtype, offset)
+
+
+def _shape(text: str) -> tuple[int, int, int]:
+    try:
+        z, y, x = (int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        raise ValueError(f"--shape is {text!r}, expected Z,Y,X as in 900,1024,1024") from None
+    return z, y, x

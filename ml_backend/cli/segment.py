@@ -1,0 +1,235 @@
+"""`nextslice segment`: the published model, or any checkpoint, over a whole volume."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from al_strategies.learner import Progress as Report
+from ml_backend.cli import app, console
+from ml_backend.cli.reading import DatasetOption, DtypeOption, OffsetOption, ShapeOption, reading
+from ml_backend.cli.tables import whole
+from ml_backend.embedded.processes import stop_on_sigterm
+from ml_backend.rounds.service import Service, project_id
+from ml_backend.settings import load_settings
+from ml_backend.volumes.opening import open_volume
+from ml_backend.volumes.volume import Volume
+
+if TYPE_CHECKING:
+    from ml_backend.segment import Extra, SegmentationReport
+
+__all__ = ["segment"]
+
+_SPEED_OVER_S = 60.0
+_STOPPED = 130  # what shells report for Ctrl-C
+
+
+def _key(service: Service, project: int | None) -> str:
+    """The key of the project in the store; the only one there when no number is given."""
+    keys = service.project_keys()
+    chosen = [key for key in keys if project in (None, project_id(key))]
+    if not chosen:
+        known = ", ".join(sorted({str(project_id(key)) for key in keys})) or "none"
+        what = "no project" if project is None else f"no project {project}"
+        raise ValueError(
+            f"{service.settings.store} holds {what} of {service.settings.label_studio_url} (known: "
+            f"{known}). Connect it first, or give --weights FILE."
+        )
+    numbers = sorted({project_id(key) for key in chosen})
+    if len(numbers) > 1:
+        raise ValueError(f"give --project, one of {', '.join(map(str, numbers))}, or --weights")
+    # A server that was set up afresh has had the number before: the newest project has it now.
+    return max(chosen, key=lambda key: int(key.partition(".")[2] or 0))
+
+
+def _published(project: int | None) -> tuple[bytes, str]:
+    """The weights that a project serves, and their model version. No call on Label Studio."""
+    service = Service.from_environment()
+    key = _key(service, project)
+    folder = service.folder(key)
+    published = folder.published
+    if published is None or published.weights is None:
+        raise ValueError(
+            f"project {project_id(key)} has no trained model yet: none is published before round 1 "
+            "is done. Annotate some slices, or give --weights FILE."
+        )
+    if published.retired is not None:
+        raise ValueError(
+            f"the model {published.model_version} of project {project_id(key)} is retired "
+            f"({published.retired}): wait for the next round, or give --weights "
+            f"{service.store.root}/{folder.path}/{published.weights}"
+        )
+    return folder.read(published.weights), published.model_version
+
+
+class _Rate(ProgressColumn):
+    """Slices a second, of this call alone."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.3g} slices/s")
+
+
+class _Bars:
+    """A bar a step, with speed and time to go; ``place`` says where the last step is."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self.place = ""
+
+    def __call__(self, step: str, done: int, total: int) -> None:
+        self.place = f"{step} {done} of {total}"
+        for task in self._bars.tasks:
+            if task.description == step:
+                self._bars.update(task.id, completed=done)
+                return
+        self._bars.add_task(step, completed=done, total=total)
+
+
+@contextmanager
+def _bars() -> Iterator[_Bars]:
+    columns = (
+        TextColumn("{task.description:>10}"), BarColumn(), MofNCompleteColumn(), _Rate(),
+        TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console, speed_estimate_period=_SPEED_OVER_S) as bars:
+        yield _Bars(bars)
+
+
+def _extra(uncertainty: bool, probability: bool) -> Extra | None:
+    if uncertainty and probability:
+        raise ValueError("give --uncertainty or --probability, not both")
+    return "uncertainty" if uncertainty else "probability" if probability else None
+
+
+@app.command()
+def segment(
+    volume: Annotated[Path, typer.Argument(help="The volume: a file or a folder.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", help="Labels; by ending: .tif .h5 .zarr .nii .nii.gz .npy .raw, folder."
+        ),
+    ],
+    project: Annotated[
+        int | None, typer.Option(help="Use the model that this project serves.")
+    ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Use this checkpoint (.safetensors)."),
+    ] = None,
+    uncertainty: Annotated[
+        bool, typer.Option("--uncertainty", help="Also a volume of the normalised entropy.")
+    ] = False,
+    probability: Annotated[
+        bool, typer.Option("--probability", help="Also a volume of each class's probability.")
+    ] = False,
+    three_axes: Annotated[
+        bool, typer.Option("--three-axes", help="Predict along z, y and x, and vote.")
+    ] = False,
+    axis: Annotated[str, typer.Option(help="Along which slices are cut: z, y or x.")] = "z",
+    device: Annotated[str, typer.Option(help="cuda, cuda:1, cpu; auto: cuda when there.")] = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    work: Annotated[
+        Path | None, typer.Option(help="Working folder (default: OUT.partial).")
+    ] = None,
+    dataset: DatasetOption = None,
+    shape: ShapeOption = None,
+    dtype: DtypeOption = None,
+    offset: OffsetOption = 0,
+) -> None:
+    """Segment a whole volume with the published model.
+
+    Interrupted, it goes on from the last whole slice when it is called again.
+    """
+    extra = _extra(uncertainty, probability)
+    if three_axes and axis != "z":
+        raise ValueError(f"--three-axes predicts along all axes, but --axis is {axis!r}: give one")
+    if project is not None and weights is not None:
+        raise ValueError("give --project or --weights, not both")
+    stop_on_sigterm()
+    options = reading(dataset, shape, dtype, offset)
+    with open_volume(volume, options) as opened:
+        data, version = (
+            _published(project) if weights is None else (weights.read_bytes(), weights.name)
+        )
+        console.print(f"{volume}: {_size(opened)}, segmented by {version}", highlight=False)
+        report = _segment(
+            data, version, opened.along(axis), out, extra, three_axes, device, overwrite, work
+        )
+        console.print(
+            f"{', '.join(str(path) for path in (report.out, *report.extras))}: "
+            f"{report.predicted} slices predicted in {report.seconds:.0f} s"
+            + (f", {report.resumed} were there before" if report.resumed else ""),
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
+        typer.echo(whole(_voxels_table(report, opened)))
+
+
+def _segment(
+    data: bytes,
+    version: str,
+    volume: Volume,
+    out: Path,
+    extra: Extra | None,
+    three_axes: bool,
+    device: str,
+    overwrite: bool,
+    work: Path | None,
+) -> SegmentationReport:
+    from ml_backend.rounds.training import load_learner
+    from ml_backend.segment import partial_folder, segment_volume
+
+    learner = load_learner(load_settings(), data, device)
+    with _bars() as bars:
+        report: Report = bars
+        try:
+            return segment_volume(
+                learner, volume, out, extra=extra, three_axes=three_axes, overwrite=overwrite,
+                progress=report, work=work, model_version=version,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            stopped = bars.place
+    console.print(
+        f"Stopped at {stopped or 'the start'}. What is done is kept in "
+        f"{work or partial_folder(out)}: the same command goes on from there.",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    raise typer.Exit(_STOPPED)
+
+
+def _size(volume: Volume) -> str:
+    return f"{' × '.join(map(str, volume.shape))} {volume.dtype}"
+
+
+def _voxels_table(report: SegmentationReport, volume: Volume) -> Table:
+    """One row a class: voxels, their part, and their volume where the voxel size is known."""
+    table = Table()
+    for column in ("class", "voxels", "%"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    edges = volume.voxel_size
+    if edges is not None:
+        table.add_column(f"{volume.unit or 'unit'}³", justify="right")
+    total = sum(report.voxels.values())
+    for name, count in report.voxels.items():
+        row = [name, str(count), f"{100 * count / total:.2f}"]
+        if edges is not None:
+            row.append(f"{count * edges[0] * edges[1] * edges[2]:.6g}")
+        table.add_row(*row)
+    return table

@@ -1,0 +1,448 @@
+"""A round's label maps as label volumes: bit for bit what the round saw, 255 where nobody labelled.
+
+A volume's slices are put back along the axis they were cut along, so the label volume lies on its
+source volume. Memory holds one slice of it at a time; slices cut along y or x wait in a file.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from al_strategies.learner import IGNORE, Progress
+from ml_backend.export.files import ExportError, file_name, to_json, whole
+from ml_backend.export.source import FindSource, Source, SourceError
+from ml_backend.rounds.source import PROJECT_VOLUME
+from ml_backend.rounds.store import (
+    DatasetRecord,
+    LabelRecord,
+    RoundFolder,
+    RoundRecord,
+    StoreError,
+    TaskRecord,
+)
+from ml_backend.volumes.opening import write_volume
+from ml_backend.volumes.volume import AXES, VolumeError, VolumeSpec, axis_index
+
+__all__ = [
+    "MASKS_VERSION",
+    "MASK_FORMATS",
+    "LabelVolume",
+    "MasksReport",
+    "export_masks",
+    "read_mask",
+]
+
+MASK_FORMATS = {
+    "tiff": ".tif",
+    "ome-zarr": ".zarr",
+    "nifti": ".nii.gz",
+    "numpy": ".npy",
+    "hdf5": ".h5",
+    "png": "",
+}
+"""Name of a format → ending of a label volume's file; png is a folder with a file a slice."""
+
+MASKS_VERSION = 1
+"""Of `labels.json`: goes up when a key changes its meaning or goes away."""
+
+_COLUMNS = ("task", "volume", "axis", "slice", "file", "annotation", "completed_by", "updated_at",
+            "hash")  # fmt: skip
+
+_ENDING = re.compile(
+    r"\.(tiff?|btf|tf8|zarr|nii|nii\.gz|npy|h5|hdf5?|nxs?|he5|raw|bin|vol)$", re.IGNORECASE
+)
+"""Of the file that a volume is called after: ``bone.nii.gz`` gives ``bone-z.tif``."""
+
+Mask = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class LabelVolume:
+    """What was written of one volume along one axis.
+
+    ``file``: relative to the export's folder, None where no slice is labelled (nothing is written
+    then). ``shape``: (Z, Y, X), None for PNG files. ``slices``: how many the volume has along
+    ``axis``, as far as is known. ``source``: the volume that the slices were cut from, by
+    its name.
+    """
+
+    volume: str
+    axis: str
+    file: str | None
+    shape: tuple[int, int, int] | None
+    slices: int
+    labelled: int
+    source: str | None = None
+    voxel_size: tuple[float, float, float] | None = None
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class MasksReport:
+    """``labels``: how many label maps; ``warnings``: what a person should know of them."""
+
+    volumes: tuple[LabelVolume, ...]
+    labels: int
+    warnings: tuple[str, ...] = ()
+
+
+def read_mask(folder: RoundFolder, label: LabelRecord) -> Mask:
+    """The label map as the round saw it, (H, W) uint8. StoreError when its file is damaged."""
+    return _decode(_mask_bytes(folder, label), label)
+
+
+def _mask_bytes(folder: RoundFolder, label: LabelRecord) -> bytes:
+    try:
+        return folder.project.read(label.mask)
+    except FileNotFoundError:
+        raise StoreError(
+            f"{folder.project.path}/{label.mask} is missing: the label map of task {label.task} "
+            "in this round. Was it deleted?"
+        ) from None
+
+
+def _decode(data: bytes, label: LabelRecord) -> Mask:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return np.asarray(image.convert("L"))
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise StoreError(
+            f"{label.mask}, the label map of task {label.task}, is damaged: {error}"
+        ) from error
+
+
+@dataclass
+class _Stack:
+    """The slices of one volume along one axis. ``places``: task → its place along the axis;
+    ``numbered``: whether that is the slice's own number or only its place in order."""
+
+    volume: str
+    axis: str
+    labels: list[LabelRecord]
+    places: dict[int, int]
+    numbered: bool
+    source: Source | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def title(self) -> str:
+        return f"volume {self.volume!r} along {self.axis}"
+
+    @property
+    def length(self) -> int:
+        """Slices along the axis."""
+        if self.source is not None:
+            return self.source.shape[axis_index(self.axis)]
+        return 1 + max(self.places.values())
+
+    def twice(self) -> tuple[LabelRecord, LabelRecord] | None:
+        """Two labels of one place, if there are."""
+        seen: dict[int, LabelRecord] = {}
+        for label in self.labels:
+            other = seen.setdefault(self.places[label.task], label)
+            if other is not label:
+                return other, label
+        return None
+
+    def use(self, source: Source, found: Mask) -> None:
+        """Take ``source`` for the volume that the slices were cut from, if ``found``, one of their
+        label maps, and their numbers fit it."""
+        length, size = source.shape[axis_index(self.axis)], source.slice_shape(self.axis)
+        highest = max(self.places.values())
+        if highest < length and found.shape == size:
+            self.source = source
+            return
+        self.warnings.append(
+            f"{self.title}: {source.name} has {length} slices of {_size(size)} pixels, the labels "
+            f"have {_size(found.shape)} and slices go up to {highest}: its shape and voxel size "
+            "are not used"
+        )
+
+
+def export_masks(
+    folder: RoundFolder,
+    out: Path,
+    format: str = "tiff",
+    *,
+    find_source: FindSource | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> MasksReport:
+    """Write every label of the round into the folder ``out``: one label volume for each volume and
+    axis of the project, and an index of them, `labels.json` and `labels.csv`.
+
+    ``format``: one of `MASK_FORMATS`. Label volumes are uint8 of shape (Z, Y, X): the class index,
+    255 where nobody labelled; voxel size, unit and class names are in the file where its format has
+    a place for them, and in `labels.json`. Shape and voxel size are those of the source volume
+    where ``find_source`` finds it; else a volume ends at its highest z, and where z is unknown or
+    no whole number from 0, slices come in their order. As PNG only the labelled slices are written,
+    ``<volume>/<axis><z>.png``, or ``<volume>/task-<id>.png`` where z is unknown or used twice.
+
+    Raises ExportError for slices of one volume that differ in size or are labelled twice (PNG can
+    hold those) and for an ``out`` that is there already; StoreError for a round or label map that
+    is missing or damaged.
+    """
+    if format not in MASK_FORMATS:
+        raise ExportError(f"format is {format!r}, expected one of {', '.join(MASK_FORMATS)}")
+    record = folder.need("round.json", RoundRecord)
+    dataset = folder.need("dataset.json", DatasetRecord)
+    stacks = _stacks(dataset)
+    with whole(out, overwrite=overwrite) as partial:
+        partial.mkdir()
+        writer = _Writer(folder, dataset, partial, format, find_source, progress)
+        volumes = tuple(writer.write(stack) for stack in stacks)
+        warnings = tuple(warning for stack in stacks for warning in stack.warnings)
+        _write_index(partial, folder, record, format, volumes, warnings, writer.rows)
+    return MasksReport(volumes, len(dataset.labels), warnings)
+
+
+# -- which slice goes where
+
+
+def _stacks(dataset: DatasetRecord) -> list[_Stack]:
+    groups: dict[tuple[str, str], list[TaskRecord]] = {}
+    for task in sorted(dataset.tasks, key=lambda task: task.id):
+        groups.setdefault((task.volume or PROJECT_VOLUME, _axis(task)), []).append(task)
+    labels = {label.task: label for label in dataset.labels}
+    return [
+        _Stack(volume, axis, [labels[t.id] for t in tasks if t.id in labels], *_places(tasks))
+        for (volume, axis), tasks in sorted(groups.items())
+    ]
+
+
+def _axis(task: TaskRecord) -> str:
+    try:
+        return AXES[axis_index(task.axis)]
+    except VolumeError as error:
+        raise ExportError(f"task {task.id}: {error}") from None
+
+
+def _places(tasks: Sequence[TaskRecord]) -> tuple[dict[int, int], bool]:
+    """z where it is a whole number from 0 in all of them; else their place by z, else by id."""
+    heights = {task.id: task.z for task in tasks if task.z is not None}
+    order = [task.id for task in tasks]
+    if len(heights) == len(tasks):
+        if all(z >= 0 and z.is_integer() for z in heights.values()):
+            return {task: int(z) for task, z in heights.items()}, True
+        order.sort(key=lambda task: (heights[task], task))
+    return {task: place for place, task in enumerate(order)}, False
+
+
+def _size(shape: Sequence[int]) -> str:
+    return " × ".join(map(str, reversed(shape)))
+
+
+# -- writing
+
+
+class _Writer:
+    """Writes one stack after the other into ``out``; ``rows`` is the index of their labels."""
+
+    def __init__(
+        self,
+        folder: RoundFolder,
+        dataset: DatasetRecord,
+        out: Path,
+        format: str,
+        find_source: FindSource | None,
+        progress: Progress | None,
+    ) -> None:
+        self.folder = folder
+        self.classes = tuple(dataset.classes)
+        self.out = out
+        self.format = format
+        self.rows: list[dict[str, Any]] = []
+        self._images = {task.id: task.image for task in dataset.tasks}
+        self._find_source = find_source
+        self._total = len(dataset.labels)
+        self._progress = progress
+        self._taken: dict[str, str] = {}
+
+    def write(self, stack: _Stack) -> LabelVolume:
+        """The stack's file or PNG files; nothing where no slice is labelled."""
+        file = shape = None
+        if stack.labels:
+            self._look_for_source(stack)
+            if self.format == "png":
+                file = self._write_slices(stack)
+            else:
+                file, shape = self._write_volume(stack)
+        source = stack.source
+        return LabelVolume(
+            volume=stack.volume,
+            axis=stack.axis,
+            file=file,
+            shape=shape,
+            slices=stack.length,
+            labelled=len(stack.labels),
+            source=source.name if source else None,
+            voxel_size=source.voxel_size if source else None,
+            unit=source.unit if source else "",
+        )
+
+    def _look_for_source(self, stack: _Stack) -> None:
+        if self._find_source is None or not stack.numbered:
+            return
+        first = stack.labels[0]
+        try:
+            source = self._find_source(self._images[first.task])
+        except SourceError as error:
+            stack.warnings.append(f"{stack.title}: shape and voxel size are not known: {error}")
+            return
+        if source is not None:
+            stack.use(source, read_mask(self.folder, first))
+
+    def _name(self, volume: str) -> str:
+        """The volume's name as a file's, another one for each volume."""
+        plain = name = file_name(_ENDING.sub("", volume))
+        number = 1
+        # Two names that differ in case only are one file on some systems.
+        while self._taken.setdefault(name.lower(), volume) != volume:
+            number += 1
+            name = f"{plain}-{number}"
+        return name
+
+    def _written(self, stack: _Stack, label: LabelRecord, file: str) -> None:
+        self.rows.append(
+            {
+                "task": label.task,
+                "volume": stack.volume,
+                "axis": stack.axis,
+                "slice": stack.places[label.task],
+                "file": file,
+                "annotation": label.annotation,
+                "completed_by": label.completed_by,
+                "updated_at": label.updated_at,
+                "hash": label.hash,
+            }
+        )
+        if self._progress is not None:
+            self._progress("masks", len(self.rows), self._total)
+
+    def _write_slices(self, stack: _Stack) -> str:
+        """The very bytes of the store, a file a label."""
+        name = self._name(stack.volume)
+        (self.out / name).mkdir(exist_ok=True)
+        by_place = stack.numbered and stack.twice() is None
+        digits = len(str(stack.length - 1))
+        for label in stack.labels:
+            place = f"{stack.axis}{stack.places[label.task]:0{digits}d}"
+            file = f"{name}/{place if by_place else f'task-{label.task}'}.png"
+            data = _mask_bytes(self.folder, label)
+            _decode(data, label)
+            (self.out / file).write_bytes(data)
+            self._written(stack, label, file)
+        return name
+
+    def _write_volume(self, stack: _Stack) -> tuple[str, tuple[int, int, int]]:
+        self._check_once(stack)
+        file = f"{self._name(stack.volume)}-{stack.axis}{MASK_FORMATS[self.format]}"
+        rows, columns = read_mask(self.folder, stack.labels[0]).shape
+        extent = [rows, columns]
+        extent.insert(axis_index(stack.axis), stack.length)
+        depth, height, width = extent
+        shape = (depth, height, width)
+        source = stack.source
+        spec = VolumeSpec(
+            shape,
+            np.dtype(np.uint8),
+            voxel_size=source.voxel_size if source else None,
+            unit=source.unit if source else "",
+            classes=self.classes,
+        )
+        planes = self._planes if stack.axis == "z" else self._cut_planes
+        write_volume(self.out / file, planes(stack, shape, (rows, columns), file), spec)
+        return file, shape
+
+    def _check_once(self, stack: _Stack) -> None:
+        twice = stack.twice()
+        if twice is not None:
+            raise ExportError(
+                f"{stack.title}: tasks {twice[0].task} and {twice[1].task} are both slice "
+                f"{stack.places[twice[0].task]} and both labelled, a label volume has one place "
+                "for them. Export as png, which keeps a file for each, or delete one of the tasks."
+            )
+
+    def _planes(
+        self, stack: _Stack, shape: tuple[int, int, int], size: tuple[int, int], file: str
+    ) -> Iterator[Mask]:
+        """The label volume along z, its slices cut along z too."""
+        labels = {stack.places[label.task]: label for label in stack.labels}
+        for z in range(shape[0]):
+            label = labels.get(z)
+            if label is None:
+                yield np.full(size, IGNORE, np.uint8)
+            else:
+                yield self._sized(stack, label, size)
+                self._written(stack, label, file)
+
+    def _cut_planes(
+        self, stack: _Stack, shape: tuple[int, int, int], size: tuple[int, int], file: str
+    ) -> Iterator[Mask]:
+        """The label volume along z, its slices cut along y or x: each gives a line to every plane.
+
+        They wait in a file beside the export, so that memory does not grow with their number.
+        """
+        places = [stack.places[label.task] for label in stack.labels]
+        with tempfile.TemporaryFile(dir=self.out.parent) as spool:
+            kept = np.memmap(spool, np.uint8, "w+", shape=(len(places), *size))
+            for i, label in enumerate(stack.labels):
+                kept[i] = self._sized(stack, label, size)
+                self._written(stack, label, file)
+            for z in range(shape[0]):
+                plane = np.full(shape[1:], IGNORE, np.uint8)
+                if stack.axis == "y":
+                    plane[places] = kept[:, z]
+                else:
+                    plane[:, places] = kept[:, z].T
+                yield plane
+
+    def _sized(self, stack: _Stack, label: LabelRecord, size: tuple[int, int]) -> Mask:
+        mask = read_mask(self.folder, label)
+        if mask.shape != size:
+            raise ExportError(
+                f"{stack.title}: its slices differ in size: {_size(size)} pixels in task "
+                f"{stack.labels[0].task}, {_size(mask.shape)} in task {label.task}. A "
+                f"{self.format} volume has one size: export as png, a file a slice."
+            )
+        return mask
+
+
+def _write_index(
+    out: Path,
+    folder: RoundFolder,
+    record: RoundRecord,
+    format: str,
+    volumes: Sequence[LabelVolume],
+    warnings: Sequence[str],
+    rows: Sequence[dict[str, Any]],
+) -> None:
+    content = {
+        "format": "nextslice masks",
+        "version": MASKS_VERSION,
+        "project": folder.project.path,
+        "round": record.round,
+        "model_version": record.model_version,
+        "file_format": format,
+        "classes": record.classes,
+        "unlabelled": IGNORE,
+        "volumes": [asdict(volume) for volume in volumes],
+        "labels": list(rows),
+        "warnings": list(warnings),
+    }
+    (out / "labels.json").write_text(to_json(content), encoding="utf-8")
+    with (out / "labels.csv").open("w", newline="", encoding="utf-8") as stream:
+        table = csv.DictWriter(stream, _COLUMNS)
+        table.writeheader()
+        table.writerows(rows)

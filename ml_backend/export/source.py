@@ -1,0 +1,56 @@
+"""The volume that slices were cut from: its shape and voxel size, for what is written beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ml_backend.rounds.service import Service, slice_keys
+from ml_backend.settings import SettingsError
+from ml_backend.volumes.address import AddressRefused, SliceAddress, is_slice_address
+from ml_backend.volumes.volume import VolumeError, axis_index
+
+__all__ = ["FindSource", "Source", "SourceError", "source_finder"]
+
+
+class SourceError(ValueError):
+    """A volume whose slice address is ours, and that cannot be looked at here; says why."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a label volume takes over from the volume called ``name``: ``shape`` (Z, Y, X),
+    ``voxel_size`` along z, y, x in ``unit``, None where its file does not say."""
+
+    name: str
+    shape: tuple[int, int, int]
+    voxel_size: tuple[float, float, float] | None = None
+    unit: str = ""
+
+    def slice_shape(self, axis: str) -> tuple[int, int]:
+        """(height, width) of a slice along ``axis``."""
+        own = axis_index(axis)
+        rows, columns = (length for i, length in enumerate(self.shape) if i != own)
+        return rows, columns
+
+
+FindSource = Callable[[str], Source | None]
+"""Image address → the volume that it is a slice of; None for any other image. Raises
+SourceError."""
+
+
+def source_finder(service: Service) -> FindSource:
+    """Finds the volumes that `nextslice import` made slices of, on this machine."""
+
+    def find(image: str) -> Source | None:
+        if not is_slice_address(image):
+            return None
+        try:
+            # The moment 0: what has expired for browsers is still that volume's slice.
+            address = SliceAddress.parse(image, slice_keys(service.settings), now=0)
+            with service.volumes.volume(address.volume, address.options) as volume:
+                return Source(address.volume, volume.shape, volume.voxel_size, volume.unit)
+        except (AddressRefused, SettingsError, VolumeError) as error:
+            raise SourceError(str(error)) from error
+
+    return find

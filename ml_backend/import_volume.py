@@ -1,0 +1,346 @@
+"""A volume into Label Studio: a project, its tasks, and the labels that are there already.
+
+Nothing is created before everything that can be wrong has been looked at: the file and its last
+slice, the grey window, the label volume, the project that is to be extended. What is there is kept
+and what is missing is added, so an import that was interrupted is simply made again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from al_strategies.learner import IGNORE, Progress
+from ml_backend.rounds.adopt import adopt
+from ml_backend.rounds.service import Service, slice_keys
+from ml_backend.studio.annotations import regions
+from ml_backend.studio.client import Project, StudioError
+from ml_backend.studio.images import encode_png
+from ml_backend.studio.label_config import (
+    LabelConfig,
+    bitmask_config,
+    brush_config,
+    parse_label_config,
+)
+from ml_backend.studio.projects import (
+    create_project,
+    delete_project,
+    import_tasks,
+    projects_called,
+    register_backend,
+    upload_images,
+)
+from ml_backend.volumes.address import SliceAddress
+from ml_backend.volumes.opening import ReadOptions, open_volume
+from ml_backend.volumes.volume import AXES, Volume, VolumeError
+from ml_backend.volumes.window import Window, fit_window, render
+
+__all__ = ["ImportReport", "ImportRequest", "import_volume"]
+
+logger = logging.getLogger(__name__)
+
+_TASKS_PER_REQUEST = 500
+_BYTES_PER_REQUEST = 16 << 20
+_FILES_PER_REQUEST = 16
+
+
+@dataclass(frozen=True)
+class ImportRequest:
+    """What is to become tasks.
+
+    ``path``: any volume that `open_volume` reads, with ``options``. ``labels``: class names of a
+    new project, in the order of the label volume's values from 1 (one called *background* is its
+    0); not needed for one that is there, or where the label volume's metadata says them.
+    ``project``: number of the project to extend; None: the one called ``title`` (default: the
+    volume's name), or a new one. ``kind`` of its masks.
+    ``axis``, ``every`` and ``span`` (first, last + 1) say which slices. ``window``: grey values
+    shown black and white; None: percentiles of the volume. ``with_labels``: a label volume of the
+    same shape: its slices become annotations; 255 = unlabelled. ``upload``: send PNG files into
+    Label Studio instead of addresses of our slice server. ``connect``: register the backend and
+    adopt the project at the end.
+    """
+
+    path: Path
+    labels: tuple[str, ...] = ()
+    project: int | None = None
+    title: str | None = None
+    kind: Literal["bitmask", "brush"] = "bitmask"
+    axis: str = "z"
+    every: int = 1
+    span: tuple[int, int] | None = None
+    window: Window | None = None
+    with_labels: Path | None = None
+    options: ReadOptions = field(default_factory=ReadOptions)
+    label_options: ReadOptions = field(default_factory=ReadOptions)
+    upload: bool = False
+    connect: bool = True
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What an import did: the project, whether it is new, how many tasks were added, annotated and
+    there before, and the window that the slices are shown in."""
+
+    project: int
+    title: str
+    created: bool
+    volume: str
+    added: int
+    annotated: int
+    kept: int
+    window: Window
+
+
+def import_volume(
+    service: Service, request: ImportRequest, progress: Progress | None = None
+) -> ImportReport:
+    """Make the slices of a volume tasks of a Label Studio project.
+
+    A task's data has ``image``, ``volume``, ``axis`` and ``z``; slices that are tasks already are
+    kept as they are. ``progress`` steps: ``"check labels"``, ``"import"``.
+
+    Raises VolumeError (a file, the roots, slices that are not there, labels that do not fit) and
+    LabelConfigError before anything is created, StudioError when Label Studio refuses; a project
+    that was created for a file that turns out to be broken while it is uploaded is deleted again.
+    """
+    with ExitStack() as opened:
+        volume = opened.enter_context(open_volume(request.path, request.options))
+        volume = volume.along(request.axis)
+        labels: Volume | None = None
+        if request.with_labels is not None:
+            labels = opened.enter_context(open_volume(request.with_labels, request.label_options))
+            labels = labels.along(request.axis)
+        return _Import(service, request, volume, labels, progress).run()
+
+
+class _Import:
+    """One import, in its order: look at everything, then create."""
+
+    def __init__(
+        self,
+        service: Service,
+        request: ImportRequest,
+        volume: Volume,
+        labels: Volume | None,
+        progress: Progress | None,
+    ) -> None:
+        self.service, self.studio = service, service.studio
+        self.request, self.volume, self.labels = request, volume, labels
+        self.progress: Progress = progress or (lambda step, done, total: None)
+        self.axis = AXES[volume.axis]
+        # What the browser loads from us must lie under a root; an upload comes from anywhere.
+        self.name = (
+            request.path.name if request.upload else service.volumes.roots.name(request.path)
+        )
+
+    def run(self) -> ImportReport:
+        indices = self._indices()
+        window = self.request.window or fit_window(self.volume)
+        self.volume[len(self.volume) - 1]  # a truncated file misses its last slice
+        project, config = self._existing()
+        if config is None:
+            config = parse_label_config(self._label_config())
+        if self.labels is not None:
+            _check_labels(self.labels, self.volume, indices, config, self.progress)
+        created = project is None
+        if project is None:
+            project = create_project(self.studio, self._title, self._label_config())
+        try:
+            missing = self._missing(project, indices)
+            annotated = self._create(project, config, missing, window)
+        except VolumeError:
+            if created:
+                delete_project(self.studio, project.id)
+            raise
+        if self.request.connect:
+            self._connect(project)
+        return ImportReport(
+            project=project.id,
+            title=project.title,
+            created=created,
+            volume=self.name,
+            added=len(missing),
+            annotated=annotated,
+            kept=len(indices) - len(missing),
+            window=window,
+        )
+
+    # -- before anything is created
+
+    def _indices(self) -> range:
+        first, stop = self.request.span or (0, len(self.volume))
+        if not (0 <= first < stop <= len(self.volume)) or self.request.every < 1:
+            raise VolumeError(
+                f"slices {first} to {stop} of {self.volume.path}, every {self.request.every}: it "
+                f"has {len(self.volume)} along {self.axis}, expected 0 ≤ first < last ≤ "
+                f"{len(self.volume)} and every ≥ 1"
+            )
+        return range(first, stop, self.request.every)
+
+    @property
+    def _title(self) -> str:
+        return self.request.title or self.request.path.name
+
+    def _label_config(self) -> str:
+        names = self.request.labels
+        if not names and self.labels is not None and self.labels.classes:
+            names = self.labels.classes[1:]
+        if not names:
+            raise VolumeError(
+                f"the new project {self._title!r} needs class names, found none: give for example "
+                '--labels "bone,implant,degradation layer"'
+            )
+        make = {"bitmask": bitmask_config, "brush": brush_config}[self.request.kind]
+        return make(names)
+
+    def _existing(self) -> tuple[Project | None, LabelConfig | None]:
+        """The project to extend with its config, if there is one and it has the same classes."""
+        if self.request.project is not None:
+            found = [self.studio.project(self.request.project)]
+        else:
+            found = projects_called(self.studio, self._title)
+        if not found:
+            return None, None
+        if len(found) > 1:
+            numbers = ", ".join(str(p.id) for p in found)
+            raise StudioError(
+                f"{len(found)} projects are called {self._title!r} ({numbers}): say which one to "
+                "extend with --project"
+            )
+        config = parse_label_config(found[0].label_config)
+        if self.request.labels:
+            wanted = parse_label_config(self._label_config())
+            if wanted.classes != config.classes:
+                raise StudioError(
+                    f"project {found[0].id} ({found[0].title!r}) has the classes "
+                    f"{', '.join(config.classes)}, asked for are {', '.join(wanted.classes)}: "
+                    "give its labels, or another --title for a new project"
+                )
+        return found[0], config
+
+    # -- tasks
+
+    def _missing(self, project: Project, indices: range) -> list[int]:
+        there = {
+            int(row.data["z"])
+            for row in self.studio.tasks(project.id)
+            if row.data.get("volume") == self.name
+            and (row.data.get("axis") or "z") == self.axis
+            and isinstance(row.data.get("z"), int | float)
+        }
+        return [i for i in indices if i not in there]
+
+    def _create(
+        self, project: Project, config: LabelConfig, missing: Sequence[int], window: Window
+    ) -> int:
+        """Add the tasks, some hundred a request; how many came with an annotation."""
+        images = self._uploaded(project, missing, window) if self.request.upload else self._served(
+            missing, window
+        )  # fmt: skip
+        done = annotated = 0
+        self.progress("import", 0, len(missing))
+        for batch in _batches(images, lambda index: self._annotations(index, config)):
+            rows = []
+            for index, image, labelled in batch:
+                data = {"image": image, "volume": self.name, "axis": self.axis, "z": index}
+                rows.append({"data": data, **labelled})
+                annotated += bool(labelled)
+            import_tasks(self.studio, project.id, rows)
+            done += len(rows)
+            self.progress("import", done, len(missing))
+        return annotated
+
+    def _served(self, missing: Sequence[int], window: Window) -> Iterator[tuple[int, str]]:
+        settings = self.service.settings
+        keys = slice_keys(settings)
+        for index in missing:
+            address = SliceAddress(self.name, self.axis, index, window, self.request.options)
+            yield index, address.url(settings.slices_url, keys)
+
+    def _uploaded(
+        self, project: Project, missing: Sequence[int], window: Window
+    ) -> Iterator[tuple[int, str]]:
+        rest = iter(missing)
+        stem = self.request.path.name.partition(".")[0]
+        while batch := list(islice(rest, _FILES_PER_REQUEST)):
+            files = [
+                (f"{stem}_{self.axis}{i:05d}.png", encode_png(render(self.volume[i], window)))
+                for i in batch
+            ]
+            yield from zip(batch, upload_images(self.studio, project.id, files), strict=True)
+
+    def _annotations(self, index: int, config: LabelConfig) -> dict[str, Any]:
+        """``{"annotations": […]}`` of a slice that somebody labelled, else nothing."""
+        if self.labels is None:
+            return {}
+        mask = _mask(self.labels, index, config)
+        if (mask == IGNORE).all():
+            return {}
+        return {"annotations": [{"result": regions(mask, config)}]}
+
+    def _connect(self, project: Project) -> None:
+        link = self.service.link(project.key)
+        register_backend(self.studio, project.id, link)
+        adopt(self.service, project.key, link.url)
+
+
+def _batches(
+    images: Iterator[tuple[int, str]], labelled: Callable[[int], dict[str, Any]]
+) -> Iterator[list[tuple[int, str, dict[str, Any]]]]:
+    """Slices with their annotations, so many that a request stays within Label Studio's limits."""
+    batch: list[tuple[int, str, dict[str, Any]]] = []
+    size = 0
+    for index, image in images:
+        entry = (index, image, labelled(index))
+        length = len(json.dumps(entry[2]))
+        if batch and (len(batch) == _TASKS_PER_REQUEST or size + length > _BYTES_PER_REQUEST):
+            yield batch
+            batch, size = [], 0
+        batch.append(entry)
+        size += length
+    if batch:
+        yield batch
+
+
+def _check_labels(
+    labels: Volume, volume: Volume, indices: range, config: LabelConfig, progress: Progress
+) -> None:
+    """Raise VolumeError unless every label of ``indices`` is a class, or 255 where that can be
+    said in the project."""
+    if labels.shape != volume.shape:
+        raise VolumeError(
+            f"{labels.path} has the shape {labels.shape}, {volume.path} {volume.shape}: expected "
+            "one label for every voxel"
+        )
+    for done, index in enumerate(indices, start=1):
+        mask = _mask(labels, index, config)
+        unlabelled = mask == IGNORE
+        if unlabelled.any() and not unlabelled.all() and not config.has_background_label:
+            raise VolumeError(
+                f"{labels.path}, slice {index}, is labelled in part ({IGNORE} = unlabelled), but "
+                "in a project without a label called background every pixel that is not painted "
+                "is background: add it to the labels, as in --labels background,bone"
+            )
+        progress("check labels", done, len(indices))
+
+
+def _mask(labels: Volume, index: int, config: LabelConfig) -> npt.NDArray[np.uint8]:
+    values = labels[index]
+    whole = values.dtype.kind in "bui" or not np.any(values % 1)
+    known = (values >= 0) & ((values < len(config.classes)) | (values == IGNORE))
+    if not whole or not known.all():
+        raise VolumeError(
+            f"{labels.path}, slice {index}, has values from {values.min()} to {values.max()}: "
+            f"expected 0 to {len(config.classes) - 1} ({', '.join(config.classes)}), or {IGNORE} "
+            "for unlabelled"
+        )
+    return values.astype(np.uint8)

@@ -1,0 +1,55 @@
+"""A project's slices as arrays: from the volume itself where a task's image is an address of ours.
+
+Then the values are the native ones, and the slices before and after are known. Every other image
+(an upload, local storage, cloud storage, any web address) is downloaded once into the cache.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ml_backend.studio.images import ImageCache
+from ml_backend.volumes.address import AddressRefused, SliceAddress, SliceKeys, is_slice_address
+from ml_backend.volumes.shelf import OpenVolumes
+
+__all__ = ["ProjectSlices"]
+
+
+class ProjectSlices:
+    """Images of one project's tasks. Safe to use from several threads."""
+
+    def __init__(self, images: ImageCache, volumes: OpenVolumes, keys: SliceKeys) -> None:
+        self._images = images
+        self._volumes = volumes
+        self._keys = keys
+
+    def image(self, task_id: int, url: str) -> npt.NDArray[Any]:
+        """The slice in native values: (H, W), or (H, W, 3 or 4) for an uploaded colour image.
+
+        Raises StudioError for an image that cannot be fetched, VolumeError for a volume that cannot
+        be read on this machine.
+        """
+        address = self._address(url)
+        if address is None:
+            return self._images.image(task_id, url)
+        return self._volumes.slice(address)
+
+    def around(self, task_id: int, url: str, neighbours: int) -> npt.NDArray[Any]:
+        """(H, W, 2 n + 1): the slice between its neighbours; the image alone where the volume is
+        not known. At the ends of the volume the last slice stands in for those beyond it."""
+        address = self._address(url)
+        if address is None or not neighbours:
+            return self.image(task_id, url)
+        return np.stack(self._volumes.around(address, neighbours), axis=2)
+
+    def _address(self, url: str) -> SliceAddress | None:
+        """None for what is no address of this deployment: it is downloaded like any other."""
+        if not is_slice_address(url):
+            return None
+        try:
+            return SliceAddress.parse(url, self._keys)
+        except AddressRefused:
+            return None

@@ -1,0 +1,220 @@
+"""HDF5 and NeXus: the dataset that is named, that NeXus points to, or the only volume in the file.
+
+NeXus: ``default`` attributes from the root down to an NXdata group whose ``signal`` names the
+dataset and whose ``axes`` give the voxel size; before 2014, ``signal=1`` on the dataset itself.
+``element_size_um`` (z, y, x), as ilastik and BigDataViewer write it, is read as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from ml_backend.volumes.formats.checks import number_type, reading, three_axes
+from ml_backend.volumes.formats.notes import Notes, length_in, sizes_in_one_unit
+from ml_backend.volumes.formats.slabs import Slabs, chunk_shape, in_slabs
+from ml_backend.volumes.volume import ReadOptions, Volume, VolumeError, VolumeSpec
+
+__all__ = ["read", "write"]
+
+_EXPECTED = "an HDF5 file"
+_LISTED = 20
+
+
+def read(path: Path, options: ReadOptions) -> Volume:
+    """``options.dataset``: path of a dataset, or of an NXdata group."""
+    with reading(path, _EXPECTED):
+        file = h5py.File(path, "r")
+    try:
+        with reading(path, _EXPECTED):
+            return _open(path, file, options.dataset)
+    except BaseException:
+        file.close()
+        raise
+
+
+def write(path: Path, slices: Iterable[npt.NDArray[Any]], spec: VolumeSpec) -> None:
+    """A NeXus file: /entry/data/data, chunked and compressed, with its axes where voxels have a
+    size, ``classes`` an attribute of the dataset."""
+    with h5py.File(path, "w") as file:
+        file.attrs["default"] = "entry"
+        entry = file.create_group("entry")
+        entry.attrs.update({"NX_class": "NXentry", "default": "data"})
+        group = entry.create_group("data")
+        group.attrs.update({"NX_class": "NXdata", "signal": "data"})
+        dataset = group.create_dataset(
+            "data", spec.shape, spec.dtype, chunks=chunk_shape(spec), compression="gzip",
+            compression_opts=4, shuffle=True,
+        )  # fmt: skip
+        _write_axes(group, dataset, spec)
+        if spec.classes is not None:
+            dataset.attrs["classes"] = np.array(spec.classes, h5py.string_dtype())
+        start = 0
+        for slab in in_slabs(slices, spec, dataset.chunks[0]):
+            dataset[start : start + len(slab)] = slab
+            start += len(slab)
+
+
+def _write_axes(group: Any, dataset: Any, spec: VolumeSpec) -> None:
+    if spec.voxel_size is None:
+        group.attrs["axes"] = np.array([".", ".", "."], h5py.string_dtype())
+        return
+    group.attrs["axes"] = np.array(["z", "y", "x"], h5py.string_dtype())
+    for place, name in enumerate("zyx"):
+        axis = group.create_dataset(
+            name, data=np.arange(spec.shape[place]) * spec.voxel_size[place]
+        )
+        axis.attrs["units"] = spec.unit
+        group.attrs[f"{name}_indices"] = place
+    if (factor := length_in(spec.unit, "µm")) is not None:
+        dataset.attrs["element_size_um"] = [size * factor for size in spec.voxel_size]
+
+
+def _open(path: Path, file: Any, name: str | None) -> Volume:
+    dataset = _named(path, file, name) if name is not None else _found(path, file)
+    place = Path(f"{path}:{dataset.name}")
+    native = number_type(place, dataset.dtype)
+    axes = three_axes(place, dataset.shape)
+    _check_sources(place, path, dataset)
+    expected = "a whole dataset; is the plugin of its compression installed (hdf5plugin)?"
+
+    def block(axis: int, start: int, stop: int) -> npt.NDArray[Any]:
+        index: list[Any] = [0] * dataset.ndim
+        for i, source in enumerate(axes):
+            index[source] = slice(start, stop) if i == axis else slice(None)
+        with reading(place, expected):
+            return np.asarray(dataset[tuple(index)]).astype(native, copy=False)
+
+    z, y, x = (dataset.shape[axis] for axis in axes)
+    chunks = dataset.chunks and tuple(dataset.chunks[axis] for axis in axes)
+    slabs = Slabs((z, y, x), chunks, native.itemsize, block)
+    notes = _notes(dataset, axes)
+
+    def close() -> None:
+        slabs.close()
+        file.close()
+
+    return notes.volume(path, (z, y, x), native, slabs.read, close)
+
+
+def _named(path: Path, file: Any, name: str) -> Any:
+    found = file.get(name)
+    if isinstance(found, h5py.Group):
+        found = found.get(_text(found.attrs.get("signal", "data")))
+    if not isinstance(found, h5py.Dataset):
+        raise VolumeError(f"{path} has no dataset {name}, expected one of:{_listed(_all(file))}")
+    return found
+
+
+def _found(path: Path, file: Any) -> Any:
+    """By the NeXus defaults, else the only dataset with three axes of numbers."""
+    if (pointed := _by_default(file)) is not None:
+        return pointed
+    candidates = [one for one in _all(file) if one.dtype.kind in "biuf" and _is_volume(one.shape)]
+    signals = [one for one in candidates if str(_text(one.attrs.get("signal", ""))) == "1"]
+    for few in (signals, candidates):
+        if len(few) == 1:
+            return few[0]
+    if candidates:
+        raise VolumeError(
+            f"{path} has {len(candidates)} datasets that could be the volume, name one as dataset:"
+            f"{_listed(candidates)}"
+        )
+    raise VolumeError(
+        f"{path} has no dataset with three axes of numbers, expected a volume; it has:"
+        f"{_listed(_all(file)) or ' nothing'}"
+    )
+
+
+def _by_default(file: Any) -> Any | None:
+    """The signal that ``default`` attributes lead to, None where there are none."""
+    group = file
+    while "signal" not in group.attrs:
+        name = _text(group.attrs.get("default", ""))
+        step = group.get(name) if name else None
+        if not isinstance(step, h5py.Group) or step == group:
+            return None
+        group = step
+    signal = group.get(_text(group.attrs["signal"]))
+    return signal if isinstance(signal, h5py.Dataset) else None
+
+
+def _all(group: Any, seen: set[Any] | None = None) -> Iterator[Any]:
+    """Every dataset below, linked ones once, broken links left out."""
+    seen = set() if seen is None else seen
+    for name in group:
+        try:
+            member = group[name]
+        except (KeyError, OSError):
+            continue
+        if member in seen:
+            continue
+        seen.add(member)
+        if isinstance(member, h5py.Group):
+            yield from _all(member, seen)
+        elif isinstance(member, h5py.Dataset):
+            yield member
+
+
+def _is_volume(shape: tuple[int, ...] | None) -> bool:
+    return shape is not None and sum(length > 1 for length in shape) <= 3 <= len(shape)
+
+
+def _listed(datasets: Iterable[Any]) -> str:
+    lines = [f"\n  {one.name} {one.dtype} {one.shape}" for one in datasets]
+    more = f"\n  … and {len(lines) - _LISTED} more" if len(lines) > _LISTED else ""
+    return "".join(lines[:_LISTED]) + more
+
+
+def _check_sources(place: Path, path: Path, dataset: Any) -> None:
+    """HDF5 gives zeros for files of a virtual dataset that are not there."""
+    if not dataset.is_virtual:
+        return
+    for name in {source.file_name for source in dataset.virtual_sources()}:
+        if name != "." and not (path.parent / name).exists():
+            raise VolumeError(
+                f"{place} is made of other files, and {name} is not there: expected it beside "
+                f"{path.name}"
+            )
+
+
+def _notes(dataset: Any, axes: tuple[int, int, int]) -> Notes:
+    classes = dataset.attrs.get("classes")
+    names = None if classes is None else tuple(_text(name) for name in np.atleast_1d(classes))
+    notes = _axes_notes(dataset, axes)
+    sizes = dataset.attrs.get("element_size_um")
+    if notes.voxel_size is None and sizes is not None and np.size(sizes) == 3:
+        notes = Notes.sized(list(sizes), "µm")
+    return Notes(notes.voxel_size, notes.unit, names)
+
+
+def _axes_notes(dataset: Any, axes: tuple[int, int, int]) -> Notes:
+    """From the datasets that NXdata's ``axes`` name, where they are evenly spaced lengths."""
+    group = dataset.parent
+    names = [_text(name) for name in np.atleast_1d(group.attrs.get("axes", []))]
+    if len(names) != dataset.ndim:
+        return Notes()
+    coordinates = [group.get(names[axis]) for axis in axes]
+    if not all(isinstance(one, h5py.Dataset) and "units" in one.attrs for one in coordinates):
+        return Notes()
+    return sizes_in_one_unit(
+        [_step(one[()]) for one in coordinates], [one.attrs["units"] for one in coordinates]
+    )
+
+
+def _step(values: Any) -> float | None:
+    if np.ndim(values) != 1 or len(values) < 2 or values.dtype.kind not in "iuf":
+        return None
+    steps = np.diff(values.astype(np.float64))
+    mean = float(steps.mean())
+    return abs(mean) if np.allclose(steps, mean, rtol=1e-3, atol=0) else None
+
+
+def _text(value: Any) -> str:
+    value = value[0] if isinstance(value, np.ndarray) and value.size == 1 else value
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

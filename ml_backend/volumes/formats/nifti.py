@@ -1,0 +1,175 @@
+"""NIfTI-1 and -2, ``.nii`` and ``.nii.gz``: stored (x, y, z) with x fastest, so the bytes are ours.
+
+Values are scaled by scl_slope and scl_inter where these say something else than 1 and 0. The
+orientation (sform, qform) is not applied. A ``.nii.gz`` cannot be read at random: the first slice
+unpacks it once into a temporary file (in TMPDIR), which `Volume.close` removes.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import numpy.typing as npt
+from nibabel.nifti1 import Nifti1Extension
+from nibabel.volumeutils import apply_read_scaling
+
+from ml_backend.volumes.formats.checks import number_type, reading, three_axes, writable_type
+from ml_backend.volumes.formats.flat import Flat
+from ml_backend.volumes.formats.notes import Notes, length_in, unit_symbol
+from ml_backend.volumes.volume import Read, ReadOptions, Volume, VolumeError, VolumeSpec
+
+__all__ = ["read", "write"]
+
+_EXPECTED = "a NIfTI file"
+_COMMENT = 6  # code of a header extension that holds text
+_UNITS = {"meter": "m", "mm": "mm", "micron": "µm"}
+_TYPES = (
+    "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64",
+)  # fmt: skip
+
+
+def read(path: Path, options: ReadOptions) -> Volume:
+    """Three axes, or more of which the others have length 1."""
+    with reading(path, _EXPECTED):
+        image: Any = nibabel.load(path)
+        proxy = image.dataobj
+        if not hasattr(proxy, "slope"):
+            raise VolumeError(f"{path} is no NIfTI file, expected .nii or .nii.gz")
+        axes = three_axes(path, proxy.shape)
+        x, y, z = (proxy.shape[axis] for axis in axes)
+        stored: np.dtype[Any] = np.dtype(proxy.dtype)
+        native = number_type(path, stored)
+        slope, inter = float(proxy.slope), float(proxy.inter)
+        notes = _notes(path, image.header, axes)
+        flat = Flat(path, (z, y, x), stored, int(proxy.offset))
+    read_stored: Read = flat.read
+    close: Callable[[], None] | None = None
+    if path.suffix.lower() == ".gz":
+        unpacked = _Unpacked(flat)
+        read_stored, close = unpacked.read, unpacked.close
+    else:
+        flat.check()
+    if (slope, inter) == (1.0, 0.0):
+        return notes.volume(path, flat.shape, native, read_stored, close)
+    scaled = number_type(path, apply_read_scaling(np.zeros(1, native), slope, inter).dtype)
+
+    def read_scaled(axis: int, index: int) -> npt.NDArray[Any]:
+        values: npt.NDArray[Any] = apply_read_scaling(read_stored(axis, index), slope, inter)
+        return values
+
+    return notes.volume(path, flat.shape, scaled, read_scaled, close)
+
+
+def write(path: Path, slices: Iterable[npt.NDArray[Any]], spec: VolumeSpec) -> None:
+    """NIfTI-1, or -2 for an axis beyond 32,767, with an affine of the voxel size alone; unit and
+    class names as a comment, in JSON. Lengths that NIfTI has no unit for become µm."""
+    writable_type(path, spec.dtype, _TYPES, "NIfTI")
+    header = _header(spec)
+    packed = path.suffix.lower() == ".gz"
+    with path.open("wb") as raw:
+        # no name and no time in it: the same volume, the same file
+        file: Any = gzip.GzipFile("", "wb", 6, raw, 0) if packed else raw
+        header.write_to(file)
+        file.write(bytes(int(header["vox_offset"]) - file.tell()))
+        for values in slices:
+            file.write(np.ascontiguousarray(values).data)
+        if packed:
+            file.close()
+
+
+def _header(spec: VolumeSpec) -> Any:
+    kind: Any = nibabel.Nifti1Header if max(spec.shape) < 2**15 else nibabel.Nifti2Header
+    header = kind()
+    header.set_data_dtype(spec.dtype)
+    header.set_data_shape(spec.shape[::-1])
+    sizes, unit = spec.voxel_size or (1.0, 1.0, 1.0), spec.unit
+    if unit not in _UNITS.values() and (factor := length_in(unit, "µm")) is not None:
+        sizes, unit = (sizes[0] * factor, sizes[1] * factor, sizes[2] * factor), "µm"
+    header.set_zooms(sizes[::-1])
+    header.set_sform(np.diag([*sizes[::-1], 1.0]), code="scanner")
+    names = {symbol: name for name, symbol in _UNITS.items()}
+    header.set_xyzt_units(xyz=names.get(unit, "unknown"))
+    comment = replace(Notes.of(spec), voxel_size=None, unit=unit).to_json()
+    comment["sized"] = spec.voxel_size is not None
+    text = json.dumps({"nextslice": comment}, ensure_ascii=False).encode()
+    header.extensions.append(Nifti1Extension(_COMMENT, text))
+    # 4 bytes that say whether there are extensions come after the header
+    header["vox_offset"] = len(header.binaryblock) + 4 + header.extensions.get_sizeondisk()
+    return header
+
+
+def _notes(path: Path, header: Any, axes: tuple[int, int, int]) -> Notes:
+    comment: dict[str, Any] = {}
+    for extension in header.extensions:
+        if extension.get_code() == _COMMENT:
+            comment = _comment(extension.get_content()) or comment
+    said = Notes.from_json(path, {"classes": comment.get("classes")})
+    zooms = [header.get_zooms()[axis] for axis in axes]
+    unit = _UNITS.get(header.get_xyzt_units()[0], "") or comment.get("unit", "")
+    if not comment.get("sized", bool(unit) or any(size != 1 for size in zooms)):
+        return said
+    # the shortest decimal of the stored float32: 4.6, not 4.599999904632568
+    sizes = [float(str(np.float32(size))) for size in reversed(zooms)]
+    return Notes.sized(sizes, unit_symbol(unit), said.classes)
+
+
+def _comment(content: Any) -> dict[str, Any] | None:
+    text = content.decode("utf-8", "replace") if isinstance(content, bytes) else str(content)
+    try:
+        ours = json.loads(text.rstrip("\0"))["nextslice"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return ours if isinstance(ours, dict) else None
+
+
+@dataclass
+class _Unpacked:
+    """A ``.nii.gz``, unpacked when a slice of it is first read."""
+
+    packed: Flat
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _folder: Any = None
+    _flat: Flat | None = None
+
+    def read(self, axis: int, index: int) -> npt.NDArray[Any]:
+        with self._lock:
+            if self._flat is None:
+                self._flat = self._unpack()
+            read: Read = self._flat.read
+        return read(axis, index)
+
+    def close(self) -> None:
+        with self._lock:
+            self._flat = None
+            if self._folder is not None:
+                self._folder.cleanup()
+
+    def _unpack(self) -> Flat:
+        path = self.packed.path
+        self._folder = tempfile.TemporaryDirectory(prefix="nextslice-")
+        free, size = shutil.disk_usage(self._folder.name).free, self.packed.end
+        if free < size:
+            raise VolumeError(
+                f"{path} needs {size} bytes in {tempfile.gettempdir()} to be unpacked, {free} are "
+                "free: set TMPDIR to another disk, or gunzip it"
+            )
+        target = Path(self._folder.name) / "volume.nii"
+        with reading(path, "a whole gzip file"), gzip.open(path) as source, target.open("wb") as to:
+            shutil.copyfileobj(source, to, 2**20)
+        found = target.stat().st_size
+        if found < size:
+            raise VolumeError(
+                f"{path} unpacks to {found} bytes, expected {size}: {self.packed.dtype} of shape "
+                f"{self.packed.shape} from byte {self.packed.offset}"
+            )
+        return replace(self.packed, path=target)

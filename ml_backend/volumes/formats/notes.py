@@ -1,0 +1,142 @@
+"""What a file says besides the values: voxel size, its unit, class names; and sidecar files for
+formats that have no place for it.
+
+A sidecar is JSON: ``{"voxel_size": [z, y, x], "unit": "µm", "classes": ["background", …]}``, each
+key optional.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ml_backend.volumes.volume import Read, Volume, VolumeError, VolumeSpec
+
+__all__ = ["Notes", "length_in", "read_sidecar", "sidecar_path", "sizes_in_one_unit", "unit_symbol"]
+
+_SYMBOLS: Mapping[str, tuple[str, ...]] = {
+    # the second µ is the Greek letter, the third is how ImageJ escapes it
+    "µm": ("um", "μm", "\\u00b5m", "micron", "microns", "micrometer", "micrometre", "micrometers"),
+    "mm": ("millimeter", "millimetre", "millimeters"),
+    "nm": ("nanometer", "nanometre", "nanometers"),
+    "cm": ("centimeter", "centimetre", "centimeters"),
+    "m": ("meter", "metre", "meters"),
+    "Å": ("angstrom", "angstroms", "\u212b"),
+}
+
+_MICROMETRES: Mapping[str, float] = {
+    "m": 1e6, "cm": 1e4, "mm": 1e3, "µm": 1.0, "nm": 1e-3, "Å": 1e-4,
+}  # fmt: skip
+
+
+def unit_symbol(text: object) -> str:
+    """ "µm" for "micrometer", "um", …; what is no known length as it stands."""
+    name = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text or "")
+    name = name.strip()
+    for symbol, names in _SYMBOLS.items():
+        if name == symbol or name.lower() in names:
+            return symbol
+    return name
+
+
+def length_in(unit: str, other: str) -> float | None:
+    """How many ``other`` one ``unit`` is; None for what is no known length."""
+    if unit not in _MICROMETRES or other not in _MICROMETRES:
+        return None
+    return _MICROMETRES[unit] / _MICROMETRES[other]
+
+
+@dataclass(frozen=True)
+class Notes:
+    """As in `Volume`: edge lengths of a voxel along z, y, x, their unit, class names."""
+
+    voxel_size: tuple[float, float, float] | None = None
+    unit: str = ""
+    classes: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(cls, spec: VolumeSpec) -> Notes:
+        return cls(spec.voxel_size, spec.unit, spec.classes)
+
+    @classmethod
+    def sized(
+        cls, sizes: Sequence[Any], unit: object, classes: tuple[str, ...] | None = None
+    ) -> Notes:
+        """With the voxel size where all three ``sizes`` are lengths, else without one."""
+        try:
+            z, y, x = (float(size) for size in sizes)
+        except (TypeError, ValueError):
+            return cls(classes=classes)
+        if not all(math.isfinite(size) and size > 0 for size in (z, y, x)):
+            return cls(classes=classes)
+        return cls((z, y, x), unit_symbol(unit), classes)
+
+    def volume(
+        self,
+        path: Path,
+        shape: tuple[int, int, int],
+        dtype: np.dtype[Any],
+        read: Read,
+        close: Callable[[], None] | None = None,
+    ) -> Volume:
+        """The volume that says this."""
+        volume = Volume(path, shape, dtype, read, self.voxel_size, self.unit, self.classes)
+        return volume if close is None else replace(volume, close=close)
+
+    def to_json(self) -> dict[str, Any]:
+        classes = None if self.classes is None else list(self.classes)
+        size = None if self.voxel_size is None else list(self.voxel_size)
+        return {"voxel_size": size, "unit": self.unit, "classes": classes}
+
+    @classmethod
+    def from_json(cls, path: Path, content: Mapping[str, Any]) -> Notes:
+        """Raises VolumeError naming ``path`` for a voxel size or classes that are none."""
+        classes = content.get("classes")
+        if classes is not None and not (
+            isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+        ):
+            raise VolumeError(f"{path} has classes {classes!r}, expected a list of names by value")
+        names = None if classes is None else tuple(classes)
+        size = content.get("voxel_size")
+        if size is None:
+            return cls(classes=names)
+        notes = cls.sized(size if isinstance(size, list) else (), content.get("unit"), names)
+        if notes.voxel_size is None:
+            raise VolumeError(f"{path} has voxel_size {size!r}, expected [z, y, x], all above 0")
+        return notes
+
+
+def sizes_in_one_unit(sizes: Sequence[Any], units: Sequence[object]) -> Notes:
+    """Of sizes along z, y, x that each have a unit of their own: all in that of x."""
+    symbols = [unit_symbol(unit) for unit in units]
+    if len(set(symbols)) > 1:
+        factors = [length_in(symbol, symbols[-1]) for symbol in symbols]
+        if None in factors or None in sizes:
+            return Notes()
+        sizes = [float(s) * (f or 1.0) for s, f in zip(sizes, factors, strict=True)]
+    return Notes.sized(sizes, symbols[-1])
+
+
+def sidecar_path(path: Path) -> Path:
+    """``scan.raw.json`` for ``scan.raw``, ``volume.json`` inside a folder."""
+    return path / "volume.json" if path.is_dir() else path.with_name(f"{path.name}.json")
+
+
+def read_sidecar(path: Path) -> dict[str, Any]:
+    """What is beside the volume at ``path``, empty without one. Raises VolumeError."""
+    sidecar = sidecar_path(path)
+    try:
+        content = json.loads(sidecar.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise VolumeError(f"{sidecar} cannot be read ({error}), expected JSON") from error
+    if not isinstance(content, dict):
+        raise VolumeError(f'{sidecar} is no JSON object, expected {{"voxel_size": …, …}}')
+    return content

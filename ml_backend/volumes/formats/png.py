@@ -1,0 +1,70 @@
+"""A folder of grey images, one slice each, in the natural order of their names.
+
+Voxel size and class names are in ``volume.json`` in the folder. Slices along y and x read every
+image.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ml_backend.volumes.formats.checks import native, reading, writable_type
+from ml_backend.volumes.formats.notes import Notes, read_sidecar, sidecar_path
+from ml_backend.volumes.formats.pages import Look, files_in, folder_read
+from ml_backend.volumes.volume import ReadOptions, Volume, VolumeError, VolumeSpec
+
+__all__ = ["SUFFIXES", "read", "write"]
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+"""Of the images that are read; PNG is written."""
+
+_EXPECTED = "a whole grey image"
+_TYPES = {
+    "1": np.bool_, "L": np.uint8, "P": np.uint8, "I": np.int32,
+    "I;16": np.uint16, "I;16L": np.uint16, "I;16B": np.uint16, "I;16N": np.uint16,
+}  # fmt: skip
+
+
+def read(path: Path, options: ReadOptions) -> Volume:
+    """8- or 16-bit grey images; of a palette image the index, as annotation tools write it."""
+    files = files_in(path, SUFFIXES)
+    (size, dtype), cut = folder_read(files, _look, _image)
+    notes = Notes.from_json(sidecar_path(path), read_sidecar(path))
+    return notes.volume(path, (len(files), *size), dtype, cut)
+
+
+def write(path: Path, slices: Iterable[npt.NDArray[Any]], spec: VolumeSpec) -> None:
+    """``0000.png``, ``0001.png``, … and ``volume.json``; uint8 and uint16 only."""
+    writable_type(path, spec.dtype, ("uint8", "uint16"), "PNG")
+    path.mkdir()
+    text = json.dumps(Notes.of(spec).to_json(), ensure_ascii=False, indent=1)
+    sidecar_path(path).write_text(text + "\n", encoding="utf-8")
+    digits = max(4, len(str(spec.shape[0] - 1)))
+    for z, values in enumerate(slices):
+        Image.fromarray(values).save(path / f"{z:0{digits}d}.png")
+
+
+def _look(path: Path) -> Look:
+    with reading(path, _EXPECTED), Image.open(path) as image:
+        return (image.height, image.width), _type(path, image)
+
+
+def _image(path: Path) -> npt.NDArray[Any]:
+    with reading(path, _EXPECTED), Image.open(path) as image:
+        _type(path, image)
+        return native(np.array(image))
+
+
+def _type(path: Path, image: Image.Image) -> np.dtype[Any]:
+    if image.mode not in _TYPES:
+        raise VolumeError(
+            f"{path} is a colour image ({image.mode}), expected one grey value a voxel"
+        )
+    return np.dtype(_TYPES[image.mode])

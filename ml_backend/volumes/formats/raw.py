@@ -1,0 +1,72 @@
+"""Values and nothing else: shape and type come from the caller or from a sidecar.
+
+``scan.raw.json`` beside ``scan.raw``: ``{"shape": [z, y, x], "dtype": "<u2", "offset": 0}`` and
+what `notes` keeps. x runs fastest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ml_backend.volumes.formats.checks import number_type
+from ml_backend.volumes.formats.flat import Flat
+from ml_backend.volumes.formats.notes import Notes, read_sidecar, sidecar_path
+from ml_backend.volumes.volume import ReadOptions, Volume, VolumeError, VolumeSpec
+
+__all__ = ["read", "write"]
+
+_HELP = 'expected a shape (z, y, x) and a dtype such as "<u2"'
+
+
+def read(path: Path, options: ReadOptions) -> Volume:
+    """The file must have exactly the size that offset, shape and dtype make. Options come before
+    what the sidecar says."""
+    sidecar = read_sidecar(path)
+    shape = _shape(path, options.shape or sidecar.get("shape"))
+    dtype = _dtype(path, options.dtype or sidecar.get("dtype"))
+    offset = options.offset or sidecar.get("offset", 0)
+    if not isinstance(offset, int) or offset < 0:
+        raise VolumeError(f"{path}: the offset is {offset!r}, expected bytes from 0")
+    flat = Flat(path, shape, dtype, offset)
+    flat.check(exact=True)
+    notes = Notes.from_json(sidecar_path(path), sidecar)
+    native = number_type(path, dtype)
+    return notes.volume(path, shape, native, flat.read)
+
+
+def write(path: Path, slices: Iterable[npt.NDArray[Any]], spec: VolumeSpec) -> None:
+    """Values in native byte order, and the sidecar."""
+    layout = {"shape": list(spec.shape), "dtype": spec.dtype.str, "offset": 0}
+    text = json.dumps(layout | Notes.of(spec).to_json(), ensure_ascii=False, indent=1)
+    sidecar_path(path).write_text(text + "\n", encoding="utf-8")
+    with path.open("wb") as file:
+        for values in slices:
+            file.write(np.ascontiguousarray(values).data)
+
+
+def _shape(path: Path, shape: object) -> tuple[int, int, int]:
+    if shape is None:
+        raise VolumeError(
+            f"{path} says nothing of its shape: {_HELP}, as options or in {sidecar_path(path).name}"
+        )
+    lengths = tuple(shape) if isinstance(shape, (tuple, list)) else ()
+    if len(lengths) != 3 or not all(isinstance(n, int) and n > 0 for n in lengths):
+        raise VolumeError(f"{path}: the shape is {shape!r}, expected (z, y, x), all above 0")
+    return lengths[0], lengths[1], lengths[2]
+
+
+def _dtype(path: Path, dtype: object) -> np.dtype[Any]:
+    if not isinstance(dtype, str):
+        raise VolumeError(f"{path}: the dtype is {dtype!r}, {_HELP}")
+    try:
+        found: np.dtype[Any] = np.dtype(dtype)
+    except TypeError as error:
+        raise VolumeError(f"{path}: the dtype is {dtype!r}, {_HELP}") from error
+    number_type(path, found)
+    return found

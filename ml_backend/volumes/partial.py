@@ -1,0 +1,113 @@
+"""The working folder of a long job on a volume: which job it is, and how far it has come.
+
+`job.json` is written once and says what the files beside it belong to; `progress.json` is replaced
+whole after they have been flushed. So a killed job goes on from its last word, and never from the
+files of another one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ml_backend.volumes.volume import VolumeError
+
+__all__ = ["PartialFolder", "Place"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """How far a job has come: ``done`` items of its ``stage`` are on disk, and all stages before
+    it."""
+
+    stage: str
+    done: int
+
+
+class PartialFolder:
+    """The folder ``path`` of the job that ``job`` describes: names and JSON values."""
+
+    def __init__(self, path: Path, job: Mapping[str, Any]) -> None:
+        self.path = path
+        self._job: dict[str, Any] = json.loads(json.dumps(job))
+
+    def place(self) -> Place | None:
+        """Where the job of an earlier call stopped; None when it never began.
+
+        Raises VolumeError when the folder holds something else, or another job.
+        """
+        found = self._read("job.json")
+        if found is None:
+            self._refuse_foreign()
+            return None
+        differing = [name for name in self._job if found.get(name) != self._job[name]]
+        if differing:
+            listed = "; ".join(
+                f"{name} was {found.get(name)!r}, is {self._job[name]!r}" for name in differing
+            )
+            raise VolumeError(
+                f"{self.path} is what another job has left ({listed}). Delete that folder, or "
+                "give another output."
+            )
+        progress = self._read("progress.json")
+        return None if progress is None else Place(progress["stage"], progress["done"])
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Make the folder and keep other processes out of it. Raises VolumeError."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise VolumeError(
+                    f"another process is at work in {self.path}: wait for it, or end it"
+                ) from None
+            if self._read("job.json") is None:
+                self._write("job.json", self._job)
+            yield
+
+    def commit(self, place: Place) -> None:
+        """Say how far the job has come, after its files were flushed."""
+        self._write("progress.json", asdict(place))
+
+    def remove(self) -> None:
+        """Delete the folder: the job is done."""
+        shutil.rmtree(self.path)
+
+    def _refuse_foreign(self) -> None:
+        if not self.path.exists():
+            return
+        names = {p.name for p in self.path.iterdir()} if self.path.is_dir() else {self.path.name}
+        if names - {"lock", ".job.json.part"}:
+            raise VolumeError(
+                f"{self.path} is in the way: expected nothing there, or what an interrupted call "
+                f"has left, found {sorted(names)[0]}"
+            )
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        try:
+            content = json.loads((self.path / name).read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except ValueError as error:
+            raise VolumeError(
+                f"{self.path / name} is damaged ({error}). Delete {self.path} to begin again."
+            ) from error
+        assert isinstance(content, dict)
+        return content
+
+    def _write(self, name: str, content: Mapping[str, Any]) -> None:
+        part = self.path / f".{name}.part"
+        with part.open("w", encoding="utf-8") as file:
+            json.dump(content, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(self.path / name)

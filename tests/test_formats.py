@@ -1,0 +1,311 @@
+"""Every format holds the same contract: what is written is what is read, along every axis."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ml_backend.volumes.formats import ome_zarr
+from ml_backend.volumes.opening import FORMATS, ReadOptions, open_volume, write_volume
+from ml_backend.volumes.volume import Volume, VolumeError, VolumeSpec
+
+NAMES = ("a.tif", "a.zarr", "a.nii", "a.nii.gz", "a.npy", "a_png", "a.h5", "a.raw")
+SHAPE = (5, 7, 6)
+SIZE = (4.6, 2.3, 1.15)
+CLASSES = ("background", "bone", "Knochenmark µ", "implant")
+
+OME_TYPES = {"u1", "i1", "u2", "i2", "u4", "i4", "f4", "f8"}
+TYPES = {
+    "a.tif": OME_TYPES,
+    "a.zarr": OME_TYPES | {"u8", "i8", "f2", "?"},
+    "a.nii": OME_TYPES | {"u8", "i8"},
+    "a.nii.gz": {"u1", "f4"},
+    "a.npy": OME_TYPES | {"u8", "i8", "f2", "?"},
+    "a_png": {"u1", "u2"},
+    "a.h5": OME_TYPES | {"u8", "i8", "f2", "?"},
+    "a.raw": OME_TYPES | {"u8", "i8", "f2", "?"},
+}
+PAIRS = [(name, dtype) for name in NAMES for dtype in sorted(TYPES[name])]
+
+
+def values(dtype: str, shape: tuple[int, int, int] = SHAPE) -> np.ndarray:
+    """Every bit pattern that the type has, NaN and infinity included."""
+    rng = np.random.default_rng(3)
+    if dtype == "?":
+        return rng.random(shape) < 0.5
+    return np.frombuffer(rng.bytes(int(np.prod(shape)) * np.dtype(dtype).itemsize), dtype).reshape(
+        shape
+    )
+
+
+def write(
+    path: Path, array: np.ndarray, size: tuple[float, float, float] | None = SIZE
+) -> np.ndarray:
+    unit = "µm" if size else ""
+    shape = (array.shape[0], array.shape[1], array.shape[2])
+    write_volume(path, iter(array), VolumeSpec(shape, array.dtype, size, unit, CLASSES))
+    return array
+
+
+def assert_holds(volume: Volume, array: np.ndarray) -> None:
+    assert volume.shape == array.shape
+    assert volume.dtype == array.dtype.newbyteorder("=")
+    for axis in range(3):
+        along = volume.along(axis)
+        for i in range(len(along)):
+            expected = np.ascontiguousarray(array.take(i, axis), volume.dtype)
+            assert along[i].tobytes() == expected.tobytes(), (axis, i)
+
+
+@pytest.mark.parametrize(("name", "dtype"), PAIRS)
+def test_values_come_back_bit_for_bit_along_every_axis(
+    tmp_path: Path, name: str, dtype: str
+) -> None:
+    array = write(tmp_path / name, values(dtype))
+    with open_volume(tmp_path / name) as volume:
+        assert_holds(volume, array)
+
+
+@pytest.mark.parametrize("name", NAMES)
+class TestContract:
+    def test_voxel_size_unit_and_classes_come_back(self, tmp_path: Path, name: str) -> None:
+        write(tmp_path / name, values("u1"))
+        with open_volume(tmp_path / name) as volume:
+            assert volume.voxel_size == pytest.approx(SIZE, rel=1e-12)
+            assert volume.unit == "µm"
+            assert volume.classes == CLASSES
+
+    def test_what_is_not_known_is_not_made_up(self, tmp_path: Path, name: str) -> None:
+        array = values("u1")
+        write_volume(tmp_path / name, array, VolumeSpec(SHAPE, array.dtype))
+        with open_volume(tmp_path / name) as volume:
+            assert (volume.voxel_size, volume.unit, volume.classes) == (None, "", None)
+
+    def test_voxels_of_one_millimetre_are_known(self, tmp_path: Path, name: str) -> None:
+        spec = VolumeSpec(SHAPE, np.dtype("u1"), (1.0, 1.0, 1.0), "mm")
+        write_volume(tmp_path / name, values("u1"), spec)
+        with open_volume(tmp_path / name) as volume:
+            assert (volume.voxel_size, volume.unit) == ((1.0, 1.0, 1.0), "mm")
+
+    def test_slices_are_the_readers_own(self, tmp_path: Path, name: str) -> None:
+        array = write(tmp_path / name, values("u1"))
+        with open_volume(tmp_path / name) as volume:
+            for axis in range(3):
+                volume.along(axis)[2][:] = 0
+                assert np.array_equal(volume.along(axis)[2], array.take(2, axis))
+
+    def test_threads_read_at_once(self, tmp_path: Path, name: str) -> None:
+        array = write(tmp_path / name, values("u2", (20, 33, 18)))
+        with open_volume(tmp_path / name) as volume, ThreadPoolExecutor(4) as pool:
+            places = [(axis, i) for i in range(18) for axis in (0, 1, 2, 0)]
+            found = pool.map(lambda place: volume.along(place[0])[place[1]], places)
+            for (axis, i), one in zip(places, found, strict=True):
+                assert np.array_equal(one, array.take(i, axis)), (axis, i)
+
+    def test_there_is_nothing_outside(self, tmp_path: Path, name: str) -> None:
+        write(tmp_path / name, values("u1"))
+        with open_volume(tmp_path / name) as volume:
+            for axis, index in (("z", 5), ("y", 7), ("x", 6), ("z", -1)):
+                with pytest.raises(IndexError, match=f"no slice {index} along {axis}"):
+                    volume.along(axis)[index]
+
+    def test_a_single_slice_is_a_volume(self, tmp_path: Path, name: str) -> None:
+        array = write(tmp_path / name, values("u1", (1, 7, 6)))
+        with open_volume(tmp_path / name) as volume:
+            assert_holds(volume, array)
+            assert volume.voxel_size == pytest.approx(SIZE)
+
+    def test_thin_volumes_keep_their_axes(self, tmp_path: Path, name: str) -> None:
+        array = write(tmp_path / name, values("u1", (4, 1, 6)), None)
+        with open_volume(tmp_path / name) as volume:
+            assert_holds(volume, array)
+
+    def test_big_endian_slices_are_written_as_their_values(self, tmp_path: Path, name: str) -> None:
+        array = values("<u2")
+        spec = VolumeSpec(SHAPE, np.dtype(">u2"))
+        write_volume(tmp_path / name, array.astype(">u2"), spec)
+        with open_volume(tmp_path / name) as volume:
+            assert_holds(volume, array)
+
+    @pytest.mark.parametrize(
+        ("slices", "message"),
+        [
+            (values("u1")[:4], "there are 4 slices, expected 5"),
+            (values("u1", (6, 7, 6)), "more slices than the 5 expected"),
+            (values("u1", (5, 6, 7)), r"slice 0 is uint8 of shape \(6, 7\), expected .*\(7, 6\)"),
+            (values("u2"), "slice 0 is uint16 .* expected uint8"),
+        ],
+        ids=["few", "many", "shape", "type"],
+    )
+    def test_other_slices_than_said_leave_nothing(
+        self, tmp_path: Path, name: str, slices: np.ndarray, message: str
+    ) -> None:
+        with pytest.raises(VolumeError, match=message):
+            write_volume(tmp_path / name, iter(slices), VolumeSpec(SHAPE, np.dtype("u1")))
+        assert list(tmp_path.iterdir()) == []
+
+    def test_an_interrupted_writer_leaves_what_was_there(self, tmp_path: Path, name: str) -> None:
+        array = write(tmp_path / name, values("u1"))
+        before = sorted(tmp_path.rglob("*"))
+
+        def interrupted() -> Iterator[np.ndarray]:
+            yield array[0]
+            raise KeyboardInterrupt
+
+        spec = VolumeSpec(SHAPE, np.dtype("u1"))
+        with pytest.raises(KeyboardInterrupt):
+            write_volume(tmp_path / name, interrupted(), spec, overwrite=True)
+        assert sorted(tmp_path.rglob("*")) == before
+        with open_volume(tmp_path / name) as volume:
+            assert_holds(volume, array)
+
+    def test_it_overwrites_only_when_told_to(self, tmp_path: Path, name: str) -> None:
+        write(tmp_path / name, values("u2"))
+        array = values("u1", (3, 4, 5))
+        spec = VolumeSpec((3, 4, 5), np.dtype("u1"))
+        with pytest.raises(VolumeError, match="exists already"):
+            write_volume(tmp_path / name, array, spec)
+        write_volume(tmp_path / name, array, spec, overwrite=True)
+        with open_volume(tmp_path / name) as volume:
+            assert_holds(volume, array)
+            assert volume.classes is None
+
+    def test_progress_counts_slices(self, tmp_path: Path, name: str) -> None:
+        seen: list[tuple[str, int, int]] = []
+        spec = VolumeSpec(SHAPE, np.dtype("u1"))
+        write_volume(tmp_path / name, values("u1"), spec, lambda *step: seen.append(step))
+        assert seen == [("write volume", i, 5) for i in range(1, 6)]
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("a.tif", "f2"), ("a.tif", "?"), ("a.nii", "f2"), ("a_png", "f4")]
+)
+def test_a_type_that_a_format_lacks_is_refused(tmp_path: Path, name: str, dtype: str) -> None:
+    with pytest.raises(VolumeError, match="expected one of uint8"):
+        write(tmp_path / name, values(dtype))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", ["c8", "O", "S3", "M8[s]", [("r", "u1"), ("g", "u1")]])
+def test_what_is_no_number_is_not_written(tmp_path: Path, dtype: object) -> None:
+    spec = VolumeSpec((1, 2, 2), np.dtype(dtype))
+    with pytest.raises(VolumeError, match="expected bool, integer or float"):
+        write_volume(tmp_path / "a.npy", np.zeros((1, 2, 2), dtype), spec)
+
+
+@pytest.mark.parametrize("size", [(1.0, 0.0, 1.0), (1.0, float("nan"), 1.0), (-1.0, 1.0, 1.0)])
+def test_a_voxel_without_extent_is_not_written(tmp_path: Path, size: tuple) -> None:
+    with pytest.raises(VolumeError, match="voxel size is"):
+        write(tmp_path / "a.tif", values("u1"), size)
+
+
+def test_the_names_of_the_formats_are_endings_to_write_under(tmp_path: Path) -> None:
+    assert set(FORMATS) == {"tiff", "ome-zarr", "nifti", "numpy", "png", "hdf5", "raw"}
+    for ending in FORMATS.values():
+        array = write(tmp_path / f"scan_0.5um{ending}", values("u1"))
+        with open_volume(tmp_path / f"scan_0.5um{ending}") as volume:
+            assert_holds(volume, array)
+
+
+def test_a_name_without_an_ending_is_a_folder_of_png(tmp_path: Path) -> None:
+    write(tmp_path / "labels", values("u1"))
+    names = sorted(path.name for path in (tmp_path / "labels").iterdir())
+    assert names == ["0000.png", "0001.png", "0002.png", "0003.png", "0004.png", "volume.json"]
+
+
+def test_an_ending_that_names_no_format_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(VolumeError, match=r"names no format .*\.nii.*_png"):
+        write(tmp_path / "a.mhd", values("u1"))
+
+
+@pytest.mark.parametrize("name", ["a_png", "a.zarr", "a.tif"])
+def test_a_folder_of_something_else_is_not_overwritten(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "thesis.tex").write_text("years")
+    spec = VolumeSpec(SHAPE, np.dtype("u1"))
+    with pytest.raises(VolumeError, match="holds something else"):
+        write_volume(tmp_path / name, values("u1"), spec, overwrite=True)
+    assert (tmp_path / name / "thesis.tex").read_text() == "years"
+
+
+def test_a_file_is_not_overwritten_by_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.zarr").write_text("mine")
+    spec = VolumeSpec(SHAPE, np.dtype("u1"))
+    with pytest.raises(VolumeError, match="is a file, expected a folder"):
+        write_volume(tmp_path / "a.zarr", values("u1"), spec, overwrite=True)
+    assert (tmp_path / "a.zarr").read_text() == "mine"
+
+
+def test_a_folder_that_is_not_there_is_made(tmp_path: Path) -> None:
+    array = write(tmp_path / "new" / "a.npy", values("u1"))
+    assert_holds(open_volume(str(tmp_path / "new" / "a.npy")), array)
+
+
+class TestOpening:
+    def test_what_is_not_there_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(VolumeError, match=r"nothing\.tif does not exist"):
+            open_volume(tmp_path / "nothing.tif")
+
+    def test_what_is_no_volume_gets_a_list_of_what_can_be_read(self, tmp_path: Path) -> None:
+        (tmp_path / "a.docx").write_text("x")
+        with pytest.raises(VolumeError, match=r"a\.docx is no volume .*TIFF.*HDF5.*OME-Zarr.*raw"):
+            open_volume(tmp_path / "a.docx")
+
+    def test_one_image_is_no_volume(self, tmp_path: Path) -> None:
+        write(tmp_path / "a_png", values("u1"))
+        with pytest.raises(VolumeError, match="give its folder"):
+            open_volume(tmp_path / "a_png" / "0000.png")
+
+    def test_an_empty_folder_is_no_volume(self, tmp_path: Path) -> None:
+        with pytest.raises(VolumeError, match="folder of 0 files"):
+            open_volume(tmp_path)
+
+    def test_a_folder_of_two_kinds_is_counted(self, tmp_path: Path) -> None:
+        for name in ("1.tif", "2.tif", "3.TIFF", "1.png"):
+            (tmp_path / name).write_bytes(b"")
+        with pytest.raises(VolumeError, match="3 TIFF and 1 PNG files"):
+            open_volume(tmp_path)
+
+    def test_endings_are_read_in_capitals(self, tmp_path: Path) -> None:
+        array = write(tmp_path / "A.TIF", values("u1"))
+        assert_holds(open_volume(tmp_path / "A.TIF"), array)
+
+    def test_any_name_is_raw_where_the_shape_is_given(self, tmp_path: Path) -> None:
+        array = values("u2")
+        (tmp_path / "scan_7x6.dat").write_bytes(b"head" + array.astype(">u2").tobytes())
+        options = ReadOptions(shape=SHAPE, dtype=">u2", offset=4)
+        assert_holds(open_volume(tmp_path / "scan_7x6.dat", options), array)
+
+    def test_a_sidecar_says_what_raw_values_are(self, tmp_path: Path) -> None:
+        array = values("f4")
+        (tmp_path / "a.dat").write_bytes(array.tobytes())
+        sidecar = {"shape": SHAPE, "dtype": "<f4", "voxel_size": [1, 2, 3], "unit": "micron"}
+        (tmp_path / "a.dat.json").write_text(json.dumps(sidecar))
+        volume = open_volume(tmp_path / "a.dat")
+        assert_holds(volume, array)
+        assert (volume.voxel_size, volume.unit) == ((1.0, 2.0, 3.0), "µm")
+
+
+def test_ngff_is_written_on_zarr_2_as_well(tmp_path: Path) -> None:
+    array = values("u2")
+    spec = VolumeSpec(SHAPE, array.dtype, SIZE, "µm", CLASSES)
+    ome_zarr.write(tmp_path / "a.zarr", array, spec, zarr_format=2)
+    attributes = json.loads((tmp_path / "a.zarr" / ".zattrs").read_text())
+    assert attributes["multiscales"][0]["version"] == "0.4"
+    assert attributes["image-label"]["properties"][1] == {"label-value": 1, "name": "bone"}
+    with open_volume(tmp_path / "a.zarr") as volume:
+        assert_holds(volume, array)
+        assert (volume.voxel_size, volume.unit, volume.classes) == (SIZE, "µm", CLASSES)
+
+
+def test_chunked_formats_are_written_slab_by_slab(tmp_path: Path) -> None:
+    array = values("u1", (150, 40, 30))
+    for name in ("a.h5", "a.zarr"):
+        write(tmp_path / name, array)
+        with open_volume(tmp_path / name) as volume:
+            assert_holds(volume, array)

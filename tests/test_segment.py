@@ -1,0 +1,543 @@
+"""A whole volume is what its slices are one by one, however it is cut, stopped and written."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from ml_backend import cli, segment
+from ml_backend.cli import segment as command
+from ml_backend.cli import strategies
+from ml_backend.rounds.store import ProjectRecord, Published, Store
+from ml_backend.segment import VolumeSlices, partial_folder, segment_volume
+from ml_backend.segmentation import checkpoints
+from ml_backend.segmentation.inference import InferenceConfig
+from ml_backend.segmentation.learner import HRNetLearner, LearnerConfig
+from ml_backend.segmentation.model import Model
+from ml_backend.segmentation.network import build_network
+from ml_backend.segmentation.preprocessing import Preprocessing
+from ml_backend.settings import load_settings
+from ml_backend.volumes.opening import open_volume
+from ml_backend.volumes.partial import PartialFolder
+from ml_backend.volumes.volume import Volume, VolumeError
+from tests.segmentation_phantom import CLASSES, Phantom
+
+SHAPE = (9, 20, 24)
+ALONE = InferenceConfig(batch_pixels=1)
+PAIRS = InferenceConfig(batch_pixels=2 * 32 * 32)
+FORMATS = (
+    "a.tif", "a.h5", "a.zarr", "a.nii", "a.nii.gz", "a.npy", "a.raw", "a_png", "folder",
+)  # fmt: skip
+
+
+def make_learner(neighbours: int = 0) -> HRNetLearner:
+    torch.manual_seed(0)
+    preprocessing = Preprocessing(0, 1000, neighbours=neighbours)
+    network = build_network("hrnet_w18_small", 3, channels=preprocessing.planes).eval()
+    # Random weights predict one class everywhere: larger ones give the tests something to see.
+    torch.nn.init.normal_(network.classifier.weight, std=1.0)
+    learner = HRNetLearner(CLASSES, LearnerConfig(inference=ALONE))
+    learner.model = Model(network, preprocessing, CLASSES)
+    return learner
+
+
+@pytest.fixture(scope="module")
+def learner() -> HRNetLearner:
+    return make_learner()
+
+
+@pytest.fixture(scope="module")
+def values() -> npt.NDArray[np.uint16]:
+    source = Phantom(SHAPE[0])
+    return np.stack([source.image(i)[10:30, 20:44] for i in source.ids])
+
+
+@pytest.fixture
+def volume(tmp_path: Path, values: npt.NDArray[np.uint16]) -> Volume:
+    return written(tmp_path / "scan.npy", values)
+
+
+def written(path: Path, values: npt.NDArray[Any]) -> Volume:
+    np.save(path, values)
+    return replace(open_volume(path), voxel_size=(2.0, 1.5, 1.25), unit="µm")
+
+
+class Recorded:
+    """Which slices of a volume are read, in their order."""
+
+    def __init__(self, volume: Volume, broken: int | None = None) -> None:
+        self.indices: list[int] = []
+        self._read, self._broken = volume.read, broken
+        self.volume = replace(volume, read=self.read)
+
+    def read(self, axis: int, index: int) -> npt.NDArray[Any]:
+        self.indices.append(index)
+        if index == self._broken:
+            raise VolumeError("the file ends here")
+        return self._read(axis, index)
+
+
+def one_by_one(learner: HRNetLearner, values: npt.NDArray[Any], axis: int) -> npt.NDArray[np.uint8]:
+    slices = np.moveaxis(values, axis, 0)
+    return np.moveaxis(np.stack([learner.predict_image(s).mask for s in slices]), 0, axis)
+
+
+def softmax(
+    learner: HRNetLearner, values: npt.NDArray[Any], axis: int = 0
+) -> npt.NDArray[np.float32]:
+    """(C, Z, Y, X): what the plain network says of padded slices."""
+    found = []
+    for slice_ in np.moveaxis(values, axis, 0):
+        x = learner.model.preprocessing(slice_)
+        missing = [-length % 32 for length in slice_.shape]
+        x = np.pad(x, ((0, 0), (0, missing[0]), (0, missing[1])), mode="symmetric")
+        with torch.inference_mode():
+            p = learner.model.network(torch.from_numpy(x)[None]).softmax(1)[0]
+        found.append(p[:, : slice_.shape[0], : slice_.shape[1]].numpy())
+    return np.moveaxis(np.stack(found, axis=1), 1, 1 + axis)
+
+
+@pytest.mark.parametrize("axis", ["z", "y", "x"])
+def test_a_volume_is_what_its_slices_are_one_by_one(
+    tmp_path: Path, learner: HRNetLearner, volume: Volume, values: Any, axis: str
+) -> None:
+    report = segment_volume(learner, volume.along(axis), tmp_path / "labels.npy")
+
+    labels = np.load(tmp_path / "labels.npy")
+    assert labels.dtype == np.uint8
+    assert np.array_equal(labels, one_by_one(learner, values, "zyx".index(axis)))
+    assert len(np.unique(labels)) > 1
+    counts = [int((labels == i).sum()) for i in range(3)]
+    assert report.voxels == dict(zip(CLASSES, counts, strict=True))
+    assert (report.predicted, report.resumed) == (SHAPE["zyx".index(axis)], 0)
+    assert not partial_folder(tmp_path / "labels.npy").exists()
+
+
+def test_batches_change_nothing(tmp_path: Path, learner: HRNetLearner, volume: Volume) -> None:
+    together = InferenceConfig(batch_pixels=4 * 32 * 32)
+    segment_volume(learner, volume, tmp_path / "one.npy")
+    segment_volume(learner.model, volume, tmp_path / "four.npy", inference=together, device="cpu")
+
+    one, four = (np.load(tmp_path / name) for name in ("one.npy", "four.npy"))
+    assert (one == four).mean() > 0.999
+
+
+def test_neighbours_come_along_the_same_axis(tmp_path: Path, volume: Volume, values: Any) -> None:
+    learner = make_learner(neighbours=1)
+
+    segment_volume(learner, volume.along("y"), tmp_path / "labels.npy")
+
+    stacks = np.pad(values, ((0, 0), (1, 1), (0, 0)), mode="edge")
+    expected = [
+        learner.predict_image(np.moveaxis(stacks[:, y : y + 3], 1, 2)).mask for y in range(SHAPE[1])
+    ]
+    assert np.array_equal(np.load(tmp_path / "labels.npy"), np.stack(expected, axis=1))
+
+
+def test_slices_at_the_ends_are_their_own_neighbours(volume: Volume, values: Any) -> None:
+    stack = VolumeSlices(volume, 2).around(0, 2)
+
+    assert np.array_equal(stack, np.moveaxis(values[[0, 0, 0, 1, 2]], 0, 2))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_has_labels_voxel_size_and_class_names(
+    tmp_path: Path, learner: HRNetLearner, volume: Volume, values: Any, name: str
+) -> None:
+    out = tmp_path / name
+    segment_volume(learner, volume, out, extra="uncertainty")
+
+    with open_volume(out) as found:
+        assert np.array_equal(np.stack(list(found)), one_by_one(learner, values, 0))
+        assert found.dtype == np.uint8
+        assert found.voxel_size == pytest.approx((2.0, 1.5, 1.25))
+        assert (found.unit, found.classes) == ("µm", CLASSES)
+    extra = next(p for p in tmp_path.glob("*-uncertainty*") if p.suffix != ".json")
+    with open_volume(extra) as found:
+        assert (found.shape, found.dtype) == (SHAPE, np.uint8)
+        assert found.voxel_size == pytest.approx((2.0, 1.5, 1.25))
+
+
+def test_uncertainty_is_the_entropy_as_a_part_of_its_maximum(
+    tmp_path: Path, learner: HRNetLearner, volume: Volume, values: Any
+) -> None:
+    report = segment_volume(learner, volume, tmp_path / "labels.npy", extra="uncertainty")
+
+    assert report.extras == (tmp_path / "labels-uncertainty.npy",)
+    p = softmax(learner, values)
+    expected = -(p * np.log(p)).sum(0) / np.log(3)
+    assert np.abs(np.load(report.extras[0]) / 255 - expected).max() < 0.02
+    record = json.loads((tmp_path / "labels-segmentation.json").read_text())
+    assert record["files"]["labels-uncertainty.npy"].startswith("entropy")
+    assert record["classes"] == list(CLASSES)
+    assert record["voxels"] == report.voxels
+
+
+def test_probabilities_of_the_classes(
+    tmp_path: Path, learner: HRNetLearner, volume: Volume, values: Any
+) -> None:
+    report = segment_volume(
+        learner, volume.along("x"), tmp_path / "a.v1.npy", extra="probability", model_version="r7"
+    )
+
+    names = [f"a.v1-probability-{name}.npy" for name in CLASSES]
+    assert [path.name for path in report.extras] == names
+    found = np.stack([np.load(path) for path in report.extras]) / 255
+    assert np.abs(found - softmax(learner, values, 2)).max() < 0.02
+    labels = np.load(tmp_path / "a.v1.npy")
+    assert (found.argmax(0) == labels).mean() > 0.98  # but for those that round to one value
+    record = json.loads((tmp_path / "a.v1-segmentation.json").read_text())
+    assert (record["model version"], record["axes"][-1]) == ("r7", "x")
+
+
+def test_three_axes_vote_by_the_sum_of_their_probabilities(
+    tmp_path: Path, learner: HRNetLearner, volume: Volume, values: Any
+) -> None:
+    report = segment_volume(
+        learner, volume, tmp_path / "labels.npy", three_axes=True, extra="probability"
+    )
+
+    mean = sum(softmax(learner, values, axis) for axis in range(3)) / 3
+    found = np.stack([np.load(path) for path in report.extras]) / 255
+    assert np.abs(found - mean).max() < 0.02
+    top = np.sort(mean, axis=0)
+    # A vote is rounded to 1/255; the background is what the others leave of 1.
+    clear = top[-1] - top[-2] > 4 / 255
+    labels = np.load(tmp_path / "labels.npy")
+    assert clear.mean() > 0.9
+    assert np.array_equal(labels[clear], mean.argmax(0)[clear])
+    assert not np.array_equal(labels, one_by_one(learner, values, 0))
+    assert (report.predicted, report.resumed) == (sum(SHAPE), 0)
+
+
+class Stop(BaseException):
+    """Like KeyboardInterrupt, which pytest would take for its own."""
+
+
+def stop_at(step: str, place: int) -> Any:
+    def progress(name: str, done: int, total: int) -> None:
+        if (name, done) == (step, place):
+            raise Stop
+
+    return progress
+
+
+@pytest.fixture
+def flushed_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segment, "_FLUSH_EVERY_S", 0.0)
+
+
+def test_a_stopped_run_goes_on_with_the_slice_after_the_last(
+    tmp_path: Path, learner: HRNetLearner, volume: Volume
+) -> None:
+    with pytest.raises(Stop):
+        segment_volume(learner, volume, tmp_path / "a.npy", progress=stop_at("segment", 5))
+    assert not (tmp_path / "a.npy").exists()
+
+    recorded = Recorded(volume)
+    report = segment_volume(learner, recorded.volume, tmp_path / "a.npy")
+    segment_volume(learner, volume, tmp_path / "b.npy")
+
+    assert (report.predicted, report.resumed) == (4, 5)
+    middle = SHAPE[0] // 2  # read to know the volume by
+    assert sorted(recorded.indices) == sorted([middle, *range(5, 9)])
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+
+
+def test_a_stopped_run_goes_on_at_the_beginning_of_a_batch(
+    tmp_path: Path, learner: HRNetLearner, volume: Volume
+) -> None:
+    fours: Any = {"inference": InferenceConfig(batch_pixels=4 * 32 * 32), "extra": "probability"}
+    with pytest.raises(Stop):
+        segment_volume(learner, volume, tmp_path / "a.npy", progress=stop_at("segment", 6), **fours)
+
+    report = segment_volume(learner, volume, tmp_path / "a.npy", **fours)
+    whole = segment_volume(learner, volume, tmp_path / "b.npy", **fours)
+
+    assert (report.predicted, report.resumed) == (5, 4)
+    for mine, other in zip((report.out, *report.extras), (whole.out, *whole.extras), strict=True):
+        assert mine.read_bytes() == other.read_bytes()
+
+
+def test_a_run_stopped_while_it_writes_predicts_nothing_again(
+    tmp_path: Path, learner: HRNetLearner, volume: Volume
+) -> None:
+    with pytest.raises(Stop):
+        segment_volume(
+            learner, volume, tmp_path / "a.npy", extra="uncertainty",
+            progress=stop_at("write labels", 3),
+        )  # fmt: skip
+    assert (tmp_path / "a-uncertainty.npy").exists()
+    assert not (tmp_path / "a.npy").exists()
+
+    report = segment_volume(learner, volume, tmp_path / "a.npy", extra="uncertainty")
+
+    assert (report.predicted, report.resumed) == (0, 9)
+    assert sum(report.voxels.values()) == np.prod(SHAPE)
+    assert {p.stem for p in tmp_path.iterdir() if p.suffix != ".json"} == {
+        "a", "a-uncertainty", "scan"
+    }  # fmt: skip
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from ml_backend import segment
+from ml_backend.segmentation.learner import HRNetLearner
+from ml_backend.segmentation.inference import InferenceConfig
+from ml_backend.volumes.opening import open_volume
+
+segment._FLUSH_EVERY_S = 0.0
+folder = Path(sys.argv[1])
+segment.segment_volume(
+    HRNetLearner.from_bytes((folder / "weights").read_bytes()),
+    open_volume(folder / "scan.npy"),
+    folder / "killed.npy",
+    extra="uncertainty",
+    three_axes=True,
+    inference=InferenceConfig(batch_pixels=2 * 32 * 32),
+    progress=lambda *event: print(*event, flush=True),
+)
+"""
+
+
+@pytest.mark.usefixtures("flushed_always")
+def test_a_killed_run_ends_with_the_same_bytes(
+    tmp_path: Path, learner: HRNetLearner, volume: Volume
+) -> None:
+    (tmp_path / "weights").write_bytes(learner.to_bytes())
+    moment = random.randint(1, sum(SHAPE) + 2 * SHAPE[0])
+    lines = killed_after(moment, [str(tmp_path)])
+    fresh = HRNetLearner.from_bytes(learner.to_bytes())
+    plain = replace(volume, voxel_size=None, unit="")  # as the file has it
+    same: Any = {"extra": "uncertainty", "three_axes": True, "inference": PAIRS}
+
+    report = segment_volume(fresh, plain, tmp_path / "killed.npy", **same)
+    segment_volume(fresh, plain, tmp_path / "whole.npy", **same)
+
+    # A slice is printed before its batch is flushed: the last pair may not have been.
+    printed = sum(line.startswith("along") and " 0 " not in line for line in lines)
+    assert report.predicted + report.resumed == sum(SHAPE)
+    assert printed - 2 <= report.resumed, f"killed after line {moment} of {lines}"
+    for name in ("{}.npy", "{}-uncertainty.npy"):
+        killed, whole = (tmp_path / name.format(run) for run in ("killed", "whole"))
+        assert killed.read_bytes() == whole.read_bytes(), f"killed after line {moment}"
+
+
+def killed_after(moment: int, arguments: list[str]) -> list[str]:
+    """What the run said before it was killed with SIGKILL, after ``moment`` lines or at its end."""
+    lines: list[str] = []
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, *arguments], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line)
+            if len(lines) == moment:
+                process.send_signal(signal.SIGKILL)
+                break
+    assert process.returncode == -signal.SIGKILL
+    return lines
+
+
+def test_a_slice_that_cannot_be_read_is_named_and_the_rest_is_kept(
+    tmp_path: Path, learner: HRNetLearner, volume: Volume
+) -> None:
+    broken = Recorded(volume, broken=7).volume
+    with pytest.raises(VolumeError, match=r"slice 7 along z, cannot be read: the file ends here"):
+        segment_volume(learner, broken, tmp_path / "a.npy")
+
+    report = segment_volume(learner, volume, tmp_path / "a.npy")
+
+    assert report.resumed >= 3  # the two threads that read are that far ahead
+    assert report.predicted + report.resumed == SHAPE[0]
+
+
+def refused(match: str, *arguments: Any, **options: Any) -> None:
+    with pytest.raises(VolumeError, match=match):
+        segment_volume(*arguments, **options)
+
+
+def test_what_exists_is_not_overwritten_unless_asked(
+    tmp_path: Path, learner: HRNetLearner, volume: Volume
+) -> None:
+    out = tmp_path / "a.npy"
+    for taken in ("a-uncertainty.npy", "a-segmentation.json", "a.npy"):
+        (tmp_path / taken).write_bytes(b"mine")
+        refused(f"{taken} exists already", learner, volume, out, extra="uncertainty")
+        assert (tmp_path / taken).read_bytes() == b"mine"
+        (tmp_path / taken).unlink()
+    out.write_bytes(b"mine")
+
+    segment_volume(learner, volume, out, overwrite=True)
+
+    assert np.load(out).shape == SHAPE
+    refused("is the volume itself", learner, volume, tmp_path / "scan.npy", overwrite=True)
+
+
+def test_the_partial_result_of_another_job_is_refused(
+    tmp_path: Path, learner: HRNetLearner, volume: Volume, values: Any
+) -> None:
+    out = tmp_path / "a.npy"
+    with pytest.raises(Stop):
+        segment_volume(learner, volume, out, progress=stop_at("segment", 5))
+
+    refused("axes was .*'z'.*Delete that folder", learner, volume.along("y"), out)
+    refused("extra was None", learner, volume, out, extra="uncertainty")
+    refused("model was", make_learner(neighbours=1), volume, out)
+    other = written(tmp_path / "scan.npy", values[:, ::-1])
+    refused("middle slice was", learner, other, out)
+    assert partial_folder(out).exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("a.docx", "names no format"), ("a.jpg", "names no format")]
+)
+def test_an_unknown_format_is_refused_before_the_first_slice(
+    tmp_path: Path, learner: HRNetLearner, volume: Volume, name: str, says: str
+) -> None:
+    refused(says, learner, volume, tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["scan.npy"]
+
+
+def test_too_little_room_is_said_before_the_first_slice(
+    tmp_path: Path, learner: HRNetLearner, volume: Volume
+) -> None:
+    endless = replace(volume, shape=(10**10, *SHAPE[1:]), read=lambda *_: volume[0])
+
+    refused(r"needs \d+\.\d+ GiB on the disk of .* are free", learner, endless, tmp_path / "a.npy")
+    assert not partial_folder(tmp_path / "a.npy").exists()
+
+
+def test_a_second_process_is_kept_off(
+    tmp_path: Path, learner: HRNetLearner, volume: Volume
+) -> None:
+    with PartialFolder(tmp_path / "work", {}).held():
+        (tmp_path / "work" / "job.json").unlink()
+        refused("another process", learner, volume, tmp_path / "a.npy", work=tmp_path / "work")
+
+
+@pytest.fixture
+def store(
+    tmp_path: Path, learner: HRNetLearner, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Store]:
+    """A store with project 7, whose round 1 is published; Label Studio cannot be reached."""
+    monkeypatch.setenv("NEXTSLICE_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("LABEL_STUDIO_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("COLUMNS", "200")
+    load_settings.cache_clear()
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    store = Store(str(tmp_path / "store"))
+    project = store.project("127.0.0.1_9", "7.1763865028")
+    project.record = ProjectRecord(project=7, key="7.1763865028")
+    project.round(1).write("weights.safetensors", learner.to_bytes())
+    project.published = published("round-0001/weights.safetensors")
+    yield store
+    load_settings.cache_clear()
+    signal.signal(signal.SIGTERM, on_sigterm)
+
+
+def published(weights: str | None, retired: str | None = None) -> Published:
+    return Published(
+        round=1, model_version="nextslice-r001-abc", classes=list(CLASSES), fingerprint="f",
+        weights=weights, retired=retired,
+    )  # fmt: skip
+
+
+def invoke(*arguments: object) -> Any:
+    assert [command, strategies]  # registered: with one command alone its name is left out
+    return CliRunner().invoke(cli.app, ["segment", *map(str, arguments)])
+
+
+@pytest.mark.usefixtures("store")
+def test_the_command_segments_with_the_published_model(
+    tmp_path: Path, learner: HRNetLearner, volume: Volume, values: Any
+) -> None:
+    done = invoke(volume.path, "-o", tmp_path / "labels.tif", "--project", 7, "--uncertainty")
+
+    assert done.exit_code == 0, done.output
+    assert "segmented by nextslice-r001-abc" in done.output
+    with open_volume(tmp_path / "labels.tif") as found:
+        assert (np.stack(list(found)) == one_by_one(learner, values, 0)).mean() > 0.999
+    for name in CLASSES:
+        assert name in done.output
+    assert (tmp_path / "labels-uncertainty.tif").exists()
+
+
+def test_the_command_reads_raw_values_and_a_checkpoint_of_a_file(
+    tmp_path: Path, learner: HRNetLearner, values: Any
+) -> None:
+    (tmp_path / "scan.dat").write_bytes(values.tobytes())
+    (tmp_path / "m.safetensors").write_bytes(checkpoints.to_bytes(learner.model))
+    done = invoke(
+        tmp_path / "scan.dat", "-o", tmp_path / "out.npy", "--weights", tmp_path / "m.safetensors",
+        "--shape", ",".join(map(str, SHAPE)), "--dtype", "<u2", "--device", "cpu",
+    )  # fmt: skip
+
+    assert done.exit_code == 0, done.output
+    assert np.load(tmp_path / "out.npy").shape == SHAPE
+
+
+def test_the_command_says_what_is_wrong(tmp_path: Path, store: Store, volume: Volume) -> None:
+    project = store.project("127.0.0.1_9", "7.1763865028")
+
+    def says(message: str, *options: object) -> None:
+        done = invoke(volume.path, "-o", tmp_path / "a.tif", *options)
+        assert isinstance(done.exception, ValueError), done.output
+        assert message in str(done.exception)
+
+    says("no project 8", "--project", 8)
+    says("give one", "--three-axes", "--axis", "y")
+    says("not both", "--uncertainty", "--probability")
+    says("axis is 'w'", "--axis", "w")
+    says("expected Z,Y,X", "--shape", "9")
+    project.published = published(None)
+    says("has no trained model yet", "--project", 7)
+    project.published = published("round-0001/weights.safetensors", "the classes changed")
+    says("is retired (the classes changed)")
+    other = store.project("127.0.0.1_9", "8.1")
+    other.record = ProjectRecord(project=8, key="8.1")
+    says("give --project, one of 7, 8")
+    assert not (tmp_path / "a.tif").exists()
+
+
+@pytest.mark.usefixtures("flushed_always", "store")
+def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tmp_path: Path) -> None:
+    tall = written(tmp_path / "tall.npy", np.zeros((1500, *SHAPE[1:]), np.uint16))
+    progress = partial_folder(tmp_path / "a.tif") / "progress.json"
+
+    def press() -> None:
+        while not progress.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    finger = threading.Thread(target=press)
+    finger.start()
+    stopped = invoke(tall.path, "-o", tmp_path / "a.tif", "--project", "7")
+    finger.join()
+
+    assert stopped.exit_code == 130, stopped.output
+    assert "Stopped at segment" in stopped.output
+    assert "the same command goes on from there" in stopped.output
+    assert 0 < json.loads(progress.read_text())["done"] < 1500
+    assert not (tmp_path / "a.tif").exists()
+    gone_on = invoke(tall.path, "-o", tmp_path / "a.tif", "--project", "7")
+    assert "were there before" in gone_on.output
+    with open_volume(tmp_path / "a.tif") as found:
+        assert len(found) == 1500
