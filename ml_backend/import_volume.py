@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from al_strategies.learner import IGNORE, Progress
-from ml_backend.rounds.adopt import adopt
+from ml_backend.rounds.adopt import connect
 from ml_backend.rounds.service import Service, slice_keys
 from ml_backend.studio.annotations import regions
 from ml_backend.studio.client import Project, StudioError
@@ -36,7 +36,6 @@ from ml_backend.studio.projects import (
     delete_project,
     import_tasks,
     projects_called,
-    register_backend,
     upload_images,
 )
 from ml_backend.volumes.address import SliceAddress
@@ -162,7 +161,7 @@ class _Import:
                 delete_project(self.studio, project.id)
             raise
         if self.request.connect:
-            self._connect(project)
+            connect(self.service, project.id)
         return ImportReport(
             project=project.id,
             title=project.title,
@@ -286,11 +285,6 @@ class _Import:
         if (mask == IGNORE).all():
             return {}
         return {"annotations": [{"result": regions(mask, config)}]}
-
-    def _connect(self, project: Project) -> None:
-        link = self.service.link(project.key)
-        register_backend(self.studio, project.id, link)
-        adopt(self.service, project.key, link.url)
 
 
 def _batches(

@@ -7,11 +7,9 @@ from typing import Annotated
 import typer
 
 from ml_backend.cli import app, console
-from ml_backend.rounds.adopt import adopt
+from ml_backend.rounds import adopt
 from ml_backend.rounds.service import Service
 from ml_backend.settings import Settings, configure_logging, load_settings
-from ml_backend.studio.projects import register_backend
-from ml_backend.studio.task_order import BackendLink
 
 __all__ = ["connect"]
 
@@ -40,12 +38,9 @@ def connect(
         settings, label_studio_url=url, label_studio_api_key=token, backend_url=backend
     )
     service = Service(settings)
-    key = service.find_key(project)
-    link = BackendLink(settings.backend_url, settings.basic_auth)
-    added = register_backend(service.studio, project, link)
     with console.status("adopting the project: sampling, webhook, round 0"):
-        adopt(service, key, settings.backend_url)
-    published = service.folder(key).published
+        added = adopt.connect(service, project)
+    published = service.folder(service.find_key(project)).published
     version = published.model_version if published else "none yet: the project has no tasks"
     state = "added" if added else "was there already"
     console.print(f"Project {project}: ML backend {settings.backend_url} {state}.")

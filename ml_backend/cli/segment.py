@@ -21,7 +21,6 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from al_strategies.learner import Progress as Report
 from ml_backend.cli import app, console
 from ml_backend.cli.reading import DatasetOption, DtypeOption, OffsetOption, ShapeOption, reading
 from ml_backend.cli.tables import whole
@@ -198,11 +197,10 @@ def _segment(
 
     learner = load_learner(load_settings(), data, device)
     with _bars() as bars:
-        report: Report = bars
         try:
             return segment_volume(
                 learner, volume, out, extra=extra, three_axes=three_axes, overwrite=overwrite,
-                progress=report, work=work, model_version=version,
+                progress=bars, work=work, model_version=version,
             )  # fmt: skip
         except KeyboardInterrupt:
             stopped = bars.place

@@ -30,6 +30,8 @@ _TASK_KEYS = (
     "project", "updated_by", "comment_authors",
 )  # fmt: skip
 """Of Label Studio's export, in its order."""
+_SHOWN = ("created_username", "created_ago")
+"""What the Data Manager adds to an annotation for people to read."""
 
 
 def studio_tasks(
@@ -50,17 +52,17 @@ def studio_tasks(
 
 
 def _exported(row: dict[str, Any]) -> dict[str, Any]:
-    """A task of the Data Manager as the export shows it: drafts and predictions by id, people too,
-    and without what is only shown (``created_ago``)."""
+    """A task of the Data Manager as the export shows it, without drafts and predictions: Label
+    Studio's export names them by id, and its import answers 500 to such a prediction."""
     task = {name: row[name] for name in _TASK_KEYS if name in row}
-    for name in ("drafts", "predictions"):
-        task[name] = [found["id"] for found in row.get(name) or ()]
-    task["updated_by"] = next((u["user_id"] for u in row.get("updated_by") or ()), None)
+    if task.get("file_upload") is None:
+        task.pop("file_upload", None)
+    task |= {"drafts": [], "predictions": []}
+    task["updated_by"] = next((user["user_id"] for user in row.get("updated_by") or ()), None)
     task["annotations"] = [
-        {name: value for name, value in annotation.items() if not name.startswith("created_")
-         or name == "created_at"}
+        {name: value for name, value in annotation.items() if name not in _SHOWN}
         for annotation in row["annotations"]
-    ]  # fmt: skip
+    ]
     return task
 
 

@@ -12,17 +12,41 @@ import time
 from ml_backend.rounds.publish import now
 from ml_backend.rounds.round import run_round
 from ml_backend.rounds.service import WEBHOOK_HEADER, Service, project_id, webhook_secret
-from ml_backend.rounds.store import ProjectRecord
+from ml_backend.rounds.store import ClaimTaken, ProjectRecord
 from ml_backend.studio import task_order
 from ml_backend.studio.client import Backend
 from ml_backend.studio.label_config import parse_label_config
+from ml_backend.studio.projects import register_backend
+from ml_backend.studio.task_order import BackendLink
 
-__all__ = ["adopt", "protect_webhook"]
+__all__ = ["adopt", "connect", "protect_webhook"]
 
 logger = logging.getLogger(__name__)
 
 _APPEAR_S = 15.0
 """Label Studio asks /setup before it saves the backend: wait this long for it to be there."""
+
+
+def connect(service: Service, number: int) -> bool:
+    """Register the backend in project ``number`` and adopt it. True when it was added.
+
+    Registering makes Label Studio ask /setup, so that a control worker adopts the project too; who
+    comes second waits for what the first one publishes. Raises what `adopt` does, and ClaimTaken
+    when the other one does not get done.
+    """
+    key = service.find_key(number)
+    link = BackendLink(service.settings.backend_url, service.settings.basic_auth)
+    added = register_backend(service.studio, number, link)
+    deadline = time.monotonic() + service.settings.claim_ttl_s
+    while True:
+        try:
+            adopt(service, key, link.url)
+        except ClaimTaken:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+        else:
+            return added
 
 
 def adopt(service: Service, key: str, backend_url: str | None = None) -> ProjectRecord:

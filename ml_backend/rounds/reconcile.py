@@ -94,6 +94,8 @@ def _reason(service: Service, key: str, published: Published) -> str | None:
         folder.record = record.model_copy(update={"start_requested_at": None})
         return None
     fresh = new_labels(service, key, dataset)
+    if not published.round:
+        fresh += len(dataset.labels)  # there when the project was adopted; nothing learned from them
     return f"{fresh} new annotations" if fresh >= service.settings.k else None
 
 

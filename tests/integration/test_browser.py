@@ -17,10 +17,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ml_backend.embedded.label_studio import Session
 from ml_backend.embedded.processes import wait_until
 from ml_backend.embedded.stack import Stack
+from ml_backend.import_volume import ImportRequest, import_volume
+from ml_backend.rounds.service import Service
 from ml_backend.studio.label_config import bitmask_config, brush_config
-from tests.integration.conftest import CLASSES, LiveProject
+from ml_backend.studio.masks import decode_bitmask
+from ml_backend.volumes.opening import write_volume
+from ml_backend.volumes.volume import VolumeSpec
+from tests.integration.conftest import CLASSES, LiveProject, disc
 
 pytestmark = [pytest.mark.integration, pytest.mark.browser]
 
@@ -28,7 +34,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 if CHROMIUM is None and not os.environ.get("NEXTSLICE_REQUIRE_BROWSER"):
     pytest.skip("browser tests: no chromium on PATH", allow_module_level=True)
 
-from playwright.sync_api import Browser, Page, sync_playwright  # noqa: E402
+from playwright.sync_api import Browser, FloatRect, Page, sync_playwright  # noqa: E402
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
@@ -94,10 +100,13 @@ def opened_task(page: Page, action: Callable[[], Any]) -> int:
 
 def canvas(page: Page) -> np.ndarray[Any, np.dtype[np.int16]]:
     """(H, W, 3): the annotator's image area as it is shown."""
-    boxes = [box for c in page.locator("canvas").all() if (box := c.bounding_box()) is not None]
-    largest = max(boxes, key=lambda box: box["width"] * box["height"])
-    shot = page.screenshot(clip=largest)
+    shot = page.screenshot(clip=largest_canvas(page))
     return np.asarray(Image.open(io.BytesIO(shot)).convert("RGB")).astype(np.int16)
+
+
+def largest_canvas(page: Page) -> FloatRect:
+    boxes = [box for c in page.locator("canvas").all() if (box := c.bounding_box()) is not None]
+    return max(boxes, key=lambda box: box["width"] * box["height"])
 
 
 def coloured(pixels: np.ndarray[Any, np.dtype[np.int16]]) -> float:
@@ -143,6 +152,52 @@ def test_a_person_adds_the_url_and_follows_the_queue(
     assert [r["value"][f"{kind}labels"] for r in submitted] == [
         r["value"][f"{kind}labels"] for r in predicted
     ]
+
+
+def test_a_slice_rendered_on_demand_is_shown_and_painted_on(
+    service: Service, session: Session, volumes: Path, page: Page, stack: Stack
+) -> None:
+    """`nextslice import`, then a person: the browser fetches the slice from the backend itself."""
+    grey = np.stack([disc(z)[0] for z in range(12)]).astype(np.uint16) * 200
+    path = volumes / "painted.tif"
+    write_volume(path, iter(grey), VolumeSpec(grey.shape, grey.dtype))  # type: ignore[arg-type]
+    report = import_volume(service, ImportRequest(path, labels=tuple(CLASSES)))
+    key = service.find_key(report.project)
+    project = LiveProject(report.project, service, session, key)
+    project.wait_for_round(0)
+    data = f"{stack.label_studio.url}/projects/{project.number}/data"
+    page.goto(data)
+
+    with page.expect_response(lambda answer: "/slices/" in answer.url) as served:
+        label_all = page.get_by_text("Label All Tasks", exact=True)
+        task = opened_task(page, label_all.click)
+    assert served.value.status == 200
+    assert task == project.selection().chosen[0]
+    z = service.studio.sdk.tasks.get(id=str(task)).data["z"]
+    shown = canvas(page).max(-1)
+    assert np.ptp(shown) > 150, "the slice is not to be seen"
+    bare = coloured(canvas(page))
+
+    page.get_by_text(CLASSES[0], exact=True).first.click()
+    box = largest_canvas(page)
+    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(*middle)
+    page.mouse.down()
+    for step in range(1, 12):
+        page.mouse.move(middle[0] + 6 * step, middle[1] + 2 * step)
+    page.mouse.up()
+    page.wait_for_timeout(500)
+    look(page, "painted-on-demand")
+    assert coloured(canvas(page)) > bare + 0.002, "the stroke is not to be seen"
+    page.get_by_text("Submit", exact=True).click()
+    wait_until(lambda: bool(annotation(project, task)), "the annotation", 20)
+
+    (region,) = annotation(project, task)
+    assert region["value"]["bitmasklabels"] == [CLASSES[0]]
+    assert (region["original_height"], region["original_width"]) == grey[z].shape
+    painted = decode_bitmask(region["value"]["imageDataURL"]) >= 128
+    assert 10 < np.count_nonzero(painted) < painted.size / 2
+    session.call("DELETE", f"/api/projects/{project.number}/")
 
 
 def annotation(project: LiveProject, task: int) -> list[dict[str, Any]]:
