@@ -25,11 +25,11 @@ __all__ = ["export_studio_json", "round_tasks", "studio_tasks"]
 
 _TASK_KEYS = (
     "id", "annotations", "file_upload", "drafts", "predictions", "data", "meta", "created_at",
-    "updated_at", "allow_skip", "inner_id", "total_annotations", "cancelled_annotations",
+    "updated_at", "inner_id", "total_annotations", "cancelled_annotations",
     "total_predictions", "comment_count", "unresolved_comment_count", "last_comment_updated_at",
     "project", "updated_by", "comment_authors",
 )  # fmt: skip
-"""Of Label Studio's export, in its order."""
+"""Of Label Studio's export, in its order, but for ``allow_skip``: pages of tasks do not say it."""
 _SHOWN = ("created_username", "created_ago")
 """What the Data Manager adds to an annotation for people to read."""
 
@@ -44,11 +44,12 @@ def studio_tasks(
     """
     service.check_identity(key)
     number = project_id(key)
-    total = service.studio.count_tasks(number, [annotated()])
-    for done, row in enumerate(service.studio.full_tasks(number, [annotated()]), 1):
+    # By id: pages of "annotated tasks" shift, and lose some, while people go on annotating.
+    ids = [row.id for row in service.studio.tasks(number, [annotated()])]
+    for done, row in enumerate(service.studio.full_tasks_by_id(number, ids), 1):
         yield _exported(row)
         if progress is not None:
-            progress("annotations", done, total)
+            progress("annotations", done, len(ids))
 
 
 def _exported(row: dict[str, Any]) -> dict[str, Any]:

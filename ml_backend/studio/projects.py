@@ -60,7 +60,8 @@ def import_tasks(studio: Studio, project_id: int, rows: Sequence[dict[str, Any]]
 
 def upload_images(studio: Studio, project_id: int, files: Sequence[tuple[str, bytes]]) -> list[str]:
     """Send PNG files, (name, bytes) each; the values for ``data.image``, in order. No task yet."""
-    parts = [(name, (name, data, "image/png")) for name, data in files]
+    # The SDK's client drops files that come as a list.
+    parts = {name: (name, data, "image/png") for name, data in files}
     answer = studio.request(
         "POST",
         f"api/projects/{project_id}/import",
