@@ -26,7 +26,17 @@ def nextslice(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 def test_help_lists_the_commands() -> None:
     shown = nextslice("--help").stdout
-    for command in ("demo", "up", "worker", "connect", "rounds", "simulate", "strategies"):
+    for command in (
+        "demo",
+        "up",
+        "worker",
+        "connect",
+        "import",
+        "export",
+        "segment",
+        "rounds",
+        "simulate",
+    ):
         assert command in shown
 
 

@@ -28,6 +28,7 @@ from ml_backend.export import (
     find_round,
     learning_curve,
     round_record,
+    round_tasks,
     source_finder,
 )
 from ml_backend.rounds.service import slice_keys
@@ -380,6 +381,16 @@ def test_a_source_of_another_shape_is_not_used(imported: ExportStore, tmp_path: 
     assert "has 9 slices of 9 × 3 pixels, the labels have 30 × 6" in report.warnings[0]
 
 
+def test_an_address_that_expired_for_browsers_still_says_the_volume(imported: ExportStore) -> None:
+    expired = SliceAddress("scans/bone.tif", "y", 2, expires=1)
+    url = expired.url("http://backend", slice_keys(imported.service.settings))
+
+    source = source_finder(imported.service)(url)
+
+    assert source is not None
+    assert source.shape == SHAPE
+
+
 # -- Label Studio's JSON
 
 
@@ -407,6 +418,19 @@ def test_an_older_rounds_annotations_render_to_its_label_maps(
     found, warnings = label_map(annotation["result"], parsed, HEIGHT, WIDTH)
     np.testing.assert_array_equal(found, mask)
     assert not warnings
+
+
+def test_a_task_says_which_slice_it_is(store: ExportStore) -> None:
+    half = TaskRecord(id=1, image="/h.png", volume="bone", axis="x", z=2.5)
+    nameless = TaskRecord(id=2, image="/n.png")
+    store.add_round(1, [half, nameless], {i: np.zeros((4, 4), np.uint8) for i in (1, 2)})
+
+    found = [task["data"] for task in round_tasks(store.folder.round(1))]
+
+    assert found == [
+        {"image": "/h.png", "volume": "bone", "z": 2.5, "axis": "x"},
+        {"image": "/n.png"},
+    ]
 
 
 # -- the record

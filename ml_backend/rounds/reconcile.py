@@ -95,7 +95,9 @@ def _reason(service: Service, key: str, published: Published) -> str | None:
         return None
     fresh = new_labels(service, key, dataset)
     if not published.round:
-        fresh += len(dataset.labels)  # there when the project was adopted; nothing learned from them
+        fresh += len(
+            dataset.labels
+        )  # there when the project was adopted; nothing learned from them
     return f"{fresh} new annotations" if fresh >= service.settings.k else None
 
 
