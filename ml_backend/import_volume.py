@@ -143,8 +143,10 @@ class _Import:
 
     def run(self) -> ImportReport:
         indices = self._indices()
-        window = self.request.window or fit_window(self.volume)
-        self.volume[len(self.volume) - 1]  # a truncated file misses its last slice
+        # Along z, whatever the slices: cut along y or x, most formats are read whole for each.
+        along_z = self.volume.along("z")
+        window = self.request.window or fit_window(along_z)
+        along_z[len(along_z) - 1]  # a truncated file misses its last slice
         project, config = self._existing()
         if config is None:
             config = parse_label_config(self._label_config())
