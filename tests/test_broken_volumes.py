@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import json
 import os
@@ -339,6 +340,18 @@ class TestLaziness:
         assert np.array_equal(volume[3], GREY[3])
         with pytest.raises(VolumeError, match=r"0004|0001\.png"):
             volume[1]
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_a_volume_that_is_forgotten_leaves_nothing_open(
+        self, tmp_path: Path, name: str
+    ) -> None:
+        write(tmp_path / name, GREY)
+        volume = open_volume(tmp_path / name)
+        volume.along("y")[3]
+        del volume
+        gc.collect()
+        links = [link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+        assert not [link for link in links if str(tmp_path) in str(link.readlink())]
 
     def test_what_packed_nifti_unpacks_is_gone_when_closed(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

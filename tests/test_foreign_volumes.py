@@ -237,6 +237,15 @@ class TestHdf5:
         volume = opened_as(tmp_path / "a.nxs", GREY)
         assert (volume.voxel_size, volume.unit) == (pytest.approx((0.01, 0.005, 0.0025)), "mm")
 
+    @pytest.mark.parametrize("default", ["/", ".", "a/b", "/a", "gone"])
+    def test_defaults_that_lead_nowhere_end(self, tmp_path: Path, default: str) -> None:
+        with h5py.File(tmp_path / "a.nxs", "w") as file:
+            file["a/b/volume"] = GREY
+            file.attrs["default"] = "a"
+            file["a"].attrs["default"] = "b"
+            file["a/b"].attrs["default"] = default
+        opened_as(tmp_path / "a.nxs", GREY)
+
     def test_older_nexus_marks_the_signal(self, tmp_path: Path) -> None:
         with h5py.File(tmp_path / "a.nxs", "w") as file:
             for name in ("before", "flat", "volume"):

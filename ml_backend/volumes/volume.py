@@ -54,7 +54,8 @@ class Volume:
     ``unit`` ("µm", "mm", … where the file names a length in any usual way, else its own word), None
     where the file does not say. ``classes``: the names of a label volume's values by index, where
     the file says them. ``axis``: the one that indices run along. Reading is safe from several
-    threads. Closes its files as a context manager or by `close`.
+    threads. Closes its files as a context manager or by `close`, at the latest when nothing
+    refers to it any more.
     """
 
     path: Path

@@ -133,11 +133,12 @@ def _found(path: Path, file: Any) -> Any:
 
 def _by_default(file: Any) -> Any | None:
     """The signal that ``default`` attributes lead to, None where there are none."""
-    group = file
+    group, passed = file, []
     while "signal" not in group.attrs:
+        passed.append(group)
         name = _text(group.attrs.get("default", ""))
         step = group.get(name) if name else None
-        if not isinstance(step, h5py.Group) or step == group:
+        if not isinstance(step, h5py.Group) or step in passed:
             return None
         group = step
     signal = group.get(_text(group.attrs["signal"]))

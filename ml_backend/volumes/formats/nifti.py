@@ -12,6 +12,7 @@ import json
 import shutil
 import tempfile
 import threading
+import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -132,7 +133,7 @@ def _comment(content: Any) -> dict[str, Any] | None:
     return ours if isinstance(ours, dict) else None
 
 
-@dataclass
+@dataclass(eq=False)
 class _Unpacked:
     """A ``.nii.gz``, unpacked when a slice of it is first read."""
 
@@ -157,6 +158,7 @@ class _Unpacked:
     def _unpack(self) -> Flat:
         path = self.packed.path
         self._folder = tempfile.TemporaryDirectory(prefix="nextslice-")
+        weakref.finalize(self, self._folder.cleanup)
         free, size = shutil.disk_usage(self._folder.name).free, self.packed.end
         if free < size:
             raise VolumeError(

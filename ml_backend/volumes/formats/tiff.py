@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import struct
+import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -139,6 +140,7 @@ def _open(path: Path, tif: Any) -> Volume:
             " cut off?"
         )
     stack = _Stack(path, tif, (pages, rows, columns), first)
+    weakref.finalize(stack, tif.close)
     return notes.volume(path, stack.shape, dtype, stack.read, tif.close)
 
 
