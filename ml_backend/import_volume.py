@@ -8,7 +8,6 @@ and what is missing is added, so an import that was interrupted is simply made a
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -44,8 +43,6 @@ from ml_backend.volumes.volume import AXES, Volume, VolumeError
 from ml_backend.volumes.window import Window, fit_window, render
 
 __all__ = ["ImportReport", "ImportRequest", "import_volume"]
-
-logger = logging.getLogger(__name__)
 
 _TASKS_PER_REQUEST = 500
 _BYTES_PER_REQUEST = 16 << 20

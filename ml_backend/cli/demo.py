@@ -30,6 +30,7 @@ from ml_backend.embedded.stack import Stack, default_home, start_stack
 from ml_backend.embedded.uploads import UploadedSlice, create_project
 from ml_backend.rounds.service import Service
 from ml_backend.rounds.store import Published, SelectionRecord
+from ml_backend.studio.client import Studio
 from ml_backend.studio.label_config import bitmask_config, parse_label_config
 from ml_backend.studio.projects import register_backend
 from ml_backend.studio.task_order import BackendLink
@@ -94,9 +95,8 @@ def _phantom(home: Path) -> Path:
     return folder
 
 
-def _upload(stack: Stack, data: _Data, title: str) -> int:
+def _upload(studio: Studio, data: _Data, title: str) -> int:
     """A BitmaskLabels project with one 8-bit PNG a task; returns its number."""
-    studio = Service(stack.settings()).studio
     with Progress(console=console, transient=True) as bars:
         slices = (
             _uploaded(data.source, slice_id)
@@ -268,8 +268,8 @@ def demo(
             stack = start_stack(group, folder, home, env=env, step=_say)
             title = f"nextslice demo: {data.name if data else 'phantom'}"
             _say("uploading slices and connecting the project")
-            project = _upload(stack, loaded, title)
             service = Service(stack.settings())
+            project = _upload(service.studio, loaded, title)
             register_backend(service.studio, project, BackendLink(stack.backend_url))
             loop = _Loop(stack, project, loaded, group)
             loop.wait_for(-1, lambda text: None)

@@ -41,20 +41,19 @@ _STOPPED = 130  # what shells report for Ctrl-C
 
 def _key(service: Service, project: int | None) -> str:
     """The key of the project in the store; the only one there when no number is given."""
-    keys = service.project_keys()
-    chosen = [key for key in keys if project in (None, project_id(key))]
-    if not chosen:
-        known = ", ".join(sorted({str(project_id(key)) for key in keys})) or "none"
+    numbers = sorted({project_id(key) for key in service.project_keys()})
+    if project is None and len(numbers) > 1:
+        raise ValueError(f"give --project, one of {', '.join(map(str, numbers))}, or --weights")
+    number = project if project is not None else next(iter(numbers), None)
+    key = None if number is None else service.stored_key(number)
+    if key is None:
+        known = ", ".join(map(str, numbers)) or "none"
         what = "no project" if project is None else f"no project {project}"
         raise ValueError(
             f"{service.settings.store} holds {what} of {service.settings.label_studio_url} (known: "
             f"{known}). Connect it first, or give --weights FILE."
         )
-    numbers = sorted({project_id(key) for key in chosen})
-    if len(numbers) > 1:
-        raise ValueError(f"give --project, one of {', '.join(map(str, numbers))}, or --weights")
-    # A server that was set up afresh has had the number before: the newest project has it now.
-    return max(chosen, key=lambda key: int(key.partition(".")[2] or 0))
+    return key
 
 
 def _published(project: int | None) -> tuple[bytes, str]:

@@ -73,8 +73,8 @@ def round_record(folder: RoundFolder, names: Mapping[int, str] | None = None) ->
         "rounds": _rounds(project),
     }
     if names is not None:
-        people = {label.completed_by for label in dataset.labels} - {None}
-        content["annotators"] = {str(i): names.get(i) for i in sorted(people)}  # type: ignore[type-var,arg-type]
+        people = {i for label in dataset.labels if (i := label.completed_by) is not None}
+        content["annotators"] = {str(i): names.get(i) for i in sorted(people)}
     return content
 
 

@@ -13,7 +13,7 @@ from ml_backend.export.masks import MASK_FORMATS, export_masks
 from ml_backend.export.record import export_record
 from ml_backend.export.source import source_finder
 from ml_backend.export.studio_json import export_studio_json
-from ml_backend.rounds.service import Service, project_id
+from ml_backend.rounds.service import Service
 from ml_backend.rounds.store import ProjectStore, RoundFolder, RoundRecord
 
 __all__ = ["PARTS", "ExportReport", "Written", "export_round", "find_project", "find_round"]
@@ -50,19 +50,17 @@ def find_project(service: Service, project: int | str) -> str:
     """
     keys = service.project_keys()
     wanted = str(project)
-    found = [key for key in keys if wanted in (key, str(project_id(key)))]
-    if not found:
+    if wanted in keys:
+        return wanted
+    found = service.stored_key(int(wanted)) if wanted.isdecimal() else None
+    if found is None:
         known = f"it has {', '.join(keys)}" if keys else "no project is known there"
         raise ExportError(
             f"project {wanted} is not in {service.settings.store} for "
             f"{service.settings.label_studio_url}: {known}. Are NEXTSLICE_STORE and "
             "LABEL_STUDIO_URL those of the running service?"
         )
-    return max(found, key=_created)
-
-
-def _created(key: str) -> int:
-    return int(key.partition(".")[2] or 0)
+    return found
 
 
 def find_round(project: ProjectStore, number: int | None = None) -> RoundFolder:

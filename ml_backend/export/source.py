@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ml_backend.rounds.service import Service, slice_keys
 from ml_backend.settings import SettingsError
 from ml_backend.volumes.address import AddressRefused, SliceAddress, is_slice_address
-from ml_backend.volumes.volume import VolumeError, axis_index
+from ml_backend.volumes.volume import VolumeError, axis_index, slice_shape
 
 __all__ = ["FindSource", "Source", "SourceError", "source_finder"]
 
@@ -29,9 +29,7 @@ class Source:
 
     def slice_shape(self, axis: str) -> tuple[int, int]:
         """(height, width) of a slice along ``axis``."""
-        own = axis_index(axis)
-        rows, columns = (length for i, length in enumerate(self.shape) if i != own)
-        return rows, columns
+        return slice_shape(self.shape, axis_index(axis))
 
 
 FindSource = Callable[[str], Source | None]

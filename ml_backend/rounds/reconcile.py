@@ -95,9 +95,8 @@ def _reason(service: Service, key: str, published: Published) -> str | None:
         return None
     fresh = new_labels(service, key, dataset)
     if not published.round:
-        fresh += len(
-            dataset.labels
-        )  # there when the project was adopted; nothing learned from them
+        # There when the project was adopted: nothing has learned from them.
+        fresh += len(dataset.labels)
     return f"{fresh} new annotations" if fresh >= service.settings.k else None
 
 

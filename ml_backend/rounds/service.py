@@ -112,6 +112,14 @@ class Service:
         """Keys of the projects that were adopted."""
         return self.store.projects(self.settings.label_studio_host)
 
+    def stored_key(self, number: int) -> str | None:
+        """The key in the store of project ``number``, without asking Label Studio; None: no such.
+
+        A server that was set up afresh has had the number before: the youngest has it now.
+        """
+        keys = [key for key in self.project_keys() if project_id(key) == number]
+        return max(keys, key=lambda key: int(key.partition(".")[2] or 0), default=None)
+
     def find_key(self, number: int) -> str:
         """The key of Label Studio project ``number``. StudioError when there is none."""
         return self.studio.project(number).key

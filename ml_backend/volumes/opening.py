@@ -64,6 +64,7 @@ _READABLE = (
     "(.npy), raw values (.raw, .bin, .vol), or a folder of one-page TIFF or PNG files"
 )
 _ZARR_MARKS = ("zarr.json", ".zgroup", ".zarray")
+"""A folder with one of these is a Zarr group or array."""
 _TIFFS, _IMAGES = _TIFF.endings, (".png", ".jpg", ".jpeg")
 
 

@@ -41,6 +41,12 @@ def axis_index(axis: int | str) -> int:
     raise VolumeError(f"axis is {axis!r}, expected one of z, y, x (or 0, 1, 2)")
 
 
+def slice_shape(shape: tuple[int, int, int], axis: int) -> tuple[int, int]:
+    """(height, width) of a slice across ``axis`` of a volume of ``shape`` (Z, Y, X)."""
+    rows, columns = (length for i, length in enumerate(shape) if i != axis)
+    return rows, columns
+
+
 def _nothing() -> None:
     """Of a format that keeps no file open."""
 
@@ -75,8 +81,7 @@ class Volume:
     @property
     def slice_shape(self) -> tuple[int, int]:
         """(height, width) of a slice."""
-        rows, columns = (length for i, length in enumerate(self.shape) if i != self.axis)
-        return rows, columns
+        return slice_shape(self.shape, self.axis)
 
     def __len__(self) -> int:
         return self.shape[self.axis]

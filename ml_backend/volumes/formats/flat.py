@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ml_backend.volumes.formats.checks import native, reading
-from ml_backend.volumes.volume import VolumeError
+from ml_backend.volumes.volume import VolumeError, slice_shape
 
 __all__ = ["Flat", "read_run"]
 
@@ -62,7 +62,7 @@ class Flat:
             return native(np.array(volume[place], order="C"))
 
     def _run(self, axis: int, index: int) -> Slice:
-        rows, columns = (length for i, length in enumerate(self.shape) if i != axis)
+        rows, columns = slice_shape(self.shape, axis)
         start = self.offset + index * rows * columns * self.dtype.itemsize
         if self.order == "C":
             return read_run(self.path, start, (rows, columns), self.dtype)

@@ -18,7 +18,15 @@ import numpy as np
 
 from ml_backend.volumes.volume import Read, Volume, VolumeError, VolumeSpec
 
-__all__ = ["Notes", "length_in", "read_sidecar", "sidecar_path", "sizes_in_one_unit", "unit_symbol"]
+__all__ = [
+    "Notes",
+    "length_in",
+    "read_sidecar",
+    "sidecar_path",
+    "sizes_in_one_unit",
+    "unit_symbol",
+    "write_sidecar",
+]
 
 _SYMBOLS: Mapping[str, tuple[str, ...]] = {
     # the second µ is the Greek letter, the third is how ImageJ escapes it
@@ -95,6 +103,11 @@ class Notes:
         return {"voxel_size": size, "unit": self.unit, "classes": classes}
 
     @classmethod
+    def beside(cls, path: Path) -> Notes:
+        """What the sidecar of the volume at ``path`` says. Raises VolumeError."""
+        return cls.from_json(sidecar_path(path), read_sidecar(path))
+
+    @classmethod
     def from_json(cls, path: Path, content: Mapping[str, Any]) -> Notes:
         """Raises VolumeError naming ``path`` for a voxel size or classes that are none."""
         classes = content.get("classes")
@@ -140,3 +153,10 @@ def read_sidecar(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise VolumeError(f'{sidecar} is no JSON object, expected {{"voxel_size": …, …}}')
     return content
+
+
+def write_sidecar(path: Path, spec: VolumeSpec, layout: Mapping[str, Any] | None = None) -> None:
+    """Say beside the volume at ``path`` what ``spec`` does; ``layout``: more keys, before those."""
+    content = {**(layout or {}), **Notes.of(spec).to_json()}
+    text = json.dumps(content, ensure_ascii=False, indent=1)
+    sidecar_path(path).write_text(text + "\n", encoding="utf-8")

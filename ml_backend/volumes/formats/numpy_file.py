@@ -6,7 +6,6 @@ be read slice by slice.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import numpy.typing as npt
 
 from ml_backend.volumes.formats.checks import number_type, reading, three_axes
 from ml_backend.volumes.formats.flat import Flat
-from ml_backend.volumes.formats.notes import Notes, read_sidecar, sidecar_path
+from ml_backend.volumes.formats.notes import Notes, write_sidecar
 from ml_backend.volumes.volume import ReadOptions, Volume, VolumeError, VolumeSpec
 
 __all__ = ["read", "write"]
@@ -47,14 +46,13 @@ def read(path: Path, options: ReadOptions) -> Volume:
     z, y, x = (shape[axis] for axis in three_axes(path, shape))
     flat = Flat(path, (z, y, x), dtype, offset, "F" if fortran else "C")
     flat.check(exact=True)
-    notes = Notes.from_json(sidecar_path(path), read_sidecar(path))
+    notes = Notes.beside(path)
     return notes.volume(path, flat.shape, native, flat.read)
 
 
 def write(path: Path, slices: Iterable[npt.NDArray[Any]], spec: VolumeSpec) -> None:
     """Values in native byte order, x fastest, and the sidecar."""
-    text = json.dumps(Notes.of(spec).to_json(), ensure_ascii=False, indent=1)
-    sidecar_path(path).write_text(text + "\n", encoding="utf-8")
+    write_sidecar(path, spec)
     descr = _FORMAT.dtype_to_descr(spec.dtype)
     with path.open("wb") as file:
         header = {"descr": descr, "fortran_order": False, "shape": tuple(spec.shape)}

@@ -20,10 +20,7 @@ from ml_backend.volumes.formats.notes import Notes, sizes_in_one_unit
 from ml_backend.volumes.formats.slabs import Slabs, chunk_shape, in_slabs
 from ml_backend.volumes.volume import ReadOptions, Volume, VolumeError, VolumeSpec
 
-__all__ = ["MARKS", "read", "write"]
-
-MARKS = ("zarr.json", ".zgroup", ".zarray")
-"""A folder with one of these is a Zarr group or array."""
+__all__ = ["read", "write"]
 
 _EXPECTED = "a Zarr array or OME-Zarr image"
 _NAMES: Mapping[str, str] = {

@@ -6,7 +6,6 @@ image.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from ml_backend.volumes.formats.checks import native, reading, writable_type
-from ml_backend.volumes.formats.notes import Notes, read_sidecar, sidecar_path
+from ml_backend.volumes.formats.notes import Notes, write_sidecar
 from ml_backend.volumes.formats.pages import Look, files_in, folder_read
 from ml_backend.volumes.volume import ReadOptions, Volume, VolumeError, VolumeSpec
 
@@ -36,7 +35,7 @@ def read(path: Path, options: ReadOptions) -> Volume:
     """8- or 16-bit grey images; of a palette image the index, as annotation tools write it."""
     files = files_in(path, SUFFIXES)
     (size, dtype), cut = folder_read(files, _look, _image)
-    notes = Notes.from_json(sidecar_path(path), read_sidecar(path))
+    notes = Notes.beside(path)
     return notes.volume(path, (len(files), *size), dtype, cut)
 
 
@@ -44,8 +43,7 @@ def write(path: Path, slices: Iterable[npt.NDArray[Any]], spec: VolumeSpec) -> N
     """``0000.png``, ``0001.png``, … and ``volume.json``; uint8 and uint16 only."""
     writable_type(path, spec.dtype, ("uint8", "uint16"), "PNG")
     path.mkdir()
-    text = json.dumps(Notes.of(spec).to_json(), ensure_ascii=False, indent=1)
-    sidecar_path(path).write_text(text + "\n", encoding="utf-8")
+    write_sidecar(path, spec)
     digits = max(4, len(str(spec.shape[0] - 1)))
     for z, values in enumerate(slices):
         Image.fromarray(values).save(path / f"{z:0{digits}d}.png")

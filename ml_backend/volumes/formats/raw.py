@@ -6,7 +6,6 @@ what `notes` keeps. x runs fastest.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import numpy.typing as npt
 
 from ml_backend.volumes.formats.checks import number_type
 from ml_backend.volumes.formats.flat import Flat
-from ml_backend.volumes.formats.notes import Notes, read_sidecar, sidecar_path
+from ml_backend.volumes.formats.notes import Notes, read_sidecar, sidecar_path, write_sidecar
 from ml_backend.volumes.volume import ReadOptions, Volume, VolumeError, VolumeSpec
 
 __all__ = ["read", "write"]
@@ -43,8 +42,7 @@ def read(path: Path, options: ReadOptions) -> Volume:
 def write(path: Path, slices: Iterable[npt.NDArray[Any]], spec: VolumeSpec) -> None:
     """Values in native byte order, and the sidecar."""
     layout = {"shape": list(spec.shape), "dtype": spec.dtype.str, "offset": 0}
-    text = json.dumps(layout | Notes.of(spec).to_json(), ensure_ascii=False, indent=1)
-    sidecar_path(path).write_text(text + "\n", encoding="utf-8")
+    write_sidecar(path, spec, layout)
     with path.open("wb") as file:
         for values in slices:
             file.write(np.ascontiguousarray(values).data)

@@ -29,8 +29,6 @@ from ml_backend.volumes.formats.flat import Flat, read_run
 from ml_backend.volumes.formats.notes import (
     Notes,
     length_in,
-    read_sidecar,
-    sidecar_path,
     sizes_in_one_unit,
 )
 from ml_backend.volumes.formats.pages import Look, by_page, files_in, folder_read
@@ -82,7 +80,7 @@ def write(path: Path, slices: Iterable[Slice], spec: VolumeSpec) -> None:
 def _read_folder(path: Path) -> Volume:
     files = files_in(path, SUFFIXES)
     (size, dtype), cut = folder_read(files, _look, _image)
-    notes = Notes.from_json(sidecar_path(path), read_sidecar(path))
+    notes = Notes.beside(path)
     return notes.volume(path, (len(files), *size), dtype, cut)
 
 
