@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
@@ -139,6 +142,27 @@ def test_a_failed_training_keeps_the_weights_of_before(trained: HRNetLearner) ->
         learner.fit(source, source.ids)
 
     assert torch.equal(weights(learner), before)
+
+
+def test_a_pool_slice_that_cannot_be_read_is_named_and_stops_no_training(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    source, whole = Phantom(4), Phantom(3)
+    read = source.image
+
+    def image(slice_id: str) -> npt.NDArray[Any]:
+        if slice_id == "z003":
+            raise OSError("404")
+        return read(slice_id)
+
+    source.image = image  # type: ignore[method-assign]
+
+    report = HRNetLearner(CLASSES, SHORT).fit(source, source.ids[:1])
+
+    assert report.slices == 1
+    assert "without slice z003: 404" in caplog.text
+    expected = HRNetLearner(CLASSES, SHORT).fit(whole, whole.ids[:1])
+    assert report.settings["preprocessing"] == expected.settings["preprocessing"]
 
 
 def test_pseudo_labels_train_too() -> None:

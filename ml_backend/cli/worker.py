@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from enum import StrEnum
+from importlib import import_module
 from typing import Annotated
 
 import typer
@@ -41,6 +42,18 @@ def _tick(schedule: Schedule, every_s: float, stop: threading.Event) -> None:
             logger.warning("reconcile was not enqueued: %s", error)
 
 
+def _worker_class(kind: Kind, train_device: str) -> type[Worker]:
+    """How jobs get a process of their own: forked where that is safe, off what is imported here,
+    so that none spends seconds of its time on imports."""
+    import_module("ml_backend.rounds.jobs")
+    if kind is Kind.control:
+        return Worker
+    from ml_backend.rounds.training import device_of  # with all of torch
+
+    # A forked child of a process that has touched CUDA is dead: a GPU job gets a new interpreter.
+    return Worker if device_of(train_device) == "cpu" else SpawnWorker
+
+
 @app.command()
 def worker(
     kind: Annotated[Kind, typer.Argument(help="control: short jobs, no torch. gpu: trains.")],
@@ -50,9 +63,7 @@ def worker(
     settings = load_settings()
     configure_logging(settings.log_level)
     schedule = Schedule(settings)
-    # A forked child of a process that has touched CUDA is dead: a GPU job gets a new interpreter.
-    worker_class = SpawnWorker if kind is Kind.gpu else Worker
-    rq_worker = worker_class(
+    rq_worker = _worker_class(kind, settings.train_device)(
         [schedule.queue(kind)],
         connection=schedule.connection,
         serializer=JSONSerializer,

@@ -29,6 +29,12 @@ LABEL_STUDIO_VERSION = "1.23.2"
 _CONSTRAINTS = Path(__file__).with_name("label_studio_constraints.txt")
 _EMAIL = "demo@nextslice.local"
 _PASSWORD = "nextslice-demo"
+_EMPTY = Path("empty", "label_studio.sqlite3")
+_OFFLINE = {
+    "COLLECT_ANALYTICS": "false",
+    # Its own start-up check for a newer version would wait for a network that may not be there.
+    "LATEST_VERSION_CHECK": "false",
+}
 
 
 def _environment(home: Path) -> Path:
@@ -59,9 +65,10 @@ def _alone(home: Path) -> Iterator[None]:
 
 
 def install_label_studio(home: Path) -> Path:
-    """Install Label Studio into an environment of its own under ``home`` (about a minute).
+    """Install Label Studio into an environment of its own under ``home`` (a minute or two).
 
-    Returns its command; does nothing when it is there. StartError shows what pip said.
+    An empty database is made with it: its hundreds of migrations take most of a first start.
+    Returns its command; does nothing when it is there. StartError shows what was said.
     """
     with _alone(home):
         found = find_label_studio(home)
@@ -69,23 +76,36 @@ def install_label_studio(home: Path) -> Path:
             return found
         environment = _environment(home)
         shutil.rmtree(environment, ignore_errors=True)
-        steps = [
-            [sys.executable, "-m", "venv", str(environment)],
-            [
-                str(environment / "bin" / "python"), "-m", "pip", "install", "--quiet",
-                "--disable-pip-version-check", f"label-studio=={LABEL_STUDIO_VERSION}",
-                "--constraint", str(_CONSTRAINTS),
-            ],
-        ]  # fmt: skip
-        for argv in steps:
-            done = subprocess.run(argv, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise StartError(
-                    f"Label Studio could not be installed: {' '.join(argv)} ended with "
-                    f"{done.returncode}:\n{done.stderr[-2000:]}"
-                )
+        python = str(environment / "bin" / "python")
+        _run(sys.executable, "-m", "venv", str(environment))
+        _run(
+            python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
+            f"label-studio=={LABEL_STUDIO_VERSION}", "--constraint", str(_CONSTRAINTS),
+        )  # fmt: skip
+        (manage,) = environment.glob("lib/python*/site-packages/label_studio/manage.py")
+        empty = {"LABEL_STUDIO_BASE_DATA_DIR": str(environment / _EMPTY.parent), **_OFFLINE}
+        _run(python, str(manage), "migrate", "--verbosity", "0", env=empty)
         (environment / "installed").touch()
         return environment / "bin" / "label-studio"
+
+
+def _run(*argv: str, env: dict[str, str] | None = None) -> None:
+    environment = {**os.environ, **(env or {})}
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        raise StartError(
+            f"Label Studio could not be installed: {' '.join(argv)} ended with {done.returncode}:\n"
+            f"{done.stderr[-2000:]}"
+        )
+
+
+def _give_database(command: Path, folder: Path) -> None:
+    """Put the empty database that was made with ``command`` into ``folder``, if it has none."""
+    empty, own = command.absolute().parents[1] / _EMPTY, folder / _EMPTY.name
+    if empty.exists() and not own.exists():
+        partial = own.with_name(f"{own.name}.partial")
+        shutil.copyfile(empty, partial)
+        partial.replace(own)
 
 
 @dataclass(frozen=True)
@@ -169,23 +189,22 @@ def start_label_studio(
     port: int | None = None,
     allow_private_addresses: bool = True,
 ) -> LabelStudioServer:
-    """Start a server with its data in ``folder`` and create a token (about 20 s the first time).
+    """Start a server with its data in ``folder`` and create a token (some 10 s).
 
     ``allow_private_addresses``: set the two settings without which Label Studio refuses an ML
     backend on this machine.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    _give_database(command, folder)
     port = port or free_port()
     url = f"http://127.0.0.1:{port}"
     guard = "false" if allow_private_addresses else "true"
     env = {
         "LABEL_STUDIO_BASE_DATA_DIR": str(folder),
-        "COLLECT_ANALYTICS": "false",
         "ML_BLOCK_LOCAL_IP": guard,
         "SSRF_PROTECTION_ENABLED": guard,
         "TASK_LOCK_TTL": "3600",
-        # Its own start-up check for a newer version would wait for a network that may not be there.
-        "LATEST_VERSION_CHECK": "false",
+        **_OFFLINE,
     }
     argv = [str(command), "start", "--no-browser", "--internal-host", "127.0.0.1"]
     argv += ["--port", str(port), "--username", _EMAIL, "--password", _PASSWORD]

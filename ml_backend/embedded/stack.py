@@ -93,7 +93,7 @@ def start_stack(
 
     ``step`` is told what happens next. Processes belong to ``group``, which stops them.
     """
-    step("installing Label Studio into an environment of its own (once, about a minute)")
+    step("installing Label Studio into an environment of its own (once, a few minutes)")
     command = install_label_studio(home)
     step("starting Redis")
     redis_url = start_redis(group, folder / "redis")

@@ -64,7 +64,7 @@ def adopt(service: Service, key: str, backend_url: str | None = None) -> Project
     backend = _backend(service, number, backend_url or record.backend_url)
     if backend is not None:
         record = record.model_copy(update={"backend_url": backend.url.rstrip("/")})
-    task_order.prepare(service.studio, number)
+    task_order.prepare(service.studio, project)
     folder.record = record
     protect_webhook(service, key)
     if folder.published is None:

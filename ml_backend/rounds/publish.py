@@ -25,7 +25,7 @@ from ml_backend.rounds.store import (
 )
 from ml_backend.settings import Settings
 from ml_backend.studio import task_order
-from ml_backend.studio.client import not_annotated, not_skipped
+from ml_backend.studio.client import Project, not_annotated, not_skipped
 from ml_backend.studio.task_order import QueuedPrediction, queue_score
 
 __all__ = ["now", "publish", "queue_of", "queue_target", "repair", "retire", "tidy", "top_up"]
@@ -145,15 +145,20 @@ def _published(record: RoundRecord, retired: str | None) -> Published:
     )
 
 
-def repair(service: Service, key: str) -> None:
-    """Put the switch back when a race or a person moved it, but not during a publication."""
+def repair(service: Service, key: str, project: Project) -> None:
+    """Put the switch back when a race or a person moved it, but not during a publication.
+
+    ``project``: as it was a moment ago. Only when it looks moved is it read again.
+    """
     with service.schedule.alone("switch", key, _SWITCH_S, wait=False) as alone:
         published = service.folder(key).published
         if not alone or published is None:
             return
         number, link, version = project_id(key), service.link(key), published.model_version
-        task_order.prepare(service.studio, number)
-        if not task_order.switched(service.studio, number, link, version):
+        task_order.prepare(service.studio, project)
+        if task_order.switched(service.studio, project, link, version):
+            return
+        if not task_order.switched(service.studio, service.studio.project(number), link, version):
             logger.warning("project %s was not on %s: switching again", key, version)
             task_order.switch(service.studio, number, link, version)
 

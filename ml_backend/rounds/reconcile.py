@@ -20,7 +20,7 @@ from ml_backend.rounds.store import (
     StoreError,
 )
 from ml_backend.rounds.sync import new_labels
-from ml_backend.studio.client import StudioError, annotated
+from ml_backend.studio.client import Project, StudioError, annotated
 from ml_backend.studio.label_config import LabelConfigError, explain_change, parse_label_config
 
 __all__ = ["count", "reconcile", "request_start"]
@@ -40,8 +40,15 @@ def request_start(service: Service, key: str) -> None:
     )
 
 
-def count(service: Service, key: str) -> None:
-    """Look at the project and act on what is there: retire, start a round, fill the queue."""
+# What a look at a project needs. Without `include` Label Studio counts tasks and annotations too.
+_LOOKED_AT = "id,created_at,label_config,model_version,sampling,show_collab_predictions"
+
+
+def count(service: Service, key: str, project: Project | None = None) -> None:
+    """Look at the project and act on what is there: retire, start a round, fill the queue.
+
+    ``project``: as it was a moment ago; None: it is read.
+    """
     folder = service.folder(key)
     published = folder.published
     if published is None:
@@ -53,16 +60,16 @@ def count(service: Service, key: str) -> None:
             published = folder.published
         if published is None:
             return
-    published = _follow_config(service, key, published)
+    project = project or service.studio.project(project_id(key))
+    published = _follow_config(service, key, published, project.label_config)
     reason = _reason(service, key, published)
     if reason is not None:
         service.schedule.round(key, reason)
     publish.top_up(service, key)
 
 
-def _follow_config(service: Service, key: str, published: Published) -> Published:
+def _follow_config(service: Service, key: str, published: Published, xml: str) -> Published:
     """Retire the checkpoint when a class was added, removed or renamed."""
-    xml = service.studio.project(project_id(key)).label_config
     try:
         config = parse_label_config(xml)
     except LabelConfigError as error:
@@ -101,16 +108,24 @@ def _reason(service: Service, key: str, published: Published) -> str | None:
 
 
 def reconcile(service: Service) -> None:
-    """Take one look at every adopted project. One that fails does not stop the others."""
+    """Take one look at every adopted project that is still there.
+
+    One that fails does not stop the others. Those of a deleted project or of a server that was set
+    up afresh cost nothing: one request lists what is there.
+    """
+    try:
+        there = {project.key: project for project in service.studio.projects(include=_LOOKED_AT)}
+    except StudioError as error:
+        logger.warning("no project can be looked at: %s", error)
+        return
     for key in service.project_keys():
-        try:
-            service.check_identity(key)
-        except StudioError as error:
-            logger.info("project %s is left alone: %s", key, error)
+        project = there.get(key)
+        if project is None:
+            logger.debug("project %s is gone: its rounds are kept", key)
             continue
         try:
-            publish.repair(service, key)
+            publish.repair(service, key, project)
             protect_webhook(service, key)
-            count(service, key)
+            count(service, key, project)
         except (StudioError, StoreError) as error:
             logger.warning("project %s: reconcile failed: %s", key, error)

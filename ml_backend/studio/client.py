@@ -205,6 +205,22 @@ class Studio:
         except ValidationError as error:
             raise StudioError(f"Project {project_id} has an unexpected form: {error}") from error
 
+    def projects(self, **query: Any) -> Iterator[Project]:
+        """The projects that the token's user may see; ``query``: what Label Studio filters by."""
+        page: int | None = 1
+        while page is not None:
+            # By number: "next" is an address as browsers see the server, maybe not as we do.
+            parameters = {"filter": "all", "page_size": 100, "page": page, **query}
+            answer = self.request("GET", "api/projects/", params=parameters)
+            try:
+                found = [Project.model_validate(row) for row in answer["results"]]
+                page = page + 1 if answer["next"] else None
+            except (KeyError, TypeError, ValidationError) as error:
+                raise StudioError(
+                    f"The list of projects has an unexpected form: {error}"
+                ) from error
+            yield from found
+
     def update_project(self, project_id: int, **fields: Any) -> None:
         """Set ``fields`` of the project (PATCH)."""
         self.call(f"update project {project_id}", self.sdk.projects.update, project_id, **fields)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import ValidationError
-
 from ml_backend.studio.client import Project, Studio, StudioError
 from ml_backend.studio.task_order import BackendLink
 
@@ -39,18 +37,10 @@ def delete_project(studio: Studio, project_id: int) -> None:
 
 def projects_called(studio: Studio, title: str) -> list[Project]:
     """The projects with exactly this title that the token's user may see, oldest first."""
-    found: list[Project] = []
-    page: str | None = "api/projects/"
-    parameters: dict[str, Any] | None = {"filter": "all", "page_size": 100, "title": title}
-    while page is not None:
-        answer = studio.request("GET", page, params=parameters)
-        try:
-            rows = [Project.model_validate(row) for row in answer["results"]]
-        except (KeyError, TypeError, ValidationError) as error:
-            raise StudioError(f"The list of projects has an unexpected form: {error}") from error
-        found += [project for project in rows if project.title == title]
-        page, parameters = answer.get("next"), None  # an address with its own query
-    return sorted(found, key=lambda project: project.id)
+    return sorted(
+        (project for project in studio.projects(title=title) if project.title == title),
+        key=lambda project: project.id,
+    )
 
 
 def import_tasks(studio: Studio, project_id: int, rows: Sequence[dict[str, Any]]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from ml_backend.studio.client import (
     Backend,
+    Project,
     Studio,
     StudioError,
     drafted,
@@ -108,12 +109,11 @@ def queue_score(place: int) -> float:
     return _LAST + 0.09 * beyond / (beyond + 100_000)
 
 
-def prepare(studio: Studio, project_id: int) -> None:
+def prepare(studio: Studio, project: Project) -> None:
     """Make the project follow the queue: done once, harmless when done again."""
-    project = studio.project(project_id)
     if project.sampling != SAMPLING or not project.show_collab_predictions:
         # Both in one request: a PATCH with show_collab_predictions false blanks model_version.
-        studio.update_project(project_id, sampling=SAMPLING, show_collab_predictions=True)
+        studio.update_project(project.id, sampling=SAMPLING, show_collab_predictions=True)
 
 
 def _batches(rows: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
@@ -166,11 +166,11 @@ def _rename(
     studio.call(f"rename ML backend {backend.id}", studio.sdk.ml.update, backend.id, **fields)
 
 
-def switched(studio: Studio, project_id: int, link: BackendLink | None, version: str) -> bool:
-    """Whether the project, and its backend if there is one, are on ``version`` at this moment."""
-    if studio.project(project_id).model_version != version:
+def switched(studio: Studio, project: Project, link: BackendLink | None, version: str) -> bool:
+    """Whether ``project``, as it was read, and now its backend if it has one are on ``version``."""
+    if project.model_version != version:
         return False
-    backend = studio.find_backend(project_id, link.url) if link else None
+    backend = studio.find_backend(project.id, link.url) if link else None
     return backend is None or backend.title == version
 
 
@@ -192,7 +192,7 @@ def switch(
     """
     agreed = 0
     for attempt in range(attempts):
-        if switched(studio, project_id, link, version):
+        if switched(studio, studio.project(project_id), link, version):
             agreed += 1
             if agreed == 2:
                 return

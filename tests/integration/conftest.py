@@ -6,7 +6,9 @@ Slices are tiny and trainings a few steps long: what is tested here is the loop,
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import requests
 
 from ml_backend.embedded.annotator import Annotator
 from ml_backend.embedded.label_studio import Session
-from ml_backend.embedded.processes import ProcessGroup, wait_until
-from ml_backend.embedded.stack import Stack, start_stack
+from ml_backend.embedded.processes import ProcessGroup, free_port, wait_until
+from ml_backend.embedded.stack import (
+    Stack,
+    settings_from,
+    start_backend,
+    start_stack,
+    start_worker,
+)
 from ml_backend.embedded.uploads import UploadedSlice, create_project
 from ml_backend.rounds.service import Service
 from ml_backend.rounds.store import ProjectStore, Published, SelectionRecord
@@ -37,7 +46,7 @@ FAST = {
     "NEXTSLICE_TRAIN_STEPS": "4",
     "NEXTSLICE_CROP": "64",
     "NEXTSLICE_PRETRAINED": "false",
-    "NEXTSLICE_RECONCILE_S": "3",
+    "NEXTSLICE_RECONCILE_S": "5",
     "NEXTSLICE_CLAIM_TTL_S": "20",
     "NEXTSLICE_PUBLISHED_TTL_S": "0.2",
     "OMP_NUM_THREADS": "1",
@@ -100,6 +109,27 @@ def service(stack: Stack) -> Service:
     return Service(stack.settings())
 
 
+@contextmanager
+def another_service(
+    stack: Stack, group: ProcessGroup, name: str, **env: str
+) -> Iterator[tuple[Service, str]]:
+    """A backend with workers and a store of its own on the same Label Studio, and its URL."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    own = {
+        **stack.env,
+        "NEXTSLICE_BACKEND_URL": url,
+        "NEXTSLICE_QUEUE_PREFIX": name,
+        "NEXTSLICE_STORE": f"{stack.env['NEXTSLICE_STORE']}-{name}",
+        **env,
+    }
+    with ProcessGroup(group.logs / name) as processes:
+        start_backend(processes, port, own)
+        for kind in ("control", "gpu"):
+            start_worker(processes, kind, own)
+        yield Service(settings_from(own)), url
+
+
 @dataclass(frozen=True)
 class LiveProject:
     """A project of one test, and what tests ask of it."""
@@ -143,6 +173,29 @@ class LiveProject:
         annotator = self.annotator()
         handed = [annotator.label_next() for _ in range(K)]
         return [int(task["id"]) for task in handed if task is not None]
+
+
+def versions_agree(project: LiveProject, stack: Stack) -> bool:
+    """Title, project, /setup and published.json all name the same version."""
+    live = project.service.studio.project(project.number)
+    backend = project.service.studio.find_backend(project.number, stack.backend_url)
+    answer = requests.post(
+        f"{stack.backend_url}/setup",
+        json={"project": project.key, "schema": live.label_config},
+        timeout=3,
+    ).json()
+    names = {
+        live.model_version,
+        backend.title if backend else None,
+        answer["model_version"],
+        project.published.model_version,
+    }
+    return len(names) == 1
+
+
+def invite(session: Session, names: list[str]) -> list[Session]:
+    stamp = f"{time.time():.3f}"
+    return [session.invite(f"{name}-{stamp}@nextslice.local", "password-8") for name in names]
 
 
 def build_project(

@@ -1,94 +1,30 @@
-"""The loop on a real Label Studio: the right slice next, one training a storm, nothing lost."""
+"""Rounds on a real Label Studio: one training a storm, the labels that were drawn, nothing lost."""
 
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-import requests
 
 from ml_backend.embedded.label_studio import Session
-from ml_backend.embedded.processes import ProcessGroup, free_port, kill_tree, wait_until
-from ml_backend.embedded.stack import Stack, settings_from, start_backend, start_worker
-from ml_backend.rounds import publish, reconcile
-from ml_backend.rounds.adopt import adopt
-from ml_backend.rounds.service import WEBHOOK_HEADER, Service, webhook_secret
+from ml_backend.embedded.processes import ProcessGroup, kill_tree, wait_until
+from ml_backend.embedded.stack import Stack, settings_from, start_worker
+from ml_backend.rounds.service import Service
 from ml_backend.rounds.source import ProjectSource
-from ml_backend.rounds.store import DatasetRecord, QueueRecord, RoundRecord
-from ml_backend.studio import task_order
-from ml_backend.studio.client import StudioError, not_annotated, with_version
-from ml_backend.studio.label_config import bitmask_config, brush_config
+from ml_backend.rounds.store import DatasetRecord, RoundRecord
+from ml_backend.studio.client import StudioError, annotated
+from ml_backend.studio.label_config import brush_config
 from ml_backend.studio.projects import register_backend
 from ml_backend.studio.task_order import BackendLink
-from tests.integration.conftest import CLASSES, RESERVE, K, LiveProject, disc
+from tests.integration.conftest import CLASSES, K, LiveProject, another_service, disc, invite
 
 pytestmark = pytest.mark.integration
 
 MakeProject = Callable[..., LiveProject]
-
-
-def versions_agree(project: LiveProject, stack: Stack) -> bool:
-    """Title, project, /setup and published.json all name the same version."""
-    live = project.service.studio.project(project.number)
-    backend = project.service.studio.find_backend(project.number, stack.backend_url)
-    answer = requests.post(
-        f"{stack.backend_url}/setup",
-        json={"project": project.key, "schema": live.label_config},
-        timeout=3,
-    ).json()
-    names = {
-        live.model_version,
-        backend.title if backend else None,
-        answer["model_version"],
-        project.published.model_version,
-    }
-    return len(names) == 1
-
-
-def test_adding_the_url_adopts_the_project(make_project: MakeProject, stack: Stack) -> None:
-    project = make_project()
-
-    live = project.service.studio.project(project.number)
-    assert live.sampling == task_order.SAMPLING
-    assert live.show_collab_predictions
-    wait_until(lambda: versions_agree(project, stack), "one version everywhere", 30)
-    assert project.published.model_version.startswith("nextslice-r000-")
-    hooks = project.session.call("GET", f"/api/webhooks/?project={project.number}").json()
-    assert [hook["headers"] for hook in hooks] == [
-        {WEBHOOK_HEADER: webhook_secret(project.service.settings)}
-    ]
-
-
-def test_a_round_hands_out_the_selection_in_order_with_masks(
-    make_project: MakeProject, stack: Stack
-) -> None:
-    project = make_project()
-
-    cold = project.selection()
-    assert project.label_round() == cold.chosen
-    published = project.wait_for_round(1)
-
-    assert published.round == 1
-    assert published.weights == "round-0001/weights.safetensors"
-    assert versions_agree(project, stack)
-    chosen = project.selection().chosen
-    assert not set(chosen) & set(cold.chosen)
-    annotator = project.annotator()
-    task = annotator.next_task()
-    assert task is not None
-    assert task["id"] == chosen[0]
-    (prediction,) = [
-        p for p in annotator.open(task["id"])["predictions"]
-        if p["model_version"] == published.model_version
-    ]  # fmt: skip
-    assert prediction["score"] == task_order.queue_score(0)
-    assert {r["type"] for r in prediction["result"]} <= {"bitmasklabels"}
-    assert prediction["result"], "a trained network predicts something on the cone"
 
 
 def test_the_labels_of_a_round_are_what_was_drawn(after_a_round: LiveProject) -> None:
@@ -117,43 +53,6 @@ def test_brush_labels_work_the_same(make_project: MakeProject) -> None:
         p for p in first["predictions"] if p["model_version"] == published.model_version
     ]
     assert {r["type"] for r in prediction["result"]} <= {"brushlabels"}
-
-
-def invite(session: Session, names: list[str]) -> list[Session]:
-    stamp = f"{time.time():.3f}"
-    return [session.invite(f"{name}-{stamp}@nextslice.local", "password-8") for name in names]
-
-
-def test_interleaved_annotators_get_the_order_and_never_a_404(
-    make_project: MakeProject, session: Session
-) -> None:
-    project = make_project(30)
-    people = invite(session, ["ann", "ben", "cem", "dee"])
-    assert len(people) <= RESERVE
-    annotators = [project.annotator(person) for person in people]
-    queue = project.folder.round(0).need("queue.json", QueueRecord)
-
-    # Everybody opens a slice before anybody submits: each gets another one, in queue order.
-    opened = [annotator.next_task() for annotator in annotators]
-    assert [t["id"] for t in opened if t] == [e.task for e in queue.entries[:4]]
-    assert {t["queue"] for t in opened if t} == {"Active learning or random queue"}
-
-    # They all submit at once and ask again, while rounds train and the queue moves underneath.
-    for _ in range(4):
-        time.sleep(4)  # nobody draws a mask in less
-        for annotator, task in zip(annotators, opened, strict=True):
-            assert task is not None
-            annotator.submit(task)
-        opened = [annotator.next_task() for annotator in annotators]
-        assert all(task is not None for task in opened), "an annotator got a 404"
-        assert len({t["id"] for t in opened if t}) == 4, "two annotators got the same slice"
-        for task in opened:
-            assert task is not None
-            # Not task["predictions"]: that is of the project's version, which may just have moved.
-            stored = session.call("GET", f"/api/predictions/?task={task['id']}").json()
-            assert any(p["score"] < task_order.LIVE_SCORE for p in stored), (
-                f"task {task['id']} is in no queue: random fallback"
-            )
 
 
 def test_a_storm_of_submissions_makes_one_training(
@@ -199,24 +98,6 @@ def test_a_changed_and_a_deleted_annotation_are_in_the_next_round(
     assert not source.mask(changed).any(), "submitted empty: all background"
 
 
-def test_skipped_slices_teach_nothing_and_wait_until_the_end(make_project: MakeProject) -> None:
-    project = make_project()
-    annotator = project.annotator()
-    skipped = annotator.next_task()
-    assert skipped is not None
-    annotator.skip(skipped)
-    project.label_round()
-    project.wait_for_round(1)
-
-    dataset = project.folder.round(1).need("dataset.json", DatasetRecord)
-    assert {t.id: t.state for t in dataset.tasks}[skipped["id"]] == "skipped"
-    assert skipped["id"] not in {label.task for label in dataset.labels}
-    selection = project.selection()
-    assert skipped["id"] not in selection.chosen
-    order = [*selection.chosen, *selection.reserve, *selection.backlog]
-    assert skipped["id"] not in order[: len(order) - 1]
-
-
 def test_start_training_does_not_wait_for_k(make_project: MakeProject, stack: Stack) -> None:
     project = make_project(12)
     project.annotator().label_next()
@@ -230,166 +111,6 @@ def test_start_training_does_not_wait_for_k(make_project: MakeProject, stack: St
     record = project.folder.round(1).need("round.json", RoundRecord)
     assert record.annotated == 1
     assert record.reason == "start training"
-
-
-def test_a_switch_wins_against_clients_that_open_tasks(
-    make_project: MakeProject, stack: Stack, session: Session
-) -> None:
-    project = make_project()
-    stop = threading.Event()
-    (person,) = invite(session, ["opener"])
-    tasks = [t.id for t in project.service.studio.tasks(project.number)]
-
-    def open_all_the_time() -> None:
-        opener = project.annotator(person)
-        for i in range(400):
-            if stop.is_set():
-                return
-            opener.open(tasks[i % len(tasks)])
-
-    opener = threading.Thread(target=open_all_the_time)
-    opener.start()
-    try:
-        project.label_round()
-        project.wait_for_round(1)
-        wait_until(lambda: versions_agree(project, stack), "agreement while tasks are opened", 30)
-    finally:
-        stop.set()
-        opener.join()
-    assert versions_agree(project, stack)
-
-
-def test_reconcile_repairs_what_somebody_moved(make_project: MakeProject, stack: Stack) -> None:
-    project = make_project(8)
-    studio = project.service.studio
-    backend = studio.find_backend(project.number, stack.backend_url)
-    assert backend is not None
-    studio.update_project(project.number, sampling="Sequential sampling")
-    studio.sdk.ml.update(backend.id, title="renamed", url=backend.url, project=project.number)
-
-    wait_until(
-        lambda: (
-            versions_agree(project, stack)
-            and studio.project(project.number).sampling == task_order.SAMPLING
-        ),
-        "reconcile",
-        60,
-    )
-
-
-def test_old_predictions_of_ours_go_and_others_stay(after_a_round: LiveProject) -> None:
-    project, studio = after_a_round, after_a_round.service.studio
-    old = project.folder.round(0).need("round.json", RoundRecord).model_version
-    new = project.published.model_version
-
-    wait_until(
-        lambda: studio.count_tasks(project.number, [with_version(old)]) == 0, "tidying up", 60
-    )
-
-    assert studio.count_tasks(project.number, [with_version("sam")]) == 1
-    assert studio.count_tasks(project.number, [with_version(new)])
-    assert studio.project(project.number).model_version == new
-
-
-def test_connecting_twice_changes_nothing(make_project: MakeProject, stack: Stack) -> None:
-    project = make_project(8)
-    studio = project.service.studio
-    wait_until(lambda: versions_agree(project, stack), "one version everywhere", 30)
-
-    def state() -> object:
-        live = project.session.call("GET", f"/api/projects/{project.number}/").json()
-        hooks = project.session.call("GET", f"/api/webhooks/?project={project.number}").json()
-        return (
-            {k: live[k] for k in ("model_version", "sampling", "label_config", "task_number")},
-            hooks,
-            [b.model_dump() for b in studio.backends(project.number)],
-            project.published,
-            project.folder.record,
-            studio.count_tasks(project.number, [with_version(project.published.model_version)]),
-        )
-
-    wait_until(  # the top-up after adoption is not what is tested here
-        lambda: studio.count_tasks(project.number, [with_version("nextslice-r000")]) == 8,
-        "the queue to be full", 60,
-    )  # fmt: skip
-    before = state()
-    assert not register_backend(studio, project.number, BackendLink(stack.backend_url))
-    adopt(project.service, project.key, stack.backend_url)
-    assert state() == before
-
-
-def test_a_renamed_class_retires_the_checkpoint(make_project: MakeProject, stack: Stack) -> None:
-    project = make_project()
-    project.label_round()
-    first = project.wait_for_round(1)
-
-    renamed = bitmask_config(["bone", "screw"])
-    project.service.studio.update_project(project.number, label_config=renamed)
-    wait_until(lambda: project.published.retired is not None, "the checkpoint to be retired", 60)
-
-    published = project.published
-    assert published.weights is None
-    assert published.model_version != first.model_version
-    assert "screw" in (published.retired or "")
-    assert versions_agree(project, stack)
-    task = project.annotator().next_task()
-    assert task is not None
-    results = {p["model_version"]: p["result"] for p in task["predictions"]}
-    assert results[published.model_version] == []
-
-
-def test_predict_gives_an_empty_result_for_what_cannot_be_predicted(
-    after_a_round: LiveProject, stack: Stack
-) -> None:
-    project, published = after_a_round, after_a_round.published
-    good = next(iter(project.service.studio.tasks(project.number, [not_annotated()])))
-    tasks = [
-        {"id": good.id, "data": good.data},
-        {"id": 10**9, "data": {"image": "/data/upload/1/no-such-file.png"}},
-        {"id": 10**9 + 1, "data": {"picture": "x"}},
-        {"id": "text", "data": {"image": 5}},
-    ]
-    body = {
-        "tasks": tasks,
-        "project": project.key,
-        "label_config": bitmask_config(CLASSES),
-        "params": {},
-    }
-    results = requests.post(f"{stack.backend_url}/predict", json=body, timeout=60).json()["results"]
-    assert [bool(r["result"]) for r in results] == [True, False, False, False]
-    assert {r["model_version"] for r in results} == {published.model_version}
-
-
-def test_the_queue_is_topped_up_after_its_last_score(make_project: MakeProject) -> None:
-    project = make_project(40)
-    ahead = K + 2 * RESERVE
-    folder = project.folder.round(0)
-    published = folder.need("queue.json", QueueRecord).entries
-    assert [e.kind for e in published] == ["chosen"] * K + ["reserve"] * 2 * RESERVE
-
-    for _ in range(K - 1):
-        project.annotator().label_next()
-    wait_until(
-        lambda: len(folder.need("queue.json", QueueRecord).entries) > ahead, "the top-up", 60
-    )
-
-    entries = folder.need("queue.json", QueueRecord).entries
-    assert entries[:ahead] == published
-    assert {e.kind for e in entries[ahead:]} == {"top-up"}
-    assert [e.score for e in entries] == sorted(e.score for e in entries)
-    assert len({e.task for e in entries}) == len(entries)
-    version = project.published.model_version
-    assert task_order.queue_length(project.service.studio, project.number, version) >= ahead
-    assert publish.top_up(project.service, project.key) == 0, "it is full"
-
-
-def test_a_lost_webhook_is_made_up_for(make_project: MakeProject) -> None:
-    project = make_project()
-    hooks = project.session.call("GET", f"/api/webhooks/?project={project.number}").json()
-    for hook in hooks:
-        project.session.call("DELETE", f"/api/webhooks/{hook['id']}/")
-    project.label_round()
-    assert project.wait_for_round(1).round == 1
 
 
 def test_a_killed_worker_leaves_the_old_round_and_the_next_goes_on(
@@ -427,21 +148,8 @@ def test_a_killed_worker_leaves_the_old_round_and_the_next_goes_on(
 def test_basic_auth_reaches_everything(
     make_project: MakeProject, stack: Stack, group: ProcessGroup
 ) -> None:
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    env = {
-        **stack.env,
-        "BASIC_AUTH_USER": "labelstudio",
-        "BASIC_AUTH_PASS": "s3cret",
-        "NEXTSLICE_BACKEND_URL": url,
-        "NEXTSLICE_QUEUE_PREFIX": "guarded",
-        "NEXTSLICE_STORE": f"{stack.env['NEXTSLICE_STORE']}-guarded",
-    }
-    service = Service(settings_from(env))
-    with ProcessGroup(group.logs / "guarded") as guarded:
-        start_backend(guarded, port, env)
-        for kind in ("control", "gpu"):
-            start_worker(guarded, kind, env)
+    login = {"BASIC_AUTH_USER": "labelstudio", "BASIC_AUTH_PASS": "s3cret"}
+    with another_service(stack, group, "guarded", **login) as (service, url):
         bare = make_project(12, connect=False)
         project = LiveProject(bare.number, service, bare.session, bare.key)
         with pytest.raises(StudioError, match="authentication parameters"):
@@ -467,12 +175,35 @@ def test_basic_auth_reaches_everything(
         assert [p["model_version"] for p in task["predictions"]].count(published.model_version) == 1
 
 
-def test_a_project_that_is_gone_is_left_alone(make_project: MakeProject, service: Service) -> None:
-    project = make_project(4)
-    project.session.call("DELETE", f"/api/projects/{project.number}/")
-    with pytest.raises(StudioError, match="404"):
-        service.check_identity(project.key)
-    reconcile.reconcile(service)  # raises nothing; other projects are looked at
+def test_pseudo_labels_train_the_next_round_and_label_studio_never_sees_them(
+    make_project: MakeProject, stack: Stack, group: ProcessGroup
+) -> None:
+    ceal = {"NEXTSLICE_STRATEGY": "ceal_confident"}
+    with another_service(stack, group, "ceal", **ceal) as (service, url):
+        bare = make_project(16, connect=False)
+        project = LiveProject(bare.number, service, bare.session, bare.key)
+        register_backend(service.studio, project.number, BackendLink(url))
+        project.wait_for_round(0)
+        labelled = project.label_round()
+        project.wait_for_round(1)
+        wanted = project.selection().pseudo
+        labelled += project.label_round()
+        project.wait_for_round(2)
+
+        folder = project.folder.round(2)
+        record = folder.need("round.json", RoundRecord)
+        assert record.pseudo, "the network of round 1 labelled slices for round 2"
+        assert set(record.pseudo) <= set(wanted) - set(labelled)
+        assert record.annotated == len(labelled) == 2 * K
+        dataset = folder.need("dataset.json", DatasetRecord)
+        assert {label.task for label in dataset.labels} == set(labelled)
+        seen = service.studio.tasks(project.number, [annotated()])
+        assert sorted(task.id for task in seen) == sorted(labelled)
+        # Round 3 comes after K more labels of people, not sooner: pseudo-labels do not count.
+        wait_until(
+            lambda: service.schedule.round_progress(project.key) is None, "the job to end", 60
+        )
+        assert project.published.round == 2
 
 
 def test_rounds_replay_from_their_record(after_a_round: LiveProject) -> None:

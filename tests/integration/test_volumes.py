@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ import requests
 
 from ml_backend.embedded.annotator import Annotator
 from ml_backend.embedded.label_studio import Session
+from ml_backend.embedded.stack import Stack
 from ml_backend.export import export_round
 from ml_backend.import_volume import ImportReport, ImportRequest, import_volume
 from ml_backend.rounds.service import Service
@@ -23,26 +27,30 @@ from ml_backend.studio.client import StudioError
 from ml_backend.studio.label_config import parse_label_config
 from ml_backend.studio.projects import projects_called
 from ml_backend.volumes.opening import open_volume, write_volume
+from ml_backend.volumes.phantom import CLASSES, PhantomSample
 from ml_backend.volumes.volume import VolumeError, VolumeSpec
 from ml_backend.volumes.window import render
-from tests.integration.conftest import K, LiveProject, disc
+from tests.conftest import REPOSITORY
+from tests.integration.conftest import K, LiveProject
 
 pytestmark = pytest.mark.integration
 
 DEPTH, HEIGHT, WIDTH = 12, 64, 80
 VOXEL = (0.005, 0.0025, 0.0025)
-LABELS = ("bone", "implant")
-FORMATS = {"tiff": "cone.tif", "hdf5": "cone.h5", "ome-zarr": "cone.zarr", "nifti": "cone.nii.gz"}
+LABELS = CLASSES[1:]
+FORMATS = {
+    "tiff": "explant.tif",
+    "hdf5": "explant.h5",
+    "ome-zarr": "explant.zarr",
+    "nifti": "explant.nii.gz",
+}
 
 
-def cone(seed: int) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint8]]:
-    """16-bit grey values whose 8-bit copy would have lost something, and their labels."""
-    masks = np.zeros((DEPTH, HEIGHT, WIDTH), np.uint8)
-    for z in range(DEPTH):
-        masks[z, :, 8:72] = disc(z + seed)[1]
-    grey = np.array([9_000, 23_000, 51_000])[masks]
-    noise = np.random.default_rng(seed).normal(0, 1_500, masks.shape)
-    return (grey + noise).astype(np.uint16), masks
+def explant(seed: int) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint8]]:
+    """Grey values and labels of a small sample of the phantom."""
+    sample = PhantomSample(seed, (DEPTH, HEIGHT, WIDTH))
+    images, masks = zip(*(sample.slice(z) for z in range(DEPTH)), strict=True)
+    return np.stack(images), np.stack(masks)
 
 
 def write(path: Path, values: npt.NDArray[Any], **metadata: Any) -> Path:
@@ -96,7 +104,7 @@ def test_what_is_annotated_in_any_format_comes_out_bit_for_bit(
     grey: dict[str, npt.NDArray[np.uint16]] = {}
     report: ImportReport | None = None
     for seed, (kind, name) in enumerate(FORMATS.items()):
-        values, masks = cone(seed)
+        values, masks = explant(seed)
         path = write(volumes / kind / name, values)
         last = kind == "nifti"
         report = importing(
@@ -106,7 +114,7 @@ def test_what_is_annotated_in_any_format_comes_out_bit_for_bit(
         assert report.added == (HEIGHT if last else DEPTH)
         assert report.created == (kind == "tiff")
     assert report is not None
-    assert report.volume == "scans/nifti/cone.nii.gz"
+    assert report.volume == "scans/nifti/explant.nii.gz"
 
     project = live(service, session, report)
     project.wait_for_round(0)
@@ -151,7 +159,7 @@ def test_what_is_annotated_in_any_format_comes_out_bit_for_bit(
 def test_done_again_an_import_adds_what_is_missing_and_nothing_else(
     importing: Callable[..., ImportReport], service: Service, session: Session, volumes: Path
 ) -> None:
-    path = write(volumes / "again" / "scan.tif", cone(7)[0])
+    path = write(volumes / "again" / "scan.tif", explant(7)[0])
 
     half = importing(path, labels=LABELS, connect=False, every=3)
     whole = importing(path, connect=False)
@@ -168,7 +176,7 @@ def test_done_again_an_import_adds_what_is_missing_and_nothing_else(
 def test_labels_that_are_there_become_annotations(
     importing: Callable[..., ImportReport], service: Service, session: Session, volumes: Path
 ) -> None:
-    values, masks = cone(3)
+    values, masks = explant(3)
     masks[DEPTH // 2 :] = 255
     path = write(volumes / "labelled" / "scan.h5", values)
     labels = write(volumes / "labelled" / "labels.nii", masks, classes=("background", *LABELS))
@@ -192,7 +200,7 @@ def test_an_address_is_served_to_label_studio_s_pages_and_to_nobody_without_it(
     session: Session,
     volumes: Path,
 ) -> None:
-    values, _ = cone(5)
+    values, _ = explant(5)
     report = importing(write(volumes / "served.npy", values), labels=LABELS, connect=False)
     image = next(d["image"] for d in data_of(live(service, session, report)).values())
 
@@ -212,7 +220,7 @@ def test_files_are_uploaded_where_browsers_cannot_reach_us(
     session: Session,
     tmp_path: Path,
 ) -> None:
-    values, _ = cone(6)
+    values, _ = explant(6)
     path = write(tmp_path / "elsewhere.npy", values)  # under no root
 
     report = importing(path, labels=LABELS, upload=True, connect=False, axis="x", span=(10, 14))
@@ -225,10 +233,36 @@ def test_files_are_uploaded_where_browsers_cannot_reach_us(
         assert (image == render(values[:, :, data["z"]], report.window)).all()
 
 
+def test_the_example_script_puts_a_folder_into_one_project(
+    stack: Stack, service: Service, session: Session, volumes: Path
+) -> None:
+    folder = volumes / "a beamtime"
+    for seed in (8, 9):
+        write(folder / f"scan-{seed}.tif", explant(seed)[0])
+
+    said = subprocess.run(
+        [sys.executable, REPOSITORY / "docs/scripts/import_volumes.py", folder, ",".join(LABELS)],
+        env={**os.environ, **stack.env},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    ).stdout
+
+    (project,) = projects_called(service.studio, "a beamtime")
+    try:
+        for seed in (8, 9):
+            assert f"scans/a beamtime/scan-{seed}.tif: {DEPTH} added, 0 were there" in said
+        assert service.studio.count_tasks(project.id) == 2 * DEPTH
+        assert service.folder(project.key).published is not None, "connected and adopted"
+    finally:
+        session.call("DELETE", f"/api/projects/{project.id}/")
+
+
 def broken(folder: Path) -> dict[str, Path]:
     """Files that nobody can import, by what is wrong with them."""
     folder.mkdir()
-    whole = write(folder / "whole.tif", cone(1)[0])
+    whole = write(folder / "whole.tif", explant(1)[0])
     cut = folder / "cut.tif"
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     empty = folder / "empty.h5"
@@ -253,7 +287,7 @@ def test_a_broken_file_is_one_error_and_no_project(service: Service, volumes: Pa
 def test_what_does_not_fit_is_said_before_anything_is_created(
     importing: Callable[..., ImportReport], service: Service, volumes: Path, tmp_path: Path
 ) -> None:
-    values, masks = cone(2)
+    values, masks = explant(2)
     path = write(volumes / "fitting" / "scan.tif", values)
     outside = write(tmp_path / "outside.tif", values)
     wrong = write(volumes / "fitting" / "wrong.npy", np.where(masks == 2, 7, masks).astype("u1"))
@@ -274,5 +308,5 @@ def test_what_does_not_fit_is_said_before_anything_is_created(
     refused(VolumeError, "every 1: it has 12", path, labels=LABELS, span=(5, 40))
 
     importing(path, labels=LABELS, title="fitting", connect=False)
-    with pytest.raises(StudioError, match="has the classes background, bone, implant"):
+    with pytest.raises(StudioError, match="has the classes background, bone, implant, deg"):
         import_volume(service, ImportRequest(path, labels=("steel",), title="fitting"))

@@ -1,0 +1,287 @@
+"""The queue on a real Label Studio: the right slice next, one version everywhere, repaired."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+import requests
+
+from ml_backend.embedded.label_studio import Session
+from ml_backend.embedded.processes import wait_until
+from ml_backend.embedded.stack import Stack
+from ml_backend.rounds import publish, reconcile
+from ml_backend.rounds.adopt import adopt
+from ml_backend.rounds.service import WEBHOOK_HEADER, Service, webhook_secret
+from ml_backend.rounds.store import DatasetRecord, QueueRecord, RoundRecord
+from ml_backend.studio import task_order
+from ml_backend.studio.client import StudioError, not_annotated, with_version
+from ml_backend.studio.label_config import bitmask_config
+from ml_backend.studio.projects import register_backend
+from ml_backend.studio.task_order import BackendLink
+from tests.integration.conftest import CLASSES, RESERVE, K, LiveProject, invite, versions_agree
+
+pytestmark = pytest.mark.integration
+
+MakeProject = Callable[..., LiveProject]
+
+
+def test_adding_the_url_adopts_the_project(make_project: MakeProject, stack: Stack) -> None:
+    project = make_project()
+
+    live = project.service.studio.project(project.number)
+    assert live.sampling == task_order.SAMPLING
+    assert live.show_collab_predictions
+    wait_until(lambda: versions_agree(project, stack), "one version everywhere", 30)
+    assert project.published.model_version.startswith("nextslice-r000-")
+    hooks = project.session.call("GET", f"/api/webhooks/?project={project.number}").json()
+    assert [hook["headers"] for hook in hooks] == [
+        {WEBHOOK_HEADER: webhook_secret(project.service.settings)}
+    ]
+
+
+def test_a_round_hands_out_the_selection_in_order_with_masks(
+    make_project: MakeProject, stack: Stack
+) -> None:
+    project = make_project()
+
+    cold = project.selection()
+    assert project.label_round() == cold.chosen
+    published = project.wait_for_round(1)
+
+    assert published.round == 1
+    assert published.weights == "round-0001/weights.safetensors"
+    assert versions_agree(project, stack)
+    chosen = project.selection().chosen
+    assert not set(chosen) & set(cold.chosen)
+    annotator = project.annotator()
+    task = annotator.next_task()
+    assert task is not None
+    assert task["id"] == chosen[0]
+    (prediction,) = [
+        p for p in annotator.open(task["id"])["predictions"]
+        if p["model_version"] == published.model_version
+    ]  # fmt: skip
+    assert prediction["score"] == task_order.queue_score(0)
+    assert {r["type"] for r in prediction["result"]} <= {"bitmasklabels"}
+    assert prediction["result"], "a trained network predicts something on the cone"
+
+
+def test_interleaved_annotators_get_the_order_and_never_a_404(
+    make_project: MakeProject, session: Session
+) -> None:
+    project = make_project(30)
+    people = invite(session, ["ann", "ben", "cem", "dee"])
+    assert len(people) <= RESERVE
+    annotators = [project.annotator(person) for person in people]
+    queue = project.folder.round(0).need("queue.json", QueueRecord)
+
+    # Everybody opens a slice before anybody submits: each gets another one, in queue order.
+    opened = [annotator.next_task() for annotator in annotators]
+    assert [t["id"] for t in opened if t] == [e.task for e in queue.entries[:4]]
+    assert {t["queue"] for t in opened if t} == {"Active learning or random queue"}
+
+    # They all submit at once and ask again, while rounds train and the queue moves underneath.
+    for _ in range(4):
+        time.sleep(4)  # nobody draws a mask in less
+        for annotator, task in zip(annotators, opened, strict=True):
+            assert task is not None
+            annotator.submit(task)
+        opened = [annotator.next_task() for annotator in annotators]
+        assert all(task is not None for task in opened), "an annotator got a 404"
+        assert len({t["id"] for t in opened if t}) == 4, "two annotators got the same slice"
+        for task in opened:
+            assert task is not None
+            # Not task["predictions"]: that is of the project's version, which may just have moved.
+            stored = session.call("GET", f"/api/predictions/?task={task['id']}").json()
+            assert any(p["score"] < task_order.LIVE_SCORE for p in stored), (
+                f"task {task['id']} is in no queue: random fallback"
+            )
+
+
+def test_skipped_slices_teach_nothing_and_wait_until_the_end(make_project: MakeProject) -> None:
+    project = make_project()
+    annotator = project.annotator()
+    skipped = annotator.next_task()
+    assert skipped is not None
+    annotator.skip(skipped)
+    project.label_round()
+    project.wait_for_round(1)
+
+    dataset = project.folder.round(1).need("dataset.json", DatasetRecord)
+    assert {t.id: t.state for t in dataset.tasks}[skipped["id"]] == "skipped"
+    assert skipped["id"] not in {label.task for label in dataset.labels}
+    selection = project.selection()
+    assert skipped["id"] not in selection.chosen
+    order = [*selection.chosen, *selection.reserve, *selection.backlog]
+    assert skipped["id"] not in order[: len(order) - 1]
+
+
+def test_a_switch_wins_against_clients_that_open_tasks(
+    make_project: MakeProject, stack: Stack, session: Session
+) -> None:
+    project = make_project()
+    stop = threading.Event()
+    (person,) = invite(session, ["opener"])
+    tasks = [t.id for t in project.service.studio.tasks(project.number)]
+
+    def open_all_the_time() -> None:
+        opener = project.annotator(person)
+        for i in range(400):
+            if stop.is_set():
+                return
+            opener.open(tasks[i % len(tasks)])
+
+    opener = threading.Thread(target=open_all_the_time)
+    opener.start()
+    try:
+        project.label_round()
+        project.wait_for_round(1)
+        wait_until(lambda: versions_agree(project, stack), "agreement while tasks are opened", 30)
+    finally:
+        stop.set()
+        opener.join()
+    assert versions_agree(project, stack)
+
+
+def test_reconcile_repairs_what_somebody_moved(make_project: MakeProject, stack: Stack) -> None:
+    project = make_project(8)
+    studio = project.service.studio
+    backend = studio.find_backend(project.number, stack.backend_url)
+    assert backend is not None
+    studio.update_project(project.number, sampling="Sequential sampling")
+    studio.sdk.ml.update(backend.id, title="renamed", url=backend.url, project=project.number)
+
+    wait_until(
+        lambda: (
+            versions_agree(project, stack)
+            and studio.project(project.number).sampling == task_order.SAMPLING
+        ),
+        "reconcile",
+        60,
+    )
+
+
+def test_old_predictions_of_ours_go_and_others_stay(after_a_round: LiveProject) -> None:
+    project, studio = after_a_round, after_a_round.service.studio
+    old = project.folder.round(0).need("round.json", RoundRecord).model_version
+    new = project.published.model_version
+
+    wait_until(
+        lambda: studio.count_tasks(project.number, [with_version(old)]) == 0, "tidying up", 60
+    )
+
+    assert studio.count_tasks(project.number, [with_version("sam")]) == 1
+    assert studio.count_tasks(project.number, [with_version(new)])
+    assert studio.project(project.number).model_version == new
+
+
+def test_connecting_twice_changes_nothing(make_project: MakeProject, stack: Stack) -> None:
+    project = make_project(8)
+    studio = project.service.studio
+    wait_until(lambda: versions_agree(project, stack), "one version everywhere", 30)
+
+    def state() -> object:
+        live = project.session.call("GET", f"/api/projects/{project.number}/").json()
+        hooks = project.session.call("GET", f"/api/webhooks/?project={project.number}").json()
+        return (
+            {k: live[k] for k in ("model_version", "sampling", "label_config", "task_number")},
+            hooks,
+            [b.model_dump() for b in studio.backends(project.number)],
+            project.published,
+            project.folder.record,
+            studio.count_tasks(project.number, [with_version(project.published.model_version)]),
+        )
+
+    wait_until(  # the top-up after adoption is not what is tested here
+        lambda: studio.count_tasks(project.number, [with_version("nextslice-r000")]) == 8,
+        "the queue to be full", 60,
+    )  # fmt: skip
+    before = state()
+    assert not register_backend(studio, project.number, BackendLink(stack.backend_url))
+    adopt(project.service, project.key, stack.backend_url)
+    assert state() == before
+
+
+def test_a_renamed_class_retires_the_checkpoint(make_project: MakeProject, stack: Stack) -> None:
+    project = make_project()
+    project.label_round()
+    first = project.wait_for_round(1)
+
+    renamed = bitmask_config(["bone", "screw"])
+    project.service.studio.update_project(project.number, label_config=renamed)
+    wait_until(lambda: project.published.retired is not None, "the checkpoint to be retired", 60)
+
+    published = project.published
+    assert published.weights is None
+    assert published.model_version != first.model_version
+    assert "screw" in (published.retired or "")
+    assert versions_agree(project, stack)
+    task = project.annotator().next_task()
+    assert task is not None
+    results = {p["model_version"]: p["result"] for p in task["predictions"]}
+    assert results[published.model_version] == []
+
+
+def test_predict_gives_an_empty_result_for_what_cannot_be_predicted(
+    after_a_round: LiveProject, stack: Stack
+) -> None:
+    project, published = after_a_round, after_a_round.published
+    good = next(iter(project.service.studio.tasks(project.number, [not_annotated()])))
+    tasks = [
+        {"id": good.id, "data": good.data},
+        {"id": 10**9, "data": {"image": "/data/upload/1/no-such-file.png"}},
+        {"id": 10**9 + 1, "data": {"picture": "x"}},
+        {"id": "text", "data": {"image": 5}},
+    ]
+    body = {
+        "tasks": tasks,
+        "project": project.key,
+        "label_config": bitmask_config(CLASSES),
+        "params": {},
+    }
+    results = requests.post(f"{stack.backend_url}/predict", json=body, timeout=60).json()["results"]
+    assert [bool(r["result"]) for r in results] == [True, False, False, False]
+    assert {r["model_version"] for r in results} == {published.model_version}
+
+
+def test_the_queue_is_topped_up_after_its_last_score(make_project: MakeProject) -> None:
+    project = make_project(40)
+    ahead = K + 2 * RESERVE
+    folder = project.folder.round(0)
+    published = folder.need("queue.json", QueueRecord).entries
+    assert [e.kind for e in published] == ["chosen"] * K + ["reserve"] * 2 * RESERVE
+
+    for _ in range(K - 1):
+        project.annotator().label_next()
+    wait_until(
+        lambda: len(folder.need("queue.json", QueueRecord).entries) > ahead, "the top-up", 60
+    )
+
+    entries = folder.need("queue.json", QueueRecord).entries
+    assert entries[:ahead] == published
+    assert {e.kind for e in entries[ahead:]} == {"top-up"}
+    assert [e.score for e in entries] == sorted(e.score for e in entries)
+    assert len({e.task for e in entries}) == len(entries)
+    version = project.published.model_version
+    assert task_order.queue_length(project.service.studio, project.number, version) >= ahead
+    assert publish.top_up(project.service, project.key) == 0, "it is full"
+
+
+def test_a_lost_webhook_is_made_up_for(make_project: MakeProject) -> None:
+    project = make_project()
+    hooks = project.session.call("GET", f"/api/webhooks/?project={project.number}").json()
+    for hook in hooks:
+        project.session.call("DELETE", f"/api/webhooks/{hook['id']}/")
+    project.label_round()
+    assert project.wait_for_round(1).round == 1
+
+
+def test_a_project_that_is_gone_is_left_alone(make_project: MakeProject, service: Service) -> None:
+    project = make_project(4)
+    project.session.call("DELETE", f"/api/projects/{project.number}/")
+    with pytest.raises(StudioError, match="404"):
+        service.check_identity(project.key)
+    reconcile.reconcile(service)  # raises nothing; other projects are looked at
