@@ -67,8 +67,8 @@ def main() -> None:
         measure("served by the backend", side, stack.env, str(scan), "--labels", LABELS)
         again = (str(scan), "--title", "scan.raw")
         measure("the same again", side, stack.env, *again)
-        uploaded = (str(scan), "--labels", LABELS, "--title", "uploaded", "--upload", "--no-connect")
-        measure("uploaded", -(-side // every), stack.env, *uploaded, "--every", str(every))
+        uploaded = (str(scan), "--labels", LABELS, "--title", "uploaded", "--every", str(every))
+        measure("uploaded", -(-side // every), stack.env, *uploaded, "--upload", "--no-connect")
 
 
 if __name__ == "__main__":

@@ -178,13 +178,13 @@ def simulate(
         raise ValueError("give --out, a folder for the experiment")
     stop_on_sigterm()
     names = _names(strategies)
-    target = _device(device)
-    processes = jobs or (1 if target.startswith("cuda") else os.cpu_count() or 1)
     spec, title = _spec(data, labels, phantom, axis, gap, held_out)
     loaded = load_data(spec)
     console.print(
         f"{title}: {len(loaded.pool)} slices to choose from, {len(loaded.test)} to test on"
     )
+    target = _device(device)  # imports torch: only when nothing above is wrong
+    processes = jobs or (1 if target.startswith("cuda") else os.cpu_count() or 1)
     with round_progress(console) as progress:
         digest = loaded.digest(progress)
     request = Request(
