@@ -118,10 +118,12 @@ def reconcile(service: Service) -> None:
     except StudioError as error:
         logger.warning("no project can be looked at: %s", error)
         return
-    for key in service.project_keys():
+    keys = service.project_keys()
+    if gone := [key for key in keys if key not in there]:
+        logger.info("deleted, or not to be seen with this token: %s", ", ".join(gone))
+    for key in keys:
         project = there.get(key)
         if project is None:
-            logger.debug("project %s is gone: its rounds are kept", key)
             continue
         try:
             publish.repair(service, key, project)

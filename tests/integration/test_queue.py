@@ -279,9 +279,19 @@ def test_a_lost_webhook_is_made_up_for(make_project: MakeProject) -> None:
     assert project.wait_for_round(1).round == 1
 
 
-def test_a_project_that_is_gone_is_left_alone(make_project: MakeProject, service: Service) -> None:
-    project = make_project(4)
+def test_a_project_that_is_gone_is_left_alone(
+    make_project: MakeProject, service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    project, other = make_project(4), make_project(4)
     project.session.call("DELETE", f"/api/projects/{project.number}/")
+    service.studio.update_project(other.number, sampling="Sequential sampling")
     with pytest.raises(StudioError, match="404"):
         service.check_identity(project.key)
-    reconcile.reconcile(service)  # raises nothing; other projects are looked at
+
+    with caplog.at_level("INFO", "ml_backend.rounds.reconcile"):
+        reconcile.reconcile(service)
+
+    (said,) = [text for text in caplog.messages if project.key in text]
+    assert said.startswith("deleted, or not to be seen with this token: ")
+    assert other.key not in said
+    assert service.studio.project(other.number).sampling == task_order.SAMPLING
