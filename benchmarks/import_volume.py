@@ -39,10 +39,12 @@ def make_volume(path: Path, side: int) -> None:
 def measure(name: str, slices: int, env: dict[str, str], *arguments: str) -> None:
     started = time.perf_counter()
     command = [sys.executable, "-m", "ml_backend.cli", "import", *arguments]
-    child = subprocess.Popen(command, env={**os.environ, **env}, stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(child.pid, 0)
-    if status:
-        raise SystemExit(f"{' '.join(arguments)} failed: {os.waitstatus_to_exitcode(status)}")
+    with tempfile.TemporaryFile("w+") as said:
+        child = subprocess.Popen(command, env={**os.environ, **env}, stdout=said, stderr=said)
+        _, status, used = os.wait4(child.pid, 0)
+        if status:
+            said.seek(0)
+            raise SystemExit(said.read())
     print(
         f"  {name:<22} {slices:5d} tasks {time.perf_counter() - started:7.1f} s, "
         f"{used.ru_utime + used.ru_stime:7.1f} s of CPU, peak {used.ru_maxrss / 1024:.0f} MiB",
