@@ -11,7 +11,6 @@ no part of the figures, but work beside them.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -23,17 +22,10 @@ import numpy as np
 
 from ml_backend.embedded.processes import ProcessGroup
 from ml_backend.embedded.stack import default_home, start_stack
+from ml_backend.volumes.opening import write_volume
+from ml_backend.volumes.volume import VolumeSpec
 
 LABELS = "bone,implant,degradation layer"
-
-
-def make_volume(path: Path, side: int) -> None:
-    rng = np.random.default_rng(0)
-    with path.open("wb") as file:
-        for _ in range(side):
-            file.write(rng.integers(0, 40_000, (side, side), dtype=np.uint16).tobytes())
-    sidecar = {"shape": [side] * 3, "dtype": "<u2"}
-    path.with_name(f"{path.name}.json").write_text(json.dumps(sidecar))
 
 
 def measure(name: str, slices: int, env: dict[str, str], *arguments: str) -> None:
@@ -62,7 +54,9 @@ def main() -> None:
         scans = Path(folder) / "scans"
         scans.mkdir()
         scan = scans / "scan.raw"
-        make_volume(scan, side)
+        rng = np.random.default_rng(0)
+        noise = (rng.integers(0, 40_000, (side, side), np.uint16) for _ in range(side))
+        write_volume(scan, noise, VolumeSpec((side, side, side), np.dtype(np.uint16)))
         volumes = {"NEXTSLICE_VOLUMES": f"scans={scans}"}
         stack = start_stack(group, Path(folder) / "stack", default_home(), env=volumes)
         print(f"{side}³ uint16, raw")

@@ -65,7 +65,7 @@ def _alone(home: Path) -> Iterator[None]:
 
 
 def install_label_studio(home: Path) -> Path:
-    """Install Label Studio into an environment of its own under ``home`` (a minute or two).
+    """Install Label Studio into an environment of its own under ``home`` (a few minutes).
 
     An empty database is made with it: its hundreds of migrations take most of a first start.
     Returns its command; does nothing when it is there. StartError shows what was said.

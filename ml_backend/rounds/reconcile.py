@@ -40,10 +40,6 @@ def request_start(service: Service, key: str) -> None:
     )
 
 
-# What a look at a project needs. Without `include` Label Studio counts tasks and annotations too.
-_LOOKED_AT = "id,created_at,label_config,model_version,sampling,show_collab_predictions"
-
-
 def count(service: Service, key: str, project: Project | None = None) -> None:
     """Look at the project and act on what is there: retire, start a round, fill the queue.
 
@@ -114,7 +110,7 @@ def reconcile(service: Service) -> None:
     up afresh cost nothing: one request lists what is there.
     """
     try:
-        there = {project.key: project for project in service.studio.projects(include=_LOOKED_AT)}
+        there = {project.key: project for project in service.studio.projects()}
     except StudioError as error:
         logger.warning("no project can be looked at: %s", error)
         return

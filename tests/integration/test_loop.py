@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -150,8 +151,7 @@ def test_basic_auth_reaches_everything(
 ) -> None:
     login = {"BASIC_AUTH_USER": "labelstudio", "BASIC_AUTH_PASS": "s3cret"}
     with another_service(stack, group, "guarded", **login) as (service, url):
-        bare = make_project(12, connect=False)
-        project = LiveProject(bare.number, service, bare.session, bare.key)
+        project = replace(make_project(12, connect=False), service=service)
         with pytest.raises(StudioError, match="authentication parameters"):
             register_backend(service.studio, project.number, BackendLink(url))
         register_backend(
@@ -180,8 +180,7 @@ def test_pseudo_labels_train_the_next_round_and_label_studio_never_sees_them(
 ) -> None:
     ceal = {"NEXTSLICE_STRATEGY": "ceal_confident"}
     with another_service(stack, group, "ceal", **ceal) as (service, url):
-        bare = make_project(16, connect=False)
-        project = LiveProject(bare.number, service, bare.session, bare.key)
+        project = replace(make_project(16, connect=False), service=service)
         register_backend(service.studio, project.number, BackendLink(url))
         project.wait_for_round(0)
         labelled = project.label_round()
