@@ -115,11 +115,16 @@ def test_simulate_runs_an_experiment_and_draws_it(tmp_path: Path) -> None:
     out = tmp_path / "out"
     options = ["--data", str(slices), "--strategies", "random,strided", "--rounds", "2", "--k", "2"]
     options += ["--seeds", "1", "--steps", "2", "--full-steps", "2", "--gap", "1"]
+    options += ["--precision", "bfloat16"]
     done = nextslice("simulate", *options, "--out", str(out), OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
     for name in ("random (control)", "strided (control)", "fully supervised"):
         assert name in done.stdout
     assert (out / "report.html").stat().st_size > 10_000
     assert len((out / "rounds.jsonl").read_text().splitlines()) == 5
+    assert "trained afresh in bfloat16" in (out / "results.md").read_text()
     again = nextslice("simulate", *options, "--out", str(out))
     assert "3 runs, 3 of them done before" in again.stderr
+    other = nextslice("simulate", *options, "--precision", "float32", "--out", str(out))
+    assert other.returncode == 1
+    assert "training is {'precision': 'bfloat16'} there" in other.stderr.replace("\n", " ")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.progress import (
@@ -155,6 +155,10 @@ def simulate(
         int | None, typer.Option(min=1, help="Steps of the ceiling (default: a whole run's).")
     ] = None,
     architecture: Annotated[str | None, typer.Option(help="Default: by device.")] = None,
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        typer.Option(help="Of the trainings; auto: bfloat16 on a GPU, else float32."),
+    ] = "auto",
     device: Annotated[str, typer.Option(help="cuda, cuda:1, cpu; auto: cuda when there.")] = "auto",
     held_out: Annotated[
         float, typer.Option(help="Part of each volume to test on, one block along z.")
@@ -190,7 +194,7 @@ def simulate(
     request = Request(
         title=title, k=k, start=start, rounds=rounds, spacing=spacing, warm_start=warm_start,
         architecture=architecture, steps=steps, full_steps=full_steps, device=target,
-        processes=processes,
+        processes=processes, training={} if precision == "auto" else {"precision": precision},
     )  # fmt: skip
     experiment = keep(out, plan(request, spec, loaded, digest))
     queue = [Job(name, seed) for seed in range(seeds) for name in names]

@@ -85,11 +85,13 @@ def write_report(out: Path) -> Report:
 def _protocol(experiment: Experiment) -> str:
     spacing = "kept apart along z" if experiment.spacing else "not kept apart along z"
     weights = "from the weights of the round before" if experiment.warm_start else "afresh"
+    precision = experiment.training.get("precision")
+    how = f"{weights} in {precision}" if precision else weights
     return (
         f"{count(experiment.rounds, 'round')}: the first annotates "
         f"{count(experiment.start, 'slice')} chosen by {experiment.cold_start} before there is a "
         f"model, each later one {count(experiment.k, 'more slice')} chosen by the strategy, "
-        f"{spacing}. After each, {experiment.architecture} is trained {weights} on all annotated "
+        f"{spacing}. After each, {experiment.architecture} is trained {how} on all annotated "
         "slices and measured once on the test slices, by which nothing is chosen. Strategies with "
         "the same seed start from the same slices and weights, so they are compared in pairs. "
         "Fully supervised is one training on the whole pool, "
