@@ -26,11 +26,13 @@ def test_a_gpu_worker_runs_them_and_says_what_failed(
     out = experiment(tmp_path / "out", write_slices(slices), rounds=2)
     schedule = Schedule(make_settings(REDIS_URL=redis_url, NEXTSLICE_QUEUE_PREFIX="simulate-test"))
     env = {**os.environ, "REDIS_URL": redis_url, "NEXTSLICE_QUEUE_PREFIX": "simulate-test"}
+    assert schedule.listening(GPU) == 0
     worker = subprocess.Popen([sys.executable, "-m", "ml_backend.cli", "worker", "gpu"], env=env)
     try:
         jobs = [Job("random", 0), Job("no_such_strategy", 0)]
         with pytest.raises(RunFailed, match="no_such_strategy, seed 0: UnknownStrategyError"):
             run_on_workers(schedule, out, jobs, lambda running: None)
+        assert schedule.listening(GPU) == 1
     finally:
         worker.terminate()
         worker.wait()

@@ -213,14 +213,24 @@ def _run(
     with board.bars:
         if workers:
             from ml_backend.experiment.workers import run_on_workers
-            from ml_backend.rounds.schedule import Schedule
+            from ml_backend.rounds.schedule import GPU, Schedule
             from ml_backend.settings import load_settings
 
-            console.print("enqueued: `nextslice worker gpu` works them off, here or elsewhere")
-            run_on_workers(Schedule(load_settings()), out.resolve(), open_runs, board.look)
+            schedule = Schedule(load_settings())
+            console.print(_workers_are(schedule.listening(GPU), schedule.queue(GPU).name))
+            run_on_workers(schedule, out.resolve(), open_runs, board.look)
         else:
             run_in_processes(out, open_runs, processes, board.look)
         board.look([])
+
+
+def _workers_are(number: int, queue: str) -> str:
+    if number:
+        return f"gpu workers that listen on the queue {queue}: {number}"
+    return (
+        f"[yellow]no gpu worker listens on the queue {queue}: start `nextslice worker gpu`, here "
+        "or on a machine that sees the folder[/yellow]; this waits for one"
+    )
 
 
 def _report(folders: list[Path]) -> None:

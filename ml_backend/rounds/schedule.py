@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from redis import Redis
-from rq import Queue
+from rq import Queue, Worker
 from rq.exceptions import DuplicateJobError, NoSuchJobError
 from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
@@ -51,6 +51,10 @@ class Schedule:
         return Queue(
             f"{self._prefix}-{kind}", connection=self.connection, serializer=JSONSerializer
         )
+
+    def listening(self, kind: str) -> int:
+        """How many workers take jobs of ``kind``, wherever they run."""
+        return Worker.count(queue=self.queue(kind))
 
     def job_id(self, name: str, key: str) -> str:
         """RQ job id of job ``name`` for the project ``key``: letters, digits, dashes."""
