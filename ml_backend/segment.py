@@ -40,7 +40,7 @@ from ml_backend.segmentation.inference import (
 from ml_backend.segmentation.learner import HRNetLearner
 from ml_backend.segmentation.model import Model
 from ml_backend.segmentation.neighbourhood import with_neighbours
-from ml_backend.volumes.opening import write_volume
+from ml_backend.volumes.opening import check_target, write_volume
 from ml_backend.volumes.partial import PartialFolder, Place
 from ml_backend.volumes.slice_file import SliceFile
 from ml_backend.volumes.volume import AXES, Volume, VolumeError, VolumeSpec
@@ -302,6 +302,8 @@ class _Segmentation:
                 raise VolumeError(
                     f"{path} exists already: give another output, or ask to overwrite it"
                 )
+        for output in job.outputs:
+            check_target(output.path, overwrite=True)
 
     def _check_format(self) -> None:
         """One voxel is written as the whole volume will be: now, not after hours, it may fail."""

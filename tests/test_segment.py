@@ -391,6 +391,25 @@ def test_what_exists_is_not_overwritten_unless_asked(
     refused("is the volume itself", learner, volume, tmp_path / "scan.npy", overwrite=True)
 
 
+@pytest.mark.parametrize("name", ["labels_png", "labels.zarr", "labels.npy"])
+def test_a_folder_of_other_things_is_refused_before_the_first_slice(
+    tmp_path: Path, learner: HRNetLearner, volume: Volume, name: str
+) -> None:
+    out = tmp_path / name
+    out.mkdir()
+    (out / "thesis.tex").write_text("mine")
+    steps: list[str] = []
+
+    refused(
+        "holds something else", learner, volume, out, overwrite=True,
+        progress=lambda step, *_: steps.append(step),
+    )  # fmt: skip
+
+    assert steps == []
+    assert (out / "thesis.tex").read_text() == "mine"
+    assert not partial_folder(out).exists()
+
+
 def test_the_partial_result_of_another_job_is_refused(
     tmp_path: Path, learner: HRNetLearner, volume: Volume, values: Any
 ) -> None:

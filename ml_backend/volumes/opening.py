@@ -21,7 +21,7 @@ import numpy.typing as npt
 from al_strategies.learner import Progress
 from ml_backend.volumes.volume import ReadOptions, Volume, VolumeError, VolumeSpec
 
-__all__ = ["FORMATS", "ReadOptions", "open_volume", "write_volume"]
+__all__ = ["FORMATS", "ReadOptions", "check_target", "open_volume", "write_volume"]
 
 Slice = npt.NDArray[Any]
 
@@ -109,6 +109,12 @@ def write_volume(
         # a writer may take hours: look again
         _refuse_existing(target, kind, overwrite)
         _publish(Path(staging), target)
+
+
+def check_target(path: str | Path, *, overwrite: bool = False) -> None:
+    """Raise the VolumeError with which `write_volume` would refuse ``path``, before any work."""
+    target = Path(path).absolute()
+    _refuse_existing(target, _format_for(target), overwrite)
 
 
 def _format_of(path: Path, options: ReadOptions) -> _Format:
