@@ -68,8 +68,10 @@ class Surrounded(Protocol):
 class Metrics:
     """Segmentation quality over all pixels of a set of slices together (not a mean over slices).
 
-    ``iou``: per class name, NaN for a class that is in neither truth nor prediction; ``miou``: the
-    mean of those that are not NaN. Values in [0, 1].
+    ``iou``: per class name, NaN for a class that has no pixel in the truth; ``miou``: the mean of
+    those that are not NaN, so the same slices always give the mean over the same classes. What is
+    wrongly predicted as an absent class lowers the IoU of the class it is taken from. Values in
+    [0, 1].
     """
 
     miou: float

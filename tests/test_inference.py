@@ -303,16 +303,19 @@ def test_metrics_are_over_all_labelled_pixels_together() -> None:
     assert metrics.slices == 3
 
 
-def test_a_class_that_is_nowhere_has_no_iou() -> None:
+@pytest.mark.parametrize("predicted", [0, 2])
+def test_a_class_that_the_truth_does_not_hold_has_no_iou_whatever_is_predicted(
+    predicted: int,
+) -> None:
     source, model = Phantom(1), make_model()
     source.mask = lambda _: np.zeros((64, 80), np.uint8)  # type: ignore[method-assign]
     with torch.no_grad():
-        model.network.classifier.bias.copy_(torch.tensor([1e6, 0.0, 0.0]))
+        model.network.classifier.bias[predicted] = 1e6
 
     metrics = evaluate(model, source, source.ids, CONFIG)
 
-    assert metrics.iou["background"] == metrics.miou == 1.0
-    assert np.isnan(metrics.iou["implant"])
+    assert metrics.iou["background"] == metrics.miou == (predicted == 0)
+    assert [name for name, iou in metrics.iou.items() if np.isnan(iou)] == list(CLASSES[1:])
 
 
 def test_metrics_without_labels_are_refused() -> None:

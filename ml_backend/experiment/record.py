@@ -90,9 +90,9 @@ class RoundLine(BaseModel):
     pseudo: list[str] = Field(default_factory=list)
     """Ids that this round's training saw with a mask made by the model of the round before."""
     miou: float
-    """On the test slices: the mean over classes of `iou`."""
+    """On the test slices: the mean of `iou` over the classes they hold."""
     iou: dict[str, float | None]
-    """Per class; null where a class is in neither truth nor prediction."""
+    """Per class; null where the test slices have no pixel of a class."""
     accuracy: float
     steps: int
     loss: float | None = None

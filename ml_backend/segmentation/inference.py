@@ -317,6 +317,9 @@ def evaluate(
 ) -> Metrics:
     """IoU of each class over all labelled pixels of all slices together, and their mean.
 
+    A class without a labelled pixel has none (NaN). Counted as 0 wherever one pixel is wrongly
+    predicted as it, it would make the mean jump with classes that the slices cannot measure.
+
     Raises ValueError without slices or without a labelled pixel, KeyError for a slice without mask.
     """
     classes = len(model.classes)
@@ -331,10 +334,9 @@ def evaluate(
     total = confusion.sum()
     if not total:
         raise ValueError(f"There is no labelled pixel in the {len(ids)} slices to evaluate on.")
-    hits = np.diag(confusion)
-    union = confusion.sum(0) + confusion.sum(1) - hits
-    with np.errstate(invalid="ignore"):
-        iou = hits / union
+    hits, labelled = np.diag(confusion), confusion.sum(1)
+    union = np.maximum(confusion.sum(0) + labelled - hits, 1)
+    iou = np.where(labelled > 0, hits / union, np.nan)
     return Metrics(
         miou=float(np.nanmean(iou)),
         iou={name: float(v) for name, v in zip(model.classes, iou, strict=True)},

@@ -83,9 +83,9 @@ def is_worse(new: Metrics, published: Metrics, *, tolerance: float = TOLERANCE) 
     """Whether a new checkpoint is flagged: kept, but worse than the published one.
 
     Both metrics come from the same validation slices. The rule: the mean IoU over the classes that
-    have one in both (present in truth or prediction) fell by more than ``tolerance`` = 0.02,
-    about what a second training of the same slices with another seed differs by. Fewer than
-    `MINIMUM_COMPARED` slices decide nothing: one slice alone differs by more from chance.
+    both know fell by more than ``tolerance`` = 0.02, about what a second training of the same
+    slices with another seed differs by. Fewer than `MINIMUM_COMPARED` slices decide nothing: one
+    slice alone differs by more from chance.
 
     Raises ValueError when the numbers of slices or the classes differ: then they do not compare.
     """
