@@ -90,6 +90,30 @@ def test_it_can_be_simulated_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("centre", "in_pool", "in_test"),
+    [(0.5, (), ("top", "nowhere")), (1.0, ("top",), ("nowhere",))],
+)
+def test_what_a_split_cannot_learn_or_measure_is_known(
+    tmp_path: Path, centre: float, in_pool: tuple[str, ...], in_test: tuple[str, ...]
+) -> None:
+    labels = np.zeros((30, 4, 4), np.uint8)
+    labels[:, 0], labels[26:, 1], labels[3:6, 2] = 1, 2, 3
+    labels[:, 3] = 255
+    labels_path = tmp_path / "b.h5"
+    write_volume(
+        labels_path, labels,
+        VolumeSpec(labels.shape, labels.dtype, classes=("background", "body", "top", "nowhere")),
+    )  # fmt: skip
+    image_path = save(tmp_path, "a", np.zeros_like(labels))
+    data = load_data(DataSpec(str(image_path), str(labels_path), gap=2, centre=centre))
+
+    contents = data.read()
+
+    assert contents.missing_in_pool == in_pool
+    assert contents.missing_in_test == in_test
+
+
+@pytest.mark.parametrize(
     ("image", "labels", "message"),
     [
         (IMAGE, LABELS[:4], r"shape \(5, 4, 6\).*\(4, 4, 6\)"),

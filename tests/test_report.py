@@ -10,7 +10,7 @@ import pytest
 
 from ml_backend.experiment.record import RecordError, RoundLine
 from ml_backend.experiment.report import Report, write_report
-from tests.experiment_folder import write_experiment
+from tests.experiment_folder import line, write_experiment, write_run
 
 CURVES = {
     "random": [[0.2, 0.4, 0.6], [0.2, 0.5, 0.6], [0.2, 0.6, 0.6]],
@@ -81,6 +81,14 @@ def test_a_mark_in_round_1_is_not_held_for_a_result(report: Report) -> None:
         in text
     )
     assert "the same start for every strategy" in text
+
+
+def test_a_class_that_is_not_measured_is_named(tmp_path: Path) -> None:
+    write_experiment(tmp_path, {"random": [[0.5]]})
+    write_run(tmp_path, [line(miou=0.6, iou={"background": 0.6, "bone": None})])
+    written = write_report(tmp_path)
+    for text in (written.page.read_text(), written.markdown.read_text()):
+        assert "The test slices hold no bone: not measured." in text
 
 
 def test_a_report_of_an_experiment_that_goes_on_replaces_the_one_before(tmp_path: Path) -> None:

@@ -165,14 +165,14 @@ def test_slices_that_moved_are_found_again(slices: Path, tmp_path: Path) -> None
 def test_other_slices_are_another_experiment(slices: Path, tmp_path: Path) -> None:
     spec = DataSpec(str(slices), gap=1.0)
     data = load_data(spec)
-    digest = data.digest()
-    assert digest == load_data(spec).digest()
+    digest = data.read().digest
+    assert digest == load_data(spec).read().digest
     path = slices / "masks" / "z000.png"
     original = path.read_bytes()
     try:
         mask = np.asarray(Image.open(path)).copy()
         mask[0, 0] = 1
         Image.fromarray(mask).save(path)
-        assert load_data(spec).digest() != digest
+        assert load_data(spec).read().digest != digest
     finally:
         path.write_bytes(original)

@@ -15,6 +15,7 @@ from ml_backend.experiment.summary import (
     paired_difference,
     summarise,
 )
+from ml_backend.experiment.tables import class_table
 from tests.experiment_folder import line, write_experiment, write_run
 
 T_2 = 4.302652729911275
@@ -152,6 +153,16 @@ def test_the_iou_of_a_class_is_over_the_seeds_that_have_it(tmp_path: Path) -> No
     assert summarise(tmp_path).standing("random").iou == pytest.approx(
         {"background": (0.6 + 0.8) / 2, "bone": 0.4}
     )
+
+
+def test_a_class_that_the_test_slices_do_not_hold_is_not_measured(tmp_path: Path) -> None:
+    write_experiment(tmp_path, {"random": [[0.5], [0.5]]})
+    assert summarise(tmp_path).measured == ("background", "bone")
+    for seed in (0, 1):
+        write_run(tmp_path, [line(seed=seed, miou=0.6, iou={"background": 0.6, "bone": None})])
+    summary = summarise(tmp_path)
+    assert summary.measured == ("background",)
+    assert class_table(summary, None).head == ("strategy", "background")
 
 
 def test_an_unfinished_run_is_left_out_and_named(tmp_path: Path) -> None:

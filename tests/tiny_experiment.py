@@ -34,5 +34,5 @@ def experiment(out: Path, slices: Path, **changes: Any) -> Path:
     }  # fmt: skip
     spec = DataSpec(str(slices), gap=1.0)
     data = load_data(spec)
-    keep(out, plan(Request(title="tiny", **options), spec, data, data.digest()))
+    keep(out, plan(Request(title="tiny", **options), spec, data, data.read().digest))
     return out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -24,7 +25,7 @@ from ml_backend.cli.progress import round_progress
 from ml_backend.cli.tables import whole
 from ml_backend.embedded.processes import stop_on_sigterm
 from ml_backend.embedded.stack import default_home
-from ml_backend.experiment.data import DataSpec, load_data, phantom_folder
+from ml_backend.experiment.data import Contents, DataSpec, load_data, phantom_folder
 from ml_backend.experiment.files import RunFiles
 from ml_backend.experiment.plan import Request, keep, plan
 from ml_backend.experiment.record import FULLY_SUPERVISED, Experiment
@@ -36,7 +37,13 @@ __all__ = ["simulate"]
 
 
 def _spec(
-    data: Path | None, labels: Path | None, phantom: str | None, axis: int, gap: float, part: float
+    data: Path | None,
+    labels: Path | None,
+    phantom: str | None,
+    axis: int,
+    gap: float,
+    part: float,
+    centre: float,
 ) -> tuple[DataSpec, str]:
     """Where the slices are, and what to call them; a phantom is generated the first time."""
     if (data is None) == (phantom is None):
@@ -55,8 +62,18 @@ def _spec(
         axis=axis,
         fraction=part,
         gap=gap,
+        centre=centre,
     )
     return spec, title
+
+
+def _missing(contents: Contents) -> Iterator[str]:
+    """What the split makes impossible."""
+    move = "--held-out-at moves the block of test slices"
+    if contents.missing_in_test:
+        yield f"the test slices hold no {', '.join(contents.missing_in_test)}: not measured; {move}"
+    if contents.missing_in_pool:
+        yield f"the pool holds no {', '.join(contents.missing_in_pool)}: not learned; {move}"
 
 
 def _names(text: str) -> list[str]:
@@ -163,6 +180,9 @@ def simulate(
     held_out: Annotated[
         float, typer.Option(help="Part of each volume to test on, one block along z.")
     ] = 0.2,
+    held_out_at: Annotated[
+        float, typer.Option(min=0, max=1, help="Where along z: 0 at its start, 0.5 in the middle.")
+    ] = 0.5,
     gap: Annotated[float, typer.Option(help="Dropped on each side of that block, z units.")] = 5.0,
     workers: Annotated[
         bool, typer.Option("--workers", help="Let the RQ gpu workers run it (REDIS_URL).")
@@ -182,7 +202,7 @@ def simulate(
         raise ValueError("give --out, a folder for the experiment")
     stop_on_sigterm()
     names = _names(strategies)
-    spec, title = _spec(data, labels, phantom, axis, gap, held_out)
+    spec, title = _spec(data, labels, phantom, axis, gap, held_out, held_out_at)
     loaded = load_data(spec)
     console.print(
         f"{title}: {len(loaded.pool)} slices to choose from, {len(loaded.test)} to test on"
@@ -190,13 +210,15 @@ def simulate(
     target = _device(device)  # imports torch: only when nothing above is wrong
     processes = jobs or (1 if target.startswith("cuda") else os.cpu_count() or 1)
     with round_progress(console) as progress:
-        digest = loaded.digest(progress)
+        contents = loaded.read(progress)
+    for warning in _missing(contents):
+        console.print(f"[yellow]{warning}[/yellow]", highlight=False)
     request = Request(
         title=title, k=k, start=start, rounds=rounds, spacing=spacing, warm_start=warm_start,
         architecture=architecture, steps=steps, full_steps=full_steps, device=target,
         processes=processes, training={} if precision == "auto" else {"precision": precision},
     )  # fmt: skip
-    experiment = keep(out, plan(request, spec, loaded, digest))
+    experiment = keep(out, plan(request, spec, loaded, contents.digest))
     queue = [Job(name, seed) for seed in range(seeds) for name in names]
     if supervised:
         queue += [Job(FULLY_SUPERVISED, seed) for seed in range(seeds)]

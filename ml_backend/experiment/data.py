@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from al_strategies.evidence import Position, SliceId
 from al_strategies.learner import Progress, SliceSource
@@ -15,7 +16,7 @@ from ml_backend.volumes.folder import FolderSource, held_out_block
 from ml_backend.volumes.pair import VolumePair
 from ml_backend.volumes.phantom import phantom
 
-__all__ = ["Data", "DataSpec", "load_data", "phantom_folder"]
+__all__ = ["Contents", "Data", "DataSpec", "load_data", "phantom_folder"]
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,9 @@ class DataSpec:
 
     ``path``: a folder with ``images/`` and ``masks/``, or a volume (any that `open_volume` reads)
     whose labels are ``labels``, cut along ``axis`` (0: z).
-    ``fraction`` of each volume's slices are held out in one block for testing, ``gap`` z units on
-    each side of it dropped; a folder whose ``volumes.json`` names the splits *train* and *test* is
-    split as it says.
+    ``fraction`` of each volume's slices are held out in one block for testing, around the relative
+    place ``centre`` along z, ``gap`` z units on each side of it dropped; a folder whose
+    ``volumes.json`` names the splits *train* and *test* is split as it says.
     """
 
     path: str
@@ -34,11 +35,26 @@ class DataSpec:
     axis: int = 0
     fraction: float = 0.2
     gap: float = 5.0
+    centre: float = 0.5
 
 
 class _Named(SliceSource, Protocol):
     @property
     def classes(self) -> tuple[str, ...]: ...
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What `Data.read` found.
+
+    ``digest``: SHA-256 of ids, images and masks of both parts: the same data, the same digest.
+    ``missing_in_pool``, ``missing_in_test``: classes without a pixel there; the first cannot be
+    learned, the second are not measured.
+    """
+
+    digest: str
+    missing_in_pool: tuple[str, ...]
+    missing_in_test: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -55,18 +71,27 @@ class Data:
         places = ((i, self.source.position(i)) for i in ids)
         return {str(i): (place.volume, place.z) for i, place in places}
 
-    def digest(self, progress: Progress | None = None) -> str:
-        """SHA-256 of ids, images and masks of both parts: the same data, the same digest."""
+    def read(self, progress: Progress | None = None) -> Contents:
+        """Look at every pixel of both parts once."""
         total = hashlib.sha256()
-        ids = (*self.pool, *self.test)
-        for done, slice_id in enumerate(ids, start=1):
+        pixels = {part: np.zeros(len(self.classes), np.int64) for part in ("pool", "test")}
+        ids = [(i, "pool") for i in self.pool] + [(i, "test") for i in self.test]
+        for done, (slice_id, part) in enumerate(ids, start=1):
+            image, mask = self.source.image(slice_id), self.source.mask(slice_id)
             total.update(str(slice_id).encode())
-            for pixels in (self.source.image(slice_id), self.source.mask(slice_id)):
-                total.update(f"{pixels.dtype.str}{pixels.shape}".encode())
-                total.update(np.ascontiguousarray(pixels).tobytes())
+            for values in (image, mask):
+                total.update(f"{values.dtype.str}{values.shape}".encode())
+                total.update(np.ascontiguousarray(values).tobytes())
+            found = np.bincount(mask.ravel(), minlength=len(self.classes))
+            pixels[part] += found[: len(self.classes)]
             if progress is not None:
                 progress("read", done, len(ids))
-        return total.hexdigest()
+        return Contents(
+            total.hexdigest(), *(self._without(pixels[part]) for part in ("pool", "test"))
+        )
+
+    def _without(self, pixels: npt.NDArray[np.int64]) -> tuple[str, ...]:
+        return tuple(name for name, count in zip(self.classes, pixels, strict=True) if not count)
 
 
 def load_data(spec: DataSpec) -> Data:
@@ -88,7 +113,7 @@ def load_data(spec: DataSpec) -> Data:
 
 
 def _split(source: _Named, places: dict[SliceId, Position], spec: DataSpec) -> Data:
-    pool, test = held_out_block(places, fraction=spec.fraction, gap=spec.gap)
+    pool, test = held_out_block(places, fraction=spec.fraction, gap=spec.gap, centre=spec.centre)
     return Data(source, source.classes, pool, test)
 
 

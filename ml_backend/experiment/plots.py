@@ -196,7 +196,7 @@ def picks_seed(runs: Runs) -> int:
 
 def class_curves(summary: Summary, default: str | None) -> bytes:
     """IoU of each class over annotated slices: the strategies worth comparing, others in grey."""
-    classes = summary.experiment.classes
+    classes = summary.measured
     coloured = _highlights(summary, default)
     figure, panels = panels_of(len(classes), columns=4, height=2.6, sharex=True, sharey=False)
     for axes, name in zip(panels, classes, strict=True):

@@ -99,10 +99,13 @@ def _protocol(experiment: Experiment) -> str:
     )
 
 
-def _data(experiment: Experiment) -> str:
+def _data(summary: Summary) -> str:
+    experiment = summary.experiment
+    absent = [name for name in experiment.classes if name not in summary.measured]
+    unmeasured = f" The test slices hold no {', '.join(absent)}: not measured." if absent else ""
     return (
         f"{_part(experiment.pool)} to choose from, {_part(experiment.test)} to test on; classes: "
-        f"{', '.join(experiment.classes)}."
+        f"{', '.join(experiment.classes)}.{unmeasured}"
     )
 
 
@@ -116,6 +119,7 @@ def _reading(summary: Summary) -> str:
     seeds = ", ".join(map(str, summary.ranked_seeds)) or "none in common"
     left_out = ", ".join(f"{name} seed {seed}" for name, seed in summary.unfinished)
     return (
+        "mIoU: the mean over the classes that the test slices hold, all of their pixels together. "
         "± is the sample standard deviation over seeds. Area: test mIoU over annotated slices by "
         "the trapezoid rule, divided by the range of slices, so it is the mean mIoU along the "
         "curve. Differences are paired by seed, with their 95 % t interval. Full: the mean mIoU of "
@@ -199,11 +203,11 @@ def _plots(summary: Summary, runs: Runs, default: str | None) -> tuple[_Plot, ..
 
 
 def _markdown(summary: Summary, comparison: Comparison, advice: str) -> str:
-    experiment, default = summary.experiment, comparison.default
+    default = comparison.default
     return "\n\n".join(
         [
-            f"## {experiment.data}",
-            f"{_data(experiment)} {_protocol(experiment)}",
+            f"## {summary.experiment.data}",
+            f"{_data(summary)} {_protocol(summary.experiment)}",
             advice,
             final_table(summary, default).markdown().rstrip(),
             _reading(summary),
@@ -261,7 +265,7 @@ def _page(
     figures = {plot.name: _figure(plot) for plot in drawn}
     parts = [
         f"<h1>{escape(experiment.data)}: which slices to annotate</h1>",
-        f'<p class="note">A simulated annotation by nextslice. {escape(_data(experiment))}</p>',
+        f'<p class="note">A simulated annotation by nextslice. {escape(_data(summary))}</p>',
         f'<h2>Recommendation</h2>\n<div class="advice"><p>{escape(advice)}</p></div>',
         "<h2>Results</h2>",
         f'<div class="wide">{final_table(summary, default).html()}</div>',

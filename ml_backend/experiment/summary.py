@@ -199,10 +199,24 @@ class Summary:
         return self.full.final if self.full else None
 
     @property
+    def every(self) -> tuple[Standing, ...]:
+        """`standings`, then full supervision where it has a round."""
+        return (*self.standings, *([self.full] if self.full else []))
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The classes that the test slices hold, in their order."""
+        points = [point for standing in self.every for point in standing.curve]
+        return tuple(
+            name
+            for name in self.experiment.classes
+            if any(point.iou.get(name) is not None for point in points)
+        )
+
+    @property
     def unfinished(self) -> tuple[tuple[str, int], ...]:
         """(strategy, seed) of the runs that have begun and not ended."""
-        every = (*self.standings, *([self.full] if self.full else []))
-        return tuple((s.strategy, seed) for s in every for seed in s.unfinished)
+        return tuple((s.strategy, seed) for s in self.every for seed in s.unfinished)
 
 
 def summarise(out: Path) -> Summary:

@@ -60,7 +60,7 @@ def final_table(summary: Summary, default: str | None) -> Table:
         "labels to 95 / 99 %",
         "mean rank",
     )
-    return _table(head, (_final_row(standing) for standing in _every(summary)), default)
+    return _table(head, (_final_row(standing) for standing in summary.every), default)
 
 
 def share_table(summary: Summary, default: str | None) -> Table:
@@ -79,11 +79,11 @@ def share_table(summary: Summary, default: str | None) -> Table:
 
 
 def class_table(summary: Summary, default: str | None) -> Table:
-    """Per-class IoU after the last round."""
-    classes = summary.experiment.classes
+    """IoU after the last round of each class that is measured."""
+    classes = summary.measured
     rows = (
         (label(standing.strategy), *(_number(standing.iou.get(name)) for name in classes))
-        for standing in _every(summary)
+        for standing in summary.every
         if standing.finals
     )
     return _table(("strategy", *classes), rows, default)
@@ -91,10 +91,6 @@ def class_table(summary: Summary, default: str | None) -> Table:
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]], default: str | None) -> Table:
     return Table(head, tuple(rows), None if default is None else label(default))
-
-
-def _every(summary: Summary) -> list[Standing]:
-    return [*summary.standings, *([summary.full] if summary.full else [])]
 
 
 def _final_row(standing: Standing) -> tuple[str, ...]:
