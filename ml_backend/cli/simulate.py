@@ -69,7 +69,7 @@ def _spec(
 
 def _missing(contents: Contents) -> Iterator[str]:
     """What the split makes impossible."""
-    move = "--held-out-at moves the block of test slices"
+    move = "where the test slices are one block, --held-out-at moves it"
     if contents.missing_in_test:
         yield f"the test slices hold no {', '.join(contents.missing_in_test)}: not measured; {move}"
     if contents.missing_in_pool:
