@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import re
 from pathlib import Path
 
@@ -47,6 +48,7 @@ def test_the_page_says_what_to_use_what_was_left_out_and_how_to_draw_it_again(
     page = report.page.read_text()
     assert "Use coreset (" in page
     assert "Left out, since not finished: margin seed 2." in page
+    assert "Right: the area's difference to random" in html.unescape(page)
     assert f"nextslice simulate --report &#x27;{report.page.parent}&#x27;" in page
     for word in ("hrnet_w18", "cold start", "data hash", "97.1 % of full supervision from 1.16 %"):
         assert word in page
@@ -87,6 +89,7 @@ def test_a_class_that_is_not_measured_is_named(tmp_path: Path) -> None:
     write_experiment(tmp_path, {"random": [[0.5]]})
     write_run(tmp_path, [line(miou=0.6, iou={"background": 0.6, "bone": None})])
     written = write_report(tmp_path)
+    assert "Right: the area" not in written.page.read_text(), "one seed has no interval"
     for text in (written.page.read_text(), written.markdown.read_text()):
         assert "The test slices hold no bone: not measured." in text
 

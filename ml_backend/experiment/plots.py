@@ -81,12 +81,11 @@ def learning_curves(summary: Summary) -> bytes:
 def final_dots(summary: Summary) -> bytes:
     """Area and final mIoU of every strategy, and how the area differs from `random`'s."""
     standings = [s for s in summary.standings if s.areas][::-1]
-    paired = any(standing.area_to_random for standing in standings)
-    widths = (3, 2) if paired else (1,)
+    widths = (3, 2) if summary.paired else (1,)
     figure = new_figure(0.9 + 0.3 * max(len(standings), 2))
     panels = figure.subplots(1, len(widths), sharey=True, width_ratios=widths, squeeze=False)[0]
     _measured(panels[0], standings, summary)
-    if paired:
+    if summary.paired:
         _differences(panels[1], standings)
     for axes in panels:
         axes.set_axisbelow(True)

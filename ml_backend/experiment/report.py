@@ -160,13 +160,16 @@ def _plots(summary: Summary, runs: Runs, default: str | None) -> tuple[_Plot, ..
     order = [standing.strategy for standing in summary.standings]
     drawn: list[_Plot] = []
     if any(standing.areas for standing in summary.standings):
+        to_random = (
+            " Right: the area's difference to random; an interval that touches the dotted line may "
+            "be chance."
+        )
         drawn.append(
             _Plot(
                 "final",
                 "Areas and final mIoU",
-                "Best area first. Left: mean ± standard deviation over seeds, each seed a tick; "
-                "dashed, with its band: full supervision. Right: the area's difference to random; "
-                "an interval that touches the dotted line may be chance.",
+                "Best area first. Mean ± standard deviation over seeds, each seed a tick; dashed, "
+                "with its band: full supervision." + (to_random if summary.paired else ""),
                 plots.final_dots(summary),
             )
         )

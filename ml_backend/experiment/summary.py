@@ -204,6 +204,11 @@ class Summary:
         return (*self.standings, *([self.full] if self.full else []))
 
     @property
+    def paired(self) -> bool:
+        """Whether any area can be compared with `random`'s, seed by seed."""
+        return any(standing.area_to_random for standing in self.standings)
+
+    @property
     def measured(self) -> tuple[str, ...]:
         """The classes that the test slices hold, in their order."""
         points = [point for standing in self.every for point in standing.curve]
