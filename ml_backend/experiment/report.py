@@ -100,8 +100,8 @@ def _protocol(experiment: Experiment) -> str:
 
 
 def _data(summary: Summary) -> str:
-    experiment = summary.experiment
-    absent = [name for name in experiment.classes if name not in summary.measured]
+    experiment, measured = summary.experiment, summary.measured
+    absent = [name for name in experiment.classes if name not in measured]
     unmeasured = f" The test slices hold no {', '.join(absent)}: not measured." if absent else ""
     return (
         f"{_part(experiment.pool)} to choose from, {_part(experiment.test)} to test on; classes: "
