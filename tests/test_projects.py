@@ -5,49 +5,87 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
-from ml_backend.studio import projects
 from ml_backend.studio.client import Studio, StudioError
 from ml_backend.studio.projects import create_project
+
+CONFIG = "<View/>"
+
+
+@dataclass
+class Row:
+    """A project: its creator, and what it holds."""
+
+    title: str = "scan.tif"
+    config: str = CONFIG
+    creator: int = 1
+    tasks: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Server(ThreadingHTTPServer):
     """Projects alone. ``failures``: (status, whether the project is made all the same) of the next
-    requests for a new one."""
+    attempts; ``patient``: the server repeats an attempt that failed, as on a locked SQLite.
+    ``beside``: a project that somebody else makes during the next attempt."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.titles: list[str] = []
+        self.rows: dict[int, Row] = {}
         self.asked = 0
         self.failures: list[tuple[int, bool]] = []
+        self.patient = False
+        self.beside: Row | None = None
+
+    def add(self, row: Row) -> int:
+        number = max(self.rows, default=0) + 1
+        self.rows[number] = row
+        return number
+
+    def attempt(self, fields: dict[str, Any]) -> tuple[int, int]:
+        """Status and number of the project."""
+        if self.beside is not None:
+            self.add(self.beside)
+            self.beside = None
+        status, made = self.failures.pop(0) if self.failures else (201, True)
+        number = self.add(Row(fields["title"], fields["label_config"])) if made else 0
+        return self.attempt(fields) if self.patient and status == 500 else (status, number)
 
 
 class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        rows = [self.project(number) for number in range(1, len(self.server.titles) + 1)]
-        path = self.path.partition("?")[0].strip("/")
-        one = path.removeprefix("api/projects").strip("/")
+        path, _, query = self.path.partition("?")
+        if path.strip("/") == "api/tasks":
+            number = int(query.partition("project=")[2].partition("&")[0])
+            tasks = self.server.rows[number].tasks
+            self.answer(200, {"tasks": tasks, "total": len(tasks), "total_annotations": 0})
+            return
+        one = path.strip("/").removeprefix("api/projects").strip("/")
+        rows = [self.project(number) for number in self.server.rows]
         listed = {"count": len(rows), "next": None, "previous": None, "results": rows}
-        self.answer(200, rows[int(one) - 1] if one else listed)
+        self.answer(200, self.project(int(one)) if one else listed)
 
     def do_POST(self) -> None:
         fields = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.asked += 1
-        status, made = self.server.failures.pop(0) if self.server.failures else (201, True)
-        if made:
-            self.server.titles.append(fields["title"])
-        good = status == 201
-        self.answer(status, self.project(len(self.server.titles)) if good else {"detail": "locked"})
+        status, number = self.server.attempt(fields)
+        self.answer(status, self.project(number) if status == 201 else {"detail": "locked"})
+
+    def do_DELETE(self) -> None:
+        del self.server.rows[int(self.path.strip("/").rpartition("/")[2])]
+        self.answer(200, {})
 
     def project(self, number: int) -> dict[str, Any]:
-        title = self.server.titles[number - 1]
-        return {"id": number, "title": title, "created_at": "2026-11-26T18:17:57Z"}
+        row = self.server.rows[number]
+        return {
+            "id": number, "title": row.title, "label_config": row.config,
+            "created_by": {"id": row.creator}, "created_at": "2026-11-26T18:17:57Z",
+        }  # fmt: skip
 
     def answer(self, status: int, body: Any) -> None:
         data = json.dumps(body).encode()
@@ -62,8 +100,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(projects, "_WAITS_S", (0.01, 0.01))
+def server() -> Iterator[Server]:
     with Server() as running:
         thread = threading.Thread(target=running.serve_forever, daemon=True)
         thread.start()
@@ -77,24 +114,38 @@ def studio(server: Server) -> Studio:
     return Studio(f"http://127.0.0.1:{server.server_port}", "a-legacy-token")
 
 
-def test_a_project_that_a_failed_request_made_is_not_made_twice(
-    server: Server, studio: Studio
+@pytest.mark.parametrize("patient", [False, True], ids=["the SDK repeats", "the server repeats"])
+def test_what_failed_attempts_left_is_deleted(
+    server: Server, studio: Studio, patient: bool
 ) -> None:
-    server.titles = ["scan.tif"]
-    server.failures = [(500, True)]
+    server.add(Row())  # one of that title was there before
+    server.failures, server.patient = [(500, True), (500, True)], patient
 
-    assert create_project(studio, "scan.tif", "<View/>").id == 2
+    assert create_project(studio, "scan.tif", CONFIG).id == 4
 
-    assert server.titles == ["scan.tif", "scan.tif"]
-    assert server.asked == 1
+    assert sorted(server.rows) == [1, 4]
+    assert server.asked == (1 if patient else 3)
+
+
+@pytest.mark.parametrize(
+    "beside", [Row(creator=2), Row(config="<View> </View>"), Row(tasks=[{"id": 1}]), Row("other")]
+)
+def test_what_others_make_at_that_moment_stays(server: Server, studio: Studio, beside: Row) -> None:
+    for task in beside.tasks:
+        task |= {"data": {}, "updated_at": "2026-11-26T18:17:57Z"}
+    server.beside = beside
+
+    assert create_project(studio, "scan.tif", CONFIG).id == 2
+
+    assert sorted(server.rows) == [1, 2]
 
 
 def test_a_request_that_made_nothing_is_made_again(server: Server, studio: Studio) -> None:
     server.failures = [(503, False), (500, False)]
 
-    assert create_project(studio, "scan.tif", "<View/>").id == 1
+    assert create_project(studio, "scan.tif", CONFIG).id == 1
 
-    assert server.titles == ["scan.tif"]
+    assert list(server.rows) == [1]
 
 
 @pytest.mark.parametrize(("status", "asked"), [(400, 1), (500, 3)])
@@ -104,6 +155,6 @@ def test_what_stays_refused_is_said(
     server.failures = [(status, False)] * 9
 
     with pytest.raises(StudioError, match=f"answered {status} to POST api/projects/"):
-        create_project(studio, "scan.tif", "<View/>")
+        create_project(studio, "scan.tif", CONFIG)
 
-    assert (server.titles, server.asked) == ([], asked)
+    assert (server.rows, server.asked) == ({}, asked)

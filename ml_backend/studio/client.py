@@ -50,14 +50,6 @@ Filter = dict[str, Any]
 class StudioError(RuntimeError):
     """Label Studio refused, or answered something unexpected; the message says what to do."""
 
-    @property
-    def passing(self) -> bool:
-        """Whether the same request may succeed a moment later: no answer, or one of 5xx."""
-        cause = self.__cause__
-        if isinstance(cause, ApiError):
-            return (cause.status_code or 0) >= 500
-        return isinstance(cause, httpx.HTTPError)
-
 
 class Project(BaseModel):
     """What we read of a project. ``key`` names it in /setup, /predict and the store."""
@@ -176,7 +168,7 @@ class Studio:
             raise StudioError(self._explain(f"{method} {path}", error)) from error
         if answer.status_code >= 400:
             refusal = ApiError(status_code=answer.status_code, body=answer.text)
-            raise StudioError(self._explain(f"{method} {path}", refusal)) from refusal
+            raise StudioError(self._explain(f"{method} {path}", refusal))
         return answer.json() if answer.content else None
 
     def _explain(self, what: str, error: Exception) -> str:

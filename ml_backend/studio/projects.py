@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,10 +17,6 @@ __all__ = [
     "upload_images",
 ]
 
-_WAITS_S = (1.0, 3.0)
-"""Before a failed request is made again."""
-_ONCE = {"max_retries": 0}
-"""For the SDK: it repeats a request that failed, also one that must not be made twice."""
 _PRIVATE_ADDRESS = (
     "Label Studio refuses an ML backend on a private address ({url}). Since 1.23.1 its environment "
     "needs ML_BLOCK_LOCAL_IP=false and SSRF_PROTECTION_ENABLED=false; set both and restart it."
@@ -31,25 +26,25 @@ _PRIVATE_ADDRESS = (
 def create_project(studio: Studio, title: str, label_config: str) -> Project:
     """A new, empty project. StudioError when Label Studio refuses the title or the config.
 
-    A request that failed may have made it all the same (SQLite: "database is locked", after the
-    project was inserted). The SDK would repeat it and make a second one; here it is looked for.
+    On SQLite, Label Studio repeats by itself a request that found the database locked, also after
+    the project was inserted, and the SDK repeats one that failed: what such attempts left is
+    deleted, or two projects would have one title.
     """
-    fields = {"title": title, "label_config": label_config}
     known = {project.id for project in projects_called(studio, title)}
-    waits = iter(_WAITS_S)
-    while True:
-        try:
-            made = studio.request("POST", "api/projects/", json=fields, request_options=_ONCE)
-            break
-        except StudioError as error:
-            wait = next(waits, None)
-            if wait is None or not error.passing:
-                raise
-        time.sleep(wait)
-        made_all_the_same = [p for p in projects_called(studio, title) if p.id not in known]
-        if made_all_the_same:
-            return made_all_the_same[-1]
+    fields = {"title": title, "label_config": label_config}
+    made = studio.request("POST", "api/projects/", json=fields)
+    for project in projects_called(studio, title):
+        if project.id < int(made["id"]) and project.id not in known:
+            _delete_attempt(studio, project.id, made)
     return studio.project(int(made["id"]))
+
+
+def _delete_attempt(studio: Studio, project_id: int, made: dict[str, Any]) -> None:
+    """Delete a project that was to be ``made``; not one of somebody else, or with a task."""
+    found = studio.request("GET", f"api/projects/{project_id}/")
+    ours = all(found[name] == made[name] for name in ("created_by", "label_config"))
+    if ours and next(studio.tasks(project_id), None) is None:
+        delete_project(studio, project_id)
 
 
 def delete_project(studio: Studio, project_id: int) -> None:

@@ -24,8 +24,8 @@ from ml_backend.rounds.service import Service
 from ml_backend.rounds.source import ProjectSource
 from ml_backend.rounds.store import DatasetRecord
 from ml_backend.studio.client import StudioError
-from ml_backend.studio.label_config import parse_label_config
-from ml_backend.studio.projects import projects_called
+from ml_backend.studio.label_config import bitmask_config, parse_label_config
+from ml_backend.studio.projects import create_project, projects_called
 from ml_backend.volumes.opening import open_volume, write_volume
 from ml_backend.volumes.phantom import CLASSES, PhantomSample
 from ml_backend.volumes.volume import VolumeError, VolumeSpec
@@ -171,6 +171,25 @@ def test_done_again_an_import_adds_what_is_missing_and_nothing_else(
     assert whole.project == half.project == again.project
     tasks = data_of(live(service, session, whole)).values()
     assert sorted(d["z"] for d in tasks) == list(range(DEPTH))
+
+
+def test_a_project_that_a_repeated_request_left_is_deleted(
+    service: Service, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    studio, request = service.studio, service.studio.request
+
+    def twice(method: str, path: str, **options: Any) -> Any:
+        if (method, path) == ("POST", "api/projects/"):
+            request(method, path, **options)
+        return request(method, path, **options)
+
+    monkeypatch.setattr(studio, "request", twice)
+    made = create_project(studio, "made twice", bitmask_config(LABELS))
+
+    found = [project.id for project in projects_called(studio, "made twice")]
+    for number in found:
+        session.call("DELETE", f"/api/projects/{number}/")
+    assert found == [made.id]
 
 
 def test_labels_that_are_there_become_annotations(
