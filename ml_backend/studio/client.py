@@ -31,6 +31,7 @@ __all__ = [
     "annotated",
     "changed_since",
     "drafted",
+    "ids_between",
     "ids_in",
     "not_annotated",
     "not_skipped",
@@ -114,6 +115,11 @@ def changed_since(moment: datetime) -> Filter:
 def ids_in(ids: Iterable[int]) -> Filter:
     """Tasks whose id is one of ``ids``."""
     return _condition("id", "in_list", "List", list(ids))
+
+
+def ids_between(first: int, last: int) -> Filter:
+    """Tasks with an id from ``first`` to ``last``, both included."""
+    return _condition("id", "in", "Number", {"min": first, "max": last})
 
 
 def annotated() -> Filter:
@@ -259,7 +265,13 @@ class Studio:
     # -- tasks
 
     def _page(
-        self, project_id: int, filters: Sequence[Filter], fields: str, page: int, size: int
+        self,
+        project_id: int,
+        filters: Sequence[Filter],
+        fields: str,
+        page: int,
+        size: int,
+        ordering: str = "tasks:id",
     ) -> _Page:
         params: dict[str, Any] = {
             "project": project_id,
@@ -267,7 +279,7 @@ class Studio:
             "page": page,
             "page_size": size,
         }
-        query: dict[str, Any] = {"ordering": ["tasks:id"]}
+        query: dict[str, Any] = {"ordering": [ordering]}
         if filters:
             query["filters"] = {"conjunction": "and", "items": list(filters)}
         params["query"] = json.dumps(query)
@@ -320,6 +332,11 @@ class Studio:
         """How many tasks and (not skipped) annotations the project has, in one request."""
         page = self._page(project_id, (), "task_only", 1, 1)
         return page.total, page.total_annotations
+
+    def newest_task(self, project_id: int) -> int:
+        """Id of the project's last task; 0 without any."""
+        newest = self._page(project_id, (), "task_only", 1, 1, ordering="-tasks:id").tasks
+        return int(newest[0]["id"]) if newest else 0
 
     # -- predictions
 

@@ -1,11 +1,16 @@
-"""New projects, tasks, files and ML backends: what an import and `connect` ask of Label Studio."""
+"""New projects, tasks, files and ML backends: what an import and `connect` ask of Label Studio.
+
+On SQLite, Label Studio repeats by itself a request that found the database locked, also when what
+was asked for had been stored before, and the SDK repeats one that failed. So one request may make
+a project or its tasks twice: what attempts before the last one left is looked for and deleted.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from ml_backend.studio.client import Project, Studio, StudioError
+from ml_backend.studio.client import Filter, Project, Studio, StudioError, drafted, ids_between
 from ml_backend.studio.task_order import BackendLink
 
 __all__ = [
@@ -24,22 +29,17 @@ _PRIVATE_ADDRESS = (
 
 
 def create_project(studio: Studio, title: str, label_config: str) -> Project:
-    """A new, empty project. StudioError when Label Studio refuses the title or the config.
-
-    On SQLite, Label Studio repeats by itself a request that found the database locked, also after
-    the project was inserted, and the SDK repeats one that failed: what such attempts left is
-    deleted, or two projects would have one title.
-    """
+    """A new, empty project. StudioError when Label Studio refuses the title or the config."""
     known = {project.id for project in projects_called(studio, title)}
     fields = {"title": title, "label_config": label_config}
     made = studio.request("POST", "api/projects/", json=fields)
     for project in projects_called(studio, title):
         if project.id < int(made["id"]) and project.id not in known:
-            _delete_attempt(studio, project.id, made)
+            _delete_project_attempt(studio, project.id, made)
     return studio.project(int(made["id"]))
 
 
-def _delete_attempt(studio: Studio, project_id: int, made: dict[str, Any]) -> None:
+def _delete_project_attempt(studio: Studio, project_id: int, made: dict[str, Any]) -> None:
     """Delete a project that was to be ``made``; not one of somebody else, or with a task."""
     found = studio.request("GET", f"api/projects/{project_id}/")
     ours = all(found[name] == made[name] for name in ("created_by", "label_config"))
@@ -62,7 +62,31 @@ def projects_called(studio: Studio, title: str) -> list[Project]:
 
 def import_tasks(studio: Studio, project_id: int, rows: Sequence[dict[str, Any]]) -> None:
     """Create tasks in one request: ``{"data": …}``, with ``"annotations"`` if they have some."""
-    studio.request("POST", f"api/projects/{project_id}/import", json=list(rows))
+    newest = studio.newest_task(project_id)
+    answer = studio.request(
+        "POST",
+        f"api/projects/{project_id}/import",
+        params={"return_task_ids": "true"},
+        json=list(rows),
+    )
+    first = min(answer.get("task_ids", ()), default=0)
+    _delete_task_attempts(studio, project_id, [ids_between(newest + 1, first - 1)], rows)
+
+
+def _delete_task_attempts(
+    studio: Studio, project_id: int, where: list[Filter], rows: Sequence[dict[str, Any]]
+) -> None:
+    """Delete the tasks that are one of ``rows`` as it was sent; not one that somebody touched."""
+    attempts = list(studio.tasks(project_id, where))
+    if not attempts:
+        return
+    drawn_on = {task.id for task in studio.tasks(project_id, [*where, drafted()])}
+    for task in attempts:
+        sent = [len(row.get("annotations", ())) for row in rows if row["data"] == task.data]
+        # Fewer annotations than sent: Label Studio counts them after storing them.
+        touched = task.id in drawn_on or task.cancelled_annotations
+        if len(sent) == 1 and task.total_annotations <= sent[0] and not touched:
+            studio.request("DELETE", f"api/tasks/{task.id}/")
 
 
 def upload_images(studio: Studio, project_id: int, files: Sequence[tuple[str, bytes]]) -> list[str]:

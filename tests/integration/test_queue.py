@@ -270,6 +270,37 @@ def test_the_queue_is_topped_up_after_its_last_score(make_project: MakeProject) 
     assert publish.top_up(project.service, project.key) == 0, "it is full"
 
 
+def test_predictions_that_a_repeated_request_stored_twice_change_nothing(
+    make_project: MakeProject,
+) -> None:
+    project = make_project(6, connect=False)
+    studio, version = project.service.studio, "nextslice-r000-twice"
+    task_order.prepare(studio, studio.project(project.number))
+    order = [row.id for row in studio.tasks(project.number)][::-1]
+    rows = [
+        {
+            "task": task,
+            "model_version": version,
+            "score": task_order.queue_score(place),
+            "result": [],
+        }
+        for place, task in enumerate(order)
+    ]
+    for _ in range(2):
+        studio.import_predictions(project.number, rows)
+    task_order.switch(studio, project.number, None, version)
+
+    assert task_order.queue_length(studio, project.number, version) == len(order)
+    annotator = project.annotator()
+    for place, task in enumerate(order[:3]):
+        opened = annotator.next_task()
+        assert opened is not None
+        assert opened["id"] == task
+        annotator.skip(opened)
+        assert task_order.queue_length(studio, project.number, version) == len(order) - place - 1
+    assert task_order.remove_predictions(studio, project.number, version) == 2 * len(order)
+
+
 def test_a_lost_webhook_is_made_up_for(make_project: MakeProject) -> None:
     project = make_project()
     hooks = project.session.call("GET", f"/api/webhooks/?project={project.number}").json()

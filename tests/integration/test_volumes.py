@@ -173,23 +173,82 @@ def test_done_again_an_import_adds_what_is_missing_and_nothing_else(
     assert sorted(d["z"] for d in tasks) == list(range(DEPTH))
 
 
+@pytest.fixture
+def repeating(service: Service, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Have each POST of JSON to a path made twice, with ``between()`` in the middle: so does a
+    Label Studio whose SQLite is locked after it stored what was asked for."""
+    request = service.studio.request
+
+    def start(path: str, between: Callable[[], object] = lambda: None) -> None:
+        def twice(method: str, asked: str, **options: Any) -> Any:
+            if (method, asked) == ("POST", path) and "json" in options:
+                request(method, asked, **options)
+                between()
+            return request(method, asked, **options)
+
+        monkeypatch.setattr(service.studio, "request", twice)
+
+    return start
+
+
 def test_a_project_that_a_repeated_request_left_is_deleted(
-    service: Service, session: Session, monkeypatch: pytest.MonkeyPatch
+    service: Service, session: Session, repeating: Callable[..., None]
 ) -> None:
-    studio, request = service.studio, service.studio.request
+    repeating("api/projects/")
+    made = create_project(service.studio, "made twice", bitmask_config(LABELS))
 
-    def twice(method: str, path: str, **options: Any) -> Any:
-        if (method, path) == ("POST", "api/projects/"):
-            request(method, path, **options)
-        return request(method, path, **options)
-
-    monkeypatch.setattr(studio, "request", twice)
-    made = create_project(studio, "made twice", bitmask_config(LABELS))
-
-    found = [project.id for project in projects_called(studio, "made twice")]
+    found = [project.id for project in projects_called(service.studio, "made twice")]
     for number in found:
         session.call("DELETE", f"/api/projects/{number}/")
     assert found == [made.id]
+
+
+@pytest.mark.parametrize("upload", [False, True])
+def test_tasks_that_a_repeated_request_left_are_deleted_but_not_what_somebody_touched(
+    importing: Callable[..., ImportReport],
+    service: Service,
+    session: Session,
+    volumes: Path,
+    repeating: Callable[..., None],
+    upload: bool,
+) -> None:
+    values, masks = explant(4)
+    masks[DEPTH // 2 :] = 255
+    name = "uploaded.tif" if upload else "served.tif"
+    path = write(volumes / "repeated" / name, values)
+    truth = {path.name if upload else f"repeated/{name}": masks}
+    asked = {"upload": upload, "connect": False, "labels": LABELS}
+    project = live(service, session, importing(path, span=(0, 2), **asked))
+    touched: dict[str, int] = {}
+
+    def touch() -> None:
+        """Work on four of the slices that the first attempt left, two of them annotated."""
+        person = annotator(project, truth)
+        open_tasks = {row.data["z"]: row for row in service.studio.tasks(project.number)}
+        touched["annotated"] = open_tasks[8].id
+        person.send(open_tasks[8].id, [])
+        touched["annotated again"] = open_tasks[2].id
+        person.send(open_tasks[2].id, [])
+        touched["skipped"] = open_tasks[9].id
+        person.skip({"id": open_tasks[9].id})
+        touched["drawn on"] = open_tasks[10].id
+        draft = session.call(
+            "POST",
+            f"/api/tasks/{open_tasks[10].id}/drafts",
+            params={"project": project.number},
+            json={"result": [], "lead_time": 1.0},
+        )
+        draft.raise_for_status()
+
+    repeating(f"api/projects/{project.number}/import", touch)
+    labelled = write(volumes / "repeated" / f"{name}.nii", masks, classes=("background", *LABELS))
+    report = importing(path, with_labels=labelled, **asked)
+
+    assert (report.project, report.added) == (project.number, DEPTH - 2)
+    rows = list(service.studio.tasks(project.number))
+    assert sorted({row.data["z"] for row in rows}) == list(range(DEPTH))
+    assert len(rows) == DEPTH + len(touched)
+    assert set(touched.values()) <= {row.id for row in rows}
 
 
 def test_labels_that_are_there_become_annotations(
