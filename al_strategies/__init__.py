@@ -7,7 +7,10 @@ one module that imports torch: import it by name.
 
 from al_strategies.badge import Badge
 from al_strategies.base import (
+    Problem,
     Query,
+    Ranking,
+    ScoreStrategy,
     Selection,
     Strategy,
     StrategyInfo,
@@ -45,8 +48,11 @@ __all__ = [
     "Margin",
     "MaxRepresentation",
     "Position",
+    "Problem",
     "Query",
     "Random",
+    "Ranking",
+    "ScoreStrategy",
     "Selection",
     "SliceId",
     "Spacing",

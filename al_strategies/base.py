@@ -64,9 +64,10 @@ class Query:
 
     ``pool``: the candidates. ``labelled``: the labelled slices, none of them in the pool; may be
     empty. ``k``: how many slices to choose. ``reserve``: how many more to give after those, in
-    queue order. ``round`` of ``rounds``, from 1, for strategies with a schedule; a round past the
-    last counts as the last. ``seed``: at least 0. ``spacing`` and ``deferred`` hold under every
-    strategy, see `Admission`; deferred ids that are not in the pool are passed over.
+    queue order. ``round`` of ``rounds``, from 1 (0: before there is a model), for strategies with a
+    schedule; a round past the last counts as the last. ``seed``: at least 0. ``spacing`` and
+    ``deferred`` hold under every strategy, see `Admission`; deferred ids that are not in the pool
+    are passed over.
 
     Raises `EvidenceError` when pool and labelled share a slice or differ in the kind of their ids,
     ValueError on negative numbers.
@@ -103,8 +104,9 @@ class Selection:
     reserve, never in ``chosen``. ``scores``: the raw acquisition score of what is chosen and in
     reserve, in the strategy's own unit and direction; empty where it has none.
 
-    ``strategy``, ``params``, ``evidence`` and ``seed`` replay it. ``spacing`` is the one that held
-    for the chosen slices: other than the one asked for when that had to be relaxed.
+    ``strategy`` with ``params``, asked the same query, ``seed`` and round included, gives it again.
+    ``spacing`` is the one that held for the chosen slices: other than the one asked for when that
+    had to be relaxed.
     """
 
     chosen: tuple[SliceId, ...]
@@ -213,6 +215,11 @@ class Strategy(ABC):
     """
 
     info: ClassVar[StrategyInfo]
+
+    @property
+    def needs_ground_truth(self) -> bool:
+        """Whether it can run in simulations only."""
+        return self.info.needs_ground_truth
 
     @property
     def evidence(self) -> tuple[str, ...]:

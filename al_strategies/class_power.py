@@ -55,12 +55,13 @@ class ClassPower(Strategy):
     def rank(self, problem: Problem) -> Ranking:
         entropy = problem.score(ENTROPY)
         overall, by_class = self._utilities(problem, entropy)
-        turn = self._stratified_before(problem.query.round * problem.k - problem.k)
+        before = max(problem.query.round - 1, 0) * problem.k
+        turn = self._stratified_before(before)
         rows = np.empty(problem.count, dtype=np.int64)
         for slot in range(problem.count):
             allowed = problem.admission.allowed()
             utility = overall
-            if by_class and self._stratified_before(slot + 1) > self._stratified_before(slot):
+            if by_class and self._stratified_before(before + slot + 1) > turn:
                 utility = by_class[turn % len(by_class)]
                 turn += 1
             if not np.isfinite(utility[allowed]).any():
@@ -70,8 +71,8 @@ class ClassPower(Strategy):
         return Ranking(rows, entropy[rows])
 
     def _stratified_before(self, slot: int) -> int:
-        """How many of the first ``slot`` slices are taken class by class."""
-        return round(max(slot, 0) * self.stratified)
+        """How many of the first ``slot`` slices of all rounds are taken class by class."""
+        return round(slot * self.stratified)
 
     def _utilities(self, problem: Problem, entropy: Floats) -> tuple[Floats, list[Floats]]:
         """The noised log scores over all pixels, and of each class that is predicted anywhere."""

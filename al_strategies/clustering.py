@@ -7,9 +7,10 @@ import numpy.typing as npt
 
 from al_strategies.base import Features, Floats, Rows
 
-__all__ = ["draw_by_distance", "k_means", "shrink_to", "squared_norms"]
+__all__ = ["BLOCK_CELLS", "draw_by_distance", "k_means", "shrink_to", "squared_norms"]
 
-_BLOCK_CELLS = 1 << 20
+BLOCK_CELLS = 1 << 20
+"""Distances computed at a time: some MiB."""
 
 
 def squared_norms(x: Features) -> Features:
@@ -71,7 +72,7 @@ def _assign(x: Features, centres: Features) -> Rows:
     target = -2 * centres.T
     squares = squared_norms(centres)
     labels = np.empty(len(x), dtype=np.int64)
-    step = max(64, _BLOCK_CELLS // len(centres))
+    step = max(64, BLOCK_CELLS // len(centres))
     for start in range(0, len(x), step):
         block = slice(start, start + step)
         labels[block] = np.argmin(x[block] @ target + squares, axis=1)

@@ -1,9 +1,10 @@
 """Core-set selection: k-center greedy in embedding space, in float32 and bounded memory.
 
 Squared distances come from ‖x‖² + ‖c‖² - 2 x·c with both centred near the pool's mean, which keeps
-float32 from cancelling when embeddings share a large offset, as averages after a ReLU do. What
-float32 cannot tell apart is compared again in float64, so that picks, ties included, are those of
-the textbook algorithm.
+float32 from cancelling when embeddings share a large offset, as averages after a ReLU do. Of the
+farthest rows, those that float32 cannot tell apart are compared again in float64, so that picks of
+k-center greedy, ties included, are those of the textbook. Small distances, as `CoresetNearest` asks
+for, have the error of float32: near-copies of a labelled slice are all at about 0.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from al_strategies.base import (
     StrategyInfo,
     register,
 )
+from al_strategies.clustering import squared_norms
 from al_strategies.evidence import EMBEDDING, EvidenceError
 
 __all__ = ["Coreset", "CoresetNearest", "Cover", "k_center_greedy"]
@@ -163,7 +165,7 @@ class Cover:
             block = slice(start, start + self._block)
             with np.errstate(over="ignore", invalid="ignore"):  # checked below
                 centred = self._x[block] - self._shift
-                self._squares[block] = _squares(centred)
+                self._squares[block] = squared_norms(centred)
             self._lower(self._bounds[block], centred, 0, centres)
             self._bounds[block] += self._squares[block]
         if not np.isfinite(self._squares).all():
@@ -176,7 +178,7 @@ class Cover:
         ``first`` to ``last``."""
         for start in range(first, last, _CENTRE_CHUNK):
             centres = self._centred_centres(start, min(start + _CENTRE_CHUNK, last))
-            target, squares = (-2 * centres).T, _squares(centres)
+            target, squares = (-2 * centres).T, squared_norms(centres)
             for row in range(0, len(centred), _ROWS_AT_ONCE):
                 rows = slice(row, row + _ROWS_AT_ONCE)
                 distances = centred[rows] @ target
@@ -287,7 +289,7 @@ class Cover:
         """Squared distances (N,) of the rows from their mean."""
         mean = _mean(self._x).astype(np.float32)
         blocks = range(0, len(self._x), self._block)
-        return np.concatenate([_squares(self._x[s : s + self._block] - mean) for s in blocks])
+        return np.concatenate([squared_norms(self._x[s : s + self._block] - mean) for s in blocks])
 
     def _exact_distance(self, row: int) -> float:
         """Squared distance to the nearest centre in float64."""
@@ -339,10 +341,6 @@ def _mean(x: Features) -> Floats:
 def _mean_of_some(x: Features) -> Features:
     """The mean of some rows from all over ``x``: near enough to centre on."""
     return _mean(x[:: max(1, len(x) // 256)]).astype(np.float32)
-
-
-def _squares(x: Features) -> Features:
-    return np.asarray(np.einsum("ij,ij->i", x, x))
 
 
 def _distance(a: Features, b: npt.NDArray[Any]) -> Floats:

@@ -37,7 +37,6 @@ __all__ = [
     "gradient_embedding",
     "mc_entropy",
     "mean_iou",
-    "pool_features",
     "reduce_logits",
 ]
 
@@ -80,13 +79,6 @@ def reduce_logits(
     return dict(zip(wanted, values, strict=True))
 
 
-def pool_features(features: Tensor, valid: Tensor) -> Tensor:
-    """Average of ``features`` (B, D, h, w) over the valid pixels: (B, D) float32."""
-    weights = valid.to(features.dtype).flatten(1)
-    totals = torch.bmm(features.flatten(2), weights.unsqueeze(2)).squeeze(2)
-    return totals.float() / valid.flatten(1).sum(1, keepdim=True)
-
-
 def gradient_embedding(features: Tensor, logits: Tensor, valid: Tensor) -> Tensor:
     """The BADGE embedding of a segmentation: (B, C * D) float32.
 
@@ -99,22 +91,27 @@ def gradient_embedding(features: Tensor, logits: Tensor, valid: Tensor) -> Tenso
     errors = logits.float().softmax(1)
     largest = errors.argmax(1, keepdim=True)
     errors.scatter_add_(1, largest, torch.full_like(largest, -1, dtype=errors.dtype))
-    errors *= valid.unsqueeze(1)
+    kept = valid.unsqueeze(1)
+    # where, not a product: whatever stands in the padding, NaN included, is left out
+    errors, features = torch.where(kept, errors, 0), torch.where(kept, features, 0)
     products = torch.bmm(errors.flatten(2), features.flatten(2).transpose(1, 2).float())
     return products.flatten(1) / valid.flatten(1).sum(1, keepdim=True)
 
 
 def mean_iou(prediction: Tensor, truth: Tensor, valid: Tensor, classes: int) -> Tensor:
-    """IoU of each image with its true mask, averaged over the classes in either: (B,) float32.
+    """IoU of each image with its true mask, the mean over the classes in the mask: (B,) float32.
 
     ``prediction`` and ``truth`` (B, h, w) class indices below ``classes`` where ``valid``; leave
-    pixels that nobody labelled out of ``valid``. NaN for an image without a valid pixel.
+    pixels that nobody labelled out of ``valid``. NaN for an image without a valid pixel. A class
+    that is not in the mask counts through the pixels that it takes from others, as in `Metrics`: a
+    single stray pixel would else halve the score of an empty slice.
     """
     ious = []
     for c in range(classes):
         ours, theirs = (prediction == c) & valid, (truth == c) & valid
         union = (ours | theirs).flatten(1).sum(1)
-        ious.append((ours & theirs).flatten(1).sum(1) / union)
+        iou = (ours & theirs).flatten(1).sum(1) / union
+        ious.append(iou.masked_fill(~theirs.flatten(1).any(1), torch.nan))
     return torch.stack(ious, 1).nanmean(1)
 
 

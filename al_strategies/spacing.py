@@ -50,7 +50,7 @@ def even_spacing(positions: Iterable[Position], k: int) -> Spacing:
         heights.setdefault(place.volume, []).append(place.z)
     if not heights:
         return Spacing()
-    quota = math.ceil(k / len(heights))
+    quota = max(1, math.ceil(k / len(heights)))
     span = float(np.median([max(z) - min(z) for z in heights.values()]))
     return Spacing(quota=quota if len(heights) > 1 else None, gap=span / (4 * quota))
 
@@ -122,7 +122,8 @@ class Admission:
             self._held.append(self._spacing)
 
     def pick_in_order(self, order: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
-        """Read ``order`` from the top and pick what is allowed, up to ``count`` rows."""
+        """Read ``order`` from the top and pick what is allowed, up to ``count`` rows: fewer when
+        what is left of ``order`` is not allowed, but a row outside of it is."""
         count = min(count, len(order))
         if not self._spaced:
             late = self._deferred[order]
@@ -132,7 +133,10 @@ class Admission:
             return rows
         picks = np.empty(count, dtype=np.int64)
         for i in range(count):
-            picks[i] = order[np.argmax(self.allowed()[order])]
+            allowed = self.allowed()[order]
+            if not allowed.any():
+                return picks[:i]
+            picks[i] = order[np.argmax(allowed)]
             self.pick(int(picks[i]))
         return picks
 

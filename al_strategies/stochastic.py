@@ -35,7 +35,9 @@ class StochasticBatches(Strategy):
     slice first. ``base`` is any strategy that scores slices one by one; the evidence needed is what
     it needs. Reports its score.
 
-    Where the pool is not a multiple of K, some batches are larger than K by a few.
+    Where the pool is not a multiple of K, some batches are larger than K by a few. Batches are
+    drawn from what spacing lets be picked at first; in place of a slice that is too near to another
+    one of its batch, or over the quota, comes the first of the next batches.
     """
 
     base: str = "entropy"
@@ -45,6 +47,10 @@ class StochasticBatches(Strategy):
             raise ValueError(
                 f"stochastic batches need a strategy with a score per slice, not {self.base!r}"
             )
+
+    @property
+    def needs_ground_truth(self) -> bool:
+        return self._base().needs_ground_truth
 
     @property
     def evidence(self) -> tuple[str, ...]:
@@ -58,11 +64,12 @@ class StochasticBatches(Strategy):
         base = self._base()
         scores = base.score(problem)
         utility = -scores if base.lowest else scores
-        prompt = problem.rng.permutation(np.flatnonzero(~problem.deferred()))
-        batches = np.array_split(prompt, max(1, len(prompt) // max(problem.k, 1)))
-        best = sorted(batches, key=lambda b: -utility[b].mean() if len(b) else np.inf)
-        late = np.flatnonzero(problem.deferred())
-        order = np.concatenate([b[np.lexsort((b, -utility[b]))] for b in (*best, late)])
+        allowed = problem.admission.allowed()
+        drawn = problem.rng.permutation(np.flatnonzero(allowed))
+        batches = np.array_split(drawn, max(1, len(drawn) // max(problem.k, 1)))
+        batches.sort(key=lambda b: -utility[b].mean())
+        rest = np.flatnonzero(~allowed)
+        order = np.concatenate([b[np.lexsort((b, -utility[b]))] for b in (*batches, rest)])
         rows = problem.admission.pick_in_order(order, problem.count)
         return Ranking(rows, scores[rows])
 

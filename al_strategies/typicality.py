@@ -11,23 +11,20 @@ from al_strategies.base import (
     Floats,
     Problem,
     Ranking,
-    Rows,
     Strategy,
     StrategyInfo,
     register,
 )
-from al_strategies.clustering import k_means, squared_norms
+from al_strategies.clustering import BLOCK_CELLS, k_means, squared_norms
 from al_strategies.evidence import EMBEDDING
 
 __all__ = ["TypiClust"]
-
-_BLOCK_ROWS = 1_024
 
 
 @register(
     StrategyInfo(
         name="typiclust",
-        summary="The most typical slice of each cluster that has no label yet; for cold starts.",
+        summary="The most typical slice of each cluster without a label; for the first rounds.",
         evidence=(EMBEDDING,),
         labelled_evidence=(EMBEDDING,),
         source="Hacohen et al. 2022 (TypiClust)",
@@ -36,10 +33,10 @@ _BLOCK_ROWS = 1_024
 @dataclass(frozen=True)
 class TypiClust(Strategy):
     """Pool and labelled slices fall into as many clusters as there are labelled and chosen ones (at
-    most ``max_clusters``). Clusters with the fewest labelled or chosen slices come first, of those
-    the largest; from each the slice that is closest on average to its ``neighbours`` nearest in the
-    cluster. Clusters smaller than ``least_size`` come last. Reports typicality, one over that mean
-    distance.
+    most ``max_clusters``). The next slice comes from the cluster with the fewest labelled or chosen
+    slices, of those the largest: the one that is closest on average to its ``neighbours`` nearest
+    in the cluster, of those that may be picked. Clusters smaller than ``least_size`` come last.
+    Reports typicality, one over that mean distance.
     """
 
     neighbours: int = 20
@@ -57,20 +54,22 @@ class TypiClust(Strategy):
         everything = np.concatenate([pool, labelled])
         clusters = min(len(labelled) + max(problem.k, 1), self.max_clusters, len(everything))
         labels = k_means(everything, clusters, problem.rng)
-        covered = np.bincount(labels[len(pool) :], minlength=clusters)
+        own, taken = labels[: len(pool)], np.bincount(labels[len(pool) :], minlength=clusters)
+        sizes = np.bincount(own, minlength=clusters)
         typicality = np.empty(len(pool))
-        keys: list[tuple[bool, int, int, int, int]] = []
-        for cluster in range(clusters):
-            members = np.flatnonzero(labels[: len(pool)] == cluster)
+        for cluster in np.flatnonzero(sizes):
+            members = np.flatnonzero(own == cluster)
             typicality[members] = self._typicality(pool[members])
-            small = len(members) < self.least_size
-            ranked = members[np.argsort(-typicality[members], kind="stable")]
-            keys += [
-                (small, int(covered[cluster]) + place, -len(members), cluster, int(row))
-                for place, row in enumerate(ranked)
-            ]
-        order: Rows = np.array([row for *_, row in sorted(keys)], dtype=np.int64)
-        rows = problem.admission.pick_in_order(order, problem.count)
+        rows = np.empty(problem.count, dtype=np.int64)
+        for i in range(problem.count):
+            allowed = np.flatnonzero(problem.admission.allowed())
+            open_ = np.unique(own[allowed])
+            small = sizes[open_] < self.least_size
+            cluster = open_[np.lexsort((-sizes[open_], taken[open_], small))[0]]
+            members = allowed[own[allowed] == cluster]
+            rows[i] = members[np.argmax(typicality[members])]
+            problem.admission.pick(int(rows[i]))
+            taken[cluster] += 1
         return Ranking(rows, typicality[rows])
 
     def _typicality(self, members: Features) -> Floats:
@@ -81,8 +80,9 @@ class TypiClust(Strategy):
         centred = members - members.mean(axis=0)
         norms = squared_norms(centred)
         means = np.empty(len(members))
-        for start in range(0, len(members), _BLOCK_ROWS):
-            block = slice(start, start + _BLOCK_ROWS)
+        step = max(1, BLOCK_CELLS // len(members))
+        for start in range(0, len(members), step):
+            block = slice(start, start + step)
             squares = norms[block, None] + norms - 2 * (centred[block] @ centred.T)
             # the nearest of all is the member itself, at distance 0
             nearest = np.partition(np.maximum(squares, 0), count, axis=1)[:, : count + 1]

@@ -23,6 +23,8 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from al_strategies import available_strategies, get_strategy
+
 __all__ = ["Settings", "SettingsError", "configure_logging", "load_settings"]
 
 
@@ -151,7 +153,9 @@ class Settings(BaseSettings):
         None, ge=32, description="Side of a training crop, pixels; empty: by device and data."
     )
     warm_start: bool = Field(
-        False, description="Start each training from the weights of the round before."
+        False,
+        description="Start each training from the weights of the round before. They have learned "
+        "slices that were held out later, so the validation mIoU is flattered.",
     )
     neighbours: int = Field(
         0,
@@ -199,6 +203,20 @@ class Settings(BaseSettings):
                     f"found {origin!r}, expected origins such as https://labelstudio.example:8080, "
                     "or *"
                 )
+        return value
+
+    @field_validator("strategy", "cold_start")
+    @classmethod
+    def _runs_here(cls, value: str, info: ValidationInfo) -> str:
+        strategy = get_strategy(value)
+        if strategy.needs_ground_truth:
+            raise ValueError("it looks at true masks, so it runs in `nextslice simulate` only")
+        if info.field_name == "cold_start" and strategy.evidence:
+            without = ", ".join(i.name for i in available_strategies() if not i.evidence)
+            raise ValueError(
+                f"it needs {', '.join(strategy.evidence)}, which only a trained model can give; "
+                f"expected {without}"
+            )
         return value
 
     @property

@@ -69,6 +69,16 @@ def test_a_small_k_gets_to_every_class_over_the_rounds() -> None:
     assert picks == [3, 2, 1]
 
 
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_the_share_holds_over_the_rounds_and_no_class_is_passed_over(k: int) -> None:
+    # 0 is taken by the entropy over all pixels; 3, 2, 1, 3, … class by class, 8 of 12
+    strategy, asked = get_strategy("class_power", **NO_NOISE), three_classes(k)
+    taken: list[object] = []
+    for number in range(1, 12 // k + 1):
+        taken += strategy.select(dataclasses.replace(asked, round=number)).chosen
+    assert taken == [3, 0, 2, 1, 0, 3, 2, 0, 1, 3, 0, 2]
+
+
 def test_beta_rises_geometrically_from_the_first_round_to_the_last() -> None:
     strategy, asked = ClassPower(), three_classes(1)
     betas = [strategy.beta(dataclasses.replace(asked, round=r, rounds=5)) for r in range(7)]

@@ -17,7 +17,7 @@ ALLOWED = {
     "segmentation": {"al_strategies"},
     "studio": {"al_strategies", "disk_cache"},
     "disk_cache": set(),
-    "settings": set(),
+    "settings": {"al_strategies"},
     "rounds": {"al_strategies", "studio", "segmentation", "volumes", "settings"},
     "api": {
         *("al_strategies", "studio", "segmentation", "volumes", "settings", "rounds"),

@@ -413,6 +413,22 @@ def test_they_change_neither_the_validation_nor_what_is_compared(make_live: Live
     assert with_them.published_miou == without.published_miou is not None
 
 
+@pytest.mark.parametrize("warm", [False, True])
+def test_checkpoints_compare_only_on_what_neither_has_learned(
+    make_live: LiveRound, warm: bool
+) -> None:
+    live = make_live([], NEXTSLICE_WARM_START=warm)
+    held_out = live.train().metrics.validation
+    seen = {"trained": held_out[:1], "pseudo": held_out[1:2], "inherited": held_out[2:]}
+    live.folder.round(1).save("metrics.json", MetricsRecord(blocks=[BLOCK], **seen))
+
+    metrics = live.train().metrics
+
+    assert metrics.validation == held_out
+    assert metrics.published_miou is None
+    assert metrics.inherited == (held_out if warm else [])
+
+
 # -- a kill, an old record, the list
 
 

@@ -18,7 +18,6 @@ from al_strategies.reducers import (
     gradient_embedding,
     mc_entropy,
     mean_iou,
-    pool_features,
     reduce_logits,
 )
 
@@ -162,15 +161,6 @@ def test_reduce_logits_says_what_is_wrong(change: dict[str, object], message: st
         reduce_logits(**arguments)  # type: ignore[arg-type]
 
 
-def test_pooled_features_are_means_over_valid_pixels() -> None:
-    features = torch.randn(B, D, H, W, generator=torch.Generator().manual_seed(1))
-    _, valid = maps()
-    found = pool_features(features, valid)
-    for b in range(B):
-        expected = features[b].numpy()[:, valid[b].numpy()].mean(1)
-        np.testing.assert_allclose(found[b].numpy(), expected, rtol=1e-5, atol=1e-6)
-
-
 def test_gradient_embedding_is_the_gradient_at_the_models_own_prediction() -> None:
     generator = torch.Generator().manual_seed(2)
     features = torch.randn(B, D, H, W, generator=generator)
@@ -179,7 +169,10 @@ def test_gradient_embedding_is_the_gradient_at_the_models_own_prediction() -> No
     _, valid = maps()
     logits = torch.einsum("cd,bdhw->bchw", weight, features) + bias[:, None, None]
 
-    found = gradient_embedding(features, logits.detach(), valid)
+    inside, within = (
+        torch.where(valid.unsqueeze(1), x, torch.nan) for x in (features, logits.detach())
+    )
+    found = gradient_embedding(inside, within, valid)
 
     for b in range(B):
         pixels = logits[b : b + 1].flatten(2)[..., valid[b].flatten()]
@@ -188,13 +181,22 @@ def test_gradient_embedding_is_the_gradient_at_the_models_own_prediction() -> No
         torch.testing.assert_close(found[b], gradient.flatten(), rtol=1e-4, atol=1e-6)
 
 
-def test_mean_iou_is_over_classes_in_truth_or_prediction() -> None:
+def test_mean_iou_is_over_the_classes_of_the_truth() -> None:
     truth = torch.tensor([[[0, 0, 1, 1]], [[2, 2, 2, 2]], [[0, 0, 0, 0]]])
     prediction = torch.tensor([[[0, 1, 1, 1]], [[2, 2, 2, 2]], [[1, 1, 1, 0]]])
     valid = torch.ones(3, 1, 4, dtype=torch.bool)
     valid[2, 0, :3] = False
     found = mean_iou(prediction, truth, valid, classes=4)
     torch.testing.assert_close(found, torch.tensor([(1 / 2 + 2 / 3) / 2, 1.0, 1.0]))
+
+
+def test_a_stray_pixel_of_another_class_costs_no_more_than_a_pixel() -> None:
+    truth = torch.zeros(2, 4, 8, dtype=torch.long)
+    truth[1] = 2
+    prediction = truth.clone()
+    prediction[:, 0, 0] = 1
+    found = mean_iou(prediction, truth, torch.ones(2, 4, 8, dtype=torch.bool), classes=3)
+    torch.testing.assert_close(found, torch.tensor([31 / 32, 31 / 32]))
 
 
 def head(seed: int = 3) -> tuple[torch.Tensor, torch.nn.Conv2d]:

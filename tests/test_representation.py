@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from al_strategies import Evidence, Position, Query, Spacing, get_strategy
@@ -35,3 +37,11 @@ def test_the_shortlist_is_spaced_already() -> None:
     asked = query([float(z) for z in range(12)], entropies, k=2, spacing=Spacing(gap=3))
     chosen = get_strategy("max_representation").select(asked).chosen
     assert chosen == (0, 9)
+
+
+def test_the_spacing_that_held_is_told_for_a_single_slice() -> None:
+    asked = query([0.0], [0.9], k=1, spacing=Spacing(gap=5))
+    beside = Evidence((7,), (Position("v", 1),))
+    for name in ("max_representation", "mc_dropout"):
+        selection = get_strategy(name).select(dataclasses.replace(asked, labelled=beside))
+        assert selection.spacing == Spacing(gap=0)

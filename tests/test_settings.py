@@ -37,6 +37,9 @@ def test_our_own_name_wins(monkeypatch: pytest.MonkeyPatch) -> None:
         ("NEXTSLICE_K", "0", r"NEXTSLICE_K: found '0'.*greater than or equal to 1"),
         ("NEXTSLICE_K", "many", r"NEXTSLICE_K: found 'many'.*integer"),
         ("LABEL_STUDIO_URL", "labelstudio:8080", r"LABEL_STUDIO_URL: found 'labelstudio:8080'"),
+        ("NEXTSLICE_STRATEGY", "corset", r"NEXTSLICE_STRATEGY: found 'corset'.*there are badge, "),
+        ("NEXTSLICE_STRATEGY", "worst_iou", r"'worst_iou'.*looks at true masks"),
+        ("NEXTSLICE_COLD_START", "typiclust", r"needs embedding.*expected random, strided"),
         ("NEXTSLICE_UNLABELLED", "maybe", r"NEXTSLICE_UNLABELLED: found 'maybe'"),
     ],
 )

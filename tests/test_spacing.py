@@ -22,6 +22,11 @@ def test_ranking_is_read_from_the_top_past_near_copies() -> None:
     assert admission.pick_in_order(rows(5, 4, 6, 3, 8, 2, 1), 3).tolist() == [5, 8, 2]
 
 
+def test_an_order_of_some_rows_ends_where_none_of_them_is_allowed() -> None:
+    admission = Admission(column(10), spacing=Spacing(gap=3))
+    assert admission.pick_in_order(rows(5, 4), 2).tolist() == [5]
+
+
 def test_labelled_slices_keep_their_neighbours_away() -> None:
     admission = Admission(column(10), labelled=[Position("v", 5)], spacing=Spacing(gap=3))
     assert np.flatnonzero(admission.allowed()).tolist() == [0, 1, 2, 8, 9]
@@ -102,6 +107,10 @@ def test_nothing_is_allowed_when_all_is_picked() -> None:
 def test_a_spacing_checks_itself(kwargs: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Spacing(**kwargs)  # type: ignore[arg-type]
+
+
+def test_an_even_spacing_of_no_slices_has_the_least_quota() -> None:
+    assert even_spacing(column(9, "v") + column(9, "w"), 0) == Spacing(quota=1, gap=2)
 
 
 @given(

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from al_strategies import Evidence, Position, Query, get_strategy
+from al_strategies import Evidence, Position, Query, Spacing, get_strategy
 
 VALUES = np.random.default_rng(0).random(60)
 
@@ -44,6 +46,30 @@ def test_a_batch_begins_with_its_best_slice() -> None:
     chosen = get_strategy("stochastic_batches").select(query(6)).chosen
     values = [VALUES[int(i)] for i in chosen]
     assert values == sorted(values, reverse=True)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_batches_are_drawn_from_what_spacing_lets_be_picked(seed: int) -> None:
+    """Twelve slices are alone in their volumes, the others are too near to a labelled one."""
+    asked = query(6, seed, reserve=6)
+    places = tuple(Position("v" if i >= 12 else f"v{i}", i) for i in range(60))
+    asked = dataclasses.replace(
+        asked,
+        pool=dataclasses.replace(asked.pool, positions=places),
+        labelled=Evidence((100,), (Position("v", 30),)),
+        spacing=Spacing(gap=100),
+    )
+    selection = get_strategy("stochastic_batches").select(asked)
+
+    drawn = np.random.default_rng([seed, 1]).permutation(12)
+    reserve, chosen = sorted((drawn[:6], drawn[6:]), key=lambda batch: VALUES[batch].mean())
+    assert set(selection.chosen) == set(chosen)
+    assert set(selection.reserve) == set(reserve)
+
+
+def test_an_oracle_stays_one_under_the_wrapper() -> None:
+    assert get_strategy("stochastic_batches", base="worst_iou").needs_ground_truth
+    assert not get_strategy("stochastic_batches").needs_ground_truth
 
 
 def test_the_base_says_what_evidence_is_needed() -> None:

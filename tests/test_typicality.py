@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from al_strategies import Evidence, Position, Query, get_strategy
+from al_strategies import Evidence, Position, Query, Spacing, get_strategy
 
 
 def evidence(x: np.ndarray, first_id: int = 0) -> Evidence:
@@ -35,6 +37,20 @@ def test_clusters_with_a_label_come_after_those_without() -> None:
     labelled = evidence(np.array([[100.0, 0.1], [0.0, 0.1]]), first_id=500)
     chosen = get_strategy("typiclust", max_clusters=3).select(Query(pool, labelled, 1)).chosen
     assert chosen == (59,)
+
+
+def test_a_cluster_keeps_its_turn_when_its_most_typical_slice_may_not_be_picked() -> None:
+    # a group of 10 without a label, the last its centre, beside a labelled one of 30
+    x = groups([10, 30])
+    labelled = evidence(np.array([[100.0, 0.1]]), first_id=500)
+    strategy = get_strategy("typiclust", max_clusters=2)
+    asked = Query(evidence(x), labelled, 1)
+    assert strategy.select(asked).chosen == (9,)
+    waiting = dataclasses.replace(asked, deferred=frozenset({9}))
+    assert strategy.select(waiting).chosen[0] in range(9)
+    beside = dataclasses.replace(labelled, positions=(Position("v", 10),))
+    near = dataclasses.replace(asked, labelled=beside, spacing=Spacing(gap=3))
+    assert strategy.select(near).chosen[0] in range(8)
 
 
 def test_typicality_is_one_over_the_mean_distance_to_the_neighbours() -> None:

@@ -129,6 +129,8 @@ class MetricsRecord(_Record):
     pseudo: list[int] = Field(default_factory=list)
     """Slices trained on that the published checkpoint labelled; the masks are ``pseudo/<id>.png``
     in the round's folder."""
+    inherited: list[int] = Field(default_factory=list)
+    """What the weights that a warm start went on from had learned."""
     validation: list[int] = Field(default_factory=list)
     blocks: list[dict[str, Any]] = Field(default_factory=list)
     """The z-blocks held out, kept from round to round."""
@@ -138,6 +140,11 @@ class MetricsRecord(_Record):
     """Why the new checkpoint is kept but not served."""
     training: dict[str, Any] = Field(default_factory=dict)
     losses: list[tuple[int, float]] = Field(default_factory=list)
+
+    @property
+    def learned(self) -> set[int]:
+        """Every slice that the weights have learned from, here or before."""
+        return {*self.trained, *self.pseudo, *self.inherited}
 
 
 class RoundRecord(_Record):

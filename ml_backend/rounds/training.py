@@ -109,13 +109,14 @@ def train(
         losses=list(report.losses),
         trained=[int(i) for i in split.train],
         pseudo=[int(i) for i in pseudo],
+        inherited=sorted(before.learned) if before and report.settings["warm_started"] else [],
         validation=[int(i) for i in split.validation],
         blocks=[dataclasses.asdict(block) for block in split.blocks],
     )
     if split.validation:
         metrics = learner.evaluate(source, split.validation, progress=progress)
         record.miou, record.iou = metrics.miou, _finite(metrics)
-    unseen = [i for i in split.validation if before is None or i not in before.trained]
+    unseen = [i for i in split.validation if before is None or i not in before.learned]
     if old is not None and unseen:
         _compare(record, learner.evaluate(source, unseen), old.evaluate(source, unseen), published)
     if record.flagged is not None:

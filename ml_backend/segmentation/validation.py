@@ -2,7 +2,8 @@
 
 Neighbouring slices are near-copies, so slices held out at random would be answered from memory: a
 part of each volume's z is held out in one block. The block stays the same from round to round (it
-goes into the round's record), so no checkpoint ever trained on the slices that judge it.
+goes into the round's record), so no checkpoint is trained on the slices that judge it; one that
+goes on from the weights of the round before may have inherited some of them.
 """
 
 from __future__ import annotations
