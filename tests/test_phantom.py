@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import tracemalloc
 from functools import cache
 from pathlib import Path
@@ -24,6 +27,7 @@ from ml_backend.volumes.phantom import (
     phantom,
 )
 from ml_backend.volumes.window import render
+from tests.conftest import REPOSITORY
 
 BACKGROUND, BONE, IMPLANT, LAYER = range(4)
 AXIS = np.linspace(-2.9, 2.9, 64, dtype=np.float32)
@@ -95,6 +99,31 @@ def test_order_of_asking_does_not_matter() -> None:
 
 def test_mask_alone_is_the_mask_of_the_slice() -> None:
     np.testing.assert_array_equal(sample().mask(25), sample().slice(25)[1])
+
+
+def test_every_cpu_makes_the_same_slices() -> None:
+    """NumPy picks its functions by the CPU: without those for newer ones nothing may change."""
+    name = "_multiarray_umath"
+    features = getattr(np._core, name).__cpu_features__
+    newer = [f for f in getattr(np._core, name).__cpu_dispatch__ if features[f]]
+    assert newer, "this CPU has nothing to take away"
+    code = (
+        "from hashlib import sha256; from tests.test_phantom import sample\n"
+        "for one in (sample('Ti'), sample('Mg-10Gd')):\n"
+        "    print(*(sha256(a.tobytes()).hexdigest() for z in (20, 40) for a in one.slice(z)))"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "NPY_DISABLE_CPU_FEATURES": disabled, "PYTHONPATH": "."},
+            cwd=REPOSITORY,
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+        ).stdout
+        for disabled in ("", " ".join(newer))
+    }
+    assert len(found) == 1
 
 
 def test_seed_changes_the_explant() -> None:

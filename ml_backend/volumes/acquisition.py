@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from ml_backend.volumes.noise import LineNoise
+from ml_backend.volumes.noise import LineNoise, norm, rounded
 
 __all__ = ["GREY_OFFSET", "GREY_PER_ATTENUATION", "Scan", "to_grey"]
 
@@ -70,7 +70,7 @@ class Scan:
         image = self._optics(self._movement(attenuation, z))
         if self.streaks and metal[2] > 0:
             image += self._streaks(z, y, x, metal)
-        radius = np.asarray(np.hypot(y[:, None], x[None, :]), np.float32)
+        radius = norm(y[:, None], x[None, :])
         image *= np.float32(self._gain(z))
         image += np.float32(self._offset(z)) * (1 - (radius / 3) ** 2)
         return self._photon_noise(image, z, radius) + self._rings(z, radius, x)
@@ -107,11 +107,11 @@ class Scan:
         line = LineNoise((self.seed, _STREAKS), (0.12, 0.045), 2 * np.pi, wrap=True)
         profile = line.line(z, angles + np.float32(np.pi))
         # starvation makes few strong bands, not a fine fan
-        bands = np.sign(profile) * np.maximum(np.abs(profile) - 0.6, 0) ** 1.2
-        distance = np.hypot(dy, dx)
-        fall = np.exp(-np.maximum(distance - metal[2], 0) / 1.1)
+        bands = np.sign(profile) * rounded(np.power, np.maximum(np.abs(profile) - 0.6, 0), 1.2)
+        distance = norm(dy, dx)
+        fall = rounded(np.exp, -np.maximum(distance - metal[2], 0) / 1.1)
         fall *= np.clip(distance / metal[2], 0, 1) ** 2
-        streaks = self.streaks * fall * np.interp(np.arctan2(dy, dx), angles, bands)
+        streaks = self.streaks * fall * np.interp(rounded(np.arctan2, dy, dx), angles, bands)
         return np.asarray(streaks, np.float32)
 
     def _at_step(self, z: float) -> float:
@@ -140,9 +140,9 @@ class Scan:
         rng = self._rng(_NOISE, round(z * 1e4))
         # the path that a pixel's rays take through the sample is longest in the middle
         depth = 0.05 + 0.30 * np.clip(1 - (radius / 3.5) ** 2, 0, 1)
-        expected = self.photons * np.exp(-np.maximum(image, -2) * 0.02 - depth)
+        expected = self.photons * rounded(np.exp, -np.maximum(image, -2) * 0.02 - depth)
         counts = rng.poisson(expected).astype(np.float32)
-        relative = counts / expected.astype(np.float32) - 1
+        relative = counts / expected - 1
         # ramp filter: reconstruction noise has little power at low frequencies
         relative -= 0.7 * ndimage.gaussian_filter(relative, 2.0, truncate=2)
         noise = 14 * ndimage.gaussian_filter(relative, 0.45, truncate=3)

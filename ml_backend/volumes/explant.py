@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.volumes.noise import SplineNoise
+from ml_backend.volumes.noise import SplineNoise, norm, rounded
 
 __all__ = ["CLASSES", "HEIGHT", "IMPLANT", "MATERIALS", "SCREW_RADIUS", "Explant", "Material"]
 
@@ -127,7 +127,7 @@ class Explant:
         attenuation[tissue] = 0.42 + 0.05 * plane.noise("middle")[tissue]
 
     def _within_tube(self, plane: _Plane, wall: float = 0.0) -> Flags:
-        radius = np.hypot(plane.y[:, None], plane.x[None, :])
+        radius = norm(plane.y[:, None], plane.x[None, :])
         return np.asarray(radius < self._anatomy.container - wall, np.bool_)
 
     def _shaft_depth(self, plane: _Plane) -> Floats:
@@ -162,8 +162,8 @@ class Explant:
         a = self._anatomy
         cy, cx = self.axis(plane.z)
         dy, dx = plane.y[:, None] - np.float32(cy), plane.x[None, :] - np.float32(cx)
-        radius = np.hypot(dy, dx)
-        turn = np.mod(plane.z / _PITCH - np.arctan2(dy, dx) / (2 * np.pi), 1.0)
+        radius = norm(dy, dx)
+        turn = np.mod(plane.z / _PITCH - rounded(np.arctan2, dy, dx) / (2 * np.pi), 1.0)
         # a 60° flank with a flat crest (P/8) and a flat root (P/4)
         flank = np.clip((1 - np.abs(2 * turn - 1) - 0.25) / 0.625, 0, 1)
         taper = min(1.0, 0.45 + max(plane.z - a.screw[2], 0) / 0.5)
@@ -186,7 +186,7 @@ class Explant:
         fat = 0.36 + 0.06 * plane.noise("fine") + 0.05 * plane.noise("middle")
         attenuation[marrow] = fat[marrow]
 
-        near_screw = np.exp(-np.maximum(-screw, 0) / 0.18)
+        near_screw = rounded(np.exp, -np.maximum(-screw, 0) / 0.18)
         trabecula = marrow & self._network(plane, shaft - wall, near_screw)
         cortex = inside & ~marrow
         cortex[cortex] = self._canals(plane, cortex, shaft / wall)
@@ -206,7 +206,8 @@ class Explant:
         a = self._anatomy
         ridge = np.abs(plane.noise("network")) + 0.35 * np.abs(plane.noise("struts"))
         amount = a.trabecular * (1 + 0.25 * plane.noise("coarse"))
-        amount += 0.22 * np.exp(-np.maximum(below_wall, 0) / 0.35) + 0.40 * a.healing * near_screw
+        amount += 0.22 * rounded(np.exp, -np.maximum(below_wall, 0) / 0.35)
+        amount += 0.40 * a.healing * near_screw
         return np.asarray(ridge < amount, np.bool_)
 
     def _canals(self, plane: _Plane, cortex: Flags, inward: Floats) -> Flags:
@@ -237,8 +238,8 @@ class Explant:
         cy, cx = self.axis(plane.z)
         dy, dx = plane.y[:, None] - np.float32(cy), plane.x[None, :] - np.float32(cx)
         # the same field all along a radius, so that no pit is a bubble inside the metal
-        radius = np.hypot(dy, dx)[near]
-        outward = 0.9 / np.maximum(radius, 0.05)
+        radius = norm(dy, dx)[near]
+        outward = np.asarray(0.9 / np.maximum(radius, 0.05), np.float32)
         y, x = (np.broadcast_to(d, depth.shape)[near] * outward for d in (dy, dx))
         value = plane.noise_at("pits", y, x) + 0.35 * plane.noise("front")[near]
         pits = np.zeros_like(depth)

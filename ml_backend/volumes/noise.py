@@ -2,7 +2,8 @@
 
 White noise on a lattice, interpolated by cubic B-splines: the value at (z, y, x) depends on the
 seed and the point alone, so a slice costs O(H·W) and needs no other slice. Only gathers and
-element-wise arithmetic are used: the result does not depend on BLAS or on the number of threads.
+element-wise arithmetic are used, functions through `rounded`: the result does not depend on BLAS,
+on the number of threads or on the CPU.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-__all__ = ["REACH", "LineNoise", "SplineNoise"]
+__all__ = ["REACH", "LineNoise", "SplineNoise", "norm", "rounded"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -21,6 +22,20 @@ REACH = 5.0
 """Half width, in the unit of the coordinates, of the square that a `SplineNoise` covers."""
 
 _MEAN_POWER = 151 / 315  # mean over a cell of the squared cubic B-spline weights, per axis
+
+
+def rounded(function: np.ufunc, *x: npt.ArrayLike) -> Floats:
+    """``function`` of ``x``, computed in float64 and rounded to float32.
+
+    Which exponential NumPy takes depends on the CPU, and their last bits differ: in float32 one
+    pixel in a hundred, and after a Poisson draw the whole rest of a slice.
+    """
+    return np.asarray(function(*(np.asarray(values, np.float64) for values in x)), np.float32)
+
+
+def norm(y: Floats, x: Floats) -> Floats:
+    """√(y² + x²), float32. `np.hypot` is not the same on every CPU, a square root is."""
+    return np.asarray(np.sqrt(y * y + x * x), np.float32)
 
 
 class SplineNoise:
@@ -93,7 +108,9 @@ def _weights(t: npt.NDArray[np.floating]) -> tuple[npt.NDArray[np.int64], Floats
     """Index of the first of four nodes, (N,), and their weights, (4, N), with Σw² = 1."""
     first = np.floor(t).astype(np.int64)
     f = (t - first).astype(np.float64)
-    w = np.stack([(1 - f) ** 3, 3 * f**3 - 6 * f**2 + 4, -3 * f**3 + 3 * f**2 + 3 * f + 1, f**3])
+    g, square = 1 - f, f * f
+    cube = square * f
+    w = np.stack([g * g * g, 3 * cube - 6 * square + 4, 3 * (square + f - cube) + 1, cube])
     return first, (w / np.sqrt((w**2).sum(axis=0))).astype(np.float32)
 
 

@@ -199,8 +199,9 @@ class Phantom:
         if index.exists():
             if index.read_text() != text:
                 raise ValueError(
-                    f"{index} describes another phantom (other size, seed or version of the"
-                    " generator), expected this one or an empty folder: choose another folder"
+                    f"{index} describes another phantom (other size, seed or version of the "
+                    "generator), expected this one or an empty folder: delete the folder, or "
+                    "choose another"
                 )
         elif (root / "images").exists() or (root / "masks").exists():
             raise ValueError(f"{root} has images or masks that are not ours: choose another folder")
@@ -228,7 +229,7 @@ class Phantom:
                 yield sample, z, slice_id
 
 
-_GENERATOR = 1
+_GENERATOR = 2
 """Raised whenever the same seed would give other slices."""
 
 
