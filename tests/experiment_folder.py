@@ -22,11 +22,13 @@ def write_experiment(
     k: int = 4,
     rounds: int | None = None,
     data: str = "phantom",
+    test: Mapping[str, tuple[str, float]] | None = None,
 ) -> Path:
     """``curves``: strategy → for each seed, from 0, the test mIoU after each round.
 
     ``full``: the mIoU of the fully supervised run of each seed. A run that is shorter than the
-    longest, or than ``rounds``, is unfinished. Every run annotates the pool in order.
+    longest, or than ``rounds``, is unfinished unless it has annotated the whole pool, as every run
+    does in order. ``test``: slice id → (volume, z); by default far beyond the pool.
     """
     longest = rounds or max(len(miou) for runs in curves.values() for miou in runs)
     slices = {f"s{i:04d}": (f"volume {i % 2}", float(i // 2)) for i in range(pool)}
@@ -35,7 +37,7 @@ def write_experiment(
         data_hash="0" * 64,
         classes=CLASSES,
         pool=slices,
-        test={"t0": ("volume 0", 900.0), "t1": ("volume 1", 900.0)},
+        test=dict(test or {"t0": ("volume 0", 900.0), "t1": ("volume 1", 900.0)}),
         k=k,
         start=start,
         rounds=longest,
@@ -64,7 +66,7 @@ def write_experiment(
                     labelled=end,
                     selected=ids[begins[number] : end],
                     miou=miou[number],
-                    following={} if number + 1 < longest else None,
+                    following={} if number + 1 < longest and end < pool else None,
                 )
                 for number, end in enumerate(ends)
             ]

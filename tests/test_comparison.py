@@ -135,3 +135,56 @@ def test_an_experiment_in_which_no_run_has_ended_has_no_default(tmp_path: Path) 
 def test_nothing_to_compare_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least one experiment"):
         compare([])
+
+
+def test_a_strategy_with_one_seed_is_not_ranked_and_shrinks_nothing(tmp_path: Path) -> None:
+    # Seed 0 alone would have random first.
+    controls = {"random": (0.45, 0.40, 0.41), "foreground_random": (0.44, 0.55, 0.56)}
+    found = comparison(tmp_path, {**controls, "entropy": (0.3,)})
+    assert found.default == found.control == "foreground_random"
+    assert list(found.mean_ranks) == ["foreground_random", "random"]
+    assert found.not_ranked == "Not ranked, for lack of finished runs: entropy (seeds 1, 2)."
+    assert found.reason.endswith(found.not_ranked)
+
+
+def test_what_lacks_a_seed_on_one_data_set_is_not_ranked_on_any(tmp_path: Path) -> None:
+    found = comparison(
+        tmp_path,
+        {"random": 0.5, "coreset": 0.6, "entropy": 0.7, "margin": 0.55},
+        {"random": 0.5, "coreset": 0.6, "entropy": (0.7, 0.7)},
+    )
+    assert found.ranks == {"random": (2.0, 2.0), "coreset": (1.0, 1.0)}
+    assert found.default == "coreset"
+    assert found.not_ranked == (
+        "Not ranked, for lack of finished runs: entropy (seed 2 of data 1); "
+        "margin (seeds 0, 1, 2 of data 1)."
+    )
+
+
+def test_strategies_that_lack_the_same_seeds_are_named_together(tmp_path: Path) -> None:
+    few = dict.fromkeys(("badge", "ceal", "margin"), (0.5, 0.5))
+    found = comparison(tmp_path, {"random": 0.5, **few})
+    assert found.not_ranked.endswith(": badge, ceal and margin (seed 2).")
+
+
+def test_differences_to_the_control_are_over_the_ranked_seeds(tmp_path: Path) -> None:
+    found = comparison(tmp_path, {"random": 0.5, "strided": (0.4, 0.4), "coreset": 0.6})
+    (difference,) = found.to_control["coreset"]
+    assert difference is not None
+    assert difference.pairs == 2
+
+
+def test_controls_without_a_seed_in_common_have_no_default(tmp_path: Path) -> None:
+    out = write_experiment(tmp_path, {"random": [[0.5]], "strided": [[0.5], [0.5]]})
+    (out / "runs/strided/seed-0.jsonl").unlink()
+    assert "the controls have no seed in common" in compare([summarise(out)]).reason
+
+
+def test_controls_that_have_not_ended_are_not_called_missing(tmp_path: Path) -> None:
+    curves = {"coreset": [[0.2, 0.4]], "random": [[0.2]], "strided": [[0.2]]}
+    found = compare([summarise(write_experiment(tmp_path, curves, pool=100))])
+    assert found.default is None
+    assert found.reason == (
+        "No default yet: no control has a finished run in every experiment; unfinished: random, "
+        "strided. Not ranked, for lack of finished runs: random and strided (seed 0)."
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ml_backend.experiment.notation import count, percent, signed
+from ml_backend.experiment.notation import count, listed, percent, signed
 
 
 @pytest.mark.parametrize(
@@ -22,3 +22,11 @@ def test_a_share_is_in_percent(share: float | None, text: str) -> None:
 
 def test_a_number_agrees_with_its_noun() -> None:
     assert [count(n, "seed") for n in (0, 1, 2)] == ["0 seeds", "1 seed", "2 seeds"]
+
+
+def test_names_are_listed_as_one_says_them() -> None:
+    assert [listed(names) for names in (["a"], ["a", "b"], ["a", "b", "c"])] == [
+        "a",
+        "a and b",
+        "a, b and c",
+    ]

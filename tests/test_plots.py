@@ -92,3 +92,28 @@ def test_panels_come_in_rows_and_spare_places_stay_empty() -> None:
     figure, panels = panels_of(7, columns=5, height=2.0, sharex=True, sharey=True)
     assert len(panels) == 7
     assert [axes.axison for axes in figure.axes] == [True] * 7 + [False] * 3
+
+
+def test_a_legend_names_only_lines_that_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named: list[list[str]] = []
+    monkeypatch.setattr(
+        plots, "legend", lambda _, handles: named.append([str(h.get_label()) for h in handles])
+    )
+
+    def drawn(name: str, curves: dict[str, list[list[float]]], *full: float) -> list[list[str]]:
+        summary = summarise(write_experiment(tmp_path / name, curves, full))
+        named.clear()
+        learning_curves(summary)
+        class_curves(summary, None)
+        return [[text.partition(",")[0] for text in each] for each in named]
+
+    assert drawn("a", {"random": [[0.2, 0.5]]}) == [["control"], ["random (control)"]]
+    two = {"coreset": [[0.2, 0.6]], "margin": [[0.2, 0.5]]}
+    assert drawn("b", two) == [["strategy", "all others"], ["coreset", "margin"]]
+    five = {**two, **{name: [[0.2, 0.4]] for name in ("badge", "entropy", "random")}}
+    assert drawn("c", five, 0.9) == [
+        ["strategy", "control", "random", "all others", "fully supervised"],
+        ["coreset", "margin", "badge", "random (control)", "all others", "fully supervised"],
+    ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from ml_backend.experiment.recommendation import recommendation
 from ml_backend.experiment.summary import summarise
 from tests.experiment_folder import write_experiment
@@ -78,3 +80,74 @@ def test_before_any_run_has_ended_nothing_is_recommended(tmp_path: Path) -> None
     text = said(tmp_path, {"random": [[0.2]], "coreset": [[0.2]]}, [], rounds=3)
     assert text.startswith("Nothing can be recommended yet.")
     assert "2 runs not finished" in text
+
+
+def test_one_seed_of_one_strategy_changes_nothing_for_the_others(tmp_path: Path) -> None:
+    # Areas .422 and .520, of two rounds each; in seed 0 random is ahead.
+    controls = {
+        "random": [[0.2, 0.70], [0.2, 0.62], [0.2, 0.612]],
+        "foreground_random": [[0.2, 0.68], [0.2, 0.92], [0.2, 0.92]],
+    }
+    before = said(tmp_path / "before", controls, [])
+    after = said(tmp_path / "after", {**controls, "entropy": [[0.2, 0.3]]}, [])
+    for text in (before, after):
+        assert text.startswith("Use foreground_random (")
+        assert "This rests on 3 seeds of" in text
+    assert "Not ranked" not in before
+    assert "Not ranked, for lack of finished runs: entropy (seeds 1, 2)." in after
+    assert "Only controls have been run." not in after
+
+
+def test_the_evidence_is_the_seeds_that_were_ranked(tmp_path: Path) -> None:
+    text = said(tmp_path, {"random": RANDOM[:1], "strided": BETTER}, [0.9])
+    assert text.startswith("Use strided (")
+    assert "This rests on 1 seed of" in text
+    assert "one seed says nothing of chance" in text
+
+
+def test_with_controls_alone_there_is_nothing_to_differ_from(tmp_path: Path) -> None:
+    alone = said(tmp_path / "a", {"random": RANDOM}, [])
+    assert "): it is the only control that is ranked. Only controls have been run." in alone
+    two = said(tmp_path / "b", {"random": RANDOM[:1], "strided": BETTER[:1]}, [])
+    assert two.startswith("Use strided (")
+    assert "): it ranks best of the controls. Only controls have been run." in two
+    oracle = said(tmp_path / "c", {"random": RANDOM, "worst_iou": BETTER}, [])
+    assert "Only controls and oracles have been run." in oracle
+    for text in (alone, two, oracle):
+        assert "told from chance" not in text
+
+
+@pytest.mark.parametrize(
+    ("options", "rounds"),
+    [
+        ({"pool": 100}, "3 rounds with 4 slices each, on"),
+        (
+            {"pool": 100, "start": 6},
+            "3 rounds with 6 slices in the first and 4 in each later one, on",
+        ),
+        ({"rounds": 9}, "3 rounds with 4 slices each, until the pool of 10 was used up, on"),
+    ],
+)
+def test_the_rounds_are_those_that_were_run(
+    tmp_path: Path, options: dict[str, int], rounds: str
+) -> None:
+    text = said(tmp_path, {"random": RANDOM, "coreset": BETTER}, [0.9], **options)
+    assert f"This rests on 3 seeds of {rounds} one data set" in text
+
+
+def test_one_round_has_no_later_one(tmp_path: Path) -> None:
+    text = said(tmp_path, {"random": [[0.2]]}, [], pool=100, start=6)
+    assert "1 seed of 1 round with 6 slices, on one data set" in text
+
+
+def test_runs_that_are_not_paired_exactly_are_named(tmp_path: Path) -> None:
+    curves = dict.fromkeys(("random", "strided", "coreset", "entropy", "margin"), RANDOM)
+    other = [[0.21, 0.4, 0.6], *RANDOM[1:]]
+    assert "paired" not in said(tmp_path / "a", curves, [])
+    two = said(tmp_path / "b", {**curves, "badge": other, "ceal": other}, [])
+    assert two.endswith(
+        "Seed 0: badge and ceal started from other weights than the rest, so their differences "
+        "are not paired exactly."
+    )
+    one = said(tmp_path / "c", {**curves, "badge": other}, [])
+    assert "Seed 0: badge started from other weights than the rest, so its differences" in one

@@ -6,6 +6,7 @@ import base64
 import html
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -119,3 +120,95 @@ def test_without_a_round_nothing_is_written(tmp_path: Path) -> None:
 def test_a_folder_that_is_no_experiment_is_named(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=r"no experiment\.json"):
         write_report(tmp_path / "elsewhere")
+
+
+def written(out: Path, curves: dict[str, list[list[float]]], *full: float, **options: Any) -> str:
+    """What the page says, without its pictures."""
+    page = write_report(write_experiment(out, curves, full, **options)).page.read_text()
+    return html.unescape(re.sub(r'"data:[^"]+"', "", page))
+
+
+def test_the_published_mark_credits_nothing_that_is_unfinished_or_needs_the_truth(
+    tmp_path: Path,
+) -> None:
+    curves = {
+        "random": [[0.2, 0.4, 0.6]] * 2,
+        "entropy": [[0.2, 0.5, 0.6]] * 2,
+        "margin": [[0.2, 0.9]] * 2,
+        "coreset": [[0.2, 0.9, 0.9]],
+        "worst_iou": [[0.2, 0.9, 0.9]] * 2,
+    }
+    text = written(tmp_path, curves, 0.8, pool=500)
+    assert "round 2, with 8 (1.60 %): 62.5 % by entropy, the best there." in text
+
+
+def test_the_published_mark_waits_for_a_run_that_can_be_credited(tmp_path: Path) -> None:
+    curves = {"margin": [[0.2, 0.9]], "worst_iou": [[0.2, 0.9, 0.9]]}
+    assert "no share can be given yet." in written(tmp_path, curves, 0.8, pool=500)
+
+
+def test_the_protocol_has_the_rounds_that_were_run(tmp_path: Path) -> None:
+    text = written(tmp_path / "a", CURVES, rounds=10)
+    assert "3 rounds until the pool was used up (10 were asked for): the first annotates" in text
+    assert "3 rounds: the first annotates 4 slices" in written(tmp_path / "b", CURVES, pool=100)
+
+
+def test_full_supervision_is_spoken_of_only_where_it_was_run(tmp_path: Path) -> None:
+    sentences = (
+        "dashed: full supervision",
+        "Fully supervised is one training",
+        "Full: the mean mIoU of the fully supervised runs",
+    )
+    without, with_it = written(tmp_path / "a", CURVES), written(tmp_path / "b", CURVES, 0.9)
+    for sentence in sentences:
+        assert sentence not in without
+        assert sentence in with_it
+    assert "with its band" not in with_it, "one run has no spread"
+    assert "dashed, with its band: full" in written(tmp_path / "c", CURVES, 0.9, 0.8)
+
+
+def test_captions_name_only_lines_that_are_there(tmp_path: Path) -> None:
+    others, random, rest = "in light grey all the others", "dotted: random", "all others light grey"
+    alone = written(tmp_path / "a", {"random": [[0.2, 0.4]]})
+    assert others not in alone
+    assert random not in alone
+    assert "each class on its own scale. Controls dark grey." in alone
+    without_random = written(tmp_path / "b", {"coreset": [[0.2, 0.4]], "margin": [[0.2, 0.3]]})
+    assert others in without_random
+    assert random not in without_random
+    assert "In colour the strategies of the largest area." in without_random
+    many = {**CURVES, "badge": [[0.2, 0.3, 0.4]], "entropy": [[0.2, 0.3, 0.4]]}
+    every = written(tmp_path / "c", many)
+    for words in (others, random, rest, ", controls dark grey"):
+        assert words in every
+
+
+def test_gaps_of_the_pool_are_explained_only_where_it_has_them(tmp_path: Path) -> None:
+    gaps = "its gaps are held out for testing"
+    curves = {"random": [[0.2, 0.4]]}
+    assert gaps in written(tmp_path / "a", curves, test={"t": ("volume 0", 1.5)})
+    assert gaps not in written(tmp_path / "b", curves, test={"t": ("volume 0", 900.0)})
+    assert gaps not in written(tmp_path / "c", curves, test={"t": ("volume 7", 1.5)})
+
+
+def test_the_rank_says_which_seeds_it_is_over(tmp_path: Path) -> None:
+    text = written(tmp_path / "a", {**CURVES, "badge": [[0.2, 0.3, 0.4]]})
+    assert "mean over the seeds (0, 1, 2) that every control with a finished run has" in text
+    none = written(tmp_path / "b", {"coreset": [[0.2, 0.4]], "margin": [[0.2, 0.3]]})
+    assert "mean over the seeds (0) that every strategy with a finished run has" in none
+
+
+def test_runs_that_start_otherwise_are_named_on_the_page_and_in_the_markdown(
+    tmp_path: Path,
+) -> None:
+    write_experiment(tmp_path, {**CURVES, "margin": [[0.3, 0.4, 0.5]]})
+    sentence = (
+        "Seed 0: margin started from other weights than the rest, so its differences are not "
+        "paired exactly."
+    )
+    report = write_report(tmp_path)
+    for text in (report.page.read_text(), report.markdown.read_text()):
+        assert text.count(sentence) == 1
+    assert "Round 1 is the same for all." in report.page.read_text()
+    write_run(tmp_path, [line(strategy="margin", selected=["s0009"], miou=0.2)])
+    assert "Round 1 is the same for all." not in write_report(tmp_path).page.read_text()

@@ -10,9 +10,11 @@ from ml_backend.experiment.record import RecordError
 from ml_backend.experiment.summary import (
     Estimate,
     Mark,
+    OddStart,
     area,
     mean_ranks,
     paired_difference,
+    seeds_to_rank,
     summarise,
 )
 from ml_backend.experiment.tables import class_table
@@ -184,12 +186,36 @@ def test_before_any_run_has_ended_the_curve_goes_as_far_as_all_have_come(tmp_pat
 
 def test_ranks_are_means_over_seeds_and_ties_share_theirs() -> None:
     areas = {"a": {0: 0.9, 1: 0.5}, "b": {0: 0.9, 1: 0.7}, "c": {0: 0.1, 1: 0.6}}
-    assert mean_ranks(areas) == ({"a": 2.25, "b": 1.25, "c": 2.5}, (0, 1))
+    assert mean_ranks(areas, (0, 1)) == {"a": 2.25, "b": 1.25, "c": 2.5}
 
 
-def test_ranks_are_over_the_seeds_that_every_strategy_has() -> None:
-    assert mean_ranks({"a": {0: 0.9, 1: 0.1}, "b": {0: 0.5}}) == ({"a": 1.0, "b": 2.0}, (0,))
-    assert mean_ranks({"a": {0: 0.9}, "b": {1: 0.5}}) == ({}, ())
+def test_what_lacks_a_seed_is_not_ranked() -> None:
+    areas = {"a": {0: 0.9, 1: 0.1}, "b": {0: 0.5}, "c": {0: 0.8, 1: 0.2, 2: 0.1}}
+    assert mean_ranks(areas, (0, 1)) == {"a": 1.5, "c": 1.5}
+    assert mean_ranks(areas, (0,)) == {"a": 1.0, "b": 3.0, "c": 2.0}
+    assert mean_ranks(areas, ()) == {}
+
+
+def test_the_seeds_to_rank_are_those_that_the_finished_controls_share() -> None:
+    controls = {"random": {0: 0.5, 1: 0.5, 2: 0.5}, "strided": {1: 0.5, 2: 0.5}}
+    others = {"coreset": {1: 0.9}, "entropy": {0: 0.9, 1: 0.9, 2: 0.9, 3: 0.9}}
+    assert seeds_to_rank({**controls, **others}) == (1, 2)
+    assert seeds_to_rank({**controls, **others, "foreground_random": {}}) == (1, 2)
+    assert seeds_to_rank({"random": {0: 0.5}, "strided": {1: 0.5}, **others}) == ()
+
+
+def test_without_a_control_the_seeds_to_rank_are_those_that_all_share() -> None:
+    assert seeds_to_rank({"coreset": {0: 0.9, 1: 0.1}, "entropy": {0: 0.5}, "margin": {}}) == (0,)
+    assert seeds_to_rank({"coreset": {0: 0.9}, "entropy": {1: 0.5}}) == ()
+    assert seeds_to_rank({}) == ()
+
+
+def test_one_seed_of_a_strategy_does_not_shrink_the_ranking_of_the_others(tmp_path: Path) -> None:
+    write_experiment(tmp_path, {**CURVES, "margin": [[0.2, 0.9, 0.9]]})
+    summary = summarise(tmp_path)
+    assert summary.ranked_seeds == (0, 1, 2)
+    assert [summary.standing(name).rank for name in CURVES] == [2.0, 1.0, 3.0]
+    assert summary.standing("margin").rank is None
 
 
 def test_a_strategy_without_an_ended_run_does_not_hinder_the_ranks(tmp_path: Path) -> None:
@@ -231,3 +257,53 @@ def test_an_iou_that_is_not_a_number_is_refused_with_its_run(tmp_path: Path) -> 
     path.write_text(path.read_text().replace('"miou":0.5', '"miou":NaN'))
     with pytest.raises(RecordError, match="round 1 of random, seed 0"):
         summarise(tmp_path)
+
+
+def test_an_unfinished_run_has_no_share_at_the_published_mark(tmp_path: Path) -> None:
+    curves = {"random": [[0.2, 0.4, 0.6]], "margin": [[0.2, 0.9]]}
+    write_experiment(tmp_path, curves, full=[0.8], pool=500)
+    summary = summarise(tmp_path)
+    assert summary.mark == Mark(needed=6, round=2, labelled=8)
+    assert summary.standing("random").mark_share == pytest.approx(0.5)
+    assert summary.standing("margin").mark_share is None
+
+
+def test_the_rounds_are_those_that_were_run(tmp_path: Path) -> None:
+    used_up = summarise(write_experiment(tmp_path / "a", CURVES, rounds=10))
+    assert (used_up.rounds, used_up.used_up) == (3, True)
+    assert used_up.unfinished == ()
+    whole = summarise(write_experiment(tmp_path / "b", CURVES, pool=100))
+    assert (whole.rounds, whole.used_up) == (3, False)
+    begun = summarise(write_experiment(tmp_path / "c", CURVES, rounds=10, pool=100))
+    assert (begun.rounds, begun.used_up) == (10, False)
+
+
+FOUR = {name: [[0.2, 0.4], [0.3, 0.4]] for name in ("badge", "ceal", "random", "strided")}
+
+
+def test_runs_of_a_seed_that_start_alike_are_paired(tmp_path: Path) -> None:
+    # Full supervision starts from the whole pool, so it is another thing.
+    assert summarise(write_experiment(tmp_path, FOUR, full=[0.8, 0.9])).odd_starts == ()
+
+
+def test_another_result_of_round_1_is_from_other_weights(tmp_path: Path) -> None:
+    other = [[0.2, 0.4], [0.3 + 1e-12, 0.4]]
+    summary = summarise(write_experiment(tmp_path, {**FOUR, "ceal": other}))
+    assert summary.odd_starts == (OddStart(1, ("ceal",), slices=False),)
+
+
+def test_other_slices_in_round_1_are_told_from_other_weights(tmp_path: Path) -> None:
+    write_experiment(tmp_path, {**FOUR, "coreset": [[0.21]], "entropy": [[0.2]]})
+    ids = [f"s{i:04d}" for i in range(4)]
+    for strategy, selected in (("badge", ids[::-1]), ("ceal", ["s0005", *ids[1:]])):
+        write_run(tmp_path, [line(strategy=strategy, selected=selected, miou=0.2)])
+    assert summarise(tmp_path).odd_starts == (
+        OddStart(0, ("ceal",), slices=True),
+        OddStart(0, ("coreset",), slices=False),
+    )
+
+
+def test_of_two_equal_parts_the_rest_is_that_of_random(tmp_path: Path) -> None:
+    other = [[0.25, 0.4], [0.3, 0.4]]
+    write_experiment(tmp_path, {**FOUR, "badge": other, "ceal": other})
+    assert summarise(tmp_path).odd_starts == (OddStart(0, ("badge", "ceal"), slices=False),)

@@ -54,6 +54,7 @@ def test_what_cannot_be_said_is_a_dash(summary: Summary) -> None:
     assert oracle["seeds"] == "1 of 2"
     assert oracle["final mIoU"] == "0.300"
     assert oracle["area − random"] == "–"
+    assert oracle["mean rank"] == "–"
     assert oracle["labels to 95 / 99 %"] == "– / –"
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["NOTHING", "count", "percent", "signed"]
+from collections.abc import Sequence
+
+__all__ = ["NOTHING", "count", "listed", "percent", "signed"]
 
 NOTHING = "–"
 
@@ -21,3 +23,9 @@ def percent(share: float | None, digits: int = 1) -> str:
 def count(number: int, noun: str) -> str:
     """``1 seed``, ``3 seeds``."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    *before, last = names
+    return f"{', '.join(before)} and {last}" if before else last

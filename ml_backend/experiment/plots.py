@@ -40,7 +40,7 @@ from ml_backend.experiment.record import FULLY_SUPERVISED, Experiment, RoundLine
 from ml_backend.experiment.summary import CurvePoint, Difference, Runs, Standing, Summary
 from ml_backend.experiment.tables import label
 
-__all__ = ["class_curves", "final_dots", "learning_curves", "picks", "picks_seed"]
+__all__ = ["class_curves", "final_dots", "highlights", "learning_curves", "picks", "picks_seed"]
 
 
 def learning_curves(summary: Summary) -> bytes:
@@ -66,12 +66,7 @@ def learning_curves(summary: Summary) -> bytes:
         figure,
         [
             *(_curve_handle(text, colour) for colour, text in kinds.items() if colour in present),
-            *(
-                Line2D([], [], label="random", **REFERENCE)
-                for s in standings
-                if s.strategy == "random"
-            ),
-            Line2D([], [], color=OTHERS, label="all others"),
+            *_other_handles([s.strategy for s in standings]),
             *_level_handles(summary),
         ],
     )
@@ -196,7 +191,7 @@ def picks_seed(runs: Runs) -> int:
 def class_curves(summary: Summary, default: str | None) -> bytes:
     """IoU of each class over annotated slices: the strategies worth comparing, others in grey."""
     classes = summary.measured
-    coloured = _highlights(summary, default)
+    coloured = highlights(summary, default)
     figure, panels = panels_of(len(classes), columns=4, height=2.6, sharex=True, sharey=False)
     for axes, name in zip(panels, classes, strict=True):
         for standing in summary.standings:
@@ -213,13 +208,14 @@ def class_curves(summary: Summary, default: str | None) -> bytes:
     figure.supxlabel("annotated slices", fontsize=9)
     figure.supylabel("test IoU", fontsize=9)
     handles = [Line2D([], [], label=label(name), **style) for name, style in coloured.items()]
-    others = [Line2D([], [], color=OTHERS, label="all others")]
-    legend(figure, [*handles, *others, *_level_handles(summary)])
+    if len(coloured) < len(summary.standings):
+        handles.append(_others_handle())
+    legend(figure, [*handles, *_level_handles(summary)])
     return to_png(figure)
 
 
-def _highlights(summary: Summary, default: str | None) -> dict[str, dict[str, Any]]:
-    """Line styles of the default, the two largest other areas, and `random`."""
+def highlights(summary: Summary, default: str | None) -> dict[str, dict[str, Any]]:
+    """Line styles of what `class_curves` colours: default, two largest other areas, `random`."""
     names = [s.strategy for s in summary.standings if s.strategy not in needs_truth()]
     names.sort(key=lambda name: name != default)
     chosen = [
@@ -276,6 +272,18 @@ def _level_handles(summary: Summary) -> list[Line2D]:
         return []
     text = "fully supervised"
     return [Line2D([], [], **FULL_LINE, label=text)]
+
+
+def _other_handles(strategies: Sequence[str]) -> list[Line2D]:
+    """Of the lines that stand for other strategies in a panel."""
+    if len(strategies) < 2:
+        return []
+    random = [Line2D([], [], label="random", **REFERENCE)] if "random" in strategies else []
+    return [*random, _others_handle()]
+
+
+def _others_handle() -> Line2D:
+    return Line2D([], [], color=OTHERS, label="all others")
 
 
 def _dots(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ml_backend.experiment.comparison import CONTROLS, Comparison, compare, needs_truth
-from ml_backend.experiment.notation import count, percent
+from ml_backend.experiment.notation import count, listed, percent
 from ml_backend.experiment.record import Experiment
-from ml_backend.experiment.summary import Summary
+from ml_backend.experiment.summary import OddStart, Summary
 
 __all__ = ["recommendation"]
 
@@ -20,7 +22,7 @@ def recommendation(summary: Summary) -> str:
         [
             *_choice(summary, comparison),
             *_labels(summary, comparison.default),
-            *_evidence(summary, comparison.default),
+            *_evidence(summary, comparison),
         ]
     )
 
@@ -37,26 +39,41 @@ def _choice(summary: Summary, comparison: Comparison) -> list[str]:
             *_random(summary, default, control),
             *_chance(comparison),
         ]
-    if not any(each[0] for each in comparison.to_control.values()):
-        why = "no difference can be told from chance yet, so the best simple control stands"
-    elif comparison.separated:
-        separated = ", ".join(comparison.separated)
-        why = f"what separates from this simple control ({separated}) ranks worse"
-    else:
-        why = "nothing is clearly better than this simple control"
+    others = [n for n in comparison.mean_ranks if n not in {*CONTROLS, *needs_truth()}]
     return [
-        f"Use {control} ({area}): {why}.",
+        f"Use {control} ({area}): {_why(comparison, others)}.",
         *_random(summary, default, control),
-        *_runner_up(summary, comparison),
+        *(_runner_up(summary, comparison, others[0]) if others else _nothing_else(summary)),
     ]
 
 
-def _runner_up(summary: Summary, comparison: Comparison) -> list[str]:
-    """How the best of the others fared, where a control is recommended."""
-    excluded = {*CONTROLS, *needs_truth()}
-    best = next((name for name in comparison.mean_ranks if name not in excluded), None)
-    if best is None:
+def _why(comparison: Comparison, others: Sequence[str]) -> str:
+    """Why the best control is recommended; ``others``: what else is ranked and could have been."""
+    if not others:
+        controls = comparison.mean_ranks.keys() & set(CONTROLS)
+        if len(controls) == 1:
+            return "it is the only control that is ranked"
+        return "it ranks best of the controls"
+    if not any(comparison.to_control[name][0] for name in others):
+        return "no difference can be told from chance yet, so the best simple control stands"
+    if comparison.separated:
+        separated = ", ".join(comparison.separated)
+        return f"what separates from this simple control ({separated}) ranks worse"
+    return "nothing is clearly better than this simple control"
+
+
+def _nothing_else(summary: Summary) -> list[str]:
+    """Why only controls could be recommended; nothing where the others are not ranked."""
+    begun = {standing.strategy for standing in summary.standings}
+    if begun <= set(CONTROLS):
         return ["Only controls have been run."]
+    if begun <= {*CONTROLS, *needs_truth()}:
+        return ["Only controls and oracles have been run."]
+    return []
+
+
+def _runner_up(summary: Summary, comparison: Comparison, best: str) -> list[str]:
+    """How ``best``, the best of the others, fared, where a control is recommended."""
     fared = f"Of the others, {best} ranks best ({summary.standing(best).area}"
     difference = comparison.to_control[best][0]
     if difference is None:
@@ -110,26 +127,47 @@ def _labels(summary: Summary, default: str | None) -> list[str]:
     ]
 
 
-def _evidence(summary: Summary, default: str | None) -> list[str]:
-    experiment, unfinished = summary.experiment, summary.unfinished
-    left_out = (
-        [f"{count(len(unfinished), 'run')} not finished, left out here: redraw the report later."]
-        if unfinished
-        else []
-    )
-    if default is None:
-        return left_out
-    seeds = len(summary.standing(default).areas)
+def _evidence(summary: Summary, comparison: Comparison) -> list[str]:
+    unfinished = summary.unfinished
+    doubts = [*map(_unpaired, summary.odd_starts)]
+    if unfinished:
+        doubts.append(
+            f"{count(len(unfinished), 'run')} not finished, left out here: redraw the report later."
+        )
+    if comparison.default is None:
+        return doubts
+    seeds = len(summary.ranked_seeds)
     thin = {
         1: ": one seed says nothing of chance, so take it as a first impression",
         2: ": two seeds make very wide intervals",
     }
     return [
-        f"This rests on {count(seeds, 'seed')} of {count(experiment.rounds, 'round')} with "
-        f"{count(experiment.k, 'slice')} each, on one data set, {_tested(experiment)}"
-        f"{thin.get(seeds, '')}.",
-        *left_out,
+        f"This rests on {count(seeds, 'seed')} of {_rounds(summary)}, on one data set, "
+        f"{_tested(summary.experiment)}{thin.get(seeds, '')}.",
+        *([comparison.not_ranked] if comparison.not_ranked else []),
+        *doubts,
     ]
+
+
+def _rounds(summary: Summary) -> str:
+    """``3 rounds with 4 slices each``, of the rounds that were run."""
+    experiment, rounds = summary.experiment, summary.rounds
+    pool = len(experiment.pool)
+    start = min(experiment.start, pool)
+    text = f"{count(rounds, 'round')} with {count(start, 'slice')}"
+    if rounds > 1:
+        same = start == experiment.k
+        text += " each" if same else f" in the first and {experiment.k} in each later one"
+    return text + (f", until the pool of {pool} was used up" if summary.used_up else "")
+
+
+def _unpaired(odd: OddStart) -> str:
+    what = "slices" if odd.slices else "weights"
+    whose = "its" if len(odd.strategies) == 1 else "their"
+    return (
+        f"Seed {odd.seed}: {listed(odd.strategies)} started from other {what} than the rest, so "
+        f"{whose} differences are not paired exactly."
+    )
 
 
 def _tested(experiment: Experiment) -> str:

@@ -119,12 +119,12 @@ def read_lines(path: Path) -> Iterator[RoundLine]:
     """
     if not path.exists():
         return
-    text = path.read_text(encoding="utf-8")
-    whole, _, _cut = text.rpartition("\n")
+    # Cut before decoding: a kill may have left half of a character.
+    whole, _, _cut = path.read_bytes().rpartition(b"\n")
     for number, raw in enumerate(whole.splitlines(), start=1):
         try:
-            line = RoundLine.model_validate(json.loads(raw))
-        except (json.JSONDecodeError, ValidationError) as error:
+            line = RoundLine.model_validate(json.loads(raw.decode()))
+        except (UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:
             raise RecordError(f"{path}, line {number}, is not a round: {error}") from error
         if line.round != number:
             raise RecordError(f"{path}, line {number}, is round {line.round}: expected {number}")
@@ -149,6 +149,6 @@ def load_experiment(out: Path) -> Experiment:
             f"{out} holds no experiment.json, so no experiment: run nextslice simulate --out {out}"
         )
     try:
-        return Experiment.model_validate_json(path.read_text(encoding="utf-8"))
+        return Experiment.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise RecordError(f"{path} cannot be read: {error}") from error

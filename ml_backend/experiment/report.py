@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ml_backend.experiment import plots
-from ml_backend.experiment.comparison import Comparison, compare
+from ml_backend.experiment.comparison import CONTROLS, Comparison, compare, needs_truth
 from ml_backend.experiment.files import write_whole
 from ml_backend.experiment.notation import NOTHING, count, percent
 from ml_backend.experiment.recommendation import recommendation
@@ -82,21 +82,35 @@ def write_report(out: Path) -> Report:
 # -- words
 
 
-def _protocol(experiment: Experiment) -> str:
+def _protocol(summary: Summary) -> str:
+    experiment = summary.experiment
     spacing = "kept apart along z" if experiment.spacing else "not kept apart along z"
     weights = "from the weights of the round before" if experiment.warm_start else "afresh"
     precision = experiment.training.get("precision")
     how = f"{weights} in {precision}" if precision else weights
+    start = min(experiment.start, len(experiment.pool))
     return (
-        f"{count(experiment.rounds, 'round')}: the first annotates "
-        f"{count(experiment.start, 'slice')} chosen by {experiment.cold_start} before there is a "
-        f"model, each later one {count(experiment.k, 'more slice')} chosen by the strategy, "
+        f"{_rounds(summary)}: the first annotates "
+        f"{count(start, 'slice')} chosen by {experiment.cold_start} before there is a model, each "
+        f"later one {count(experiment.k, 'more slice')} chosen by the strategy, "
         f"{spacing}. After each, {experiment.architecture} is trained {how} on all annotated "
         "slices and measured once on the test slices, by which nothing is chosen. Strategies with "
-        "the same seed start from the same slices and weights, so they are compared in pairs. "
-        "Fully supervised is one training on the whole pool, "
-        f"{count(experiment.full_steps, 'step')} long."
+        "the same seed start from the same slices and weights, so they are compared in pairs."
+        + (f" {_ceiling(experiment)}" if summary.full else "")
     )
+
+
+def _rounds(summary: Summary) -> str:
+    """Those that were run, and why there are not more."""
+    asked, rounds = summary.experiment.rounds, count(summary.rounds, "round")
+    if summary.rounds == asked:
+        return rounds
+    return f"{rounds} until the pool was used up ({asked} were asked for)"
+
+
+def _ceiling(experiment: Experiment) -> str:
+    steps = count(experiment.full_steps, "step")
+    return f"Fully supervised is one training on the whole pool, {steps} long."
 
 
 def _data(summary: Summary) -> str:
@@ -114,18 +128,27 @@ def _part(slices: Mapping[str, tuple[str, float]]) -> str:
     return f"{count(len(slices), 'slice')} of {count(len(volumes), 'volume')}"
 
 
+_SHARES = (
+    "Full: the mean mIoU of the fully supervised runs. Labels to 95 / 99 %: annotated slices at "
+    "the first round whose mean mIoU is that share of full. "
+)
+"""Of the columns that say something once a fully supervised run has ended."""
+
+
 def _reading(summary: Summary) -> str:
     """What stands below the final table."""
     seeds = ", ".join(map(str, summary.ranked_seeds)) or "none in common"
+    controls = any(s.strategy in CONTROLS and s.areas for s in summary.standings)
     left_out = ", ".join(f"{name} seed {seed}" for name, seed in summary.unfinished)
     return (
         "mIoU: the mean over the classes that the test slices hold, all of their pixels together. "
         "± is the sample standard deviation over seeds. Area: test mIoU over annotated slices by "
         "the trapezoid rule, divided by the range of slices, so it is the mean mIoU along the "
-        "curve. Differences are paired by seed, with their 95 % t interval. Full: the mean mIoU of "
-        "the fully supervised runs. Labels to 95 / 99 %: annotated slices at the first round whose "
-        f"mean mIoU is that share of full. Rank: by area, mean over the seeds ({seeds}) that every "
-        "strategy here has. Oracles use the true masks, so they cannot be used on new data."
+        "curve. Differences are paired by seed, with their 95 % t interval. "
+        + (_SHARES if summary.ceiling else "")
+        + f"Rank: by area, mean over the seeds ({seeds}) that every "
+        f"{'control' if controls else 'strategy'} with a finished run has; what lacks one is not "
+        "ranked. Oracles use the true masks, so they cannot be used on new data."
         + (f" Left out, since not finished: {left_out}." if left_out else "")
     )
 
@@ -143,7 +166,11 @@ def _mark(summary: Summary) -> str:
         f"Here that is {count(mark.needed, 'slice')} of {pool}; the first round with as many is "
         f"round {mark.round}, with {mark.labelled} ({percent(mark.labelled / pool, 2)}): "
     )
-    known = [s for s in summary.standings if s.mark_share is not None]
+    known = [
+        s
+        for s in summary.standings
+        if s.mark_share is not None and s.rank is not None and s.strategy not in needs_truth()
+    ]
     if not known:
         return f"{published}{here}no share can be given yet."
     if mark.round == 1:
@@ -168,8 +195,8 @@ def _plots(summary: Summary, runs: Runs, default: str | None) -> tuple[_Plot, ..
             _Plot(
                 "final",
                 "Areas and final mIoU",
-                "Best area first. Mean ± standard deviation over seeds, each seed a tick; dashed, "
-                "with its band: full supervision." + (to_random if summary.paired else ""),
+                "Best area first. Mean ± standard deviation over seeds, each seed a tick"
+                f"{_dashed(summary)}." + (to_random if summary.paired else ""),
                 plots.final_dots(summary),
             )
         )
@@ -179,27 +206,68 @@ def _plots(summary: Summary, runs: Runs, default: str | None) -> tuple[_Plot, ..
             _Plot(
                 "learning_curves",
                 "Learning curves",
-                "A panel a strategy, best area first: mean over seeds, band ± standard deviation; "
-                "in light grey all the others; dotted: random; dashed: full supervision.",
+                "A panel a strategy, best area first: mean over seeds, band ± standard deviation"
+                f"{_others(order)}{_dashed(summary)}.",
                 plots.learning_curves(summary),
             ),
             _Plot(
                 "picks",
                 "What was picked",
                 f"Annotated slices along z in each volume, seed {seed}; within a volume, the "
-                "rounds follow each other from top to bottom. Grey: the pool; its gaps are held "
-                "out for testing. Round 1 is the same for all.",
+                "rounds follow each other from top to bottom. Grey: the pool"
+                f"{_gaps(summary.experiment)}.{_round_1(summary, seed)}",
                 plots.picks(summary.experiment, runs, order),
             ),
             _Plot(
                 "class_iou",
                 "IoU per class",
-                "Mean over seeds, each class on its own scale; dashed: full supervision. In colour "
-                "the strategies of the largest area, controls dark grey, all others light grey.",
+                f"Mean over seeds, each class on its own scale{_dashed(summary, band=False)}. "
+                f"{_colours(order, [*plots.highlights(summary, default)])}.",
                 plots.class_curves(summary, default),
             ),
         ]
     return tuple(drawn)
+
+
+def _dashed(summary: Summary, *, band: bool = True) -> str:
+    if summary.ceiling is None:
+        return ""
+    return f"; dashed{', with its band' if band and summary.ceiling.std else ''}: full supervision"
+
+
+def _others(order: Sequence[str]) -> str:
+    if len(order) < 2:
+        return ""
+    return "; in light grey all the others" + ("; dotted: random" if "random" in order else "")
+
+
+def _gaps(experiment: Experiment) -> str:
+    """Of the pool; none where the test slices are other volumes, or lie at an end of theirs."""
+    places: dict[str, list[float]] = {}
+    for volume, z in experiment.pool.values():
+        places.setdefault(volume, []).append(z)
+    between = (
+        min(places[volume]) < z < max(places[volume])
+        for volume, z in experiment.test.values()
+        if volume in places
+    )
+    return "; its gaps are held out for testing" if any(between) else ""
+
+
+def _round_1(summary: Summary, seed: int) -> str:
+    differs = any(odd.slices and odd.seed == seed for odd in summary.odd_starts)
+    return "" if differs else " Round 1 is the same for all."
+
+
+def _colours(order: Sequence[str], coloured: Sequence[str]) -> str:
+    controls = set(coloured).intersection(CONTROLS)
+    parts = [
+        *(["in colour the strategies of the largest area"] if set(coloured) - controls else []),
+        *(["controls dark grey"] if controls else []),
+        *(["all others light grey"] if len(coloured) < len(order) else []),
+    ]
+    text = ", ".join(parts)
+    return text[0].upper() + text[1:]
 
 
 # -- Markdown
@@ -210,7 +278,7 @@ def _markdown(summary: Summary, comparison: Comparison, advice: str) -> str:
     return "\n\n".join(
         [
             f"## {summary.experiment.data}",
-            f"{_data(summary)} {_protocol(summary.experiment)}",
+            f"{_data(summary)} {_protocol(summary)}",
             advice,
             final_table(summary, default).markdown().rstrip(),
             _reading(summary),
@@ -282,7 +350,7 @@ def _page(
         "<h2>IoU per class after the last round</h2>",
         f'<div class="wide">{class_table(summary, default).html()}</div>',
         figures.get("picks", ""),
-        f"<h2>Protocol</h2>\n<p>{escape(_protocol(experiment))}</p>",
+        f"<h2>Protocol</h2>\n<p>{escape(_protocol(summary))}</p>",
         f"<h2>Settings and versions</h2>\n{_settings(experiment)}",
         f"<h2>Draw this page again</h2>\n<pre><code>{escape(command)}</code></pre>",
     ]

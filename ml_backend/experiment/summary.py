@@ -2,11 +2,13 @@
 
 A run counts in finals, areas, differences and ranks when it has ended. Runs with the same seed
 start from the same slices and the same weights, so strategies are compared seed by seed.
+`OddStart` names those that did not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, isfinite, sqrt
 from pathlib import Path
@@ -26,18 +28,22 @@ from ml_backend.experiment.record import (
 
 __all__ = [
     "CONFIDENCE",
+    "CONTROLS",
     "PUBLISHED_LABELS",
     "PUBLISHED_SHARE",
     "CurvePoint",
     "Difference",
     "Estimate",
     "Mark",
+    "OddStart",
     "Runs",
     "Standing",
     "Summary",
     "area",
     "mean_ranks",
+    "odd_starts",
     "paired_difference",
+    "seeds_to_rank",
     "summarise",
     "summary_of",
 ]
@@ -46,6 +52,8 @@ PUBLISHED_LABELS, PUBLISHED_SHARE = 0.0116, 0.971
 """Kazimi et al. 2022: 97.1 % of the fully supervised mIoU from 1.16 % of the slices (coreset)."""
 CONFIDENCE = 0.95
 """Of every interval."""
+CONTROLS = ("random", "strided", "foreground_random")
+"""What a strategy has to beat (Lüth et al. 2025, nnActive)."""
 
 Runs = Mapping[tuple[str, int], Sequence[RoundLine]]
 """(strategy, seed) → its rounds, in order."""
@@ -127,13 +135,26 @@ class Mark:
 
 
 @dataclass(frozen=True)
+class OddStart:
+    """Runs of ``seed`` whose round 1 is not that of the rest, so not exactly paired with them.
+
+    ``slices``: whether they annotated other slices; else the same, with other results on the test
+    slices, so their first weights are others.
+    """
+
+    seed: int
+    strategies: tuple[str, ...]
+    slices: bool
+
+
+@dataclass(frozen=True)
 class Standing:
     """A strategy's results. ``areas`` and ``finals``: seed → value, of the runs that have ended.
 
     ``curve``: over the ended runs; while there is none, over all, as far as each of them has come.
-    ``rank``: mean rank by area over the seeds in `Summary.ranked_seeds`, the best 1.
-    ``mark_share``: the share at `Summary.mark`. None stands for what cannot be said yet: no run has
-    ended, `random` has not, or fewer than two pairs of seeds.
+    ``rank``: mean rank by area over the seeds in `Summary.ranked_seeds`, the best 1; None where a
+    run of one of them has not ended. ``mark_share``: the share at `Summary.mark`. None stands for
+    what cannot be said yet: no run has ended, `random` has not, or fewer than two pairs of seeds.
     """
 
     strategy: str
@@ -176,8 +197,7 @@ class Standing:
 class Summary:
     """An experiment in numbers. ``standings``: best area first, without an ended run last.
 
-    ``ranked_seeds``: the seeds for which every strategy with an ended run has one; ranks are over
-    these alone, since a rank in a smaller field is another thing.
+    ``ranked_seeds``: those of `seeds_to_rank`. ``odd_starts``: what is not exactly paired.
     """
 
     experiment: Experiment
@@ -185,6 +205,7 @@ class Summary:
     full: Standing | None
     ranked_seeds: tuple[int, ...]
     mark: Mark | None
+    odd_starts: tuple[OddStart, ...] = ()
 
     def standing(self, strategy: str) -> Standing:
         """Of one strategy. Raises KeyError."""
@@ -202,6 +223,18 @@ class Summary:
     def every(self) -> tuple[Standing, ...]:
         """`standings`, then full supervision where it has a round."""
         return (*self.standings, *([self.full] if self.full else []))
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of a run that has ended; while there is none, those that were asked for."""
+        ended = [len(standing.curve) for standing in self.standings if standing.finals]
+        return max(ended, default=self.experiment.rounds)
+
+    @property
+    def used_up(self) -> bool:
+        """Whether a run has annotated the whole pool."""
+        pool = len(self.experiment.pool)
+        return any(s.curve[-1].labelled == pool for s in self.standings if s.finals)
 
     @property
     def paired(self) -> bool:
@@ -246,7 +279,8 @@ def summary_of(experiment: Experiment, runs: Runs, where: str = "the experiment"
         name: {seed: area(lines) for seed, lines in _ended(by_seed).items()}
         for name, by_seed in by_strategy.items()
     }
-    ranks, seeds = mean_ranks({name: values for name, values in areas.items() if values})
+    seeds = seeds_to_rank(areas)
+    ranks = mean_ranks(areas, seeds)
     mark = _mark(experiment)
     standings = [
         _standing(name, by_seed, ceiling, mark, _ended(by_strategy.get("random", {})), ranks)
@@ -254,7 +288,14 @@ def summary_of(experiment: Experiment, runs: Runs, where: str = "the experiment"
     ]
     standings.sort(key=lambda s: (s.area is None, -s.area.mean if s.area else 0.0, s.strategy))
     full = _standing(FULLY_SUPERVISED, ceiling_runs, ceiling, None, {}, {})
-    return Summary(experiment, tuple(standings), full if ceiling_runs else None, seeds, mark)
+    return Summary(
+        experiment,
+        tuple(standings),
+        full if ceiling_runs else None,
+        seeds,
+        mark,
+        tuple(odd_starts(runs)),
+    )
 
 
 def area(lines: Sequence[RoundLine]) -> float:
@@ -280,21 +321,57 @@ def paired_difference(
     return Difference(mean, mean - half, mean + half, len(shared))
 
 
-def mean_ranks(
-    areas: Mapping[str, Mapping[int, float]],
-) -> tuple[dict[str, float], tuple[int, ...]]:
-    """Strategy → mean rank, the largest area 1, ties shared; and the seeds that all have.
+def seeds_to_rank(areas: Mapping[str, Mapping[int, float]]) -> tuple[int, ...]:
+    """The seeds that every control with an area has; without a control, every strategy with one.
 
-    No ranks where no seed is shared.
+    So a strategy that lacks a seed drops out of the ranking, and does not shrink it for the others.
     """
-    if not areas:
-        return {}, ()
-    seeds = sorted(set.intersection(*(set(values) for values in areas.values())))
-    if not seeds:
-        return {}, ()
-    table = np.array([[values[seed] for values in areas.values()] for seed in seeds])
+    ended = {name: set(values) for name, values in areas.items() if values}
+    needed = [seeds for name, seeds in ended.items() if name in CONTROLS] or [*ended.values()]
+    return tuple(sorted(set.intersection(*needed))) if needed else ()
+
+
+def mean_ranks(areas: Mapping[str, Mapping[int, float]], seeds: Sequence[int]) -> dict[str, float]:
+    """Strategy → mean rank over ``seeds``, the largest area 1, ties shared.
+
+    Without the strategies that lack one of the seeds, since a rank in a smaller field is another
+    thing.
+    """
+    names = [name for name, values in areas.items() if values.keys() >= set(seeds)]
+    if not names or not seeds:
+        return {}
+    table = np.array([[areas[name][seed] for name in names] for seed in seeds])
     ranks = scipy.stats.rankdata(-table, axis=1).mean(axis=0)
-    return dict(zip(areas, ranks.tolist(), strict=True)), tuple(seeds)
+    return dict(zip(names, ranks.tolist(), strict=True))
+
+
+def odd_starts(runs: Runs) -> Iterator[OddStart]:
+    """The runs whose round 1 is not that of most of their seed; of equal parts, not `random`'s.
+
+    All runs of a seed share one first training, so its numbers are compared exactly. Records that
+    were gone on with on another machine without their ``start/`` may differ.
+    """
+    firsts: dict[int, dict[str, RoundLine]] = {}
+    for strategy, seed in sorted(runs):
+        if strategy != FULLY_SUPERVISED:
+            firsts.setdefault(seed, {})[strategy] = runs[strategy, seed][0]
+    for seed in sorted(firsts):
+        starts = {strategy: _start(line) for strategy, line in firsts[seed].items()}
+        number = Counter(starts.values())
+        usual = max(number, key=lambda start: (number[start], start == starts.get("random")))
+        for slices in (True, False):
+            odd = [
+                strategy
+                for strategy, start in starts.items()
+                if start != usual and (start[0] != usual[0]) == slices
+            ]
+            if odd:
+                yield OddStart(seed, tuple(odd), slices)
+
+
+def _start(line: RoundLine) -> tuple[frozenset[str], tuple[float | None, ...]]:
+    """What round 1 annotated, and what it measured."""
+    return frozenset(line.selected), (line.miou, line.accuracy, *line.iou.values())
 
 
 def _standing(
@@ -324,7 +401,7 @@ def _standing(
         if is_random
         else paired_difference(finals, {seed: lines[-1].miou for seed, lines in random.items()}),
         rank=ranks.get(strategy),
-        mark_share=at_mark.share if at_mark else None,
+        mark_share=at_mark.share if at_mark and ended else None,
     )
 
 
