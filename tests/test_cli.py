@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from al_strategies import available_strategies
+from ml_backend.experiment.files import RunFiles
 from tests.tiny_experiment import write_slices
 
 
@@ -86,26 +88,96 @@ def test_connect_says_what_is_wrong(env: dict[str, str], says: str) -> None:
     assert "Traceback" not in done.stderr
 
 
+WRONG = [
+    ("--phantom small", "give --out"),
+    ("--out {tmp}/o", "give either --data or --phantom"),
+    ("--out {tmp}/o --data {tmp} --strategies best", "is called 'best'"),
+    ("--out {tmp}/o --phantom huge", "phantom size is 'huge'"),
+    ("--out {tmp}/o --data {tmp}", "no folder images/"),
+    ("--out {tmp}/o --data {tmp} --device gpu", "--device is 'gpu', expected cpu, cuda"),
+    ("--out {tmp}/o --data {tmp} --axis 0", "--axis cannot be given without --labels"),
+    ("--out {tmp}/o --phantom small --axis 1", "--axis cannot be given with --phantom"),
+    (
+        "--out {tmp}/o --phantom small --held-out 0.4 --gap 20",
+        "--held-out and --gap cannot be given with --phantom small",
+    ),
+    (
+        "--out {tmp}/o --data {named} --held-out-at 0.5",
+        "--held-out-at cannot be given for named, whose volumes.json names the test slices",
+    ),
+    ("--out {tmp}/o --data {tmp} --workers", "--workers needs --device cuda or --device cpu"),
+    ("--out {tmp}/o --data {tmp} --workers --device cpu", "Redis does not answer"),
+    (
+        "--out {tmp}/o --data {tmp} --workers --device cpu --jobs 2",
+        "--jobs cannot be given with --workers",
+    ),
+    ("--report {tmp}", "holds no experiment.json"),
+    ("--report {tmp} --out {tmp}/o", "--out cannot be given with --report"),
+    ("--report {tmp} --no-spacing", "--spacing cannot be given with --report"),
+]
+"""Arguments of simulate, and a part of what is said to them."""
+
+REFUSED = """
+import io, json, sys
+from ml_backend.cli import console, main
+
+console.width = 1000
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["nextslice", "simulate", *arguments]
+    console.file = io.StringIO()
+    try:
+        main()
+        code = 0
+    except SystemExit as end:
+        code = end.code
+    print(json.dumps([code, console.file.getvalue(), "torch" in sys.modules]))
+"""
+
+
+def test_simulate_says_what_is_wrong_without_torch_and_leaves_nothing(tmp_path: Path) -> None:
+    named = tmp_path / "named"
+    write_named_split(named)
+    given = [text.format(tmp=tmp_path, named=named).split() for text, _ in WRONG]
+    environment = {"NEXTSLICE_HOME": str(tmp_path / "home"), "REDIS_URL": "redis://127.0.0.1:9/0"}
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSED, json.dumps(given)],
+        capture_output=True, text=True, check=True, timeout=120, env=os.environ | environment,
+    )  # fmt: skip
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    for (arguments, says), (code, said, torch) in zip(WRONG, answers, strict=True):
+        assert (code, torch) == (1, False), arguments
+        assert says in said, arguments
+    assert not (tmp_path / "o").exists()
+    assert not (tmp_path / "home").exists()
+
+
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("option", "value", "says"),
     [
-        (["--phantom", "small"], "give --out"),
-        (["--out", "{tmp}/o"], "give either --data or --phantom"),
-        (["--out", "{tmp}/o", "--data", "{tmp}", "--strategies", "best"], "is called 'best'"),
-        (["--out", "{tmp}/o", "--phantom", "huge"], "phantom size is 'huge'"),
-        (["--out", "{tmp}/o", "--data", "{tmp}"], "no folder images/"),
-        (["--report", "{tmp}"], "holds no experiment.json"),
+        ("--architecture", "hrnet_18", "Unknown architecture 'hrnet_18'"),
+        ("--device", "cuda:99", "--device is 'cuda:99', and torch"),
     ],
 )
-def test_simulate_says_what_is_wrong_and_leaves_nothing(
-    tmp_path: Path, arguments: list[str], says: str
+def test_what_only_torch_knows_is_checked_before_anything_is_read_or_written(
+    tmp_path: Path, option: str, value: str, says: str
 ) -> None:
-    given = [argument.format(tmp=tmp_path) for argument in arguments]
+    given = ["--out", str(tmp_path / "o"), "--phantom", "small", option, value]
     done = nextslice("simulate", *given, NEXTSLICE_HOME=str(tmp_path / "home"))
     assert done.returncode == 1
     assert says in done.stderr.replace("\n", " ")
     assert "Traceback" not in done.stderr
-    assert not (tmp_path / "o").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def write_named_split(folder: Path) -> None:
+    """`tiny_experiment`'s slices, the first half to train on and the second to test on."""
+    folder.mkdir()
+    write_slices(folder)
+    for path in [*(folder / "images").iterdir(), *(folder / "masks").iterdir()]:
+        volume = "a" if int(path.stem[1:]) < 12 else "b"
+        path.rename(path.with_name(f"{volume}_{path.name}"))
+    volumes = [{"name": "a", "split": "train"}, {"name": "b", "split": "test"}]
+    (folder / "volumes.json").write_text(json.dumps({"volumes": volumes}))
 
 
 def test_simulate_runs_an_experiment_and_draws_it(tmp_path: Path) -> None:
@@ -113,18 +185,53 @@ def test_simulate_runs_an_experiment_and_draws_it(tmp_path: Path) -> None:
     slices.mkdir()
     write_slices(slices)
     out = tmp_path / "out"
-    options = ["--data", str(slices), "--strategies", "random,strided", "--rounds", "2", "--k", "2"]
+    # a path without a name of its own, and a strategy twice
+    options = ["--data", str(slices / "images" / ".."), "--strategies", "random,strided,random"]
+    options += ["--rounds", "2", "--k", "2"]
     options += ["--seeds", "1", "--steps", "2", "--full-steps", "2", "--gap", "1"]
     options += ["--precision", "bfloat16"]
     done = nextslice("simulate", *options, "--out", str(out), OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
+    assert "slices: 17 slices to choose from" in done.stderr
     for name in ("random (control)", "strided (control)", "fully supervised"):
         assert name in done.stdout
     assert (out / "report.html").stat().st_size > 10_000
     assert len((out / "rounds.jsonl").read_text().splitlines()) == 5
     assert "trained afresh in bfloat16" in (out / "results.md").read_text()
+    record = json.loads((out / "experiment.json").read_text())
+    record["versions"]["timm"] = "0.1"
+    (out / "experiment.json").write_text(json.dumps(record))
     again = nextslice("simulate", *options, "--out", str(out))
     assert "3 runs, 3 of them done before" in again.stderr
+    assert "timm was 0.1 when this experiment began" in again.stderr
     other = nextslice("simulate", *options, "--precision", "float32", "--out", str(out))
     assert other.returncode == 1
     assert "training is {'precision': 'bfloat16'} there" in other.stderr.replace("\n", " ")
+
+
+def test_simulate_draws_what_is_there_when_a_run_fails_or_another_process_is_on_it(
+    tmp_path: Path,
+) -> None:
+    slices, out = tmp_path / "slices", tmp_path / "out"
+    slices.mkdir()
+    write_slices(slices)
+    options = ["--data", str(slices), "--strategies", "random,strided", "--rounds", "2", "--k", "2"]
+    options += ["--seeds", "1", "--steps", "2", "--no-supervised", "--gap", "1", "--out", str(out)]
+    strided = RunFiles(out, "strided", 0)
+    in_the_way = strided.folder / "status.json"  # that of a training, the second at the latest
+    in_the_way.mkdir(parents=True)
+
+    failed = nextslice("simulate", *options, OMP_NUM_THREADS="1")
+
+    assert failed.returncode == 1
+    assert "strided, seed 0: IsADirectoryError" in failed.stderr
+    assert "Report: " in failed.stdout
+    in_the_way.rmdir()
+    (out / "report.html").unlink()
+
+    with strided.lock():
+        taken = nextslice("simulate", *options, OMP_NUM_THREADS="1")
+
+    assert taken.returncode == 75
+    assert "strided, seed 0: another process is on it" in taken.stderr
+    assert (out / "report.html").exists()

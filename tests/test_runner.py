@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import shutil
 import time
@@ -14,10 +15,17 @@ import pytest
 import torch
 from PIL import Image
 
+from al_strategies import UnknownStrategyError
 from ml_backend.experiment.data import DataSpec, load_data
 from ml_backend.experiment.files import RunFiles, RunTaken
 from ml_backend.experiment.record import FULLY_SUPERVISED, RecordError, RoundLine, load_experiment
-from ml_backend.experiment.runner import Job, RunFailed, run_in_processes, run_one
+from ml_backend.experiment.runner import (
+    Job,
+    RunFailed,
+    check_ended,
+    run_in_processes,
+    run_one,
+)
 from tests.segmentation_phantom import CLASSES
 from tests.tiny_experiment import experiment, write_slices
 
@@ -145,6 +153,42 @@ def test_runs_side_by_side_end_and_a_failure_stops_no_other(slices: Path, tmp_pa
         run_in_processes(out, jobs, 2, lambda running: None)
     (line,) = RunFiles(out, FULLY_SUPERVISED, 0).lines()
     assert line.labelled == len(load_data(DataSpec(str(slices), gap=1.0)).pool)
+
+
+def test_a_run_that_another_process_is_on_is_said_to_be_so(slices: Path, tmp_path: Path) -> None:
+    out = experiment(tmp_path, slices, rounds=1)
+    files, jobs = RunFiles(out, "random", 0), [Job("random", 0)]
+    with files.lock(), pytest.raises(RunTaken, match=r"^random, seed 0: another process is on it"):
+        run_in_processes(out, jobs, 1, lambda running: None)
+    assert files.log_path.read_text() == ""  # the other's: nothing of ours belongs in it
+    run_in_processes(out, jobs, 1, lambda running: None)
+    assert files.ended()
+
+
+def test_failed_runs_are_told_from_taken_ones_and_a_log_is_named_where_there_is_one(
+    slices: Path, tmp_path: Path
+) -> None:
+    out = experiment(tmp_path, slices)
+    with pytest.raises(UnknownStrategyError):
+        run_one(str(out), "no_such_strategy", 0)
+    jobs = [Job("no_such_strategy", 0), Job("random", 0), Job("entropy", 0)]
+    with RunFiles(out, "random", 0).lock(), pytest.raises(RunFailed) as failure:
+        check_ended(out, jobs)
+    failed, taken, killed = str(failure.value).splitlines()
+    assert failed.startswith("no_such_strategy, seed 0: UnknownStrategyError: no strategy is")
+    assert taken == "random, seed 0: another process is on it"
+    assert killed == "entropy, seed 0: it was killed"
+    assert "log" not in failed
+
+
+def test_without_a_recorded_number_a_run_takes_the_threads_that_torch_has(
+    slices: Path, tmp_path: Path
+) -> None:
+    out = experiment(tmp_path, slices, rounds=1, processes=None)
+    torch.set_num_threads(3)
+    run_one(str(out), "random", 0)
+    settings = json.loads((out / "start" / "seed-0.json").read_text())["settings"]
+    assert settings["threads"] == 3
 
 
 def test_another_experiment_is_never_mixed_in(slices: Path, tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -25,15 +26,78 @@ from ml_backend.cli.progress import round_progress
 from ml_backend.cli.tables import whole
 from ml_backend.embedded.processes import stop_on_sigterm
 from ml_backend.embedded.stack import default_home
-from ml_backend.experiment.data import Contents, DataSpec, load_data, phantom_folder
-from ml_backend.experiment.files import RunFiles
-from ml_backend.experiment.plan import Request, keep, plan
-from ml_backend.experiment.record import FULLY_SUPERVISED, Experiment
-from ml_backend.experiment.runner import Job, run_in_processes
+from ml_backend.experiment.data import (
+    Contents,
+    DataSpec,
+    load_data,
+    phantom_folder,
+    phantom_has_test_split,
+)
+from ml_backend.experiment.files import RunFiles, RunTaken
+from ml_backend.experiment.plan import (
+    Request,
+    check_architecture,
+    check_device,
+    keep,
+    other_versions,
+    plan,
+)
+from ml_backend.experiment.record import FULLY_SUPERVISED, Experiment, RecordError
+from ml_backend.experiment.runner import Job, RunFailed, run_in_processes
 from ml_backend.experiment.summary import Summary
 from ml_backend.experiment.tables import final_table
+from ml_backend.experiment.workers import gpu_workers, run_on_workers
+from ml_backend.rounds.schedule import GPU, Schedule
+from ml_backend.settings import load_settings
 
 __all__ = ["simulate"]
+
+_BLOCK = ("held_out", "held_out_at", "gap")
+"""The options that say which slices are held out, where nothing else does."""
+
+
+def _refuse(context: typer.Context, names: Container[str | None], why: str) -> None:
+    """Raise ValueError when one of the options ``names`` is on the command line."""
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name in names and _on_command_line(context, parameter.name)
+    ]
+    if given:
+        raise ValueError(f"{' and '.join(given)} cannot be given {why}")
+
+
+def _on_command_line(context: typer.Context, name: str | None) -> bool:
+    source = context.get_parameter_source(name or "")
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _check_options(
+    context: typer.Context, data: Path | None, labels: Path | None, phantom: str | None
+) -> None:
+    """Raise ValueError for what does not go together, before anything is read."""
+    if (data is None) == (phantom is None):
+        raise ValueError("give either --data or --phantom")
+    if phantom is not None:
+        _refuse(context, ("labels", "axis"), "with --phantom, which brings its masks")
+        if phantom_has_test_split(phantom):
+            why = f"with --phantom {phantom}, which has test slices of its own"
+            _refuse(context, _BLOCK, why)
+    if labels is None:
+        _refuse(context, ("axis",), "without --labels: only a volume is cut along an axis")
+
+
+def _check_target(device: str, architecture: str | None, workers: bool) -> None:
+    """Raise ValueError for a device or network that no run could use; imports torch if it must."""
+    if device != "auto":
+        check_device(device, here=not workers)
+    elif workers:
+        raise ValueError(
+            "--workers needs --device cuda or --device cpu, whichever the gpu workers have: what "
+            "this machine has says nothing about theirs"
+        )
+    if architecture is not None:
+        check_architecture(architecture)
 
 
 def _spec(
@@ -46,10 +110,9 @@ def _spec(
     centre: float,
 ) -> tuple[DataSpec, str]:
     """Where the slices are, and what to call them; a phantom is generated the first time."""
-    if (data is None) == (phantom is None):
-        raise ValueError("give either --data or --phantom")
     if data is not None:
-        path, title = data.resolve(), data.name
+        path = data.resolve()
+        title = path.name
     else:
         assert phantom is not None
         console.print(f"phantom {phantom}: generating what is not there yet")
@@ -76,8 +139,16 @@ def _missing(contents: Contents) -> Iterator[str]:
         yield f"the pool holds no {', '.join(contents.missing_in_pool)}: not learned; {move}"
 
 
+def _warn(sentences: Iterator[str]) -> None:
+    for sentence in sentences:
+        console.print(f"[yellow]{sentence}[/yellow]", highlight=False)
+
+
 def _names(text: str) -> list[str]:
-    names = [info.name for info in available_strategies()] if text == "all" else text.split(",")
+    """The strategies of ``--strategies``, each once, in the order given."""
+    if text == "all":
+        return [info.name for info in available_strategies()]
+    names = list(dict.fromkeys(text.split(",")))
     for name in names:
         get_strategy(name)
     return names
@@ -130,6 +201,7 @@ class _Board:
 
 @app.command()
 def simulate(
+    context: typer.Context,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the experiment; the same one to go on.")
     ] = None,
@@ -156,7 +228,8 @@ def simulate(
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each strategy.")] = 3,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Runs side by side (default: cores, or 1 on a GPU).")
+        int | None,
+        typer.Option(min=1, help="Runs side by side here (default: cores, or 1 on a GPU)."),
     ] = None,
     supervised: Annotated[
         bool, typer.Option(help="Also train on the whole pool, as the ceiling.")
@@ -176,7 +249,10 @@ def simulate(
         Literal["auto", "float32", "bfloat16"],
         typer.Option(help="Of the trainings; auto: bfloat16 on a GPU, else float32."),
     ] = "auto",
-    device: Annotated[str, typer.Option(help="cuda, cuda:1, cpu; auto: cuda when there.")] = "auto",
+    device: Annotated[
+        str,
+        typer.Option(help="cuda, cuda:1, cpu; auto: cuda when there, not with --workers."),
+    ] = "auto",
     held_out: Annotated[
         float, typer.Option(help="Part of each volume to test on, one block along z.")
     ] = 0.2,
@@ -185,7 +261,8 @@ def simulate(
     ] = 0.5,
     gap: Annotated[float, typer.Option(help="Dropped on each side of that block, z units.")] = 5.0,
     workers: Annotated[
-        bool, typer.Option("--workers", help="Let the RQ gpu workers run it (REDIS_URL).")
+        bool,
+        typer.Option("--workers", help="Let the RQ gpu workers run it, on --device (REDIS_URL)."),
     ] = False,
     report: Annotated[
         list[Path] | None, typer.Option(help="Only draw this experiment; several: compare them.")
@@ -193,17 +270,27 @@ def simulate(
 ) -> None:
     """Rank the strategies on slices whose masks are known.
 
-    Interrupted, it goes on from the last whole round when it is called again.
+    Interrupted, it goes on from the last whole round when it is called again. Exit code 1: a run
+    failed; 75: none did, but another process is still on some.
     """
     if report:
+        others = context.params.keys() - {"report"}
+        _refuse(context, others, "with --report, which draws an experiment where it is")
         _report(report)
         return
     if out is None:
         raise ValueError("give --out, a folder for the experiment")
     stop_on_sigterm()
     names = _names(strategies)
+    _check_options(context, data, labels, phantom)
+    if workers:
+        _refuse(context, ("jobs",), "with --workers: as many runs go on as gpu workers listen")
+    _check_target(device, architecture, workers)
+    schedule = _schedule() if workers else None
     spec, title = _spec(data, labels, phantom, axis, gap, held_out, held_out_at)
     loaded = load_data(spec)
+    if loaded.named:
+        _refuse(context, _BLOCK, f"for {title}, whose volumes.json names the test slices")
     console.print(
         f"{title}: {len(loaded.pool)} slices to choose from, {len(loaded.test)} to test on"
     )
@@ -211,38 +298,49 @@ def simulate(
     processes = jobs or (1 if target.startswith("cuda") else os.cpu_count() or 1)
     with round_progress(console) as progress:
         contents = loaded.read(progress)
-    for warning in _missing(contents):
-        console.print(f"[yellow]{warning}[/yellow]", highlight=False)
+    _warn(_missing(contents))
     request = Request(
         title=title, k=k, start=start, rounds=rounds, spacing=spacing, warm_start=warm_start,
         architecture=architecture, steps=steps, full_steps=full_steps, device=target,
-        processes=processes, training={} if precision == "auto" else {"precision": precision},
+        processes=None if workers else processes,
+        training={} if precision == "auto" else {"precision": precision},
     )  # fmt: skip
     experiment = keep(out, plan(request, spec, loaded, contents.digest))
+    _warn(other_versions(experiment))
     queue = [Job(name, seed) for seed in range(seeds) for name in names]
     if supervised:
         queue += [Job(FULLY_SUPERVISED, seed) for seed in range(seeds)]
-    _run(out, queue, experiment, processes, workers)
+    try:
+        _run(out, queue, experiment, processes, schedule)
+    except (RunFailed, RunTaken):
+        with suppress(RecordError):  # what went wrong is that no run has a round
+            _report([out])
+        raise
     _report([out])
 
 
+def _schedule() -> Schedule:
+    """The queues of the gpu workers, after a word on how many there are."""
+    schedule, number = gpu_workers(load_settings())
+    console.print(_workers_are(number, schedule.queue(GPU).name))
+    return schedule
+
+
 def _run(
-    out: Path, queue: list[Job], experiment: Experiment, processes: int, workers: bool
+    out: Path, queue: list[Job], experiment: Experiment, processes: int, schedule: Schedule | None
 ) -> None:
+    """On the gpu workers of ``schedule``, else in processes.
+
+    Raises RunFailed, RunTaken, NoRedis.
+    """
     open_runs = [job for job in queue if not RunFiles(out, *job).ended()]
     console.print(f"{len(queue)} runs, {len(queue) - len(open_runs)} of them done before")
     board = _Board(out, queue, experiment)
     with board.bars:
-        if workers:
-            from ml_backend.experiment.workers import run_on_workers
-            from ml_backend.rounds.schedule import GPU, Schedule
-            from ml_backend.settings import load_settings
-
-            schedule = Schedule(load_settings())
-            console.print(_workers_are(schedule.listening(GPU), schedule.queue(GPU).name))
-            run_on_workers(schedule, out.resolve(), open_runs, board.look)
-        else:
+        if schedule is None:
             run_in_processes(out, open_runs, processes, board.look)
+        else:
+            run_on_workers(schedule, out.resolve(), open_runs, board.look)
         board.look([])
 
 

@@ -16,7 +16,7 @@ from ml_backend.volumes.folder import FolderSource, held_out_block
 from ml_backend.volumes.pair import VolumePair
 from ml_backend.volumes.phantom import phantom
 
-__all__ = ["Contents", "Data", "DataSpec", "load_data", "phantom_folder"]
+__all__ = ["Contents", "Data", "DataSpec", "load_data", "phantom_folder", "phantom_has_test_split"]
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,16 @@ class Contents:
 
 @dataclass(frozen=True)
 class Data:
-    """Slices, class names and two parts: ``pool`` may be annotated, ``test`` is measured on."""
+    """Slices, class names and two parts: ``pool`` may be annotated, ``test`` is measured on.
+
+    ``named``: the parts are those that ``volumes.json`` names, not blocks along z.
+    """
 
     source: SliceSource
     classes: tuple[str, ...]
     pool: tuple[SliceId, ...]
     test: tuple[SliceId, ...]
+    named: bool = False
 
     def positions(self, ids: tuple[SliceId, ...]) -> dict[str, tuple[str, float]]:
         """Slice id → (volume, z)."""
@@ -95,7 +99,10 @@ class Data:
 
 
 def load_data(spec: DataSpec) -> Data:
-    """The slices of ``spec``. Raises FolderError, VolumeError, ValueError without a mask."""
+    """The slices of ``spec``.
+
+    Raises FolderError, VolumeError, and ValueError without a mask, also in a split that is named.
+    """
     if spec.labels is not None:
         pair = VolumePair(spec.path, spec.labels, axis=spec.axis)
         return _split(pair, {i: pair.position(i) for i in pair.ids}, spec)
@@ -106,15 +113,35 @@ def load_data(spec: DataSpec) -> Data:
             f"{spec.path} has no masks: a simulation needs the truth, as masks/NAME.png beside "
             "images/NAME.png"
         )
-    splits = {name: tuple(i for i in ids if i in known) for name, ids in folder.splits.items()}
-    if splits.get("train") and splits.get("test"):
-        return Data(folder, folder.classes, splits["train"], splits["test"])
+    splits = folder.splits
+    if "train" in splits and "test" in splits:
+        pool, test = (_with_masks(spec, name, splits[name], known) for name in ("train", "test"))
+        return Data(folder, folder.classes, pool, test, named=True)
     return _split(folder, {i: folder.position(i) for i in folder.ids if i in known}, spec)
+
+
+def _with_masks(
+    spec: DataSpec, name: str, ids: tuple[SliceId, ...], known: frozenset[SliceId]
+) -> tuple[SliceId, ...]:
+    """The slices of the split ``name`` that have a mask. Raises ValueError when none has."""
+    found = tuple(i for i in ids if i in known)
+    if not found:
+        raise ValueError(
+            f"{spec.path}: volumes.json names {len(ids)} slices as the split {name}, and none of "
+            "them has a mask: add masks/NAME.png for them, or take the splits out of volumes.json "
+            "to test on a block of each volume"
+        )
+    return found
 
 
 def _split(source: _Named, places: dict[SliceId, Position], spec: DataSpec) -> Data:
     pool, test = held_out_block(places, fraction=spec.fraction, gap=spec.gap, centre=spec.centre)
     return Data(source, source.classes, pool, test)
+
+
+def phantom_has_test_split(size: str) -> bool:
+    """Whether the phantom ``size`` says which slices are for testing. ValueError: no such size."""
+    return bool(phantom(size).splits["test"])
 
 
 def phantom_folder(size: str, home: Path, progress: Progress | None, jobs: int) -> Path:

@@ -79,6 +79,14 @@ class RunFiles:
         """Context manager: this process is the one on the run. Raises RunTaken."""
         return locked(self.folder / "lock", wait=False)
 
+    def taken(self) -> bool:
+        """Whether another process is on the run now."""
+        try:
+            with self.lock():
+                return False
+        except RunTaken:
+            return True
+
     def cut(self) -> None:
         """Remove a last line that a kill left half written."""
         if not self.lines_path.exists():

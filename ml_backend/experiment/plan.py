@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -13,15 +14,20 @@ from ml_backend.experiment.data import Data, DataSpec
 from ml_backend.experiment.files import write_whole
 from ml_backend.experiment.record import Experiment, RecordError, load_experiment
 
-__all__ = ["Request", "keep", "plan"]
+__all__ = ["Request", "check_architecture", "check_device", "keep", "other_versions", "plan"]
 
 _LIBRARIES = ("torch", "timm", "numpy")
+_DEVICE = re.compile(r"cpu|cuda(:[0-9]+)?")
 _MAY_DIFFER = {"versions", "threads", "data", "source"}
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for; None means the default for device and data."""
+    """What is asked for; None means the default for device and data.
+
+    ``processes``: runs side by side on this machine, which share its cores; None: RQ workers do
+    them one at a time, each with as many threads as torch takes where it runs (`OMP_NUM_THREADS`).
+    """
 
     title: str
     k: int = 8
@@ -35,7 +41,41 @@ class Request:
     full_steps: int | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
     device: str = "cpu"
-    processes: int = 1
+    processes: int | None = 1
+
+
+def check_device(device: str, *, here: bool) -> None:
+    """Raise ValueError unless ``device`` is ``cpu``, ``cuda`` or ``cuda:1``, ….
+
+    ``here``: this machine must have it as well; torch is imported to see that, for CUDA alone.
+    """
+    if not _DEVICE.fullmatch(device):
+        raise ValueError(f"--device is {device!r}, expected cpu, cuda, cuda:1, …, or auto")
+    if not here or device == "cpu":
+        return
+    import torch
+
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(device.partition(":")[2] or 0) >= found:
+        raise ValueError(
+            f"--device is {device!r}, and torch {torch.__version__} finds {found} CUDA GPUs here: "
+            "give one that is there, or cpu, or install a driver and a torch that fit the GPU"
+        )
+
+
+def check_architecture(architecture: str) -> None:
+    """Build the network once. Raises ValueError when there is none of that name."""
+    from ml_backend.segmentation.network import UnknownArchitecture, build_network
+
+    try:
+        build_network(architecture, classes=2)
+    except UnknownArchitecture:
+        raise
+    except Exception as error:  # whatever timm and smp raise at an encoder that they do not know
+        raise ValueError(
+            f"--architecture is {architecture!r}, which cannot be built ({error}): expected for "
+            "example hrnet_w18, unet or unet:resnet34"
+        ) from error
 
 
 def plan(request: Request, spec: DataSpec, data: Data, data_hash: str) -> Experiment:
@@ -60,8 +100,8 @@ def plan(request: Request, spec: DataSpec, data: Data, data_hash: str) -> Experi
         full_steps=request.full_steps or _whole_run(request, data),
         training=dict(request.training),
         device=request.device,
-        threads=max(1, (os.cpu_count() or 1) // request.processes),
-        versions={name: version(name) for name in ("nextslice", *_LIBRARIES)},
+        threads=_threads(request.processes),
+        versions=_versions(),
     )
 
 
@@ -71,6 +111,9 @@ def keep(out: Path, wanted: Experiment) -> Experiment:
     Runs may be added to an experiment, but what its lines have in common stays. The number of
     threads is that of the first time: another one gives other rounding. Slices that moved are found
     where they are now: their hash says that they are the same.
+
+    Other versions of the libraries are let through, and `other_versions` names them: what was
+    written stays what the first rounds were computed with.
 
     Raises RecordError that names every difference.
     """
@@ -93,6 +136,26 @@ def keep(out: Path, wanted: Experiment) -> Experiment:
     return recorded
 
 
+def other_versions(experiment: Experiment) -> Iterator[str]:
+    """A sentence for each library that is not as it was when the experiment began."""
+    now = _versions()
+    for name, before in experiment.versions.items():
+        if name in now and now[name] != before:
+            yield (
+                f"{name} was {before} when this experiment began and is {now[name]} here: rounds "
+                "from now on may not be comparable to those before"
+            )
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("nextslice", *_LIBRARIES)}
+
+
+def _threads(processes: int | None) -> int:
+    """CPU threads of a run; 0 leaves them to torch, on the machine of the worker."""
+    return 0 if processes is None else max(1, (os.cpu_count() or 1) // processes)
+
+
 def _write(out: Path, experiment: Experiment) -> Experiment:
     write_whole(out / "experiment.json", experiment.model_dump_json(indent=1).encode())
     return experiment
@@ -105,13 +168,19 @@ def _short(value: Any) -> str:
 
 def _whole_run(request: Request, data: Data) -> int:
     """Optimiser steps of all rounds of a run together."""
+    labelled = _labelled(request, len(data.pool))
     if request.steps is not None:
-        return request.steps * request.rounds
+        return request.steps * len(labelled)
     from ml_backend.segmentation.training import TrainingConfig
 
     height, width = data.source.image(data.pool[0]).shape[:2]
-    start = request.k if request.start is None else request.start
-    labelled = (start + request.k * i for i in range(request.rounds))
     return sum(
         TrainingConfig.for_device(request.device, (height, width), n).steps for n in labelled
     )
+
+
+def _labelled(request: Request, pool: int) -> list[int]:
+    """Annotated slices in each round of a run, which ends when it has annotated the whole pool."""
+    start = request.k if request.start is None else request.start
+    counts = [min(start + request.k * i, pool) for i in range(request.rounds)]
+    return counts[: counts.index(pool) + 1] if pool in counts else counts

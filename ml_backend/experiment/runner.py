@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +31,8 @@ from al_strategies.simulation import (
     simulate,
 )
 from ml_backend.experiment.data import Data, DataSpec, load_data
-from ml_backend.experiment.files import RunFiles, locked, write_whole
+from ml_backend.experiment.files import RunFiles, RunTaken, locked, write_whole
+from ml_backend.experiment.plan import other_versions
 from ml_backend.experiment.record import (
     FULLY_SUPERVISED,
     Experiment,
@@ -40,7 +41,7 @@ from ml_backend.experiment.record import (
     load_experiment,
 )
 
-__all__ = ["Job", "RunFailed", "run_in_processes", "run_one"]
+__all__ = ["Job", "RunFailed", "check_ended", "run_in_processes", "run_one"]
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,10 @@ class _Run:
 
         self.out, self.files, self.job = out, files, job
         self.experiment = load_experiment(out)
-        torch.set_num_threads(self.experiment.threads)
+        for difference in other_versions(self.experiment):
+            logger.warning("%s", difference)
+        if self.experiment.threads:
+            torch.set_num_threads(self.experiment.threads)
         self.data: Data = load_data(DataSpec(**self.experiment.source))
         self.protocol = _protocol(self.experiment, job)
         config = LearnerConfig(
@@ -223,13 +227,12 @@ def run_in_processes(
 ) -> None:
     """Run ``jobs``, at most ``processes`` at a time, each in an interpreter of its own.
 
-    ``watch(running)`` twice a second. A run that fails does not stop the others; RunFailed is
-    raised at the end, with the error of each. An exception in ``watch`` (Ctrl-C) stops all.
+    ``watch(running)`` twice a second. A run that fails, or that another process is on, does not
+    stop the others; `check_ended` raises at the end. An exception in ``watch`` (Ctrl-C) stops all.
     """
     context = multiprocessing.get_context("spawn")
     waiting = list(jobs)
     running: dict[Job, Any] = {}
-    failed: list[Job] = []
     try:
         while waiting or running:
             while waiting and len(running) < processes:
@@ -239,23 +242,41 @@ def run_in_processes(
             next(iter(running.values())).join(_POLL_S)
             for job, process in list(running.items()):
                 if process.exitcode is not None:
-                    failed += [job] if process.exitcode else []
                     del running[job]
             watch(list(running))
     finally:
         for process in running.values():
             process.terminate()
             process.join()
-    if failed:
-        raise RunFailed("\n".join(failures(out, failed)))
+    check_ended(out, jobs)
 
 
-def failures(out: Path, jobs: Sequence[Job]) -> Iterator[str]:
-    """A line for each of ``jobs``: what went wrong, and where its log is."""
+def check_ended(out: Path, jobs: Sequence[Job]) -> None:
+    """Say what became of those of ``jobs`` that have not ended, a line each.
+
+    Raises RunFailed when one of them failed, RunTaken when other processes are on all of them.
+    """
+    lines: list[str] = []
+    failed = False
     for job in jobs:
         files = RunFiles(out, *job)
-        what = files.failure_path.read_text() if files.failure_path.exists() else "it was killed"
-        yield f"{job.strategy}, seed {job.seed}: {what} (log: {files.log_path})"
+        # In this order: a run that another process ends meanwhile is neither taken nor failed.
+        taken = files.taken()
+        if files.ended():
+            continue
+        failed = failed or not taken
+        what = "another process is on it" if taken else _failure(files)
+        lines.append(f"{job.strategy}, seed {job.seed}: {what}")
+    if failed:
+        raise RunFailed("\n".join(lines))
+    if lines:
+        raise RunTaken("\n".join([*lines, "The same command goes on with what they leave"]))
+
+
+def _failure(files: RunFiles) -> str:
+    """What went wrong in a run, and where its log is, if it has one: a worker's are elsewhere."""
+    what = files.failure_path.read_text() if files.failure_path.exists() else "it was killed"
+    return f"{what} (log: {files.log_path})" if files.log_path.exists() else what
 
 
 def _child(out: str, strategy: str, seed: int) -> None:
@@ -270,6 +291,8 @@ def _child(out: str, strategy: str, seed: int) -> None:
         os.dup2(file.fileno(), sys.stderr.fileno())
     try:
         run_one(out, strategy, seed)
+    except RunTaken:  # and so is its log
+        sys.exit(1)
     except Exception:
         traceback.print_exc()
         sys.exit(1)

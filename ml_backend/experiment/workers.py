@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from ml_backend.experiment.files import RunFiles
-from ml_backend.experiment.runner import Job, RunFailed, failures, run_one
-from ml_backend.rounds.schedule import Schedule
+from redis.exceptions import RedisError
 
-__all__ = ["run_on_workers"]
+from ml_backend.experiment.files import RunFiles
+from ml_backend.experiment.runner import Job, check_ended, run_one
+from ml_backend.rounds.schedule import GPU, Schedule
+from ml_backend.settings import Settings
+
+__all__ = ["NoRedis", "gpu_workers", "run_on_workers"]
 
 _POLL_S = 1.0
 _ENTRY_POINT = f"{run_one.__module__}.{run_one.__name__}"
+
+
+class NoRedis(RuntimeError):
+    """The Redis of ``REDIS_URL`` does not answer; the message says what to do."""
+
+
+def gpu_workers(settings: Settings) -> tuple[Schedule, int]:
+    """The queues of ``REDIS_URL``, and how many gpu workers listen there. Raises NoRedis."""
+    schedule = Schedule(settings)
+    with _redis_answers():
+        return schedule, schedule.listening(GPU)
 
 
 def run_on_workers(
@@ -22,15 +37,25 @@ def run_on_workers(
     """Enqueue ``jobs`` for ``nextslice worker gpu`` and wait until the last has ended.
 
     ``out`` must be the same path on every worker's machine. ``watch(running)`` once a second.
-    Interrupted, the jobs go on; called again, it waits for them. Raises RunFailed at the end, with
-    the error of each run that failed.
+    Interrupted, the jobs go on; called again, it waits for them. `check_ended` raises at the end.
+    Raises NoRedis when Redis goes away.
     """
-    ids = {job: schedule.run(_ENTRY_POINT, str(out), *job) for job in jobs}
-    waiting = list(jobs)
-    while waiting:
-        time.sleep(_POLL_S)
-        waiting = [job for job in waiting if not schedule.ended(ids[job])]
-        watch([job for job in waiting if RunFiles(out, *job).status()])
-    failed = [job for job in jobs if not RunFiles(out, *job).ended()]
-    if failed:
-        raise RunFailed("\n".join(failures(out, failed)))
+    with _redis_answers():
+        ids = {job: schedule.run(_ENTRY_POINT, str(out), *job) for job in jobs}
+        waiting = list(jobs)
+        while waiting:
+            time.sleep(_POLL_S)
+            waiting = [job for job in waiting if not schedule.ended(ids[job])]
+            watch([job for job in waiting if RunFiles(out, *job).status()])
+    check_ended(out, jobs)
+
+
+@contextmanager
+def _redis_answers() -> Iterator[None]:
+    try:
+        yield
+    except RedisError as error:
+        raise NoRedis(
+            f"Redis does not answer ({error}): start it, or set REDIS_URL to the one that the gpu "
+            "workers listen to. The same command goes on then"
+        ) from error

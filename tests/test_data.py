@@ -1,0 +1,52 @@
+"""Which slices are the pool and which are tested on: what a folder names, or a block along z."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ml_backend.experiment.data import DataSpec, load_data, phantom_has_test_split
+
+
+def write(folder: Path, masks: str, splits: dict[str, str]) -> DataSpec:
+    """Volumes a and b of ten slices each; ``masks``: which of them have masks."""
+    for name in ("images", "masks"):
+        (folder / name).mkdir()
+    for volume in "ab":
+        for z in range(10):
+            slice_ = Image.fromarray(np.zeros((4, 4), np.uint8))
+            slice_.save(folder / "images" / f"{volume}_z{z}.png")
+            if volume in masks:
+                slice_.save(folder / "masks" / f"{volume}_z{z}.png")
+    volumes = [{"name": name, "split": split} for name, split in splits.items()]
+    (folder / "volumes.json").write_text(json.dumps({"volumes": volumes}))
+    return DataSpec(str(folder), gap=0)
+
+
+def test_the_splits_that_a_folder_names_are_kept(tmp_path: Path) -> None:
+    data = load_data(write(tmp_path, "ab", {"a": "train", "b": "test"}))
+    assert data.named
+    assert {str(i)[0] for i in data.pool} == {"a"}
+    assert {str(i)[0] for i in data.test} == {"b"}
+
+
+@pytest.mark.parametrize(("masks", "without"), [("a", "test"), ("b", "train")])
+def test_a_split_that_is_named_must_have_masks(tmp_path: Path, masks: str, without: str) -> None:
+    spec = write(tmp_path, masks, {"a": "train", "b": "test"})
+    with pytest.raises(ValueError, match=rf"10 slices as the split {without}, and none of them"):
+        load_data(spec)
+
+
+def test_without_both_splits_a_block_of_each_volume_is_held_out(tmp_path: Path) -> None:
+    data = load_data(write(tmp_path, "ab", {"a": "train", "b": "train"}))
+    assert not data.named
+    assert {str(i)[0] for i in data.test} == {"a", "b"}
+
+
+def test_which_phantoms_have_test_slices_of_their_own() -> None:
+    sizes = ("demo", "small", "seed")
+    assert [phantom_has_test_split(size) for size in sizes] == [False, True, True]

@@ -1,0 +1,83 @@
+"""From what is asked for to what is recorded: device and network, threads, steps, versions."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from ml_backend.experiment.files import RunFiles
+from ml_backend.experiment.plan import check_architecture, check_device, keep, other_versions
+from ml_backend.experiment.record import load_experiment
+from ml_backend.experiment.runner import run_one
+from tests.tiny_experiment import experiment, write_slices
+
+
+@pytest.fixture(scope="module")
+def slices(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_slices(tmp_path_factory.mktemp("slices"))
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:one", "cuda 1", "CPU", "auto", ""])
+def test_a_device_that_nothing_is_called_is_refused(device: str) -> None:
+    with pytest.raises(ValueError, match=f"--device is '{device}', expected cpu, cuda"):
+        check_device(device, here=False)
+
+
+def test_a_device_must_be_there_unless_workers_have_it() -> None:
+    missing = f"cuda:{torch.cuda.device_count()}"
+    check_device("cpu", here=True)
+    check_device(missing, here=False)
+    with pytest.raises(ValueError, match=rf"'{missing}', and torch .* finds \d+ CUDA GPUs here"):
+        check_device(missing, here=True)
+
+
+@pytest.mark.parametrize("architecture", ["hrnet_18", "unet:resnet999", "unet:tu-nothing"])
+def test_an_architecture_that_cannot_be_built_is_refused(architecture: str) -> None:
+    with pytest.raises(ValueError, match=r"hrnet_w18|unet:resnet34"):
+        check_architecture(architecture)
+
+
+def test_runs_of_this_machine_share_its_cores(slices: Path, tmp_path: Path) -> None:
+    cores = os.cpu_count() or 1
+    one = load_experiment(experiment(tmp_path / "one", slices, processes=1))
+    all_ = load_experiment(experiment(tmp_path / "all", slices, processes=cores))
+    assert (one.threads, all_.threads) == (cores, 1)
+
+
+def test_runs_on_workers_take_nothing_from_this_machine(slices: Path, tmp_path: Path) -> None:
+    recorded = load_experiment(experiment(tmp_path, slices, device="cuda", processes=None))
+    assert (recorded.device, recorded.architecture, recorded.threads) == ("cuda", "hrnet_w18", 0)
+
+
+@pytest.mark.parametrize("steps", [2, None], ids=["the same", "by the labels"])
+def test_the_ceiling_has_the_steps_of_the_rounds_that_a_pool_has_slices_for(
+    slices: Path, tmp_path: Path, steps: int | None
+) -> None:
+    options = {"k": 6, "steps": steps, "full_steps": None}
+    short, exact, long = (
+        load_experiment(experiment(tmp_path / str(rounds), slices, rounds=rounds, **options))
+        for rounds in (2, 3, 9)
+    )
+    assert 12 < len(exact.pool) <= 18
+    assert exact.full_steps == long.full_steps > short.full_steps
+    if steps is not None:
+        assert (short.full_steps, exact.full_steps) == (2 * 2, 3 * 2)
+        run_one(str(tmp_path / "9"), "random", 0)
+        lines = RunFiles(tmp_path / "9", "random", 0).lines()
+        assert sum(line.steps for line in lines) == long.full_steps
+
+
+def test_other_versions_are_named_and_the_record_stays(slices: Path, tmp_path: Path) -> None:
+    wanted = load_experiment(experiment(tmp_path, slices))
+    assert not list(other_versions(wanted))
+    before = wanted.model_copy(update={"versions": {**wanted.versions, "timm": "0.1"}})
+    (tmp_path / "experiment.json").write_text(before.model_dump_json())
+
+    kept = keep(tmp_path, wanted)
+
+    (sentence,) = other_versions(kept)
+    assert sentence.startswith("timm was 0.1 when this experiment began and is 1.")
+    assert load_experiment(tmp_path) == before
