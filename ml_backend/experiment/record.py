@@ -70,7 +70,8 @@ class Experiment(BaseModel):
     """What differs from the training of the live loop: crop, batch, …"""
     device: str
     threads: int
-    """CPU threads of a run: another number gives other rounding."""
+    """CPU threads of a run: another number gives other rounding. 0: as many as torch takes on the
+    machine of the RQ worker."""
     versions: dict[str, str] = Field(default_factory=dict)
 
 
