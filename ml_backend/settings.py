@@ -120,7 +120,7 @@ class Settings(BaseSettings):
         "Empty: the larger of 4 K and 32.",
     )
     strategy: str = Field(
-        "foreground_random", description="Acquisition function, see `strategies`."
+        "max_representation", description="Acquisition function, see `strategies`."
     )
     cold_start: str = Field("strided", description="Strategy of round 0, before any model.")
     spacing: bool = Field(
