@@ -48,7 +48,6 @@ def _farthest_apart(problem: Problem, shortlist: Rows) -> Rows:
     cover = Cover(embeddings[members], embeddings[:0])
     place = int(np.searchsorted(members, shortlist[0]))
     picks: list[int] = []
-    problem.admission.allowed()  # relaxed, if need be, as it was for the first of the shortlist
     while True:
         picks.append(int(members[place]))
         problem.admission.pick(picks[-1])

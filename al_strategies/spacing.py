@@ -106,18 +106,20 @@ class Admission:
             apart = free & (self._clearance >= self._spacing.gap)
             if apart.any():
                 return self._within_quota(apart)
-            gap = self._spacing.gap / 2
-            self._spacing = Spacing(self._spacing.quota, gap if gap >= 1 else 0.0)
+            self._halve_gap()
 
     def pick(self, row: int) -> None:
-        """Take slice ``row``, which must be free."""
+        """Take slice ``row``, which must be free; what does not let it is relaxed."""
         if not self._free[row]:
             raise ValueError(f"slice {row} has been picked before")
         self._free[row] = False
         self._prompt -= not self._deferred[row]
         if self._spaced:
             volume = self._volume[row]
+            while self._clearance[row] < self._spacing.gap:
+                self._halve_gap()
             self._counts[volume] += 1
+            self._raise_quota(int(self._counts[volume]))
             self._clear(volume, self._z[row])
             self._held.append(self._spacing)
 
@@ -157,13 +159,17 @@ class Admission:
         self._clearance[rows] = np.minimum(self._clearance[rows], np.abs(self._z[rows] - z))
 
     def _within_quota(self, apart: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-        quota = self._spacing.quota
-        if quota is None:
+        if self._spacing.quota is None:
             return apart
         counts = self._counts[self._volume]
-        needed = int(counts[apart].min()) + 1
-        if needed > quota:
-            self._spacing = Spacing(needed, self._spacing.gap)
-            quota = needed
-        within: npt.NDArray[np.bool_] = apart & (counts < quota)
+        self._raise_quota(int(counts[apart].min()) + 1)
+        within: npt.NDArray[np.bool_] = apart & (counts < self._spacing.quota)
         return within
+
+    def _halve_gap(self) -> None:
+        gap = self._spacing.gap / 2
+        self._spacing = Spacing(self._spacing.quota, gap if gap >= 1 else 0.0)
+
+    def _raise_quota(self, needed: int) -> None:
+        if self._spacing.quota is not None and self._spacing.quota < needed:
+            self._spacing = Spacing(needed, self._spacing.gap)

@@ -27,7 +27,7 @@ class NoRedis(RuntimeError):
 def gpu_workers(settings: Settings) -> tuple[Schedule, int]:
     """The queues of ``REDIS_URL``, and how many gpu workers listen there. Raises NoRedis."""
     schedule = Schedule(settings)
-    with _redis_answers():
+    with _redis_needed():
         return schedule, schedule.listening(GPU)
 
 
@@ -40,7 +40,7 @@ def run_on_workers(
     Interrupted, the jobs go on; called again, it waits for them. `check_ended` raises at the end.
     Raises NoRedis when Redis goes away.
     """
-    with _redis_answers():
+    with _redis_needed():
         ids = {job: schedule.run(_ENTRY_POINT, str(out), *job) for job in jobs}
         waiting = list(jobs)
         while waiting:
@@ -51,7 +51,7 @@ def run_on_workers(
 
 
 @contextmanager
-def _redis_answers() -> Iterator[None]:
+def _redis_needed() -> Iterator[None]:
     try:
         yield
     except RedisError as error:
