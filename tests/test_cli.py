@@ -12,6 +12,7 @@ import pytest
 
 from al_strategies import available_strategies
 from ml_backend.experiment.files import RunFiles
+from ml_backend.settings import Settings
 from tests.tiny_experiment import write_slices
 
 
@@ -47,6 +48,7 @@ def test_strategies_lists_every_one() -> None:
     assert shown.returncode == 0
     for info in available_strategies():
         assert info.name in shown.stdout
+    assert f"Default: {Settings.model_fields['strategy'].default} " in shown.stdout
 
 
 def test_an_unknown_strategy_is_refused_before_anything_starts(tmp_path: Path) -> None:

@@ -41,6 +41,12 @@ def test_a_split_that_is_named_must_have_masks(tmp_path: Path, masks: str, witho
         load_data(spec)
 
 
+def test_a_split_that_is_named_must_have_images(tmp_path: Path) -> None:
+    spec = write(tmp_path, "ab", {"a": "train", "B": "test"})
+    with pytest.raises(ValueError, match="volumes of the split test, and no image is of one"):
+        load_data(spec)
+
+
 def test_without_both_splits_a_block_of_each_volume_is_held_out(tmp_path: Path) -> None:
     data = load_data(write(tmp_path, "ab", {"a": "train", "b": "train"}))
     assert not data.named

@@ -199,6 +199,12 @@ def test_volumes_json_gives_volume_and_split(tmp_path: Path) -> None:
     assert source.splits == {"test": ("ab_z0",), "train": ("a_z0", "a_z1")}
 
 
+def test_a_split_without_an_image_is_named_all_the_same(root: Path) -> None:
+    volumes = [{"name": "nowhere", "split": "test"}, {"name": "a"}]
+    (root / "volumes.json").write_text(json.dumps({"volumes": volumes}))
+    assert FolderSource(root).splits == {"test": ()}
+
+
 def test_without_volumes_json_there_are_no_splits(root: Path) -> None:
     assert FolderSource(root).splits == {}
 

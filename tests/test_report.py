@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import html
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +117,25 @@ def test_without_a_round_nothing_is_written(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="no whole round yet"):
         write_report(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"experiment.json", "runs"}
+
+
+def test_one_draws_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_experiment(tmp_path, {"random": [[0.2]]})
+    drawing: list[int] = []
+    most: list[int] = []
+
+    def plots(*_: Any) -> tuple[()]:
+        drawing.append(1)
+        most.append(len(drawing))
+        time.sleep(0.1)
+        drawing.pop()
+        return ()
+
+    monkeypatch.setattr("ml_backend.experiment.report._plots", plots)
+    with ThreadPoolExecutor(3) as pool:
+        for done in [pool.submit(write_report, tmp_path) for _ in range(3)]:
+            done.result()
+    assert most == [1, 1, 1]
 
 
 def test_a_folder_that_is_no_experiment_is_named(tmp_path: Path) -> None:

@@ -8,25 +8,16 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 import typer
-from redis import Redis
-from redis.exceptions import RedisError
 
 from ml_backend.api.server import gunicorn_argv
 from ml_backend.cli import app, console
 from ml_backend.embedded.processes import ProcessGroup, StartError, stop_on_sigterm
-from ml_backend.embedded.redis_server import start_redis
+from ml_backend.embedded.redis_server import redis_answers, start_redis
 from ml_backend.embedded.stack import start_worker
 from ml_backend.rounds.service import Service
 from ml_backend.settings import load_settings
 
 __all__ = ["up"]
-
-
-def _redis_answers(url: str) -> bool:
-    try:
-        return bool(Redis.from_url(url, socket_connect_timeout=2).ping())
-    except RedisError:
-        return False
 
 
 @app.command()
@@ -53,7 +44,7 @@ def up(
     address = bind or f"127.0.0.1:{urlsplit(settings.backend_url).port or 80}"
     env: dict[str, str] = {}
     with ProcessGroup(data / "logs") as group:
-        if not _redis_answers(settings.redis_url):
+        if not redis_answers(settings.redis_url):
             console.print(f"No Redis at {settings.redis_url}: starting a private one.")
             env["REDIS_URL"] = start_redis(group, (data / "redis").resolve())
         group.start("backend", gunicorn_argv(address), env=env)

@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 
 from ml_backend.embedded.processes import ProcessGroup, StartError, free_port
 
-__all__ = ["find_redis_server", "start_redis"]
+__all__ = ["find_redis_server", "redis_answers", "start_redis"]
 
 
 def find_redis_server() -> str:
@@ -30,6 +30,14 @@ def find_redis_server() -> str:
     )
 
 
+def redis_answers(url: str) -> bool:
+    """Whether a Redis is there, within two seconds."""
+    try:
+        return bool(Redis.from_url(url, socket_connect_timeout=2).ping())
+    except RedisError:
+        return False
+
+
 def start_redis(group: ProcessGroup, folder: Path) -> str:
     """Start Redis on a private port, its append-only file in ``folder``; returns its URL."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -38,12 +46,5 @@ def start_redis(group: ProcessGroup, folder: Path) -> str:
     argv = [find_redis_server(), "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
     argv += ["--appendonly", "yes", "--dir", str(folder)]
     group.start("redis", argv)
-
-    def answers() -> bool:
-        try:
-            return bool(Redis.from_url(url, socket_connect_timeout=1).ping())
-        except RedisError:
-            return False
-
-    group.wait("redis", answers, timeout_s=30)
+    group.wait("redis", lambda: redis_answers(url), timeout_s=30)
     return url

@@ -124,6 +124,13 @@ def _with_masks(
     spec: DataSpec, name: str, ids: tuple[SliceId, ...], known: frozenset[SliceId]
 ) -> tuple[SliceId, ...]:
     """The slices of the split ``name`` that have a mask. Raises ValueError when none has."""
+    if not ids:
+        raise ValueError(
+            f"{spec.path}: volumes.json names volumes of the split {name}, and no image is of one "
+            "of them: images are called VOLUME_NAME.png, with the volume's name as in "
+            "volumes.json. Mend the names, or take the splits out of it to test on a block of each "
+            "volume"
+        )
     found = tuple(i for i in ids if i in known)
     if not found:
         raise ValueError(

@@ -16,7 +16,7 @@ from typing import Any
 
 from ml_backend.experiment import plots
 from ml_backend.experiment.comparison import CONTROLS, Comparison, compare, needs_truth
-from ml_backend.experiment.files import write_whole
+from ml_backend.experiment.files import locked, write_whole
 from ml_backend.experiment.notation import NOTHING, count, percent
 from ml_backend.experiment.recommendation import recommendation
 from ml_backend.experiment.record import Experiment, load_experiment, runs_of
@@ -56,8 +56,16 @@ class _Plot:
 
 
 def write_report(out: Path) -> Report:
-    """Draw the experiment in ``out``, into ``out``. Raises RecordError, also without any round."""
-    experiment, runs = load_experiment(out), runs_of(out)
+    """Draw the experiment in ``out``, into ``out``. Raises RecordError, also without any round.
+
+    Waits while another process draws there.
+    """
+    experiment = load_experiment(out)
+    with locked(out / "runs" / "report.lock", wait=True):
+        return _draw(out, experiment, runs_of(out))
+
+
+def _draw(out: Path, experiment: Experiment, runs: Runs) -> Report:
     summary = summary_of(experiment, runs, where=str(out))
     comparison, advice = compare([summary]), recommendation(summary)
     drawn = _plots(summary, runs, comparison.default)

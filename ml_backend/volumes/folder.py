@@ -83,12 +83,13 @@ class FolderSource:
 
     @property
     def splits(self) -> dict[str, tuple[SliceId, ...]]:
-        """The slice ids of each split that ``volumes.json`` names; empty without it."""
-        splits: dict[str, list[SliceId]] = {}
+        """The slice ids of each split that ``volumes.json`` names, none where no image belongs to
+        a volume of it; empty without the file."""
+        splits: dict[str, list[SliceId]] = {name: [] for name in self._volumes.values() if name}
         for slice_id, position in self._positions.items():
             split = self._volumes.get(position.volume, "")
             if split:
-                splits.setdefault(split, []).append(slice_id)
+                splits[split].append(slice_id)
         return {name: tuple(ids) for name, ids in splits.items()}
 
     def image(self, slice_id: SliceId) -> npt.NDArray[Any]:
