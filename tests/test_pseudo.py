@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -39,9 +38,9 @@ from ml_backend.segmentation.training import TrainingConfig
 from ml_backend.segmentation.validation import ZBlock
 from ml_backend.settings import Settings
 from ml_backend.studio.annotations import regions
-from ml_backend.studio.client import Filter, Project, StudioError, TaskRow
 from ml_backend.studio.images import encode_png
 from ml_backend.studio.label_config import bitmask_config, parse_label_config
+from tests.memory_studio import MemoryStudio
 from tests.segmentation_phantom import CLASSES, Phantom
 
 KEY = "7.1763865028"
@@ -59,52 +58,12 @@ PHANTOM = Phantom(SLICES)
 LiveRound = Callable[..., "Live"]
 
 
-class MemoryStudio:
-    """The part of Label Studio that a round publishes to: one project, its tasks, its images."""
-
-    def __init__(self) -> None:
-        self.annotated: set[int] = set()
-        self.unreadable: set[int] = set()
-        self.imported: list[dict[str, Any]] = []
-        self.fields: dict[str, Any] = {"label_config": CONFIG}
-
-    def project(self, project_id: int) -> Project:
-        return Project(id=project_id, created_at=datetime.now(UTC), **self.fields)
-
-    def update_project(self, project_id: int, **fields: Any) -> None:
-        self.fields |= fields
-
-    def find_backend(self, project_id: int, url: str) -> None:
-        return None
-
-    def tasks_by_id(
-        self, project_id: int, ids: Iterable[int], filters: Sequence[Filter] = ()
-    ) -> Iterator[TaskRow]:
-        (only,) = filters
-        if only["filter"].endswith("predictions_model_versions"):
-            found = {row["task"] for row in self.imported}
-        else:
-            found = set(range(SLICES)) - self.annotated
-        moment = datetime.now(UTC)
-        yield from (TaskRow(id=i, data={}, updated_at=moment) for i in ids if i in found)
-
-    def import_predictions(self, project_id: int, predictions: list[dict[str, Any]]) -> None:
-        self.imported += predictions
-
-    def download(self, url: str, task_id: int) -> bytes:
-        if task_id in self.unreadable:
-            raise StudioError(f"The image of task {task_id} at {url} answered 404")
-        buffer = io.BytesIO()
-        Image.fromarray(PHANTOM.image(PHANTOM.ids[task_id])).save(buffer, format="PNG")
-        return buffer.getvalue()
-
-
 class Live:
     """A project whose round 1 is published, with the labels of round 2 synced."""
 
     def __init__(self, settings: Settings, weights: bytes, wanted: list[int]) -> None:
         self.service = Service(settings)
-        self.studio = MemoryStudio()
+        self.studio = MemoryStudio(CONFIG, SLICES, lambda i: PHANTOM.image(PHANTOM.ids[i]))
         self.service.__dict__["studio"] = self.studio
         self.folder: ProjectStore = self.service.folder(KEY)
         self.weights = weights
@@ -131,8 +90,8 @@ class Live:
             mask = f"round-0002/masks/{i}.png"
             self.folder.round(2).write(f"masks/{i}.png", encode_png(PHANTOM.mask(PHANTOM.ids[i])))
             labels.append(LabelRecord(task=i, annotation=i, updated_at="", hash="", mask=mask))
-        self.studio.annotated = {label.task for label in labels}
-        states = dict.fromkeys(self.studio.annotated, "labelled")
+            self.studio.submit(i, [])
+        states = dict.fromkeys((label.task for label in labels), "labelled")
         states |= {SKIPPED: "skipped", DRAFTED: "drafted"}
         self.dataset = DatasetRecord(
             round=2,

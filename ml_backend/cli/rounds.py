@@ -73,7 +73,13 @@ def list_rounds(
         typer.echo(whole(rounds_table(folder)))
         record = folder.record
         if record is not None and record.last_error:
-            console.print(f"The last attempt failed ({record.failures}×): {record.last_error}")
+            times = f" ({record.failures}×)" if record.failures else ""
+            console.print(f"The last attempt failed{times}: {record.last_error}")
+        if record is not None and record.unended > 1:
+            console.print(
+                f"{record.unended - 1} attempts did not end: was the worker killed, as for want of "
+                "memory?"
+            )
 
 
 @rounds_app.command("run")

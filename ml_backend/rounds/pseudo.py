@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from al_strategies.evidence import Position, SliceId
-from al_strategies.learner import Learner, Progress, SliceSource
+from al_strategies.learner import Progress, SliceSource
 from ml_backend.rounds.store import DatasetRecord
-from ml_backend.segmentation.inference import UnreadableSlice
+from ml_backend.segmentation.learner import HRNetLearner
 from ml_backend.segmentation.validation import ZBlock
 
 __all__ = ["Mask", "pseudo_labels", "pseudo_slices"]
@@ -46,7 +46,7 @@ def pseudo_slices(
 
 
 def pseudo_labels(
-    learner: Learner,
+    learner: HRNetLearner,
     source: SliceSource,
     ids: Sequence[SliceId],
     progress: Progress | None = None,
@@ -57,16 +57,11 @@ def pseudo_labels(
     ``progress("pseudo-label", done, total)`` after every slice.
     """
     masks: dict[SliceId, Mask] = {}
-    left = list(ids)
-    while left:
-        try:
-            for slice_id, prediction in learner.predict(source, left):
-                masks[slice_id] = prediction.mask
-                if progress is not None:
-                    progress("pseudo-label", len(masks), len(ids))
-            break
-        except UnreadableSlice as error:
-            logger.warning("not pseudo-labelled: %s", error)
-            # The pass ends at such a slice: begin again behind what it has given.
-            left = [i for i in left if i not in masks and i != error.slice_id]
+    predictions = learner.predict(
+        source, ids, unreadable=lambda error: logger.warning("not pseudo-labelled: %s", error)
+    )
+    for slice_id, prediction in predictions:
+        masks[slice_id] = prediction.mask
+        if progress is not None:
+            progress("pseudo-label", len(masks), len(ids))
     return masks

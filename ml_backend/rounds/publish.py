@@ -39,8 +39,13 @@ _PREDICT_CHUNK = 4
 _PREDICT_TIMEOUT_S = 300
 _TOP_UP_S = 4 * _PREDICT_TIMEOUT_S
 _SWITCH_S = 120.0
+_QUEUE_S = 300.0
 _TIDIED_ROUNDS = 3
 """How many rounds back `tidy` looks: each was tidied when the next was published."""
+
+
+class StaleQueue(RuntimeError):
+    """The queue that was to be filled is no longer the published one."""
 
 
 def now() -> str:
@@ -226,9 +231,12 @@ def _top_up(service: Service, key: str) -> int:
     room = target + service.settings.k - length
     candidates = islice(_open_tasks(service, key, folder, queue), room)
     added = 0
-    while chunk := list(islice(candidates, _PREDICT_CHUNK)):
-        _append(service, key, folder, queue, chunk, masks=published.weights is not None)
-        added += len(chunk)
+    try:
+        while chunk := list(islice(candidates, _PREDICT_CHUNK)):
+            _append(service, key, folder, queue, chunk, masks=published.weights is not None)
+            added += len(chunk)
+    except StaleQueue as error:  # the one that took its place is looked at by itself
+        logger.info("project %s: %s", key, error)
     if added:
         logger.info("project %s: %d slices appended to %s", key, added, version)
     return added
@@ -243,6 +251,10 @@ def _append(
     *,
     masks: bool,
 ) -> None:
+    """Store predictions of ``tasks`` behind the last of ``queue``, and note them there.
+
+    Raises StaleQueue, with nothing stored, when another version took its place meanwhile.
+    """
     number = project_id(key)
     regions: dict[int, Regions] = {}
     if masks:
@@ -254,14 +266,18 @@ def _append(
         QueueEntry(task=task, score=queue_score(place + i), kind="top-up")
         for i, task in enumerate(tasks)
     ]
-    task_order.store_predictions(
-        service.studio,
-        number,
-        queue.model_version,
-        [QueuedPrediction(e.task, e.score, regions.get(e.task, [])) for e in entries],
-    )
-    queue.entries.extend(entries)
-    folder.save("queue.json", queue)
+    with service.schedule.alone("queue", key, _QUEUE_S, wait=True):
+        published = service.folder(key).published
+        if published is None or published.model_version != queue.model_version:
+            raise StaleQueue(f"{queue.model_version} is no longer published")
+        task_order.store_predictions(
+            service.studio,
+            number,
+            queue.model_version,
+            [QueuedPrediction(e.task, e.score, regions.get(e.task, [])) for e in entries],
+        )
+        queue.entries.extend(entries)
+        folder.save("queue.json", queue)
 
 
 def retire(
@@ -271,6 +287,15 @@ def retire(
 
     The remaining queue is published again, without masks, under a version of its own.
     """
+    # Held alone: a top-up would write the queue of before over ours, a tidy-up delete what it
+    # takes for predictions of an attempt that came to nothing.
+    with service.schedule.alone("queue", key, _QUEUE_S, wait=True):
+        return _retire(service, key, reason, classes, fingerprint)
+
+
+def _retire(
+    service: Service, key: str, reason: str, classes: list[str], fingerprint: str
+) -> Published:
     folder = service.folder(key)
     published = folder.published
     if published is None:
@@ -298,6 +323,11 @@ def retire(
 
 def tidy(service: Service, key: str) -> int:
     """Delete our stored predictions of versions that are no longer served; returns how many."""
+    with service.schedule.alone("queue", key, _QUEUE_S, wait=True):
+        return _tidy(service, key)
+
+
+def _tidy(service: Service, key: str) -> int:
     folder = service.folder(key)
     published = folder.published
     if published is None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import time
 
+from rq.timeouts import JobTimeoutException
+
 from ml_backend.rounds import publish
 from ml_backend.rounds.adopt import protect_webhook
 from ml_backend.rounds.publish import now
@@ -16,7 +18,9 @@ from ml_backend.rounds.service import Service, project_id
 from ml_backend.rounds.store import (
     ClaimTaken,
     DatasetRecord,
+    ProjectRecord,
     Published,
+    RoundFolder,
     StoreError,
 )
 from ml_backend.rounds.sync import new_labels
@@ -32,11 +36,15 @@ _BACKOFF_S = 30.0
 
 
 def request_start(service: Service, key: str) -> None:
-    """Remember that a person asked for a training; the next round's sync forgets it."""
+    """Remember that a person asked for a training; the next round's sync forgets it.
+
+    Attempts that failed count no more, though the error stays until a round succeeds: the next
+    attempt begins with a new look at the labels.
+    """
     folder = service.folder(key)
     record = service.record(key)
     folder.record = record.model_copy(
-        update={"start_requested_at": now(), "failures": 0, "last_error": None}
+        update={"start_requested_at": now(), "failures": 0, "unended": 0}
     )
 
 
@@ -83,8 +91,8 @@ def _reason(service: Service, key: str, published: Published) -> str | None:
     """Why a round should start now, or None."""
     folder = service.folder(key)
     record = service.record(key)
-    if record.failures >= _MAX_FAILURES:
-        return None
+    if record.failures + record.unended >= _MAX_FAILURES:
+        return _new_reason(service, key, folder.round(published.round + 1), record)
     if time.time() - record.failed_at < _BACKOFF_S * 2**record.failures and record.failures:
         return None
     if folder.round(published.round + 1).has("dataset.json"):
@@ -100,6 +108,15 @@ def _reason(service: Service, key: str, published: Published) -> str | None:
     if not published.round:
         # There when the project was adopted: nothing has learned from them.
         fresh += len(dataset.labels)
+    return f"{fresh} new annotations" if fresh >= service.settings.k else None
+
+
+def _new_reason(service: Service, key: str, left: RoundFolder, record: ProjectRecord) -> str | None:
+    """Why to try again what has failed too often: K labels that no attempt has seen."""
+    dataset = left.load("dataset.json", DatasetRecord)
+    if dataset is None or record.last_error is None or left.has("metrics.json"):
+        return None  # other labels would change nothing
+    fresh = new_labels(service, key, dataset)
     return f"{fresh} new annotations" if fresh >= service.settings.k else None
 
 
@@ -127,3 +144,7 @@ def reconcile(service: Service) -> None:
             count(service, key, project)
         except (StudioError, StoreError) as error:
             logger.warning("project %s: reconcile failed: %s", key, error)
+        except JobTimeoutException:  # of the whole look, not of this project
+            raise
+        except Exception:
+            logger.exception("project %s: reconcile failed", key)

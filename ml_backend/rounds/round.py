@@ -34,13 +34,14 @@ from ml_backend.rounds.store import (
 from ml_backend.rounds.sync import sync
 from ml_backend.studio import task_order
 from ml_backend.studio.annotations import regions
+from ml_backend.studio.client import annotated
 from ml_backend.studio.images import encode_png
 from ml_backend.studio.label_config import LabelConfig, parse_label_config
 
 if TYPE_CHECKING:  # torch: only where a round trains, never in a control worker
     from ml_backend.segmentation.learner import HRNetLearner
 
-__all__ = ["run_round"]
+__all__ = ["UnusableLabels", "run_round"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,14 +56,19 @@ _RECORDED = ("k", "strategy", "cold_start", "seed", "spacing", "unlabelled", "ar
              "max_tile")  # fmt: skip
 
 
+class UnusableLabels(RuntimeError):
+    """People have annotated slices, and not one of their annotations can be used."""
+
+
 def run_round(
     service: Service, key: str, reason: str, progress: Progress | None = None
 ) -> RoundRecord | None:
     """Run the next round of the project, or the rest of one that a worker left.
 
     Round 0 selects by position alone and publishes an order without masks. Returns the committed
-    record; None for a project without slices, or a round after 0 without a label. Raises
-    ClaimTaken when another worker is on it, ClaimLost when one took over.
+    record; None for a project without slices, or a round after 0 without an annotation. Raises
+    ClaimTaken when another worker is on it, ClaimLost when one took over, UnusableLabels when no
+    annotation can be read as a mask.
     """
     folder = service.folder(key)
     published = folder.published
@@ -72,6 +78,11 @@ def run_round(
             logger.info("project %s: round %d was published in this moment", key, number)
             return None
         return _Round(service, key, folder.round(number), claim, reason, progress).run(published)
+
+
+def _annotated(dataset: DatasetRecord) -> bool:
+    """Whether somebody has annotated a slice, usable or not."""
+    return any(task.state == "labelled" for task in dataset.tasks)
 
 
 class _Round:
@@ -103,11 +114,12 @@ class _Round:
         """All steps that are not done yet."""
         started = now()
         dataset = self._timed("sync", lambda: self._sync(published))
+        if self.folder.number and not dataset.labels:
+            self._refuse_unusable(dataset)
+            logger.warning("project %s: nobody has annotated a slice yet", self.key)
+            return None
         if not dataset.tasks:
             logger.info("project %s has no slices yet", self.key)
-            return None
-        if self.folder.number and not dataset.labels:
-            logger.warning("project %s: nobody has annotated a slice that can be used", self.key)
             return None
         config = parse_label_config(dataset.label_config)
         record = self.folder.load("round.json", RoundRecord)
@@ -132,10 +144,11 @@ class _Round:
         done = self.folder.load("dataset.json", DatasetRecord)
         project = self.service.studio.project(self.id)
         config = parse_label_config(project.label_config)
-        if done is not None and done.fingerprint == config.fingerprint:
-            return done
         if done is not None:
-            logger.warning("project %s: the classes changed: round %d begins again", self.key,
+            outdated = self._outdated(done, config)
+            if outdated is None:
+                return done
+            logger.warning("project %s: %s: round %d begins again", self.key, outdated,
                            self.folder.number)  # fmt: skip
             self.folder.remove(*_LATER_FILES)
         previous = (
@@ -151,9 +164,36 @@ class _Round:
         record = self.project.record
         if record is not None and record.start_requested_at is not None:
             self.project.record = record.model_copy(update={"start_requested_at": None})
-        if dataset.tasks and (dataset.labels or not self.folder.number):
+        if _annotated(dataset) or (dataset.tasks and not self.folder.number):
             self.folder.save("dataset.json", dataset)
         return dataset
+
+    def _outdated(self, done: DatasetRecord, config: LabelConfig) -> str | None:
+        """Why the dataset of an earlier attempt is not gone on with, or None."""
+        if done.fingerprint != config.fingerprint:
+            return "the classes changed"
+        if done.unlabelled not in (None, config.unlabelled(self.settings.unlabelled)):
+            return "what unlabelled pixels mean changed"
+        record = self.project.record
+        failed = record is not None and record.last_error is not None
+        if failed and self.folder.number and not self.folder.has("metrics.json"):
+            # Its labels may be why: by now there may be others.
+            return "the attempt before failed"
+        return None
+
+    def _refuse_unusable(self, dataset: DatasetRecord) -> None:
+        """Raise UnusableLabels when there are annotations, though no label came of them."""
+        count = self.service.studio.count_tasks(self.id, [annotated()])
+        if not count:
+            return
+        warnings = dataset.warnings or [
+            f"{len(dataset.tasks)} of the project's tasks have an image"
+        ]
+        more = f" (and {len(warnings) - 1} more)" if len(warnings) > 1 else ""
+        raise UnusableLabels(
+            f"{count} slices are annotated, and none of the annotations can be used: "
+            f"{warnings[0]}{more}. A new attempt reads them again."
+        )
 
     # -- train, score, select
 
@@ -166,9 +206,9 @@ class _Round:
             assert published is not None
             metrics = self._timed("train", lambda: self._train(dataset, published))
             weights, flagged = self._served(metrics, published)
-            if not self.folder.has("evidence.npz"):
-                self._timed("score", lambda: self._score(dataset, weights))
         if not self.folder.has("selection.json"):
+            if weights is not None and not self._scored():
+                self._timed("score", lambda: self._score(dataset, weights))
             self._timed("select", lambda: self._select(dataset))
         digest = hashlib.sha256(self.folder.read("selection.json"))
         if weights is not None:
@@ -229,35 +269,44 @@ class _Round:
             return published.weights, metrics.flagged
         return f"{self.folder.name}/weights.safetensors", None
 
-    def _score(self, dataset: DatasetRecord, weights: str) -> None:
+    @property
+    def _evidence_names(self) -> frozenset[str]:
         strategy = get_strategy(self.settings.strategy)
+        return frozenset((*strategy.evidence, *strategy.labelled_evidence))
+
+    def _scored(self) -> bool:
+        """Whether the evidence is there, and is what today's strategy needs."""
+        if not self.folder.has("evidence.npz"):
+            return False
+        there = {name.partition(".")[2] for name in self.folder.read_arrays("evidence.npz")}
+        return self._evidence_names <= there
+
+    def _score(self, dataset: DatasetRecord, weights: str) -> None:
         source = ProjectSource(dataset, self.project, self.images)
         ids = [task.id for task in dataset.tasks]
-        names = frozenset((*strategy.evidence, *strategy.labelled_evidence))
-        evidence = self._gather(weights, source, ids, names)
+        evidence = self._gather(weights, source, ids)
+        pool = {task.id for task in dataset.tasks if task.state != "labelled"}
+        if pool and not pool.intersection(evidence.ids):
+            raise RuntimeError(
+                f"none of the {len(pool)} slices to choose from can be read on this worker; the "
+                "log names why"
+            )
         arrays: dict[str, Any] = {"ids": np.asarray(evidence.ids, dtype=np.int64)}
         arrays |= {f"score.{name}": values for name, values in evidence.scores.items()}
         arrays |= {f"feature.{name}": values for name, values in evidence.features.items()}
         self.claim.check()
         self.folder.write_arrays("evidence.npz", arrays)
 
-    def _gather(
-        self, weights: str, source: ProjectSource, ids: list[int], names: frozenset[str]
-    ) -> Evidence:
-        """One pass over ``ids``; a slice that cannot be read is left out and named in the log.
+    def _gather(self, weights: str, source: ProjectSource, ids: list[int]) -> Evidence:
+        """One pass over ``ids``; a slice that cannot be read is left out and named in the log."""
 
-        The pass stops at such a slice and begins again without it: rare, and images are cached.
-        """
-        from ml_backend.segmentation.inference import UnreadableSlice
+        def leave_out(error: Exception) -> None:
+            logger.warning("project %s: left out of the selection: %s", self.key, error)
 
-        while True:
-            try:
-                return self._serving(weights).evidence(
-                    source, ids, names, seed=self._seed, progress=self.progress
-                )
-            except UnreadableSlice as error:
-                logger.warning("project %s: left out of the selection: %s", self.key, error)
-                ids = [i for i in ids if i != error.slice_id]
+        return self._serving(weights).evidence(
+            source, ids, self._evidence_names, seed=self._seed, progress=self.progress,
+            unreadable=leave_out,
+        )  # fmt: skip
 
     def _evidence(self, dataset: DatasetRecord) -> Evidence:
         places = positions(dataset)
@@ -333,11 +382,14 @@ class _Round:
         dataset: DatasetRecord,
         config: LabelConfig,
     ) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-        """The masks of the queue, one slice at a time; none in round 0."""
+        """The masks of the queue, one slice at a time; none in round 0, nor of an unreadable slice:
+        those are published without one."""
         if record.weights is None:
             return
         source = ProjectSource(dataset, self.project, self.images)
-        learner = self._serving(record.weights)
-        for done, (task, prediction) in enumerate(learner.predict(source, tasks), 1):
+        predictions = self._serving(record.weights).predict(
+            source, tasks, unreadable=lambda error: logger.warning("without a mask: %s", error)
+        )
+        for done, (task, prediction) in enumerate(predictions, 1):
             self.progress("publish", done, len(tasks))
             yield int(task), regions(prediction.mask, config)

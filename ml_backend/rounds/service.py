@@ -128,7 +128,7 @@ class Service:
         """The project's slices: of volumes that this machine sees, or downloaded into its cache."""
         settings = self.settings
         cache = ImageCache(self.studio, settings.cache_dir, key, settings.cache_gib)
-        return ProjectSlices(cache, self.volumes, slice_keys(settings))
+        return ProjectSlices(cache, self.volumes, slice_keys(settings), settings.slices_url)
 
     def link(self, key: str) -> BackendLink:
         """How the project's Label Studio reaches this backend."""

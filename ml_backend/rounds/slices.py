@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ml_backend.studio.client import StudioError
 from ml_backend.studio.images import ImageCache
 from ml_backend.volumes.address import AddressRefused, SliceAddress, SliceKeys, is_slice_address
 from ml_backend.volumes.shelf import OpenVolumes
@@ -19,12 +20,18 @@ __all__ = ["ProjectSlices"]
 
 
 class ProjectSlices:
-    """Images of one project's tasks. Safe to use from several threads."""
+    """Images of one project's tasks. Safe to use from several threads.
 
-    def __init__(self, images: ImageCache, volumes: OpenVolumes, keys: SliceKeys) -> None:
+    ``ours``: what the addresses of slices begin with that this deployment hands out.
+    """
+
+    def __init__(
+        self, images: ImageCache, volumes: OpenVolumes, keys: SliceKeys, ours: str
+    ) -> None:
         self._images = images
         self._volumes = volumes
         self._keys = keys
+        self._ours = ours.rstrip("/") + "/"
 
     def image(self, task_id: int, url: str) -> npt.NDArray[Any]:
         """The slice in native values: (H, W), or (H, W, 3 or 4) for an uploaded colour image.
@@ -46,11 +53,22 @@ class ProjectSlices:
         return np.stack(self._volumes.around(address, neighbours), axis=2)
 
     def _address(self, url: str) -> SliceAddress | None:
-        """None for what is no address of this deployment: it is downloaded like any other."""
+        """None for what is no address of this deployment: it is downloaded like any other.
+
+        Raises StudioError for one that is ours but for its signature: downloaded, it would be
+        another image, of 8 bits, than where the volume itself is read.
+        """
         if not is_slice_address(url):
             return None
         try:
             # At the time 0 nothing has expired: that is for browsers, we read the volume itself.
             return SliceAddress.parse(url, self._keys, now=0)
-        except AddressRefused:
+        except AddressRefused as error:
+            if url.startswith(self._ours):
+                raise StudioError(
+                    f"The address of a slice {url} is not signed with this process's secret "
+                    f"({error}). Set the same NEXTSLICE_SLICE_SECRET for the backend, every worker "
+                    "and `nextslice import`: without it each derives one from its own "
+                    "LABEL_STUDIO_API_KEY."
+                ) from error
             return None

@@ -100,6 +100,8 @@ class DatasetRecord(_Record):
     classes: list[str]
     label_config: str
     fingerprint: str
+    unlabelled: str | None = None
+    """What unlabelled pixels of the masks mean: ``ignore`` or ``background``; None: not noted."""
     synced_at: str
     """Newest ``updated_at`` of any task seen: the next sync asks for what came after."""
     tasks: list[TaskRecord] = Field(default_factory=list)
@@ -208,6 +210,9 @@ class ProjectRecord(_Record):
     adopted_at: str | None = None
     start_requested_at: str | None = None
     failures: int = 0
+    """Attempts at the next round that raised an error, since the last success or request."""
+    unended: int = 0
+    """Those that began and did not end: one that is running, or whose process was killed."""
     failed_at: float = 0.0
     last_error: str | None = None
 

@@ -19,6 +19,7 @@ from ml_backend.rounds.slices import ProjectSlices
 from ml_backend.rounds.store import DatasetRecord, LabelRecord, RoundFolder, TaskRecord
 from ml_backend.studio.annotations import (
     Annotation,
+    AnnotationError,
     Task,
     choose_annotation,
     label_hash,
@@ -143,7 +144,10 @@ class _Sync:
         if previous is not None and previous.hash == digest:
             return previous.model_copy(update=stamps)
         # The size comes from the slice: it may have been shown to the annotator at another one.
-        height, width = self.images.image(record.id, record.image).shape[:2]
+        try:
+            height, width = self.images.image(record.id, record.image).shape[:2]
+        except (LookupError, OSError) as error:
+            raise StudioError(f"its slice {record.image} cannot be read: {error}") from error
         mask, warnings = label_map(chosen.result, self.config, height, width, self.policy)
         self.warnings += [f"task {task.id}, annotation {chosen.id}: {w}" for w in warnings]
         name = f"masks/{task.id}-{digest[:12]}.png"
@@ -175,12 +179,15 @@ def sync(
     """Read the project and render its labels.
 
     ``previous``: the dataset of the round before, or None (then everything is read). A previous
-    dataset of another labelling config is not used. An annotation that cannot be read is left out
+    dataset of another labelling config, or of another policy for unlabelled pixels, is not used. An
+    annotation that cannot be read is left out
     and named in ``warnings``, so that one broken annotation does not stop the loop.
     """
-    if previous is not None and previous.fingerprint != config.fingerprint:
-        previous = None
     step = _Sync(service, key, project, config, folder, images)
+    if previous is not None and (
+        previous.fingerprint != config.fingerprint or previous.unlabelled not in (None, step.policy)
+    ):
+        previous = None
     tasks, newest = step.tasks(previous)
     labels = {
         label.task: label
@@ -193,14 +200,13 @@ def sync(
     missing = {t.id for t in tasks.values() if t.state == "labelled"} - labels.keys()
     done = 0
     for row in step.studio.full_tasks(step.id, filters):
-        task = parse_task(row)
-        missing.discard(task.id)
-        done += _apply(step, task, tasks, labels)
+        missing.discard(row["id"])
+        done += _apply(step, row, tasks, labels)
         if progress is not None:
             progress("sync", done, done + len(missing))
     if missing:
         for row in step.studio.full_tasks_by_id(step.id, sorted(missing)):
-            _apply(step, parse_task(row), tasks, labels)
+            _apply(step, row, tasks, labels)
     for warning in step.warnings:
         logger.warning("%s", warning)
     return DatasetRecord(
@@ -208,6 +214,7 @@ def sync(
         classes=list(config.classes),
         label_config=project.label_config,
         fingerprint=config.fingerprint,
+        unlabelled=step.policy,
         synced_at=newest.isoformat(),
         tasks=[tasks[i] for i in sorted(tasks)],
         labels=[labels[i] for i in sorted(labels)],
@@ -216,22 +223,36 @@ def sync(
 
 
 def _apply(
-    step: _Sync, task: Task, tasks: dict[int, TaskRecord], labels: dict[int, LabelRecord]
+    step: _Sync,
+    row: dict[str, Any],
+    tasks: dict[int, TaskRecord],
+    labels: dict[int, LabelRecord],
 ) -> int:
-    """Put the task's label into ``labels``; 1 when it has one."""
-    record = tasks.get(task.id)
+    """Put the label of the task ``row`` into ``labels``; 1 when it has one."""
+    number: int = row["id"]
+    record = tasks.get(number)
     if record is None:
         return 0
     try:
-        label = step.label(task, record, labels.get(task.id))
+        label = step.label(_submitted(row), record, labels.get(number))
     except (ValueError, StudioError) as error:
-        step.warnings.append(f"task {task.id}: its annotation cannot be used: {error}")
+        step.warnings.append(f"task {number}: its annotation cannot be used: {error}")
         label = None
     if label is None:
-        labels.pop(task.id, None)
+        labels.pop(number, None)
         return 0
-    labels[task.id] = label
+    labels[number] = label
+    # It may have been submitted since the tasks were listed.
+    tasks[number] = record.model_copy(update={"state": "labelled"})
     return 1
+
+
+def _submitted(row: dict[str, Any]) -> Task:
+    """The task with what people submitted alone: of drafts and predictions nothing is asked.
+
+    Raises AnnotationError.
+    """
+    return parse_task({**row, "drafts": (), "predictions": ()})
 
 
 def new_labels(service: Service, key: str, dataset: DatasetRecord) -> int:
@@ -249,7 +270,11 @@ def new_labels(service: Service, key: str, dataset: DatasetRecord) -> int:
     changed = 0
     if again:
         for row in service.studio.full_tasks_by_id(number, again):
-            task = parse_task(row)
+            try:
+                task = _submitted(row)
+            except AnnotationError as error:  # the next sync names it in the round's warnings
+                logger.warning("project %s: not counted: %s", key, error)
+                continue
             chosen = choose_annotation(task.annotations)
             old = known[task.id]
             if chosen is not None and (

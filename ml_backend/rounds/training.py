@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 from al_strategies.evidence import SliceId
-from al_strategies.learner import Metrics, Progress
+from al_strategies.learner import IGNORE, Metrics, Progress
 from ml_backend.rounds.pseudo import Mask, pseudo_labels, pseudo_slices
 from ml_backend.rounds.source import ProjectSource, positions
 from ml_backend.rounds.store import (
@@ -86,7 +86,8 @@ def train(
 
     A checkpoint that is worse than the published one on the same validation slices (`is_worse`) is
     flagged: kept in its round, not served. They are compared only on slices that neither has
-    trained on: the first held-out block was training data of the checkpoints before it.
+    trained on: the first held-out block was training data of the checkpoints before it. Slices
+    without a labelled pixel judge nothing.
     """
     before = project.round(published.round).load("metrics.json", MetricsRecord)
     labelled = [label.task for label in dataset.labels]
@@ -104,19 +105,20 @@ def train(
         learner.model = old.model
     pseudo = _pseudo_labels(old, project, dataset, published, source, split, progress)
     report = learner.fit(source, split.train, pseudo=pseudo, seed=seed, progress=progress)
+    validation = [i for i in split.validation if (source.mask(i) != IGNORE).any()]
     record = MetricsRecord(
         training={**report.settings, "seconds": round(report.seconds, 2), "steps": report.steps},
         losses=list(report.losses),
         trained=[int(i) for i in split.train],
         pseudo=[int(i) for i in pseudo],
         inherited=sorted(before.learned) if before and report.settings["warm_started"] else [],
-        validation=[int(i) for i in split.validation],
+        validation=[int(i) for i in validation],
         blocks=[dataclasses.asdict(block) for block in split.blocks],
     )
-    if split.validation:
-        metrics = learner.evaluate(source, split.validation, progress=progress)
+    if validation:
+        metrics = learner.evaluate(source, validation, progress=progress)
         record.miou, record.iou = metrics.miou, _finite(metrics)
-    unseen = [i for i in split.validation if before is None or i not in before.learned]
+    unseen = [i for i in validation if before is None or i not in before.learned]
     if old is not None and unseen:
         _compare(record, learner.evaluate(source, unseen), old.evaluate(source, unseen), published)
     if record.flagged is not None:

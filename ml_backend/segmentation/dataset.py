@@ -50,8 +50,9 @@ class _Pair:
 class LabelledSlices:
     """Preprocessed slices with their masks, the most recently used of them in memory.
 
-    ``pseudo``: id → (H, W) uint8 mask made by a model, used like a label. ``cache_bytes``: beyond
-    it slices are read again when a crop needs them. Slices without a labelled pixel are left out.
+    ``pseudo``: id → (H, W) uint8 mask made by a model, used like a label; not of slices among
+    ``ids``, since a person's label comes first. ``cache_bytes``: beyond it slices are read again
+    when a crop needs them. Slices without a labelled pixel are left out.
 
     ``counts`` (classes,) int64: labelled pixels of each class, all slices together. ``largest``:
     the largest height and width.
@@ -72,7 +73,8 @@ class LabelledSlices:
         progress: Progress | None = None,
     ) -> None:
         self._source = source
-        self._pseudo = dict(pseudo or {})
+        labelled = set(ids)
+        self._pseudo = {i: mask for i, mask in (pseudo or {}).items() if i not in labelled}
         self._preprocessing = preprocessing
         self._classes = classes
         self._cache_bytes = cache_bytes
@@ -84,7 +86,7 @@ class LabelledSlices:
         self._anchors: list[dict[int, npt.NDArray[np.int64]]] = []
         self._labelled: list[npt.NDArray[np.int64]] = []
         rng = np.random.default_rng(seed)
-        every = [*ids, *(i for i in self._pseudo if i not in set(ids))]
+        every = [*ids, *self._pseudo]
         for done, slice_id in enumerate(every, start=1):
             self._index(slice_id, rng)
             if progress is not None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
@@ -60,6 +60,7 @@ __all__ = [
     "EVIDENCE_NAMES",
     "InferenceConfig",
     "Maps",
+    "Unreadable",
     "UnreadableSlice",
     "Votes",
     "evaluate",
@@ -87,6 +88,10 @@ class UnreadableSlice(RuntimeError):
     def __init__(self, slice_id: SliceId, reason: BaseException) -> None:
         super().__init__(f"Slice {slice_id!r} cannot be read: {type(reason).__name__}: {reason}")
         self.slice_id = slice_id
+
+
+Unreadable = Callable[[UnreadableSlice], None]
+"""What is told of a slice that cannot be read; the pass goes on without it."""
 
 
 class Maps(NamedTuple):
@@ -198,12 +203,14 @@ def gather_evidence(
     *,
     seed: int = 0,
     progress: Progress | None = None,
+    unreadable: Unreadable | None = None,
 ) -> Evidence:
     """The evidence called ``names`` of every slice, from one forward each.
 
     All slices are judged under the same dropout masks, drawn from ``seed``, so the result does not
     depend on how the pool is batched or sharded. Scores are computed at 1/4 of the resolution.
-    ``progress("score", done, total)`` after every batch.
+    ``progress("score", done, total)`` after every batch. ``unreadable``: is given each slice that
+    cannot be read, which is left out; without it that is raised.
 
     Raises ValueError for names that are not in `EVIDENCE_NAMES`, UnreadableSlice, and KeyError when
     ``iou`` is asked for slices without a mask.
@@ -216,22 +223,22 @@ def gather_evidence(
         )
     run = _Run(model, config, names, seed)
     columns: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in names}
-    done = 0
-    for slices, output in run(source, ids):
+    found: list[SliceId] = []
+    for slices, output in run(source, ids, unreadable):
         values = {**output.evidence, **run.reduce(output)}
         if IOU in names:
             values[IOU] = _iou(output, slices, source)
         for name in names:
             columns[name].append(values[name].float().cpu().numpy())
-        done += len(slices)
+        found += [s.id for s in slices]
         if progress is not None:
-            progress("score", done, len(ids))
-    if not ids:
+            progress("score", len(found), len(ids))
+    if not found:
         return Evidence.empty()
     stacked = {name: np.concatenate(parts) for name, parts in columns.items()}
     return Evidence(
-        ids=tuple(ids),
-        positions=tuple(source.position(i) for i in ids),
+        ids=tuple(found),
+        positions=tuple(source.position(i) for i in found),
         scores={name: v for name, v in stacked.items() if name in SCORES},
         features={name: v for name, v in stacked.items() if name in FEATURES},
     )
@@ -245,14 +252,16 @@ def segment(
     *,
     progress: Progress | None = None,
     step: str = "segment",
+    unreadable: Unreadable | None = None,
 ) -> Iterator[tuple[SliceId, Prediction]]:
     """The segmentation of each slice at its own size, in the order of ``ids``, one at a time.
 
-    ``progress(step, done, total)`` after every slice. Raises UnreadableSlice.
+    ``progress(step, done, total)`` after every slice. ``unreadable`` as in `gather_evidence`.
+    Raises UnreadableSlice.
     """
     run = _Run(model, config, frozenset({CONFIDENCE}), 0)
     done = 0
-    for slices, output in run(source, ids):
+    for slices, output in run(source, ids, unreadable):
         confidences = run.reduce(output)[CONFIDENCE].tolist()
         for row, (slice_, confidence) in enumerate(zip(slices, confidences, strict=True)):
             mask = _mask(output.logits[row], slice_.image.shape[1:])
@@ -365,10 +374,13 @@ class _Run:
             ).to(model.device)
 
     def __call__(
-        self, source: SliceSource, ids: Sequence[SliceId]
+        self,
+        source: SliceSource,
+        ids: Sequence[SliceId],
+        unreadable: Unreadable | None = None,
     ) -> Iterator[tuple[list[_Slice], _Output]]:
         """Batches of slices with their outputs, in the order of ``ids``."""
-        read = _read_ahead(source, ids, self._model, self._config.threads)
+        read = _read_ahead(source, ids, self._model, self._config.threads, unreadable)
         outputs = (
             (slices, self.forward(slices)) for slices in _batches(read, self._config.batch_pixels)
         )
@@ -627,7 +639,11 @@ def _iou(output: _Output, slices: Sequence[_Slice], source: SliceSource) -> Tens
 
 
 def _read_ahead(
-    source: SliceSource, ids: Sequence[SliceId], model: Model, threads: int
+    source: SliceSource,
+    ids: Sequence[SliceId],
+    model: Model,
+    threads: int,
+    unreadable: Unreadable | None,
 ) -> Iterator[_Slice]:
     """Preprocessed slices in the order of ``ids``, the next few read by ``threads``."""
 
@@ -644,9 +660,16 @@ def _read_ahead(
         )
         try:
             while ahead:
-                slice_ = ahead.popleft().result()
+                first = ahead.popleft()
                 ahead.extend(pool.submit(read, i) for i in islice(waiting, 1))
-                yield slice_
+                try:
+                    slice_ = first.result()
+                except UnreadableSlice as error:
+                    if unreadable is None:
+                        raise
+                    unreadable(error)
+                else:
+                    yield slice_
         finally:
             for future in ahead:
                 future.cancel()

@@ -24,7 +24,7 @@ from al_strategies.learner import (
 )
 from ml_backend.segmentation import checkpoints, inference
 from ml_backend.segmentation.dataset import LabelledSlices
-from ml_backend.segmentation.inference import InferenceConfig
+from ml_backend.segmentation.inference import InferenceConfig, Unreadable
 from ml_backend.segmentation.model import Model
 from ml_backend.segmentation.neighbourhood import with_neighbours
 from ml_backend.segmentation.network import Pretrained, build_network, default_architecture
@@ -143,20 +143,28 @@ class HRNetLearner:
         *,
         seed: int = 0,
         progress: Progress | None = None,
+        unreadable: Unreadable | None = None,
     ) -> Evidence:
         """One pass over ``ids``; see `ml_backend.segmentation.inference.gather_evidence`."""
         return inference.gather_evidence(
             self._optimised(), self._read(source), ids, names, self._inference(), seed=seed,
-            progress=progress,
+            progress=progress, unreadable=unreadable,
         )  # fmt: skip
 
     def predict(
-        self, source: SliceSource, ids: Sequence[SliceId], *, progress: Progress | None = None
+        self,
+        source: SliceSource,
+        ids: Sequence[SliceId],
+        *,
+        progress: Progress | None = None,
+        unreadable: Unreadable | None = None,
     ) -> Iterator[tuple[SliceId, Prediction]]:
-        """The segmentation of each slice, in the order of ``ids``, one at a time."""
+        """The segmentation of each slice, in the order of ``ids``, one at a time; see
+        `ml_backend.segmentation.inference.segment`."""
         return inference.segment(
-            self._optimised(), self._read(source), ids, self._inference(), progress=progress
-        )
+            self._optimised(), self._read(source), ids, self._inference(), progress=progress,
+            unreadable=unreadable,
+        )  # fmt: skip
 
     def predict_image(self, image: npt.NDArray[Any]) -> Prediction:
         """The segmentation of one image as read: (H, W), (H, W, 3 or 4), or (H, W, 2 n + 1) with

@@ -166,12 +166,20 @@ def _rename(
     studio.call(f"rename ML backend {backend.id}", studio.sdk.ml.update, backend.id, **fields)
 
 
+def _has_predictions(studio: Studio, project_id: int, version: str) -> bool:
+    return studio.count_tasks(project_id, [with_version(version)]) > 0
+
+
 def switched(studio: Studio, project: Project, link: BackendLink | None, version: str) -> bool:
-    """Whether ``project``, as it was read, and now its backend if it has one are on ``version``."""
-    if project.model_version != version:
+    """Whether ``project``, as it was read, and now its backend if it has one are on ``version``.
+
+    Also when neither can be: a project without a backend takes no version without a prediction.
+    """
+    there = project.model_version == version
+    if not there and _has_predictions(studio, project.id, version):
         return False
     backend = studio.find_backend(project.id, link.url) if link else None
-    return backend is None or backend.title == version
+    return backend is None or (there and backend.title == version)
 
 
 def switch(
@@ -189,6 +197,9 @@ def switch(
     ends in a full ``save()`` of the backend that can put the old title back; after that the next
     rename no longer moves the project. Two looks in a row must agree. Raises StudioError when they
     never do.
+
+    A version without a stored prediction, since nothing is left to annotate, is refused by the
+    project until a backend has it as its title: then the backend comes first.
     """
     agreed = 0
     for attempt in range(attempts):
@@ -198,10 +209,14 @@ def switch(
                 return
         else:
             agreed = 0
-            studio.update_project(project_id, model_version=version)
             backend = studio.find_backend(project_id, link.url) if link else None
+            project_first = _has_predictions(studio, project_id, version)
+            if project_first:
+                studio.update_project(project_id, model_version=version)
             if backend is not None and link is not None and backend.title != version:
                 _rename(studio, project_id, backend, link, version)
+            if not project_first:
+                studio.update_project(project_id, model_version=version)
             if attempt:
                 logger.info("project %s: switch to %s again (%d)", project_id, version, attempt)
         time.sleep(pause_s * agreed)

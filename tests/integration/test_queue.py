@@ -310,6 +310,29 @@ def test_a_lost_webhook_is_made_up_for(make_project: MakeProject) -> None:
     assert project.wait_for_round(1).round == 1
 
 
+def test_the_last_labels_are_learned_and_served(make_project: MakeProject, stack: Stack) -> None:
+    """A version without a prediction, since nothing is left to predict, is one that Label Studio
+    refuses until the backend has its name."""
+    project = make_project(K)
+    project.label_round()
+
+    assert project.wait_for_round(1).weights is not None
+    assert project.service.studio.count_tasks(project.number, [not_annotated()]) == 0
+    wait_until(lambda: versions_agree(project, stack), "one version everywhere", 30)
+
+
+def test_a_project_that_is_annotated_already_is_adopted(
+    make_project: MakeProject, stack: Stack
+) -> None:
+    project = make_project(K, connect=False)
+    project.label_round()
+
+    register_backend(project.service.studio, project.number, BackendLink(stack.backend_url))
+
+    assert project.wait_for_round(1).weights is not None
+    wait_until(lambda: versions_agree(project, stack), "one version everywhere", 30)
+
+
 def test_a_project_that_is_gone_is_left_alone(
     make_project: MakeProject, service: Service, caplog: pytest.LogCaptureFixture
 ) -> None:

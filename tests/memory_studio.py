@@ -1,0 +1,143 @@
+"""The part of Label Studio that rounds use, in memory: one project, its tasks, their images.
+
+What the real server refuses is refused here too; that it does is held by tests/integration.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ml_backend.studio.client import Backend, Filter, Project, StudioError, TaskRow
+
+FIRST_MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class MemoryStudio:
+    """A project of ``slices`` tasks, 0, 1, 2, …, whose images are ``image(task)``.
+
+    ``unreadable``: tasks whose image answers 404. ``backend``: the project's ML backend.
+    """
+
+    def __init__(
+        self, label_config: str, slices: int, image: Callable[[int], npt.NDArray[Any]]
+    ) -> None:
+        self.fields: dict[str, Any] = {"label_config": label_config}
+        self.backend: Backend | None = None
+        self.imported: list[dict[str, Any]] = []
+        self.unreadable: set[int] = set()
+        self.sdk = SimpleNamespace(ml=SimpleNamespace(update=self._rename))
+        self._image = image
+        self._now = FIRST_MOMENT
+        self._rows: dict[int, dict[str, Any]] = {
+            i: {
+                "id": i,
+                "data": {"image": f"/{i}.png", "volume": "phantom", "z": float(i)},
+                "annotations": [],
+                "updated_at": self._now,
+            }
+            for i in range(slices)
+        }
+
+    # -- what people do
+
+    def submit(self, task: int, result: Any) -> None:
+        """Somebody submits an annotation of ``task``, a moment after all that was before."""
+        self._now += timedelta(minutes=1)
+        row = self._rows[task]
+        row["updated_at"] = self._now
+        row["annotations"].append(
+            {"id": 1000 * task + len(row["annotations"]), "result": result,
+             "updated_at": self._now.isoformat()}
+        )  # fmt: skip
+
+    # -- project and backend
+
+    def project(self, project_id: int) -> Project:
+        return Project(id=project_id, created_at=FIRST_MOMENT, **self.fields)
+
+    def update_project(self, project_id: int, **fields: Any) -> None:
+        version = fields.get("model_version")
+        title = self.backend.title if self.backend else None
+        if version not in (None, title) and not self._versions(version):
+            raise StudioError(f"400: model version {version} doesn't exist")
+        self.fields |= fields
+
+    def find_backend(self, project_id: int, url: str) -> Backend | None:
+        return self.backend
+
+    def call(self, what: str, function: Any, *args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    def _rename(self, number: int, *, title: str, **_: Any) -> None:
+        assert self.backend is not None
+        self.backend = self.backend.model_copy(update={"title": title})
+
+    # -- tasks
+
+    def tasks(self, project_id: int, filters: Sequence[Filter] = ()) -> Iterator[TaskRow]:
+        for row in self._found(filters):
+            yield TaskRow(
+                id=row["id"],
+                data=row["data"],
+                updated_at=row["updated_at"],
+                total_annotations=len(row["annotations"]),
+            )
+
+    def tasks_by_id(
+        self, project_id: int, ids: Iterable[int], filters: Sequence[Filter] = ()
+    ) -> Iterator[TaskRow]:
+        wanted = set(ids)
+        return (row for row in self.tasks(project_id, filters) if row.id in wanted)
+
+    def full_tasks(
+        self, project_id: int, filters: Sequence[Filter] = ()
+    ) -> Iterator[dict[str, Any]]:
+        yield from self._found(filters)
+
+    def full_tasks_by_id(self, project_id: int, ids: Iterable[int]) -> Iterator[dict[str, Any]]:
+        wanted = set(ids)
+        return (row for row in self._found(()) if row["id"] in wanted)
+
+    def count_tasks(self, project_id: int, filters: Sequence[Filter] = ()) -> int:
+        return len(self._found(filters))
+
+    def totals(self, project_id: int) -> tuple[int, int]:
+        return len(self._rows), sum(len(row["annotations"]) for row in self._rows.values())
+
+    def _found(self, filters: Sequence[Filter]) -> list[dict[str, Any]]:
+        return [row for row in self._rows.values() if all(self._meets(row, f) for f in filters)]
+
+    def _meets(self, row: dict[str, Any], condition: Filter) -> bool:
+        field = condition["filter"].rpartition(":")[2]
+        value = condition["value"]
+        if field == "predictions_model_versions":
+            return row["id"] in self._versions(value[0])
+        if field == "updated_at":
+            return bool(row["updated_at"] >= datetime.fromisoformat(value))
+        if field == "draft_exists":
+            return False
+        found = {"total_annotations": len(row["annotations"]), "cancelled_annotations": 0}[field]
+        return bool(found > value if condition["operator"] == "greater" else found == value)
+
+    def _versions(self, version: str) -> set[int]:
+        return {row["task"] for row in self.imported if row["model_version"] == version}
+
+    # -- predictions and images
+
+    def import_predictions(self, project_id: int, predictions: list[dict[str, Any]]) -> None:
+        self.imported += predictions
+
+    def download(self, url: str, task_id: int) -> bytes:
+        if task_id in self.unreadable:
+            raise StudioError(f"The image of task {task_id} at {url} answered 404")
+        buffer = io.BytesIO()
+        Image.fromarray(np.asarray(self._image(task_id))).save(buffer, format="PNG")
+        return buffer.getvalue()

@@ -1,0 +1,584 @@
+"""What a round makes of data that it cannot use, and how the loop gets on afterwards.
+
+Rounds run whole, with a real network, store and Redis; only Label Studio stands in memory.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ml_backend.rounds import jobs, publish, reconcile
+from ml_backend.rounds.round import UnusableLabels, run_round
+from ml_backend.rounds.schedule import GPU
+from ml_backend.rounds.service import Service
+from ml_backend.rounds.source import positions
+from ml_backend.rounds.store import (
+    DatasetRecord,
+    MetricsRecord,
+    ProjectRecord,
+    ProjectStore,
+    Published,
+    QueueRecord,
+    RoundRecord,
+    SelectionRecord,
+)
+from ml_backend.rounds.sync import sync
+from ml_backend.segmentation.dataset import NothingLabelled
+from ml_backend.segmentation.learner import HRNetLearner
+from ml_backend.segmentation.validation import split_validation
+from ml_backend.settings import Settings
+from ml_backend.studio.annotations import regions
+from ml_backend.studio.client import Backend, StudioError
+from ml_backend.studio.label_config import bitmask_config, parse_label_config
+from tests.memory_studio import MemoryStudio
+from tests.segmentation_phantom import CLASSES, Phantom
+
+KEY = "7.1763865028"
+SLICES = 16
+K = 3
+PHANTOM = Phantom(SLICES)
+IMPLICIT = bitmask_config(CLASSES[1:])
+"""Unlabelled pixels are background."""
+EXPLICIT = bitmask_config(CLASSES)
+"""Unlabelled pixels are ignored."""
+
+MakeProject = Callable[..., "MemoryProject"]
+
+
+class MemoryProject:
+    """A project that was just connected: round 0 is published."""
+
+    def __init__(self, settings: Settings, config: str, annotated: Iterable[int] = ()) -> None:
+        self.service = Service(settings)
+        self.studio = MemoryStudio(config, SLICES, lambda i: PHANTOM.image(PHANTOM.ids[i]))
+        self.service.__dict__["studio"] = self.studio
+        self.folder: ProjectStore = self.service.folder(KEY)
+        self.folder.record = ProjectRecord(project=7, key=KEY)
+        self.label(annotated)
+        reconcile.count(self.service, KEY)
+        self.forget_jobs()
+
+    def label(self, tasks: Iterable[int]) -> None:
+        """Somebody submits the true mask of each."""
+        config = parse_label_config(self.studio.fields["label_config"])
+        for task in tasks:
+            self.studio.submit(task, regions(PHANTOM.mask(PHANTOM.ids[task]), config))
+
+    def run(self) -> RoundRecord | None:
+        return run_round(self.service, KEY, "test")
+
+    def job(self) -> None:
+        """The round as a gpu worker runs it."""
+        jobs.round(KEY, "test")
+
+    def starts_a_round(self) -> bool:
+        """Whether a look at the project has a gpu worker run a round."""
+        reconcile.count(self.service, KEY)
+        waiting = bool(self.service.schedule.queue(GPU).job_ids)
+        self.forget_jobs()
+        return waiting
+
+    def forget_jobs(self) -> None:
+        self.service.schedule.queue(GPU).empty()
+
+    def note(self, **fields: Any) -> None:
+        self.folder.record = self.record.model_copy(update=fields)
+
+    @property
+    def record(self) -> ProjectRecord:
+        found = self.folder.record
+        assert found is not None
+        return found
+
+    @property
+    def published(self) -> Published:
+        found = self.folder.published
+        assert found is not None
+        return found
+
+    def dataset(self, number: int = 1) -> DatasetRecord:
+        return self.folder.round(number).need("dataset.json", DatasetRecord)
+
+    def selection(self, number: int = 1) -> SelectionRecord:
+        return self.folder.round(number).need("selection.json", SelectionRecord)
+
+    def stored(self) -> dict[int, list[Any]]:
+        """Task → regions of the published version."""
+        version = self.published.model_version
+        rows = [row for row in self.studio.imported if row["model_version"] == version]
+        return {row["task"]: row["result"] for row in rows}
+
+
+@pytest.fixture
+def make_project(
+    make_settings: Callable[..., Settings], redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> MakeProject:
+    def make(
+        config: str = IMPLICIT, annotated: Iterable[int] = (), **variables: Any
+    ) -> MemoryProject:
+        settings = make_settings(
+            **{
+                "REDIS_URL": redis_url,
+                "NEXTSLICE_QUEUE_PREFIX": "recovery",
+                "NEXTSLICE_STRATEGY": "entropy",
+                "NEXTSLICE_K": K,
+                "NEXTSLICE_RESERVE": 2,
+                "NEXTSLICE_TRAIN_STEPS": 2,
+                "NEXTSLICE_CROP": 32,
+                "NEXTSLICE_PRETRAINED": "false",
+                "NEXTSLICE_TRAIN_DEVICE": "cpu",
+                **variables,
+            }
+        )
+        project = MemoryProject(settings, config, annotated)
+        monkeypatch.setattr(jobs, "_service", lambda: project.service)
+        return project
+
+    return make
+
+
+# -- attempts that fail
+
+
+def test_a_round_that_failed_for_its_labels_reads_them_again(make_project: MakeProject) -> None:
+    project = make_project(EXPLICIT)
+    project.studio.submit(0, [])
+    with pytest.raises(NothingLabelled):
+        project.job()
+    assert project.record.failures == 1
+    assert "NothingLabelled" in str(project.record.last_error)
+
+    project.label([1, 2])
+    project.job()
+
+    record = project.folder.round(1).need("round.json", RoundRecord)
+    assert record.annotated == 3
+    assert project.published.round == 1
+    assert (project.record.failures, project.record.unended) == (0, 0)
+    assert project.record.last_error is None
+
+
+def test_after_a_request_the_labels_are_read_again_too(make_project: MakeProject) -> None:
+    project = make_project(EXPLICIT)
+    project.studio.submit(0, [])
+    with pytest.raises(NothingLabelled):
+        project.job()
+    project.note(failures=5)
+    project.label([1])
+    assert not project.starts_a_round()
+
+    reconcile.request_start(project.service, KEY)
+    assert project.starts_a_round()
+    project.job()
+
+    assert project.published.round == 1
+
+
+def test_k_new_labels_are_a_reason_to_try_again_what_failed_too_often(
+    make_project: MakeProject,
+) -> None:
+    project = make_project(EXPLICIT)
+    project.studio.submit(0, [])
+    with pytest.raises(NothingLabelled):
+        project.job()
+    project.note(failures=5, failed_at=0.0)
+
+    project.label(range(1, K))
+    assert not project.starts_a_round()
+    project.label([K])
+    assert project.starts_a_round()
+
+
+def test_an_attempt_that_goes_on_after_its_training_keeps_its_labels(
+    make_project: MakeProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = make_project()
+    project.label(range(K))
+    with monkeypatch.context() as patch:
+        patch.setattr(HRNetLearner, "evidence", raising(OSError("the network is down")))
+        with pytest.raises(OSError, match="the network is down"):
+            project.job()
+    seen = project.dataset()
+    project.label([K])
+    with monkeypatch.context() as patch:
+        patch.setattr(HRNetLearner, "fit", raising(AssertionError("trained twice")))
+        project.job()
+
+    assert project.dataset() == seen
+    assert project.published.round == 1
+
+
+def raising(error: BaseException) -> Callable[..., Any]:
+    def call(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return call
+
+
+def test_attempts_that_are_killed_are_counted_and_end(
+    make_project: MakeProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = make_project()
+    project.label(range(K))
+    for attempt in range(1, 6):
+        assert project.starts_a_round()
+        with monkeypatch.context() as patch:
+            # As near to SIGKILL as a test in one process comes: no line of ours runs after it.
+            patch.setattr(HRNetLearner, "fit", raising(KeyboardInterrupt()))
+            with pytest.raises(KeyboardInterrupt):
+                project.job()
+        assert (project.record.unended, project.record.failures) == (attempt, 0)
+    assert not project.starts_a_round()
+
+    reconcile.request_start(project.service, KEY)
+    assert project.starts_a_round()
+    project.job()
+    assert project.record.unended == 0
+
+
+# -- annotations that cannot be used
+
+STRANGE: list[tuple[Any, str]] = [
+    ([{"type": "bitmasklabels", "original_width": 512.5, "value": {}}], "original_width"),
+    ([{"type": "bitmasklabels", "value": None}], "value"),
+    ([{"type": "bitmasklabels", "value": {"bitmasklabels": ["bone"]}}], "imageDataURL"),
+]
+
+
+@pytest.mark.parametrize(("result", "named"), STRANGE)
+def test_an_annotation_that_cannot_be_read_is_named_and_stops_nothing(
+    make_project: MakeProject, result: Any, named: str
+) -> None:
+    project = make_project()
+    project.label([0, 2])
+    project.studio.submit(1, result)
+
+    assert project.run() is not None
+
+    dataset = project.dataset()
+    assert [label.task for label in dataset.labels] == [0, 2]
+    (warning,) = dataset.warnings
+    assert warning.startswith("task 1: its annotation cannot be used: ")
+    assert named in warning
+
+
+def test_a_label_that_becomes_unreadable_does_not_stop_the_count(
+    make_project: MakeProject,
+) -> None:
+    project = make_project()
+    project.label(range(K))
+    project.run()
+
+    project.studio.submit(0, STRANGE[0][0])
+    project.label([K, K + 1])
+    assert not project.starts_a_round()
+    project.label([K + 2])
+    assert project.starts_a_round()
+
+
+def test_annotations_none_of_which_can_be_used_are_a_failure(make_project: MakeProject) -> None:
+    project = make_project()
+    for task in range(K):
+        project.studio.submit(task, STRANGE[0][0])
+    assert project.starts_a_round()
+
+    with pytest.raises(UnusableLabels, match=r"3 slices are annotated.*task 0.*\(and 2 more\)"):
+        project.job()
+
+    assert project.record.failures == 1
+    assert not project.starts_a_round(), "not at once: half a minute later"
+    project.label([K])
+    project.job()
+    assert [label.task for label in project.dataset().labels] == [K]
+
+
+def test_a_start_without_an_annotation_is_no_failure(make_project: MakeProject) -> None:
+    project = make_project()
+    project.job()
+    assert (project.record.failures, project.record.unended) == (0, 0)
+    assert project.published.round == 0
+
+
+def test_a_slice_annotated_while_the_tasks_are_read_is_labelled(make_project: MakeProject) -> None:
+    project = make_project()
+    project.label(range(K))
+    read = project.studio.full_tasks
+
+    def late(*arguments: Any) -> Any:
+        project.label([9])
+        return read(*arguments)
+
+    project.studio.full_tasks = late  # type: ignore[method-assign]
+    project.run()
+
+    state = {task.id: task.state for task in project.dataset().tasks}
+    assert state[9] == "labelled"
+    assert 9 not in [*project.selection().chosen, *project.selection().reserve]
+
+
+def test_another_meaning_of_unlabelled_pixels_renders_every_label_anew(
+    make_project: MakeProject,
+) -> None:
+    project = make_project(EXPLICIT)
+    half = PHANTOM.mask(PHANTOM.ids[0]).copy()
+    half[:32] = 255
+    project.studio.submit(0, regions(half, parse_label_config(EXPLICIT)))
+    before = project.run()
+    assert before is not None
+    settings = project.service.settings.model_copy(update={"unlabelled": "background"})
+    service = Service(settings)
+    service.__dict__["studio"] = project.studio
+
+    dataset = sync(
+        service, KEY, project.studio.project(7), parse_label_config(EXPLICIT),
+        project.folder.round(2), project.dataset(), service.images(KEY),
+    )  # fmt: skip
+
+    (old,), (new,) = project.dataset().labels, dataset.labels
+    assert dataset.unlabelled == "background"
+    assert new.mask != old.mask
+    assert mask_of(project, old.mask).max() == 255
+    assert mask_of(project, new.mask).max() < 255
+
+
+def mask_of(project: MemoryProject, path: str) -> Any:
+    import io
+
+    from PIL import Image
+
+    return np.asarray(Image.open(io.BytesIO(project.folder.read(path))))
+
+
+def test_slices_without_a_labelled_pixel_judge_nothing(make_project: MakeProject) -> None:
+    project = make_project(EXPLICIT)
+    places = positions(project.dataset(0))
+    held_out = split_validation(range(12), places, seed=0).validation  # type: ignore[arg-type]
+    assert len(held_out) >= 2
+    project.label(i for i in range(12) if i not in held_out)
+    for task in held_out:
+        project.studio.submit(int(task), [])
+
+    record = project.run()
+
+    assert record is not None
+    metrics = project.folder.round(1).need("metrics.json", MetricsRecord)
+    assert metrics.validation == []
+    assert metrics.miou is None
+    assert not set(metrics.trained) & set(held_out)
+
+
+# -- slices that cannot be read
+
+
+def test_unreadable_slices_are_left_out_in_one_pass(
+    make_project: MakeProject, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = make_project()
+    project.label(range(K))
+    project.studio.unreadable = {5, 6, 11}
+    forwards: list[int] = []
+    evidence = HRNetLearner.evidence
+
+    def spy(self: HRNetLearner, *args: Any, **kwargs: Any) -> Any:
+        forwards.append(1)
+        return evidence(self, *args, **kwargs)
+
+    monkeypatch.setattr(HRNetLearner, "evidence", spy)
+    with caplog.at_level(logging.WARNING):
+        project.run()
+
+    selection = project.selection()
+    ranked = {*selection.chosen, *selection.reserve, *selection.backlog}
+    assert ranked == set(range(K, SLICES)) - {5, 6, 11}
+    assert len(forwards) == 1
+    assert caplog.text.count("left out of the selection") == 3
+
+
+def test_a_slice_that_cannot_be_read_any_more_is_published_without_a_mask(
+    make_project: MakeProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = make_project()
+    project.label(range(K))
+    with monkeypatch.context() as patch:
+        patch.setattr(HRNetLearner, "predict", raising(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            project.run()
+    gone = project.selection().chosen[1]
+    project.studio.unreadable = {gone}
+    project.service.settings.cache_dir.mkdir(parents=True, exist_ok=True)
+    for file in project.service.settings.cache_dir.rglob("*"):
+        if file.is_file():
+            file.unlink()
+
+    project.run()
+
+    assert project.published.round == 1
+    stored = project.stored()
+    assert set(project.selection().chosen) <= set(stored)
+    assert stored[gone] == []
+
+
+def test_a_worker_that_can_read_nothing_publishes_nothing(make_project: MakeProject) -> None:
+    project = make_project()
+    project.label(range(K))
+    project.studio.unreadable = set(range(K, SLICES))
+
+    with pytest.raises(RuntimeError, match="none of the 13 slices to choose from can be read"):
+        project.run()
+
+    assert project.published.round == 0
+
+
+def test_another_strategy_scores_again(
+    make_project: MakeProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = make_project()
+    project.label(range(K))
+    with monkeypatch.context() as patch:
+        patch.setattr("ml_backend.rounds.round.get_strategy", lambda _: interrupted())
+        with pytest.raises(KeyboardInterrupt):
+            project.run()
+    object.__setattr__(project.service.settings, "strategy", "coreset")
+
+    record = project.run()
+
+    assert record is not None
+    assert record.strategy == "coreset"
+
+
+def interrupted() -> Any:
+    """A strategy that gets as far as its evidence."""
+
+    class Interrupted:
+        evidence = ("entropy",)
+        labelled_evidence = ()
+
+        def select(self, query: Any) -> Any:
+            raise KeyboardInterrupt
+
+    return Interrupted()
+
+
+# -- nothing is left to annotate
+
+
+@pytest.mark.parametrize("connected", [True, False])
+def test_the_last_labels_make_a_round_that_is_published(
+    make_project: MakeProject, connected: bool
+) -> None:
+    project = make_project()
+    if connected:
+        project.studio.backend = Backend(id=1, url="http://nextslice", title="nextslice")
+    project.label(range(SLICES))
+
+    record = project.run()
+
+    assert record is not None
+    assert record.annotated == SLICES
+    published = project.published
+    assert (published.round, published.model_version) == (1, record.model_version)
+    if connected:
+        assert project.studio.fields["model_version"] == record.model_version
+        assert project.studio.backend.title == record.model_version
+    publish.repair(project.service, KEY, project.studio.project(7))
+    assert project.published == published
+
+
+def test_a_project_that_is_annotated_already_is_adopted_and_trained(
+    make_project: MakeProject,
+) -> None:
+    project = make_project(annotated=range(SLICES))
+    assert project.published.round == 0
+    assert project.starts_a_round()
+    project.job()
+    assert project.published.round == 1
+
+
+def test_classes_change_when_nothing_is_left_to_annotate(make_project: MakeProject) -> None:
+    project = make_project()
+    project.label(range(SLICES))
+    project.run()
+    project.studio.fields["label_config"] = bitmask_config(["bone", "screw"])
+
+    reconcile.count(project.service, KEY)
+
+    assert project.published.retired is not None
+
+
+# -- side by side
+
+
+def test_a_queue_that_is_retired_meanwhile_is_not_filled(
+    make_project: MakeProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = make_project()
+    project.label(range(K))
+    project.run()
+    old = project.published
+    folder = project.folder.round(1)
+    # The queue runs low: what it holds was annotated.
+    project.label(entry.task for entry in folder.need("queue.json", QueueRecord).entries[:5])
+
+    def retires(service: Service, key: str, tasks: list[Any]) -> list[Any]:
+        publish.retire(service, key, "another class", ["background", "screw"], "f" * 8)
+        return [[] for _ in tasks]
+
+    monkeypatch.setattr(publish, "_predict", retires)
+    before = len([r for r in project.studio.imported if r["model_version"] == old.model_version])
+
+    assert publish.top_up(project.service, KEY) == 0
+
+    queue = folder.need("queue.json", QueueRecord)
+    assert queue.model_version == project.published.model_version != old.model_version
+    after = len([r for r in project.studio.imported if r["model_version"] == old.model_version])
+    assert after == before
+
+
+def test_one_project_that_fails_does_not_stop_the_others(
+    make_project: MakeProject, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    project = make_project()
+    looked: list[str] = []
+
+    def count(service: Service, key: str, _: Any) -> None:
+        looked.append(key)
+        raise ValueError("something nobody thought of")
+
+    monkeypatch.setattr(reconcile, "count", count)
+    monkeypatch.setattr(publish, "repair", lambda *_: None)
+    monkeypatch.setattr(reconcile, "protect_webhook", lambda *_: False)
+    here = project.studio.project(7)
+    other = here.model_copy(update={"id": 8})
+    project.service.folder(other.key).record = ProjectRecord(project=8, key=other.key)
+    project.service.folder(here.key).record = ProjectRecord(project=7, key=here.key)
+    project.studio.projects = lambda: iter([here, other])  # type: ignore[attr-defined]
+
+    reconcile.reconcile(project.service)
+
+    assert looked == [here.key, other.key]
+    assert caplog.text.count("reconcile failed") == 2
+
+
+def test_an_address_signed_with_another_secret_is_not_downloaded(
+    make_settings: Callable[..., Settings], redis_url: str
+) -> None:
+    from ml_backend.rounds.service import slice_keys
+    from ml_backend.volumes.address import SliceAddress
+
+    backend = make_settings(LABEL_STUDIO_API_KEY="the backend's token", REDIS_URL=redis_url)
+    worker = Service(make_settings(LABEL_STUDIO_API_KEY="the worker's", REDIS_URL=redis_url))
+    studio = MemoryStudio(IMPLICIT, 1, lambda i: PHANTOM.image(PHANTOM.ids[i]))
+    worker.__dict__["studio"] = studio
+    address = SliceAddress("scans/a.tif", "z", 0)
+
+    ours = address.url(backend.slices_url, slice_keys(backend))
+    with pytest.raises(StudioError, match="NEXTSLICE_SLICE_SECRET"):
+        worker.images(KEY).image(0, ours)
+
+    elsewhere = address.url("http://another.example", slice_keys(backend))
+    assert worker.images(KEY).image(0, elsewhere).shape == (64, 80)
