@@ -86,8 +86,11 @@ class Query:
     def __post_init__(self) -> None:
         for name, least in (("k", 0), ("reserve", 0), ("round", 0), ("rounds", 1), ("seed", 0)):
             value = getattr(self, name)
-            if value < least:
-                raise ValueError(f"query {name} is {value}, expected at least {least}")
+            if not isinstance(value, int | np.integer) or value < least:
+                raise ValueError(
+                    f"query {name} is {value!r}, expected a whole number, at least {least}"
+                )
+            object.__setattr__(self, name, int(value))  # a NumPy one cannot be written as JSON
         if len({type(i) for i in (*self.pool.ids[:1], *self.labelled.ids[:1])}) > 1:
             raise EvidenceError("pool and labelled slices have ids of different kinds")
         both = set(self.pool.ids).intersection(self.labelled.ids)
@@ -369,11 +372,15 @@ def _check_declared(strategy: str, part: str, evidence: Evidence, names: tuple[s
 
 
 def _check_finite(name: str, part: str, evidence: Evidence, values: npt.NDArray[Any]) -> None:
-    # A sum over a row is finite unless an entry is not (or float32 overflows: then look closer).
     with np.errstate(over="ignore", invalid="ignore"):
-        rows = values if values.ndim == 1 else values.sum(axis=1, dtype=np.float32)
+        rows = values if values.ndim == 1 else np.einsum("ij,ij->i", values, values)
     suspects = np.flatnonzero(~np.isfinite(rows))
     bad = [i for i in suspects if not np.isfinite(values[i]).all()]
+    if len(suspects) and not bad:
+        raise EvidenceError(
+            f"evidence {name!r} of slice {evidence.ids[suspects[0]]!r} in the {part} is too large "
+            f"to be squared in float32 (up to {np.abs(values[suspects[0]]).max():.3g}): scale it"
+        )
     if bad:
         ids = sorted(evidence.ids[i] for i in bad)
         more = f" and {len(ids) - 1} more" if len(ids) > 1 else ""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from al_strategies.base import Floats, Problem, Query, Ranking, Strategy, StrategyInfo, register
-from al_strategies.evidence import CLASS_FRACTIONS, CLASS_SCORES, ENTROPY
+from al_strategies.evidence import CLASS_FRACTIONS, CLASS_SCORES, ENTROPY, EvidenceError
 
 __all__ = ["ClassPower"]
 
@@ -42,8 +42,10 @@ class ClassPower(Strategy):
     def __post_init__(self) -> None:
         if not 0 <= self.stratified <= 1:
             raise ValueError(f"stratified is {self.stratified}, expected a number in [0, 1]")
-        if self.first_beta <= 0 or self.last_beta <= 0:
-            raise ValueError(f"betas are {self.first_beta} and {self.last_beta}, expected above 0")
+        if not (0 < self.first_beta < np.inf and 0 < self.last_beta < np.inf):  # NaN neither
+            raise ValueError(
+                f"betas are {self.first_beta} and {self.last_beta}, expected finite and above 0"
+            )
 
     def beta(self, query: Query) -> float:
         """Inverse noise of the query's round."""
@@ -78,6 +80,11 @@ class ClassPower(Strategy):
         """The noised log scores over all pixels, and of each class that is predicted anywhere."""
         fractions = problem.feature(CLASS_FRACTIONS)
         scores = problem.feature(CLASS_SCORES).astype(np.float64)
+        if scores.shape != fractions.shape:
+            raise EvidenceError(
+                f"{CLASS_SCORES} has {scores.shape[1]} columns and {CLASS_FRACTIONS} "
+                f"{fractions.shape[1]}: expected one for each class in both"
+            )
         scale = 1 / self.beta(problem.query)
         noise = problem.rng.gumbel(scale=scale, size=(1 + scores.shape[1], len(problem)))
         overall = np.log(np.maximum(entropy, _LEAST)) + noise[0]

@@ -56,10 +56,13 @@ def k_center_greedy(embeddings: Features, labelled: Features, k: int) -> Rows:
     typical, and the same every time, where a random or first row is neither.
 
     Memory beyond the arguments is about 50 MiB at a million rows, whatever D and L.
-    Raises `EvidenceError` on NaN or infinite entries, ValueError on shapes that do not fit.
+    Raises `EvidenceError` on entries that are not finite or too large, ValueError on shapes that do
+    not fit.
 
     Sener & Savarese 2018, "Active Learning for Convolutional Neural Networks: A Core-Set Approach".
     """
+    if k < 0:
+        raise ValueError(f"k is {k}, expected at least 0")
     cover = Cover(embeddings, labelled)
     picks = np.empty(min(k, len(embeddings)), dtype=np.int64)
     for i in range(len(picks)):
@@ -85,8 +88,8 @@ class Cover:
             raise ValueError(
                 f"embeddings have {width} columns but labelled have {self._labelled.shape[1]}"
             )
-        if not np.isfinite(self._labelled).all():
-            _check_finite("labelled embeddings", self._labelled)
+        with np.errstate(over="ignore", invalid="ignore"):
+            _check_squares("labelled embeddings", self._labelled, squared_norms(self._labelled))
         self._block = max(64, _BLOCK_BYTES // (4 * width))
         self._shift = _mean_of_some(self._x)
         eager = min(len(self._labelled), max(_LEAST_EAGER, int(len(self._labelled) * _EAGER)))
@@ -163,14 +166,12 @@ class Cover:
         """Squares of all rows, and their bounds under the first so many centres."""
         for start in range(0, len(self._x), self._block):
             block = slice(start, start + self._block)
-            with np.errstate(over="ignore", invalid="ignore"):  # checked below
+            with np.errstate(over="ignore", invalid="ignore"):
                 centred = self._x[block] - self._shift
                 self._squares[block] = squared_norms(centred)
+            _check_squares("embeddings", self._x, self._squares[block])
             self._lower(self._bounds[block], centred, 0, centres)
             self._bounds[block] += self._squares[block]
-        if not np.isfinite(self._squares).all():
-            _check_finite("embeddings", self._x)
-            raise EvidenceError("the embeddings are too large to be squared in float32")
         self._seen[:] = centres
 
     def _lower(self, bounds: Features, centred: Features, first: int, last: int) -> None:
@@ -317,10 +318,14 @@ def _matrix(name: str, values: Features) -> Features:
     return values
 
 
-def _check_finite(name: str, x: Features) -> None:
+def _check_squares(name: str, x: Features, squares: Features) -> None:
+    """Raise EvidenceError unless all ``squares``, those of rows of ``x``, are finite."""
+    if np.isfinite(squares).all():
+        return
     for row, values in enumerate(x):
         if not np.isfinite(values).all():
             raise EvidenceError(f"row {row} of the {name} is not a finite number everywhere")
+    raise EvidenceError(f"the {name} are too large to be squared in float32")
 
 
 def _spread_first(count: int, first: int) -> Rows:

@@ -103,10 +103,16 @@ class Evidence:
             raise EvidenceError(
                 f"{len(self.ids)} ids but {len(self.positions)} positions: give one per slice"
             )
+        stray = next((p for p in self.positions if not isinstance(p, Position)), None)
+        if stray is not None:
+            raise EvidenceError(f"a position is {stray!r}, expected Position(volume, z)")
         for name, values in self.scores.items():
             _check_score(name, values, len(self.ids))
         for name, values in self.features.items():
             _check_feature(name, values, len(self.ids))
+        for kind in ("scores", "features"):
+            arrays = {name: np.asarray(values) for name, values in getattr(self, kind).items()}
+            object.__setattr__(self, kind, arrays)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -142,8 +148,8 @@ class Evidence:
         return Evidence(
             ids=tuple(self.ids[i] for i in rows),
             positions=tuple(self.positions[i] for i in rows),
-            scores={name: np.asarray(v)[rows] for name, v in self.scores.items()},
-            features={name: np.asarray(v)[rows] for name, v in self.features.items()},
+            scores={name: v[rows] for name, v in self.scores.items()},
+            features={name: v[rows] for name, v in self.features.items()},
         )
 
 

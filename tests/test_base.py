@@ -47,7 +47,7 @@ def test_strategies_are_listed_by_name() -> None:
     assert names == sorted(names)
 
 
-def test_evidence_too_large_to_add_up_in_float32_is_still_finite() -> None:
+def test_evidence_too_large_for_float32_is_not_called_infinite() -> None:
     embeddings = np.full((3, 4), 1e38, dtype=np.float32)
     pool = Evidence(
         (1, 2, 3),
@@ -55,7 +55,8 @@ def test_evidence_too_large_to_add_up_in_float32_is_still_finite() -> None:
         scores={"mc_entropy": np.arange(3.0)},
         features={"embedding": embeddings},
     )
-    registry._check_declared("max_representation", "pool", pool, ("mc_entropy", "embedding"))
+    with pytest.raises(EvidenceError, match=r"too large to be squared in float32 \(up to 1e\+38"):
+        registry._check_declared("max_representation", "pool", pool, ("mc_entropy", "embedding"))
 
 
 def test_several_broken_slices_are_counted() -> None:

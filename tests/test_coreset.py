@@ -122,6 +122,16 @@ def test_views_that_are_not_contiguous_are_read_as_they_are() -> None:
     assert k_center_greedy(strided, labelled, 10).tolist() == expected.tolist()
 
 
+def test_what_cannot_be_squared_or_counted_is_refused() -> None:
+    x = np.ones((4, 2), np.float32)
+    with pytest.raises(EvidenceError, match="the labelled embeddings are too large to be squared"):
+        k_center_greedy(x, x * 1e25, 1)
+    with pytest.raises(EvidenceError, match="the embeddings are too large to be squared"):
+        k_center_greedy(x * np.float32([[1e25], [1], [1], [1]]), x, 1)
+    with pytest.raises(ValueError, match="k is -1, expected at least 0"):
+        k_center_greedy(x, x, -1)
+
+
 def test_a_row_that_is_not_finite_is_named() -> None:
     x = clouds(30, 4, seed=0)
     x[17, 2] = np.nan

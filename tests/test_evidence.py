@@ -27,6 +27,16 @@ def test_take_gives_rows_in_the_order_asked_for() -> None:
     assert taken.features["embedding"].tolist() == [[2, 2], [3, 3]]
 
 
+def test_lists_are_taken_as_arrays() -> None:
+    evidence = Evidence((1, 2), at(0, 1), scores={"entropy": [0.1, 0.2]})  # type: ignore[dict-item]
+    assert evidence.take([1]).scores["entropy"].tolist() == [0.2]
+
+
+def test_a_position_that_is_none_is_named() -> None:
+    with pytest.raises(EvidenceError, match=r"a position is \('v', 0\), expected Position"):
+        Evidence((1,), (("v", 0),))  # type: ignore[arg-type]
+
+
 def test_take_refuses_a_row_twice() -> None:
     with pytest.raises(EvidenceError, match="slice id 3 is there more than once"):
         make().take([0, 0])

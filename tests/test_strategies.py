@@ -320,6 +320,7 @@ def test_seeds_of_random_differ() -> None:
     ("changes", "message"),
     [
         ({"k": -1}, "query k is -1"),
+        ({"k": 2.0}, "query k is 2.0, expected a whole number"),
         ({"reserve": -2}, "query reserve is -2"),
         ({"seed": -1}, "query seed is -1"),
         ({"rounds": 0}, "query rounds is 0"),
@@ -349,3 +350,46 @@ def test_labelled_embeddings_of_another_model_are_refused() -> None:
     other = dataclasses.replace(query.labelled, features=narrow)
     with pytest.raises(EvidenceError, match="6 columns in the pool but 4 for labelled"):
         get_strategy("coreset").select(dataclasses.replace(query, labelled=other))
+
+
+@pytest.mark.parametrize("strategy", ["coreset", "coreset_nearest", "typiclust", "badge"])
+@pytest.mark.parametrize("part", ["pool", "labelled"])
+def test_vectors_too_large_to_be_squared_are_refused(strategy: str, part: str) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.random((8, 4)).astype(np.float32)
+    both = {"pool": values[:5].copy(), "labelled": values[5:].copy()}
+    both[part][1] *= 1e25
+    places = tuple(Position("v", float(z)) for z in range(8))
+    pool = Evidence(
+        tuple(range(5)), places[:5], features=dict.fromkeys(("embedding", "gradient"), both["pool"])
+    )
+    labelled = Evidence((5, 6, 7), places[5:], features={"embedding": both["labelled"]})
+    chosen = get_strategy(strategy)
+    if part == "labelled" and not chosen.labelled_evidence:
+        assert len(chosen.select(Query(pool, labelled, k=2)).chosen) == 2
+        return
+    with pytest.raises(EvidenceError, match=r"too large to be squared in float32 \(up to .*e\+24"):
+        chosen.select(Query(pool, labelled, k=2))
+
+
+def test_numbers_of_numpy_are_whole_numbers_too() -> None:
+    pool = Evidence((1, 2), (Position("v", 0.0), Position("v", 1.0)))
+    query = Query(pool, Evidence.empty(), k=np.int64(1), seed=np.int64(3))  # type: ignore[arg-type]
+    assert json.dumps(get_strategy("random").select(query).to_json())
+
+
+def test_class_evidence_of_different_widths_is_refused() -> None:
+    features = {
+        "class_scores": np.ones((2, 3), np.float32),
+        "class_fractions": np.ones((2, 2), np.float32),
+    }
+    pool = Evidence(
+        (1, 2), (Position("v", 0.0), Position("v", 1.0)), {"entropy": np.ones(2)}, features
+    )
+    with pytest.raises(EvidenceError, match="class_scores has 3 columns and class_fractions 2"):
+        get_strategy("class_power").select(Query(pool, Evidence.empty(), k=1))
+
+
+def test_a_parameter_that_is_no_number_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected finite and above 0"):
+        get_strategy("class_power", first_beta=float("nan"))
