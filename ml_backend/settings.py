@@ -8,18 +8,21 @@ Each field is the environment variable ``NEXTSLICE_<FIELD>``; the few that other
 from __future__ import annotations
 
 import logging
+import os
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import (
     AliasChoices,
+    BeforeValidator,
     Field,
     SecretStr,
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -43,7 +46,9 @@ Seconds = Annotated[float, Field(gt=0)]
 class Settings(BaseSettings):
     """The service's settings. See each field's description; units are in the names or there."""
 
-    model_config = SettingsConfigDict(env_prefix="NEXTSLICE_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="NEXTSLICE_", env_ignore_empty=True, extra="ignore", frozen=True
+    )
 
     # -- addresses and secrets
     label_studio_url: str = Field(
@@ -103,7 +108,8 @@ class Settings(BaseSettings):
     )
     store: str = Field(
         ".nextslice/store",
-        description="Root of the rounds: a folder or any fsspec URL (s3://…), the same everywhere.",
+        description="Root of the rounds: a folder or any fsspec URL (s3://…), the same everywhere. "
+        "A relative one is under the folder that a command is started in.",
     )
     cache_dir: Path = Field(
         Path(".nextslice/cache"),
@@ -178,7 +184,9 @@ class Settings(BaseSettings):
     queue_prefix: str = Field(
         "nextslice", pattern=r"^[A-Za-z0-9_-]+$", description="Prefix of the two RQ queues."
     )
-    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+    log_level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)
+    ] = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
 
     @field_validator("label_studio_url", "backend_url", "public_url")
     @classmethod
@@ -219,6 +227,15 @@ class Settings(BaseSettings):
             )
         return value
 
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> Self:
+        if bool(self.basic_auth_user) != bool(self.basic_auth_pass.get_secret_value()):
+            raise ValueError(
+                "BASIC_AUTH_USER and BASIC_AUTH_PASS: found one of them, expected both, or neither "
+                "to let everybody in"
+            )
+        return self
+
     @property
     def slices_url(self) -> str:
         """What addresses of slices begin with: the backend as browsers see it."""
@@ -241,11 +258,21 @@ class Settings(BaseSettings):
         return (self.basic_auth_user, password) if self.basic_auth_user and password else None
 
 
+def _variable(name: str) -> str:
+    """The environment variable behind a field or an alias: of two, the one that is set."""
+    ours = name if name.isupper() else f"NEXTSLICE_{name.upper()}"
+    shared = ours.removeprefix("NEXTSLICE_")
+    return shared if ours not in os.environ and shared in os.environ else ours
+
+
 def _complaint(error: ValidationError) -> str:
     lines = []
     for item in error.errors():
-        name = str(item["loc"][0]) if item["loc"] else "?"
-        variable = name if name.isupper() else f"NEXTSLICE_{name.upper()}"
+        if not item["loc"]:  # of several together: the message names them
+            lines.append(item["msg"].removeprefix("Value error, "))
+            continue
+        name = str(item["loc"][0])
+        variable = _variable(name)
         lines.append(f"{variable}: found {item.get('input')!r}: {item['msg']}")
     return "Settings cannot be used. " + "; ".join(lines)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from al_strategies import Evidence, Position, Query, Strategy, StrategyInfo, register
+from al_strategies import Evidence, EvidenceError, Position, Query, Strategy, StrategyInfo, register
 from al_strategies import base as registry
 from al_strategies.base import Problem, Ranking, available_strategies, get_strategy
 

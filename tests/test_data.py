@@ -53,6 +53,20 @@ def test_without_both_splits_a_block_of_each_volume_is_held_out(tmp_path: Path) 
     assert {str(i)[0] for i in data.test} == {"a", "b"}
 
 
+@pytest.mark.parametrize(
+    ("a", "b"), [("Train", "Test"), ("training", "test"), ("train", "val"), ("", "test")]
+)
+def test_splits_without_train_and_test_are_refused(tmp_path: Path, a: str, b: str) -> None:
+    with pytest.raises(ValueError, match=r"names the splits .*, expected both train .* and test"):
+        load_data(write(tmp_path, "ab", {"a": a, "b": b}))
+
+
+def test_a_volume_without_its_labels_is_named(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((4, 4, 4), np.uint8))
+    with pytest.raises(ValueError, match=r"a\.npy is a volume: give its label volume.*--labels"):
+        load_data(DataSpec(str(tmp_path / "a.npy")))
+
+
 def test_which_phantoms_have_test_slices_of_their_own() -> None:
     sizes = ("demo", "small", "seed")
     assert [phantom_has_test_split(size) for size in sizes] == [False, True, True]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
@@ -80,6 +81,16 @@ def test_unlabelled_voxels_are_no_class(tmp_path: Path) -> None:
     labels[0] = 255
     pair = VolumePair(save(tmp_path, "a", IMAGE), save(tmp_path, "b", labels))
     assert len(pair.classes) == 3
+
+
+def test_image_and_labels_may_be_in_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "both.h5"
+    with h5py.File(path, "w") as file:
+        file["raw"], file["labels"] = IMAGE, LABELS
+    data = load_data(DataSpec(str(path), str(path), dataset="raw", labels_dataset="labels", gap=0))
+    first = data.source.ids[0]
+    assert np.array_equal(data.source.image(first), IMAGE[0])
+    assert np.array_equal(data.source.mask(first), LABELS[0])
 
 
 def test_it_can_be_simulated_on(tmp_path: Path) -> None:

@@ -36,7 +36,9 @@ def test_our_own_name_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("NEXTSLICE_K", "0", r"NEXTSLICE_K: found '0'.*greater than or equal to 1"),
         ("NEXTSLICE_K", "many", r"NEXTSLICE_K: found 'many'.*integer"),
-        ("LABEL_STUDIO_URL", "labelstudio:8080", r"LABEL_STUDIO_URL: found 'labelstudio:8080'"),
+        ("NEXTSLICE_LOG_LEVEL", "chatty", r"NEXTSLICE_LOG_LEVEL: found 'CHATTY'.*'DEBUG', 'INFO'"),
+        ("BASIC_AUTH_USER", "ann", r"BASIC_AUTH_USER and BASIC_AUTH_PASS: found one of them"),
+        ("LABEL_STUDIO_URL", "labelstudio:8080", r"\. LABEL_STUDIO_URL: found 'labelstudio:8080'"),
         ("NEXTSLICE_STRATEGY", "corset", r"NEXTSLICE_STRATEGY: found 'corset'.*there are badge, "),
         ("NEXTSLICE_STRATEGY", "worst_iou", r"'worst_iou'.*looks at true masks"),
         ("NEXTSLICE_COLD_START", "typiclust", r"needs embedding.*expected random, strided"),
@@ -60,10 +62,20 @@ def test_the_reserve_follows_k(
 
 
 def test_secrets_do_not_show(make_settings: Callable[..., Settings]) -> None:
-    settings = make_settings(LABEL_STUDIO_API_KEY="hidden", BASIC_AUTH_PASS="hidden")
+    settings = make_settings(
+        LABEL_STUDIO_API_KEY="hidden", BASIC_AUTH_USER="ann", BASIC_AUTH_PASS="hidden"
+    )
     assert "hidden" not in repr(settings)
 
 
-def test_basic_auth_needs_both(make_settings: Callable[..., Settings]) -> None:
-    assert make_settings(BASIC_AUTH_USER="u").basic_auth is None
+def test_an_empty_variable_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NEXTSLICE_RESERVE", "NEXTSLICE_TRAIN_STEPS", "BASIC_AUTH_USER", "NEXTSLICE_K"):
+        monkeypatch.setenv(name, "")
+    settings = load_settings()
+    assert (settings.reserve, settings.train_steps, settings.k) == (None, None, 8)
+    assert settings.basic_auth is None
+
+
+def test_basic_auth_is_user_and_password(make_settings: Callable[..., Settings]) -> None:
+    assert make_settings().basic_auth is None
     assert make_settings(BASIC_AUTH_USER="u", BASIC_AUTH_PASS="p").basic_auth == ("u", "p")

@@ -30,6 +30,7 @@ from ml_backend.embedded.stack import Stack, default_home, start_stack
 from ml_backend.embedded.uploads import UploadedSlice, create_project
 from ml_backend.rounds.service import Service
 from ml_backend.rounds.store import Published, SelectionRecord
+from ml_backend.settings import Settings
 from ml_backend.studio.client import Studio
 from ml_backend.studio.label_config import bitmask_config, parse_label_config
 from ml_backend.studio.projects import register_backend
@@ -244,7 +245,9 @@ def demo(
         Path | None, typer.Option(help="Folder with images/ and masks/ (default: a phantom).")
     ] = None,
     k: Annotated[int, typer.Option(min=1, help="Slices per round.")] = 8,
-    strategy: Annotated[str, typer.Option(help="Acquisition function.")] = "coreset",
+    strategy: Annotated[str, typer.Option(help="Acquisition function.")] = (
+        Settings.model_fields["strategy"].default
+    ),
     keep: Annotated[
         bool, typer.Option("--keep", help="Headless: leave the servers up until Ctrl-C.")
     ] = False,

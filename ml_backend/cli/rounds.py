@@ -66,7 +66,7 @@ def list_rounds(
     service = Service.from_environment()
     keys = [key for key in service.project_keys() if project in (None, project_id(key))]
     if not keys:
-        console.print(f"No project is known in {service.settings.store}. Connect one first.")
+        console.print(f"No project is known in {service.store.root}. Connect one first.")
         raise typer.Exit(1)
     for key in keys:
         folder = service.folder(key)

@@ -23,6 +23,7 @@ from rich.table import Table
 from al_strategies import available_strategies, get_strategy
 from ml_backend.cli import app, console
 from ml_backend.cli.progress import round_progress
+from ml_backend.cli.reading import DatasetOption
 from ml_backend.cli.tables import whole
 from ml_backend.embedded.processes import stop_on_sigterm
 from ml_backend.embedded.stack import default_home
@@ -56,6 +57,10 @@ _BLOCK = ("held_out", "held_out_at", "gap")
 """The options that say which slices are held out, where nothing else does."""
 
 
+_VOLUME = ("axis", "dataset", "labels_dataset")
+"""The options that say how a volume is read."""
+
+
 def _refuse(context: typer.Context, names: Container[str | None], why: str) -> None:
     """Raise ValueError when one of the options ``names`` is on the command line."""
     given = [
@@ -79,12 +84,12 @@ def _check_options(
     if (data is None) == (phantom is None):
         raise ValueError("give either --data or --phantom")
     if phantom is not None:
-        _refuse(context, ("labels", "axis"), "with --phantom, which brings its masks")
+        _refuse(context, ("labels", *_VOLUME), "with --phantom, which brings its masks")
         if phantom_has_test_split(phantom):
             why = f"with --phantom {phantom}, which has test slices of its own"
             _refuse(context, _BLOCK, why)
     if labels is None:
-        _refuse(context, ("axis",), "without --labels: only a volume is cut along an axis")
+        _refuse(context, _VOLUME, "without --labels: only a volume has one")
 
 
 def _check_target(device: str, architecture: str | None, workers: bool) -> None:
@@ -105,6 +110,7 @@ def _spec(
     labels: Path | None,
     phantom: str | None,
     axis: int,
+    datasets: tuple[str | None, str | None],
     gap: float,
     part: float,
     centre: float,
@@ -126,6 +132,8 @@ def _spec(
         fraction=part,
         gap=gap,
         centre=centre,
+        dataset=datasets[0],
+        labels_dataset=datasets[1],
     )
     return spec, title
 
@@ -148,7 +156,7 @@ def _names(text: str) -> list[str]:
     """The strategies of ``--strategies``, each once, in the order given."""
     if text == "all":
         return [info.name for info in available_strategies()]
-    names = list(dict.fromkeys(text.split(",")))
+    names = list(dict.fromkeys(name.strip() for name in text.split(",")))
     for name in names:
         get_strategy(name)
     return names
@@ -209,12 +217,16 @@ def simulate(
         Path | None,
         typer.Option(
             help="Folder with images/ and masks/, or a volume: TIFF stack or folder, HDF5/NeXus, "
-            "OME-Zarr, NIfTI, .npy, folder of PNG, raw with NAME.json."
+            "OME-Zarr, NIfTI, .npy, folder of PNG, x.raw with x.raw.json."
         ),
     ] = None,
     labels: Annotated[
         Path | None,
         typer.Option(help="The label volume, where --data is a volume; of any of these formats."),
+    ] = None,
+    dataset: DatasetOption = None,
+    labels_dataset: Annotated[
+        str | None, typer.Option(help="The same, of the label volume; both may be in one file.")
     ] = None,
     axis: Annotated[
         int, typer.Option(min=0, max=2, help="Axis that a volume's slices cut: 0 is z, 1 y, 2 x.")
@@ -287,7 +299,14 @@ def simulate(
         _refuse(context, ("jobs",), "with --workers: as many runs go on as gpu workers listen")
     _check_target(device, architecture, workers)
     schedule = _schedule() if workers else None
-    spec, title = _spec(data, labels, phantom, axis, gap, held_out, held_out_at)
+    if not 0 < held_out < 1 or gap < 0:
+        raise ValueError(
+            f"--held-out is {held_out} and --gap {gap}: expected a part between 0 and 1, and no "
+            "less than 0"
+        )
+    spec, title = _spec(
+        data, labels, phantom, axis, (dataset, labels_dataset), gap, held_out, held_out_at
+    )
     loaded = load_data(spec)
     if loaded.named:
         _refuse(context, _BLOCK, f"for {title}, whose volumes.json names the test slices")

@@ -15,6 +15,7 @@ from al_strategies.learner import Progress, SliceSource
 from ml_backend.volumes.folder import FolderSource, held_out_block
 from ml_backend.volumes.pair import VolumePair
 from ml_backend.volumes.phantom import phantom
+from ml_backend.volumes.volume import ReadOptions
 
 __all__ = ["Contents", "Data", "DataSpec", "load_data", "phantom_folder", "phantom_has_test_split"]
 
@@ -24,10 +25,12 @@ class DataSpec:
     """Where the slices are; what an experiment's record needs to find them again.
 
     ``path``: a folder with ``images/`` and ``masks/``, or a volume (any that `open_volume` reads)
-    whose labels are ``labels``, cut along ``axis`` (0: z).
+    whose labels are ``labels``, cut along ``axis`` (0: z). ``dataset``, ``labels_dataset``: which
+    of several in an HDF5 or Zarr file.
     ``fraction`` of each volume's slices are held out in one block for testing, around the relative
     place ``centre`` along z, ``gap`` z units on each side of it dropped; a folder whose
-    ``volumes.json`` names the splits *train* and *test* is split as it says.
+    ``volumes.json`` names the splits *train* and *test* is split as it says; one that names others
+    without these is refused.
     """
 
     path: str
@@ -36,6 +39,8 @@ class DataSpec:
     fraction: float = 0.2
     gap: float = 5.0
     centre: float = 0.5
+    dataset: str | None = None
+    labels_dataset: str | None = None
 
 
 class _Named(SliceSource, Protocol):
@@ -104,8 +109,16 @@ def load_data(spec: DataSpec) -> Data:
     Raises FolderError, VolumeError, and ValueError without a mask, also in a split that is named.
     """
     if spec.labels is not None:
-        pair = VolumePair(spec.path, spec.labels, axis=spec.axis)
+        pair = VolumePair(
+            spec.path,
+            spec.labels,
+            axis=spec.axis,
+            options=ReadOptions(spec.dataset),
+            labels_options=ReadOptions(spec.labels_dataset),
+        )
         return _split(pair, {i: pair.position(i) for i in pair.ids}, spec)
+    if Path(spec.path).is_file():
+        raise ValueError(f"{spec.path} is a volume: give its label volume as well (--labels)")
     folder = FolderSource(spec.path)
     known = folder.labelled
     if not known:
@@ -117,6 +130,12 @@ def load_data(spec: DataSpec) -> Data:
     if "train" in splits and "test" in splits:
         pool, test = (_with_masks(spec, name, splits[name], known) for name in ("train", "test"))
         return Data(folder, folder.classes, pool, test, named=True)
+    if splits.keys() - {"train"}:
+        raise ValueError(
+            f"{spec.path}: volumes.json names the splits {', '.join(sorted(splits))}, expected "
+            "both train (to choose from) and test, spelt so. Name them, or take the splits out to "
+            "test on a block of each volume"
+        )
     return _split(folder, {i: folder.position(i) for i in folder.ids if i in known}, spec)
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from al_strategies.evidence import Position, SliceId
 from al_strategies.learner import IGNORE
 from ml_backend.volumes.opening import open_volume
-from ml_backend.volumes.volume import AXES, Volume, VolumeError
+from ml_backend.volumes.volume import AXES, ReadOptions, Volume, VolumeError
 
 __all__ = ["VolumePair"]
 
@@ -24,14 +24,22 @@ class VolumePair:
 
     Labels are whole numbers: class ids from 0, 255 = unlabelled. Slices run along ``axis`` of both.
     ids are ``z0000``, ``z0001``, …. Classes are those that the labels' file names, else
-    "background", "class 1", … up to the highest value.
+    "background", "class 1", … up to the highest value. The options are those of `open_volume`.
 
     Raises VolumeError when a file cannot be read or the shapes differ.
     """
 
-    def __init__(self, image: str | Path, labels: str | Path, *, axis: int | str = 0) -> None:
-        self._image = open_volume(image).along(axis)
-        self._labels = open_volume(labels).along(axis)
+    def __init__(
+        self,
+        image: str | Path,
+        labels: str | Path,
+        *,
+        axis: int | str = 0,
+        options: ReadOptions | None = None,
+        labels_options: ReadOptions | None = None,
+    ) -> None:
+        self._image = open_volume(image, options).along(axis)
+        self._labels = open_volume(labels, labels_options).along(axis)
         self.path = self._image.path
         if self._image.shape != self._labels.shape:
             raise VolumeError(
