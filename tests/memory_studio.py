@@ -58,6 +58,17 @@ class MemoryStudio:
              "updated_at": self._now.isoformat()}
         )  # fmt: skip
 
+    def delete_annotations(self, tasks: Iterable[int]) -> None:
+        for task in tasks:
+            self._rows[task]["annotations"].clear()
+
+    def same_moment(self) -> None:
+        """All that was submitted was so at once, as by an import."""
+        for row in self._rows.values():
+            row["updated_at"] = self._now
+            for annotation in row["annotations"]:
+                annotation["updated_at"] = self._now.isoformat()
+
     # -- project and backend
 
     def project(self, project_id: int) -> Project:

@@ -6,6 +6,7 @@ Rounds run whole, with a real network, store and Redis; only Label Studio stands
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from ml_backend.rounds import jobs, publish, reconcile
+from ml_backend.rounds.attempt import may_try_again
 from ml_backend.rounds.round import UnusableLabels, run_round
 from ml_backend.rounds.schedule import GPU
 from ml_backend.rounds.service import Service
@@ -82,6 +84,11 @@ class MemoryProject:
         waiting = bool(self.service.schedule.queue(GPU).job_ids)
         self.forget_jobs()
         return waiting
+
+    def wait(self, seconds: float) -> None:
+        """As if that much time had passed since the last attempt."""
+        before = self.record
+        self.note(failed_at=before.failed_at - seconds, began_at=before.began_at - seconds)
 
     def forget_jobs(self) -> None:
         self.service.schedule.queue(GPU).empty()
@@ -169,6 +176,7 @@ def test_after_a_request_the_labels_are_read_again_too(make_project: MakeProject
     with pytest.raises(NothingLabelled):
         project.job()
     project.note(failures=5)
+    project.wait(3600)
     project.label([1])
     assert not project.starts_a_round()
 
@@ -186,12 +194,14 @@ def test_k_new_labels_are_a_reason_to_try_again_what_failed_too_often(
     project.studio.submit(0, [])
     with pytest.raises(NothingLabelled):
         project.job()
-    project.note(failures=5, failed_at=0.0)
-
+    project.note(failures=5)
     project.label(range(1, K))
+    project.wait(3600)
     assert not project.starts_a_round()
     project.label([K])
     assert project.starts_a_round()
+    project.note(failures=6, failed_at=time.time())
+    assert not project.starts_a_round(), "after a pause again"
 
 
 def test_an_attempt_that_goes_on_after_its_training_keeps_its_labels(
@@ -220,25 +230,38 @@ def raising(error: BaseException) -> Callable[..., Any]:
     return call
 
 
-def test_attempts_that_are_killed_are_counted_and_end(
+def test_attempts_that_are_killed_are_made_again_after_longer_and_longer_pauses(
     make_project: MakeProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project = make_project()
     project.label(range(K))
-    for attempt in range(1, 6):
-        assert project.starts_a_round()
-        with monkeypatch.context() as patch:
-            # As near to SIGKILL as a test in one process comes: no line of ours runs after it.
-            patch.setattr(HRNetLearner, "fit", raising(KeyboardInterrupt()))
+    with monkeypatch.context() as patch:
+        # As near to SIGKILL as a test in one process comes: no line of ours runs after it.
+        patch.setattr(HRNetLearner, "fit", raising(KeyboardInterrupt()))
+        for attempt in range(1, 8):
             with pytest.raises(KeyboardInterrupt):
                 project.job()
-        assert (project.record.unended, project.record.failures) == (attempt, 0)
-    assert not project.starts_a_round()
+            assert (project.record.unended, project.record.failures) == (attempt, 0)
+            assert not project.starts_a_round()
+            project.wait(30 * 2**attempt)
+            assert project.starts_a_round()
 
-    reconcile.request_start(project.service, KEY)
-    assert project.starts_a_round()
     project.job()
     assert project.record.unended == 0
+
+
+@pytest.mark.parametrize(("attempts", "minutes"), [(1, 1), (2, 2), (5, 16), (9, 60), (5000, 60)])
+def test_the_pause_after_an_attempt_grows_to_an_hour(attempts: int, minutes: int) -> None:
+    for counted in ({"failures": attempts}, {"unended": attempts}):
+        last = time.time() - 60 * minutes
+        for seconds, over in ((-5, True), (5, False)):
+            moment = {"failed_at": last + seconds, "began_at": last + seconds}
+            assert may_try_again(ProjectRecord(project=7, key=KEY, **counted, **moment)) is over
+
+
+def test_without_an_attempt_there_is_no_pause() -> None:
+    record = ProjectRecord(project=7, key=KEY, failed_at=time.time(), began_at=time.time())
+    assert may_try_again(record)
 
 
 # -- annotations that cannot be used
@@ -291,10 +314,47 @@ def test_annotations_none_of_which_can_be_used_are_a_failure(make_project: MakeP
         project.job()
 
     assert project.record.failures == 1
-    assert not project.starts_a_round(), "not at once: half a minute later"
+    assert not project.starts_a_round()
+    project.wait(60)
+    assert project.starts_a_round()
     project.label([K])
     project.job()
     assert [label.task for label in project.dataset().labels] == [K]
+
+
+def test_unusable_annotations_that_were_deleted_leave_nothing_to_do(
+    make_project: MakeProject,
+) -> None:
+    project = make_project()
+    for task in range(K):
+        project.studio.submit(task, STRANGE[0][0])
+    with pytest.raises(UnusableLabels):
+        project.job()
+    project.studio.delete_annotations(range(K))
+
+    project.job()
+
+    assert project.record.last_error is None
+    assert not project.folder.round(1).has("dataset.json")
+    assert not project.starts_a_round()
+
+
+def test_unusable_annotations_are_not_new_labels_again_and_again(
+    make_project: MakeProject,
+) -> None:
+    """All of one moment, as an import makes them: a look back always finds them."""
+    project = make_project(annotated=())
+    for task in range(SLICES):
+        project.label([task]) if task >= K else project.studio.submit(task, STRANGE[0][0])
+    project.studio.same_moment()
+    assert project.starts_a_round()
+
+    project.job()
+
+    assert project.published.round == 1
+    assert not project.starts_a_round()
+    project.label(range(K))
+    assert project.starts_a_round()
 
 
 def test_a_start_without_an_annotation_is_no_failure(make_project: MakeProject) -> None:
@@ -423,15 +483,17 @@ def test_a_slice_that_cannot_be_read_any_more_is_published_without_a_mask(
     assert stored[gone] == []
 
 
-def test_a_worker_that_can_read_nothing_publishes_nothing(make_project: MakeProject) -> None:
+def test_a_rest_that_cannot_be_read_does_not_hold_a_round_up(make_project: MakeProject) -> None:
     project = make_project()
-    project.label(range(K))
-    project.studio.unreadable = set(range(K, SLICES))
+    project.label(range(SLICES - 2))
+    project.studio.unreadable = {SLICES - 2, SLICES - 1}
 
-    with pytest.raises(RuntimeError, match="none of the 13 slices to choose from can be read"):
-        project.run()
+    project.run()
 
-    assert project.published.round == 0
+    assert project.published.round == 1
+    assert project.selection().chosen == []
+    publish.top_up(project.service, KEY)
+    assert set(project.stored()) == project.studio.unreadable
 
 
 def test_another_strategy_scores_again(

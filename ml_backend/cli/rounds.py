@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated
 
 import typer
@@ -10,7 +11,7 @@ from rich.table import Table
 from ml_backend.cli import app, console
 from ml_backend.cli.progress import round_progress
 from ml_backend.cli.tables import whole
-from ml_backend.rounds.round import run_round
+from ml_backend.rounds.attempt import attempt
 from ml_backend.rounds.service import Service, project_id
 from ml_backend.rounds.store import MetricsRecord, ProjectStore, Published, RoundRecord
 from ml_backend.settings import configure_logging
@@ -75,10 +76,13 @@ def list_rounds(
         if record is not None and record.last_error:
             times = f" ({record.failures}×)" if record.failures else ""
             console.print(f"The last attempt failed{times}: {record.last_error}")
-        if record is not None and record.unended > 1:
+        if record is not None and record.unended:
+            began = datetime.fromtimestamp(record.began_at).isoformat(" ", "minutes")
             console.print(
-                f"{record.unended - 1} attempts did not end: was the worker killed, as for want of "
-                "memory?"
+                f"A round is running since {began}."
+                if record.unended == 1
+                else f"{record.unended} attempts at a round have begun and not ended, the last at "
+                f"{began}: was a worker killed, as for want of memory?"
             )
 
 
@@ -98,7 +102,7 @@ def run(
         console.print(f"Project {project}: asked for a round. Watch it: nextslice rounds list")
         return
     with round_progress(console) as progress:
-        record = run_round(service, key, "nextslice rounds run", progress=progress)
+        record = attempt(service, key, "nextslice rounds run", progress)
     if record is None:
         console.print(f"Project {project}: nothing to train on: nobody has annotated a slice yet.")
         raise typer.Exit(1)

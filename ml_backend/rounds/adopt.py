@@ -59,18 +59,14 @@ def adopt(service: Service, key: str, backend_url: str | None = None) -> Project
     number = project_id(key)
     project = service.studio.project(number)
     parse_label_config(project.label_config)
-    folder = service.folder(key)
-    record = service.record(key)
-    backend = _backend(service, number, backend_url or record.backend_url)
-    if backend is not None:
-        record = record.model_copy(update={"backend_url": backend.url.rstrip("/")})
+    backend = _backend(service, number, backend_url or service.record(key).backend_url)
     task_order.prepare(service.studio, project)
-    folder.record = record
+    known = {} if backend is None else {"backend_url": backend.url.rstrip("/")}
+    service.update_record(key, lambda _: known)
     protect_webhook(service, key)
-    if folder.published is None:
+    if service.folder(key).published is None:
         run_round(service, key, "cold start")
-    record = record.model_copy(update={"adopted_at": record.adopted_at or now()})
-    folder.record = record
+    record = service.update_record(key, lambda r: {"adopted_at": r.adopted_at or now()})
     logger.info("project %s (%s) is adopted", key, project.title)
     return record
 

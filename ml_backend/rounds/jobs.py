@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any
 
 from rq import get_current_job
 
@@ -16,9 +15,9 @@ from al_strategies.learner import Progress
 from ml_backend.rounds import adopt as adoption
 from ml_backend.rounds import publish
 from ml_backend.rounds import reconcile as reconciliation
-from ml_backend.rounds.round import run_round
+from ml_backend.rounds.attempt import attempt
 from ml_backend.rounds.service import Service
-from ml_backend.rounds.store import ClaimLost, ClaimTaken, ProjectRecord
+from ml_backend.rounds.store import ClaimLost, ClaimTaken
 from ml_backend.settings import configure_logging
 
 __all__ = ["adopt", "count", "reconcile", "round", "start", "tidy"]
@@ -81,41 +80,14 @@ def reconcile() -> None:
     reconciliation.reconcile(_service())
 
 
-def _note(
-    service: Service, key: str, *, unended: int, failures: int = 0, **fields: Any
-) -> ProjectRecord:
-    """Count an attempt in `project.json`, as it is now, and set ``fields``."""
-    record = service.record(key)
-    counts = {
-        "unended": max(record.unended + unended, 0),
-        "failures": record.failures + failures,
-    }
-    service.folder(key).record = record = record.model_copy(update={**counts, **fields})
-    return record
-
-
 def round(key: str, reason: str) -> None:
     """Run the project's next round, to the end or from where the last worker left it."""
     service = _service()
-    # Noted first: a process that is killed, as for want of memory, can note nothing afterwards.
-    record = _note(service, key, unended=1)
-    if record.unended > 1:
-        logger.warning("project %s: %d attempts at the round did not end: was a worker killed?",
-                       key, record.unended - 1)  # fmt: skip
     try:
-        run_round(service, key, reason, progress=_job_progress())
+        attempt(service, key, reason, _job_progress())
     except (ClaimTaken, ClaimLost) as error:
         logger.info("project %s: %s", key, error)
-        _note(service, key, unended=-1)
         return
-    except Exception as error:
-        _note(service, key, unended=-1, failures=1, failed_at=time.time(),
-              last_error=f"{type(error).__name__}: {error}")  # fmt: skip
-        raise
-    record = service.record(key)
-    service.folder(key).record = record.model_copy(
-        update={"failures": 0, "unended": 0, "last_error": None}
-    )
     service.schedule.tidy(key)
     # The last act of a round: what was submitted meanwhile may already be enough for the next.
     service.schedule.count(key)

@@ -6,19 +6,18 @@ A webhook is a hint and may be lost, so the same look is taken at every project 
 from __future__ import annotations
 
 import logging
-import time
 
 from rq.timeouts import JobTimeoutException
 
 from ml_backend.rounds import publish
 from ml_backend.rounds.adopt import protect_webhook
+from ml_backend.rounds.attempt import may_try_again
 from ml_backend.rounds.publish import now
 from ml_backend.rounds.round import run_round
 from ml_backend.rounds.service import Service, project_id
 from ml_backend.rounds.store import (
     ClaimTaken,
     DatasetRecord,
-    ProjectRecord,
     Published,
     RoundFolder,
     StoreError,
@@ -32,7 +31,6 @@ __all__ = ["count", "reconcile", "request_start"]
 logger = logging.getLogger(__name__)
 
 _MAX_FAILURES = 5
-_BACKOFF_S = 30.0
 
 
 def request_start(service: Service, key: str) -> None:
@@ -41,11 +39,7 @@ def request_start(service: Service, key: str) -> None:
     Attempts that failed count no more, though the error stays until a round succeeds: the next
     attempt begins with a new look at the labels.
     """
-    folder = service.folder(key)
-    record = service.record(key)
-    folder.record = record.model_copy(
-        update={"start_requested_at": now(), "failures": 0, "unended": 0}
-    )
+    service.update_record(key, lambda _: {"start_requested_at": now(), "failures": 0, "unended": 0})
 
 
 def count(service: Service, key: str, project: Project | None = None) -> None:
@@ -91,10 +85,10 @@ def _reason(service: Service, key: str, published: Published) -> str | None:
     """Why a round should start now, or None."""
     folder = service.folder(key)
     record = service.record(key)
-    if record.failures + record.unended >= _MAX_FAILURES:
-        return _new_reason(service, key, folder.round(published.round + 1), record)
-    if time.time() - record.failed_at < _BACKOFF_S * 2**record.failures and record.failures:
+    if not may_try_again(record):
         return None
+    if record.failures >= _MAX_FAILURES:
+        return _new_reason(service, key, folder.round(published.round + 1))
     if folder.round(published.round + 1).has("dataset.json"):
         return "go on with the round that a worker left"
     dataset = folder.round(published.round).need("dataset.json", DatasetRecord)
@@ -102,7 +96,7 @@ def _reason(service: Service, key: str, published: Published) -> str | None:
         if service.studio.count_tasks(project_id(key), [annotated()]):
             return "start training"
         logger.warning("project %s: asked to train, but nobody has annotated a slice yet", key)
-        folder.record = record.model_copy(update={"start_requested_at": None})
+        service.update_record(key, lambda _: {"start_requested_at": None})
         return None
     fresh = new_labels(service, key, dataset)
     if not published.round:
@@ -111,10 +105,10 @@ def _reason(service: Service, key: str, published: Published) -> str | None:
     return f"{fresh} new annotations" if fresh >= service.settings.k else None
 
 
-def _new_reason(service: Service, key: str, left: RoundFolder, record: ProjectRecord) -> str | None:
+def _new_reason(service: Service, key: str, left: RoundFolder) -> str | None:
     """Why to try again what has failed too often: K labels that no attempt has seen."""
     dataset = left.load("dataset.json", DatasetRecord)
-    if dataset is None or record.last_error is None or left.has("metrics.json"):
+    if dataset is None or left.has("metrics.json"):
         return None  # other labels would change nothing
     fresh = new_labels(service, key, dataset)
     return f"{fresh} new annotations" if fresh >= service.settings.k else None

@@ -163,9 +163,11 @@ class _Round:
         self.claim.check()
         record = self.project.record
         if record is not None and record.start_requested_at is not None:
-            self.project.record = record.model_copy(update={"start_requested_at": None})
+            self.service.update_record(self.key, lambda _: {"start_requested_at": None})
         if _annotated(dataset) or (dataset.tasks and not self.folder.number):
             self.folder.save("dataset.json", dataset)
+        else:
+            self.folder.remove("dataset.json")  # of an attempt whose annotations are gone
         return dataset
 
     def _outdated(self, done: DatasetRecord, config: LabelConfig) -> str | None:
@@ -285,12 +287,6 @@ class _Round:
         source = ProjectSource(dataset, self.project, self.images)
         ids = [task.id for task in dataset.tasks]
         evidence = self._gather(weights, source, ids)
-        pool = {task.id for task in dataset.tasks if task.state != "labelled"}
-        if pool and not pool.intersection(evidence.ids):
-            raise RuntimeError(
-                f"none of the {len(pool)} slices to choose from can be read on this worker; the "
-                "log names why"
-            )
         arrays: dict[str, Any] = {"ids": np.asarray(evidence.ids, dtype=np.int64)}
         arrays |= {f"score.{name}": values for name, values in evidence.scores.items()}
         arrays |= {f"feature.{name}": values for name, values in evidence.features.items()}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from ml_backend.rounds.schedule import Schedule
 from ml_backend.rounds.slices import ProjectSlices
@@ -107,6 +109,19 @@ class Service:
     def record(self, key: str) -> ProjectRecord:
         """`project.json`, or a fresh one for a project that has none yet."""
         return self.folder(key).record or ProjectRecord(project=project_id(key), key=key)
+
+    def update_record(
+        self, key: str, change: Callable[[ProjectRecord], dict[str, Any]]
+    ) -> ProjectRecord:
+        """Set the fields that ``change`` gives for the record as it is now; the record afterwards.
+
+        Alone: workers, control jobs and commands all write the one file.
+        """
+        with self.schedule.alone("record", key, 30.0, wait=True):
+            record = self.record(key)
+            record = record.model_copy(update=change(record))
+            self.folder(key).record = record
+        return record
 
     def project_keys(self) -> list[str]:
         """Keys of the projects that were adopted."""

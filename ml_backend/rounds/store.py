@@ -213,6 +213,7 @@ class ProjectRecord(_Record):
     """Attempts at the next round that raised an error, since the last success or request."""
     unended: int = 0
     """Those that began and did not end: one that is running, or whose process was killed."""
+    began_at: float = 0.0
     failed_at: float = 0.0
     last_error: str | None = None
 

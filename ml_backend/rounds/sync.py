@@ -20,11 +20,10 @@ from ml_backend.rounds.store import DatasetRecord, LabelRecord, RoundFolder, Tas
 from ml_backend.studio.annotations import (
     Annotation,
     AnnotationError,
-    Task,
     choose_annotation,
     label_hash,
     label_map,
-    parse_task,
+    parse_annotation,
 )
 from ml_backend.studio.client import (
     Project,
@@ -133,12 +132,9 @@ class _Sync:
         return newest
 
     def label(
-        self, task: Task, record: TaskRecord, previous: LabelRecord | None
-    ) -> LabelRecord | None:
+        self, chosen: Annotation, record: TaskRecord, previous: LabelRecord | None
+    ) -> LabelRecord:
         """The task's label, rendered anew only when the annotation changed."""
-        chosen = choose_annotation(task.annotations)
-        if chosen is None:
-            return None
         digest = self._digest(chosen)
         stamps: dict[str, Any] = {"annotation": chosen.id, "updated_at": _stamp(chosen)}
         if previous is not None and previous.hash == digest:
@@ -149,11 +145,11 @@ class _Sync:
         except (LookupError, OSError) as error:
             raise StudioError(f"its slice {record.image} cannot be read: {error}") from error
         mask, warnings = label_map(chosen.result, self.config, height, width, self.policy)
-        self.warnings += [f"task {task.id}, annotation {chosen.id}: {w}" for w in warnings]
-        name = f"masks/{task.id}-{digest[:12]}.png"
+        self.warnings += [f"task {record.id}, annotation {chosen.id}: {w}" for w in warnings]
+        name = f"masks/{record.id}-{digest[:12]}.png"
         self.folder.write(name, encode_png(mask))
         return LabelRecord(
-            task=task.id,
+            task=record.id,
             completed_by=chosen.completed_by,
             hash=digest,
             mask=f"{self.folder.name}/{name}",
@@ -234,7 +230,8 @@ def _apply(
     if record is None:
         return 0
     try:
-        label = step.label(_submitted(row), record, labels.get(number))
+        chosen = _chosen(row)
+        label = step.label(chosen, record, labels.get(number)) if chosen else None
     except (ValueError, StudioError) as error:
         step.warnings.append(f"task {number}: its annotation cannot be used: {error}")
         label = None
@@ -247,12 +244,30 @@ def _apply(
     return 1
 
 
-def _submitted(row: dict[str, Any]) -> Task:
-    """The task with what people submitted alone: of drafts and predictions nothing is asked.
+def _chosen(row: dict[str, Any]) -> Annotation | None:
+    """The annotation of the task ``row`` that counts; of drafts and predictions nothing is asked.
 
-    Raises AnnotationError.
+    Raises AnnotationError for one that cannot be read, unless a later one took its place.
     """
-    return parse_task({**row, "drafts": (), "predictions": ()})
+    readable: list[Annotation] = []
+    broken: list[tuple[dict[str, Any], AnnotationError]] = []
+    for found in row.get("annotations") or ():
+        try:
+            readable.append(parse_annotation(found))
+        except AnnotationError as error:
+            broken.append((found, error))
+    chosen = choose_annotation(readable)
+    for found, why in broken:
+        if not found.get("was_cancelled") and not (chosen and _before(found, chosen)):
+            raise why
+    return chosen
+
+
+def _before(found: dict[str, Any], chosen: Annotation) -> bool:
+    try:
+        return _moment(found["updated_at"]) < _moment(_stamp(chosen))
+    except (KeyError, TypeError, ValueError):  # it may as well be the last
+        return False
 
 
 def new_labels(service: Service, key: str, dataset: DatasetRecord) -> int:
@@ -263,22 +278,24 @@ def new_labels(service: Service, key: str, dataset: DatasetRecord) -> int:
     number = project_id(key)
     since = changed_since(_moment(dataset.synced_at) - _OVERLAP)
     known = {label.task: label for label in dataset.labels}
+    unusable = {t.id for t in dataset.tasks if t.state == "labelled"} - known.keys()
     touched = [row.id for row in service.studio.tasks(number, [since, annotated()])]
-    fresh = [task for task in touched if task not in known]
     # Storing and deleting predictions touches tasks too: only another annotation is a change.
-    again = [task for task in touched if task in known]
+    again = [task for task in touched if task in known or task in unusable]
     changed = 0
     if again:
         for row in service.studio.full_tasks_by_id(number, again):
             try:
-                task = _submitted(row)
+                chosen = _chosen(row)
             except AnnotationError as error:  # the next sync names it in the round's warnings
                 logger.warning("project %s: not counted: %s", key, error)
                 continue
-            chosen = choose_annotation(task.annotations)
-            old = known[task.id]
+            old = known.get(row["id"])
             if chosen is not None and (
-                chosen.id != old.annotation or _moment(_stamp(chosen)) > _moment(old.updated_at)
+                _moment(_stamp(chosen)) > _moment(dataset.synced_at)
+                if old is None
+                else chosen.id != old.annotation
+                or _moment(_stamp(chosen)) > _moment(old.updated_at)
             ):
                 changed += 1
-    return len(fresh) + changed
+    return len(touched) - len(again) + changed
