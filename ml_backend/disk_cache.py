@@ -15,14 +15,15 @@ logger = logging.getLogger(__name__)
 
 
 class DiskCache:
-    """Bytes by name under ``root``; beyond ``limit_gib`` the least recently used go first.
+    """Bytes by name under ``root/files``; beyond ``limit_gib`` the least recently used go first.
 
-    Several of them, in several processes, may share a root: each looks at all files in it, anew
-    after every twentieth of the limit that it wrote. Safe to use from many threads.
+    What else lies under ``root`` is left alone. Several of them, in several processes, may share a
+    root: each looks at all files in it, anew after every twentieth of the limit that it wrote. Safe
+    to use from many threads.
     """
 
     def __init__(self, root: Path, limit_gib: float) -> None:
-        self._root = root
+        self._root = root / "files"
         self._limit = int(limit_gib * 2**30)
         self._lock = threading.Lock()
         self._written = 0
@@ -72,8 +73,9 @@ class DiskCache:
         for _, length, file in sorted(files, key=lambda item: item[0]):
             if size <= 0.9 * self._limit:
                 break
-            file.unlink(missing_ok=True)
-            size -= length
+            with suppress(OSError):  # deleted since, or another user's
+                file.unlink()
+                size -= length
         return size
 
     def _files(self) -> list[tuple[float, int, Path]]:
@@ -81,7 +83,7 @@ class DiskCache:
         found = []
         for folder, _, names in os.walk(self._root):
             for file in (Path(folder, name) for name in names):
-                with suppress(FileNotFoundError):
+                with suppress(OSError):
                     state = file.stat()
                     found.append((state.st_mtime, state.st_size, file))
         return found

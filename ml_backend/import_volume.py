@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,7 @@ from ml_backend.rounds.adopt import connect
 from ml_backend.rounds.service import Service, slice_keys
 from ml_backend.studio.annotations import regions
 from ml_backend.studio.client import Project, StudioError
-from ml_backend.studio.images import encode_png
+from ml_backend.studio.images import decode_image, encode_png
 from ml_backend.studio.label_config import (
     LabelConfig,
     bitmask_config,
@@ -37,7 +38,7 @@ from ml_backend.studio.projects import (
     projects_called,
     upload_images,
 )
-from ml_backend.volumes.address import SliceAddress
+from ml_backend.volumes.address import SliceAddress, is_slice_address
 from ml_backend.volumes.opening import ReadOptions, open_volume
 from ml_backend.volumes.volume import AXES, Volume, VolumeError
 from ml_backend.volumes.window import Window, fit_window, render
@@ -133,6 +134,7 @@ class _Import:
         self.request, self.volume, self.labels = request, volume, labels
         self.progress: Progress = progress or (lambda step, done, total: None)
         self.axis = AXES[volume.axis]
+        self._there: dict[int, str] = {}
         # What the browser loads from us must lie under a root; an upload comes from anywhere.
         self.name = (
             request.path.name if request.upload else service.volumes.roots.name(request.path)
@@ -153,7 +155,7 @@ class _Import:
         if project is None:
             project = create_project(self.studio, self._title, self._label_config())
         try:
-            missing = self._missing(project, indices)
+            missing = self._missing(project, indices, window)
             annotated = self._create(project, config, missing, window)
         except VolumeError:
             if created:
@@ -223,19 +225,66 @@ class _Import:
                     f"{', '.join(config.classes)}, asked for are {', '.join(wanted.classes)}: "
                     "give its labels, or another --title for a new project"
                 )
+        self._check_tasks(found[0], config)
         return found[0], config
+
+    def _check_tasks(self, project: Project, config: LabelConfig) -> None:
+        """Note which slices the project has. StudioError when ours do not belong to them."""
+        which = f"project {project.id} ({project.title!r})"
+        elsewhere = "give another --title for a new project"
+        volumes: set[str] = set()
+        for row in self.studio.tasks(project.id):
+            image, volume = row.data.get(config.value_field), row.data.get("volume")
+            volumes.add(str(volume or "none"))
+            served = isinstance(image, str) and is_slice_address(image)
+            if served == self.request.upload:
+                found, ours = "slices of volumes", "8-bit pictures (--upload)"
+                if not served:
+                    found, ours = "uploaded pictures", "slices of a volume"
+                raise StudioError(
+                    f"{which} shows {found}, this import {ours}: those are two grey scales, which "
+                    f"no network can learn together. Import it as the others were, or {elsewhere}"
+                )
+            if volume != self.name or (row.data.get("axis") or "z") != self.axis:
+                continue
+            if served and self._dataset(str(image)) != self.request.options.dataset:
+                raise StudioError(
+                    f"{which} holds another dataset of {self.name} "
+                    f"({self._dataset(str(image)) or 'the only one'}): {elsewhere}"
+                )
+            if isinstance(z := row.data.get("z"), int | float):
+                self._there[int(z)] = str(image)
+        implicit = self.request.project is None and self.request.title is None
+        if implicit and volumes and self.name not in volumes:
+            raise StudioError(
+                f"{which} is called so already and holds other volumes "
+                f"({', '.join(sorted(volumes))}): to add this one, give --project {project.id}; "
+                f"else {elsewhere}"
+            )
+
+    @staticmethod
+    def _dataset(image: str) -> str | None:
+        """Of a slice address: the dataset that it is read from."""
+        return dict(parse_qsl(urlsplit(image).query)).get("dataset")
 
     # -- tasks
 
-    def _missing(self, project: Project, indices: range) -> list[int]:
-        there = {
-            int(row.data["z"])
-            for row in self.studio.tasks(project.id)
-            if row.data.get("volume") == self.name
-            and (row.data.get("axis") or "z") == self.axis
-            and isinstance(row.data.get("z"), int | float)
-        }
-        return [i for i in indices if i not in there]
+    def _missing(self, project: Project, indices: range, window: Window) -> list[int]:
+        missing = [i for i in indices if i not in self._there]
+        if self.request.upload and len(missing) < len(indices):
+            self._check_picture(project, next(i for i in indices if i in self._there), window)
+        return missing
+
+    def _check_picture(self, project: Project, index: int, window: Window) -> None:
+        """Raise StudioError when the picture of a slice that is there is not that of our volume:
+        files of one name, as every sample's recon.tif, are different volumes."""
+        stored = decode_image(self.studio.download(self._there[index], 0), f"slice {index}")
+        if not np.array_equal(stored, render(self.volume[index], window)):
+            raise StudioError(
+                f"project {project.id} ({project.title!r}) has slices of a volume called "
+                f"{self.name!r} already, and its slice {index} looks different: another file, or "
+                "another --window. Give another --title for a new project"
+            )
 
     def _create(
         self, project: Project, config: LabelConfig, missing: Sequence[int], window: Window
@@ -307,12 +356,19 @@ def _batches(
 def _check_labels(
     labels: Volume, volume: Volume, indices: range, config: LabelConfig, progress: Progress
 ) -> None:
-    """Raise VolumeError unless every label of ``indices`` is a class, or 255 where that can be
-    said in the project."""
+    """Raise VolumeError unless every label of ``indices`` is a class, called so in the file too if
+    it names them, or 255 where that can be said in the project."""
     if labels.shape != volume.shape:
         raise VolumeError(
             f"{labels.path} has the shape {labels.shape}, {volume.path} {volume.shape}: expected "
             "one label for every voxel"
+        )
+    named = [name.casefold() for name in (labels.classes or ())[1:]]
+    if named != [name.casefold() for name in config.classes[1 : len(named) + 1]]:
+        raise VolumeError(
+            f"{labels.path} names its classes {', '.join(labels.classes or ())}, the project has "
+            f"{', '.join(config.classes)}: expected the same in the same order, or bone would be "
+            "taken for something else. Give --labels in the file's order, or write its values anew"
         )
     for done, index in enumerate(indices, start=1):
         mask = _mask(labels, index, config)

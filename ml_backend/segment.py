@@ -52,6 +52,8 @@ Extra = Literal["probability", "uncertainty"]
 part of its maximum ln C. Both are [0, 1] as uint8 0 … 255."""
 
 _FLUSH_EVERY_S = 2.0
+_SCALES_APART = 8.0
+"""How many times wider than the other one of two windows is for their scales to be different."""
 """What a kill costs at most, besides one batch. A flush waits for the disk."""
 _WRITE = "write"
 _SCALED = {
@@ -145,7 +147,8 @@ def segment_volume(
     same arguments (device and ``overwrite`` may change), and ends with the same bytes.
 
     Raises VolumeError: an output that exists (unless ``overwrite``), a working folder of another
-    job, too little room on the disk, a slice that cannot be read.
+    job, too little room on the disk, a slice that cannot be read, grey values on another scale than
+    the model's.
     """
     started = time.monotonic()
     if isinstance(model, HRNetLearner):
@@ -238,18 +241,22 @@ class _Job:
         return self.out.with_name(f"{_parts(self.out)[0]}-segmentation.json")
 
     @cached_property
+    def middle(self) -> npt.NDArray[Any]:
+        """The slice in the middle, to know the volume by."""
+        return np.ascontiguousarray(self.volume.along("z")[self.volume.shape[0] // 2])
+
+    @cached_property
     def description(self) -> dict[str, Any]:
         """What makes a job this one. Raises VolumeError when its volume cannot be read."""
         size, modified = _size_and_time(self.volume.path)
-        # Two data sets of one file may differ in nothing else.
-        middle = self.volume.along("z")[self.volume.shape[0] // 2]
         return {
             "volume": str(self.volume.path.resolve()),
             "size": size,
             "modified": modified,
             "shape": list(self.volume.shape),
             "dtype": str(self.volume.dtype),
-            "middle slice": hashlib.sha256(np.ascontiguousarray(middle).tobytes()).hexdigest(),
+            # Two data sets of one file may differ in nothing else.
+            "middle slice": hashlib.sha256(self.middle.tobytes()).hexdigest(),
             "model": hashlib.sha256(checkpoints.to_bytes(self.model)).hexdigest(),
             "output": str(self.out.resolve()),
             "axes": [stage.name for stage in self.stages] + [AXES[self.stages[-1].axis]],
@@ -280,6 +287,7 @@ class _Segmentation:
         """Do what is not done yet; how many voxels each class has got."""
         place = self._folder.place()
         self._check_outputs(place)
+        self._check_grey_values()
         self._check_format()
         self._check_room()
         with self._folder.held():
@@ -304,6 +312,22 @@ class _Segmentation:
                 )
         for output in job.outputs:
             check_target(output.path, overwrite=True)
+
+    def _check_grey_values(self) -> None:
+        """Raise VolumeError when what the model takes for black and white says nothing of the
+        volume: 8-bit pictures and native values are scales apart, every slice would look flat."""
+        job, model = self._job, self._job.model.preprocessing
+        finite = job.middle[np.isfinite(job.middle)]
+        low, high = np.percentile(finite, (0.5, 99.5)) if finite.size else (0.0, 0.0)
+        ratio = (high - low) / (model.window_high - model.window_low)
+        apart = high < model.window_low or low > model.window_high
+        if high > low and (apart or not 1 / _SCALES_APART < ratio < _SCALES_APART):
+            raise VolumeError(
+                f"{job.volume.path} has grey values from about {low:g} to {high:g}, the model "
+                f"learned slices with {model.window_low:g} to {model.window_high:g}: that is "
+                "another scale, as of 8-bit pictures (uploaded ones, import --upload) and native "
+                "values. Convert the volume to what those slices are, or train on the volume itself"
+            )
 
     def _check_format(self) -> None:
         """One voxel is written as the whole volume will be: now, not after hours, it may fail."""

@@ -156,7 +156,10 @@ class Settings(BaseSettings):
         None, ge=1, description="Optimiser steps of one training; empty: by device and data."
     )
     crop: int | None = Field(
-        None, ge=32, description="Side of a training crop, pixels; empty: by device and data."
+        None,
+        ge=32,
+        multiple_of=32,
+        description="Side of a training crop, pixels, a multiple of 32; empty: by device and data.",
     )
     warm_start: bool = Field(
         False,
@@ -170,7 +173,12 @@ class Settings(BaseSettings):
         description="Slices on each side that the network sees as well (2.5-D), in tasks that "
         "`import` made.",
     )
-    max_tile: int = Field(2048, ge=64, description="Longest side computed without tiling, pixels.")
+    max_tile: int = Field(
+        2048,
+        ge=64,
+        multiple_of=32,
+        description="Longest side computed without tiling, pixels, a multiple of 32.",
+    )
 
     # -- timing
     round_timeout_s: Seconds = Field(86_400, description="Longest a round may take, seconds.")

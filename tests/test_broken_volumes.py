@@ -11,6 +11,7 @@ import resource
 import struct
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -146,6 +147,20 @@ class TestLies:
         (tmp_path / "a.nii.gz").write_bytes(gzip.compress(content[:-7]))
         with pytest.raises(VolumeError, match=rf"unpacks to {len(content) - 7} bytes, expected"):
             open_volume(tmp_path / "a.nii.gz")[0]
+
+    def test_packed_nifti_leaves_nothing_when_it_is_broken(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write(tmp_path / "a.nii.gz", GREY)
+        packed = (tmp_path / "a.nii.gz").read_bytes()
+        (tmp_path / "a.nii.gz").write_bytes(packed[: len(packed) // 2])
+        (tmp_path / "unpacked").mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "unpacked"))
+        volume = open_volume(tmp_path / "a.nii.gz")
+        for _ in range(3):
+            with pytest.raises(VolumeError):
+                volume[0]
+        assert list((tmp_path / "unpacked").iterdir()) == []
 
     @pytest.mark.parametrize(
         ("options", "message"),

@@ -18,7 +18,8 @@ def total(folder: Path) -> int:
     return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
 
 
-def age(folder: Path, name: str, seconds: float) -> None:
+def age(root: Path, name: str, seconds: float) -> None:
+    folder = root / "files"
     then = (folder / name).stat().st_mtime - seconds
     os.utime(folder / name, (then, then))
 
@@ -53,6 +54,34 @@ def test_caches_that_share_a_folder_share_its_limit(tmp_path: Path) -> None:
     for number in range(300):
         caches[number % 3].keep(f"{number % 3}/{number}", bytes(1024))
     assert 80 * 1024 <= total(tmp_path) <= 120 * 1024
+
+
+def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
+    """As pretrained weights, or a folder that somebody works in."""
+    foreign = tmp_path / "mine" / "scan.raw"
+    foreign.parent.mkdir()
+    foreign.write_bytes(bytes(4096))
+    os.utime(foreign, (0, 0))
+    cache = DiskCache(tmp_path, 2 * KIB)
+    for number in range(9):
+        cache.keep(f"{number}", bytes(1024))
+    assert foreign.exists()
+    assert cache.read("0") is None
+    assert cache.read("8") is not None
+
+
+def test_a_file_that_cannot_be_deleted_stops_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = DiskCache(tmp_path, 2 * KIB)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    for number in range(9):
+        cache.keep(f"{number}", bytes(1024))
+    assert cache.read("8") is not None
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise PermissionError("another user's")
 
 
 def test_it_may_be_deleted_at_any_time(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from ml_backend.studio.client import StudioError
+from ml_backend.studio.client import Studio, StudioError
 from ml_backend.studio.images import ImageCache, decode_image
 
 
@@ -57,6 +57,28 @@ def test_a_palette_becomes_colour_and_bits_become_grey() -> None:
 def test_what_is_no_image_is_named(data: bytes) -> None:
     with pytest.raises(StudioError, match=r"task 5: found \d+ bytes .* expected PNG, JPEG or TIFF"):
         decode_image(data, "task 5")
+
+
+def test_a_png_with_a_damaged_chunk_is_named() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300)).astype(np.uint8)
+    data = bytearray(encoded(Image.fromarray(noise)))
+    second = data.index(b"IDAT", data.index(b"IDAT") + 4)  # Pillow: 64 KiB a chunk
+    data[second : second + 4] = b"\0\0\0\0"
+    with pytest.raises(StudioError, match="task 5: found"):
+        decode_image(bytes(data), "task 5")
+
+
+@pytest.mark.parametrize(
+    ("server", "url", "address"),
+    [
+        ("http://ls", "/data/upload/1/a.png", "http://ls/data/upload/1/a.png"),
+        ("http://ls/studio", "/data/upload/1/a.png", "http://ls/studio/data/upload/1/a.png"),
+        ("http://ls/studio", "/studio/data/upload/1/a.png", "http://ls/studio/data/upload/1/a.png"),
+        ("http://ls/studio", "https://other/a.png", "https://other/a.png"),
+    ],
+)
+def test_the_address_of_an_upload(server: str, url: str, address: str) -> None:
+    assert Studio(server, "token").absolute(url, 1) == address
 
 
 class CountingStudio:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ml_backend.api.serving import Serving
 from ml_backend.rounds import jobs, publish, reconcile
 from ml_backend.rounds.attempt import may_try_again
 from ml_backend.rounds.round import UnusableLabels, run_round
@@ -624,6 +625,35 @@ def test_one_project_that_fails_does_not_stop_the_others(
 
     assert looked == [here.key, other.key]
     assert caplog.text.count("reconcile failed") == 2
+
+
+def test_colours_are_no_neighbours(make_settings: Callable[..., Settings], redis_url: str) -> None:
+    service = Service(make_settings(REDIS_URL=redis_url))
+    rgb = np.random.default_rng(0).integers(0, 256, (6, 8, 3)).astype(np.uint8)
+    service.__dict__["studio"] = MemoryStudio(IMPLICIT, 1, lambda _: rgb)
+    images = service.images(KEY)
+
+    assert images.around(0, "/a.png", 0).shape == (6, 8, 3)
+    np.testing.assert_allclose(
+        images.around(0, "/a.png", 1), rgb @ np.array([0.299, 0.587, 0.114]), atol=1e-3
+    )
+
+
+def test_predictions_end_before_label_studio_stops_waiting(
+    make_project: MakeProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = make_project()
+    project.label(range(K))
+    project.run()
+    serving = Serving(project.service)
+    tasks = [{"id": i, "data": {"image": f"/{i}.png"}} for i in (5, 99, 7, 8)]
+    clock = iter([0.0, 1.0, 2.0, 3.0, 81.0, 82.0])
+    monkeypatch.setattr("ml_backend.api.serving._seconds", lambda: next(clock))
+
+    answers = serving.predict(KEY, tasks, IMPLICIT)
+
+    assert [bool(answer) for answer in answers] == [True, False, True, False]
+    assert answers[1] == answers[3] == []
 
 
 def test_an_address_signed_with_another_secret_is_not_downloaded(

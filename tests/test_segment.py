@@ -374,6 +374,16 @@ def refused(match: str, *arguments: Any, **options: Any) -> None:
         segment_volume(*arguments, **options)
 
 
+@pytest.mark.parametrize("scale", [255 / 65535, 300.0])
+def test_grey_values_of_another_scale_are_refused(
+    tmp_path: Path, learner: HRNetLearner, values: npt.NDArray[np.uint16], scale: float
+) -> None:
+    """As native values are where the model learned 8-bit pictures of them, or the other way."""
+    other = written(tmp_path / "other.npy", (values * scale).astype(np.float32))
+    refused(r"has grey values from about .*the model learned", learner, other, tmp_path / "a.npy")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other.npy"]
+
+
 def test_what_exists_is_not_overwritten_unless_asked(
     tmp_path: Path, learner: HRNetLearner, volume: Volume
 ) -> None:

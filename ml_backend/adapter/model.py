@@ -22,7 +22,7 @@ from ml_backend.api.serving import Serving
 from ml_backend.rounds.service import project_id
 from ml_backend.studio.client import Project
 from ml_backend.studio.label_config import LabelConfigError, parse_label_config
-from ml_backend.studio.task_order import PENDING_VERSION
+from ml_backend.studio.task_order import LIVE_SCORE, PENDING_VERSION
 
 __all__ = ["NextsliceModel"]
 
@@ -104,7 +104,14 @@ class NextsliceModel(LabelStudioMLBase):  # type: ignore[misc]
         """
         if not isinstance(tasks, list):
             raise _refused(f"tasks: found {type(tasks).__name__}, expected a list of tasks")
-        return self.serving.predict(self.key, tasks, self.get("label_config") or "")
+        found = self.serving.predict(self.key, tasks, self.get("label_config") or "")
+        nothing = {
+            "result": [],
+            "score": LIVE_SCORE,
+            "model_version": self.serving.version(self.key),
+        }
+        # upstream's server knows one prediction per task, not none
+        return [answer if isinstance(answer, dict) else nothing for answer in found]
 
     def fit(self, event: str, data: dict[str, Any], **params: Any) -> None:
         """Enqueue a look at the project, or a training when a person asked for one.

@@ -28,6 +28,11 @@ __all__ = ["Serving"]
 logger = logging.getLogger(__name__)
 
 _MODELS_KEPT = 4
+_ANSWER_WITHIN_S = 80.0
+"""Label Studio waits 100 s for all tasks of a request, and throws all away after that."""
+
+
+_seconds = time.monotonic
 
 
 @dataclass(frozen=True)
@@ -87,24 +92,35 @@ class Serving:
 
     def predict(
         self, key: str, tasks: list[dict[str, Any]], label_config: str
-    ) -> list[dict[str, Any]]:
-        """One result per task, in order. A task that cannot be predicted gets an empty one."""
+    ) -> list[dict[str, Any] | list[Any]]:
+        """One result per task, in order; of no region while there is no model.
+
+        An empty list for a task that cannot be predicted, or not any more before Label Studio stops
+        waiting for all of them: it stores nothing then, and asks again when the task is opened.
+        """
+        until = _seconds() + _ANSWER_WITHIN_S
         published = self.published(key)
         version = PENDING_VERSION if published is None else published.model_version
         config, reason = _usable(published, label_config)
         if reason is not None:
             logger.info("project %s: no masks: %s", key, reason)
-        results = []
+        results: list[dict[str, Any] | list[Any]] = []
         for task in tasks:
-            found: list[dict[str, Any]] = []
+            found: list[dict[str, Any]] | None = []
             if config is not None and published is not None and published.weights is not None:
-                found = self._predict_one(key, published.weights, task, config)
-            results.append({"result": found, "score": LIVE_SCORE, "model_version": version})
+                late = _seconds() > until
+                found = None if late else self._predict_one(key, published.weights, task, config)
+            answer = {"result": found, "score": LIVE_SCORE, "model_version": version}
+            results.append([] if found is None else answer)
+        if len(results) > 1 and _seconds() > until:
+            logger.warning("project %s: %d of %d tasks are predicted, the time was up", key,
+                           sum(map(bool, results)), len(results))  # fmt: skip
         return results
 
     def _predict_one(
         self, key: str, weights: str, task: dict[str, Any], config: LabelConfig
-    ) -> list[dict[str, Any]]:
+    ) -> list[dict[str, Any]] | None:
+        """The regions of one task; None when it cannot be predicted."""
         try:
             task_id = int(task["id"])
             url = task["data"][config.value_field]
@@ -116,7 +132,7 @@ class Serving:
             logger.warning("task %s is not predicted: %s", _name(task), _say(error, config))
         except Exception:  # one broken slice must not throw away the batch
             logger.exception("task %s is not predicted", _name(task))
-        return []
+        return None
 
     def _neighbours(self, key: str, weights: str) -> int:
         """How many slices on each side the network takes; waits for no forward once it is loaded,

@@ -198,8 +198,8 @@ def _predict(service: Service, key: str, tasks: list[dict[str, Any]]) -> list[Re
         )
         answer.raise_for_status()
         results = answer.json()["results"]
-        return [result["result"] for result in results]
-    except (requests.RequestException, ValueError, KeyError) as error:
+        return [result["result"] if result else [] for result in results]
+    except (requests.RequestException, ValueError, KeyError, TypeError) as error:
         logger.warning("top-up without masks: %s/predict: %s", service.settings.backend_url, error)
         return [[] for _ in tasks]
 

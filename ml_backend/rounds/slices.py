@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ml_backend.segmentation.preprocessing import luminance
 from ml_backend.studio.client import StudioError
 from ml_backend.studio.images import ImageCache
 from ml_backend.volumes.address import AddressRefused, SliceAddress, SliceKeys, is_slice_address
@@ -46,10 +47,13 @@ class ProjectSlices:
 
     def around(self, task_id: int, url: str, neighbours: int) -> npt.NDArray[Any]:
         """(H, W, 2 n + 1): the slice between its neighbours; the image alone where the volume is
-        not known. At the ends of the volume the last slice stands in for those beyond it."""
+        not known, grey where it is coloured: colours are no neighbours. At the ends of the volume
+        the last slice stands in for those beyond it."""
         address = self._address(url)
-        if address is None or not neighbours:
+        if not neighbours:
             return self.image(task_id, url)
+        if address is None:
+            return luminance(self.image(task_id, url))
         return np.stack(self._volumes.around(address, neighbours), axis=2)
 
     def _address(self, url: str) -> SliceAddress | None:

@@ -50,22 +50,20 @@ def device_of(setting: str) -> str:
 def learner_config(settings: Settings, device: str) -> LearnerConfig:
     """What the settings say, with the defaults of device and data for what they leave open."""
     given = {"steps": settings.train_steps, "crop": settings.crop}
-    inference = InferenceConfig.for_device(device)
     return LearnerConfig(
         architecture=None if settings.architecture == "auto" else settings.architecture,
         pretrained={"auto": "auto", "true": True, "false": False}[settings.pretrained],  # type: ignore[arg-type]
         neighbours=settings.neighbours,
         warm_start=settings.warm_start,
         training={name: value for name, value in given.items() if value is not None},
-        inference=dataclasses.replace(inference, tile=settings.max_tile),
+        inference=InferenceConfig.for_device(device, settings.max_tile),
     )
 
 
 def load_learner(settings: Settings, data: bytes, device_setting: str) -> HRNetLearner:
     """The learner of a checkpoint, ready to score and predict."""
     device = device_of(device_setting)
-    inference = InferenceConfig.for_device(device)
-    config = LearnerConfig(inference=dataclasses.replace(inference, tile=settings.max_tile))
+    config = LearnerConfig(inference=InferenceConfig.for_device(device, settings.max_tile))
     return HRNetLearner.from_bytes(data, config, device)
 
 

@@ -144,11 +144,13 @@ class InferenceConfig:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}.")
 
     @classmethod
-    def for_device(cls, device: str | torch.device) -> InferenceConfig:
-        """Small batches on a CPU, whose caches they fit; 8 megapixels at once on a GPU."""
+    def for_device(cls, device: str | torch.device, tile: int = 2048) -> InferenceConfig:
+        """Small batches on a CPU, whose caches they fit; 8 megapixels at once on a GPU. Tiles of 64
+        pixels or more overlap by 256 of them, or by half a tile."""
+        overlap = min(256, tile // 2 // MULTIPLE * MULTIPLE)
         if torch.device(device).type == "cpu":
-            return cls()
-        return cls(batch_pixels=1 << 23, threads=8)
+            return cls(tile=tile, overlap=overlap)
+        return cls(batch_pixels=1 << 23, tile=tile, overlap=overlap, threads=8)
 
 
 class _Slice(NamedTuple):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["FloatImage", "InvalidImage", "Preprocessing"]
+__all__ = ["FloatImage", "InvalidImage", "Preprocessing", "luminance"]
 
 FloatImage = npt.NDArray[np.float32]
 
@@ -81,7 +81,7 @@ class Preprocessing:
 
         Raises ValueError when there is no image, InvalidImage when one is not a slice.
         """
-        samples = [_finite_sample(_plane(image)) for image in images]
+        samples = [_finite_sample(luminance(image)) for image in images]
         if not samples:
             raise ValueError("Preprocessing needs at least one slice to be fitted on, found none.")
         values = np.concatenate(samples)
@@ -114,7 +114,7 @@ class Preprocessing:
     def _planes(self, image: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """(1 or planes, H, W) in native values."""
         if not self.neighbours:
-            return _colour(image) if self.channels == 3 else _plane(image)[np.newaxis]
+            return _colour(image) if self.channels == 3 else luminance(image)[np.newaxis]
         if image.ndim == 3 and image.shape[2] == self.planes:
             return np.moveaxis(_check_values(image), 2, 0)
         if image.ndim != 2:
@@ -122,7 +122,7 @@ class Preprocessing:
                 f"With {self.neighbours} neighbours on each side a slice is (H, W) or (H, W, "
                 f"{self.planes}), found shape {image.shape}."
             )
-        return _plane(image)[np.newaxis]
+        return luminance(image)[np.newaxis]
 
     def _window(self, values: npt.NDArray[Any]) -> FloatImage:
         # float64 only for what float32 cannot hold, e.g. 32-bit integers and large float64 values.
@@ -187,7 +187,7 @@ def _check_values(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return image
 
 
-def _plane(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def luminance(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """(H, W): the slice itself, or the luminance of a colour image as float32."""
     image = _check(image)
     if image.ndim == 2:

@@ -369,7 +369,10 @@ class Studio:
         if scheme:
             uri = base64.b64encode(url.encode()).decode()
             return f"{self.url}/tasks/{task_id}/presign/?fileuri={uri}"
-        return urljoin(self.url + "/", url.lstrip("/"))
+        # Under a sub-path (https://lab.example/label-studio) the server writes it as well.
+        below = urlsplit(self.url).path
+        path = url.removeprefix(f"{below}/") if below else url
+        return urljoin(self.url + "/", path.lstrip("/"))
 
     def download(self, url: str, task_id: int) -> bytes:
         """The bytes of a task's image. The token is sent to Label Studio only, never elsewhere."""

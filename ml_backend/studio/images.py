@@ -28,7 +28,13 @@ def decode_image(data: bytes, name: str) -> npt.NDArray[Any]:
             if image.mode in _PLAIN_MODES:
                 return np.asarray(image)
             return np.asarray(image.convert("RGB" if image.mode in _COLOUR_MODES else "L"))
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+    except (
+        UnidentifiedImageError,
+        OSError,
+        SyntaxError,  # Pillow's word for a PNG whose chunks are damaged
+        ValueError,
+        Image.DecompressionBombError,
+    ) as error:
         raise StudioError(
             f"{name}: found {len(data)} bytes starting {data[:8]!r} that cannot be read as an "
             f"image ({error}); expected PNG, JPEG or TIFF."

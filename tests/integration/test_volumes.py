@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -26,7 +27,7 @@ from ml_backend.rounds.store import DatasetRecord
 from ml_backend.studio.client import StudioError
 from ml_backend.studio.label_config import bitmask_config, parse_label_config
 from ml_backend.studio.projects import create_project, projects_called
-from ml_backend.volumes.opening import open_volume, write_volume
+from ml_backend.volumes.opening import ReadOptions, open_volume, write_volume
 from ml_backend.volumes.phantom import CLASSES, PhantomSample
 from ml_backend.volumes.volume import VolumeError, VolumeSpec
 from ml_backend.volumes.window import render
@@ -171,6 +172,48 @@ def test_done_again_an_import_adds_what_is_missing_and_nothing_else(
     assert whole.project == half.project == again.project
     tasks = data_of(live(service, session, whole)).values()
     assert sorted(d["z"] for d in tasks) == list(range(DEPTH))
+
+
+def test_another_volume_is_not_taken_for_one_that_is_there(
+    importing: Callable[..., ImportReport], service: Service, volumes: Path, tmp_path: Path
+) -> None:
+    values, masks = explant(3)
+    one = write(volumes / "week1" / "recon.tif", values)
+    two = write(volumes / "week2" / "recon.tif", values[::-1])
+    first = importing(one, labels=LABELS, connect=False)
+
+    def refused(match: str, path: Path, **request: Any) -> None:
+        with pytest.raises(StudioError, match=match):
+            import_volume(service, ImportRequest(path, connect=False, **request))
+        assert service.studio.count_tasks(first.project) == DEPTH
+
+    refused(r"holds other volumes .*week1/recon\.tif.*--project", two)
+    refused(r"slices of volumes, this import 8-bit pictures", one, upload=True)
+    more = importing(two, project=first.project, connect=False)
+    assert (more.added, more.kept) == (DEPTH, 0)
+
+    uploaded = importing(one, labels=LABELS, title="uploads", upload=True, connect=False)
+    with pytest.raises(StudioError, match=r"'recon\.tif' already, and its slice 0 looks different"):
+        importing(two, title="uploads", upload=True, connect=False)
+    again = importing(one, title="uploads", upload=True, connect=False)
+    assert (again.project, again.added, again.kept) == (uploaded.project, 0, DEPTH)
+
+    named = tmp_path / "labels.h5"
+    swapped = ("background", *reversed(LABELS))
+    write_volume(named, masks, VolumeSpec(masks.shape, masks.dtype, classes=swapped))
+    with pytest.raises(VolumeError, match="names its classes background, "):
+        importing(one, labels=LABELS, title="swapped", with_labels=named, connect=False)
+
+
+def test_another_dataset_of_a_file_is_another_volume(
+    importing: Callable[..., ImportReport], volumes: Path
+) -> None:
+    path = volumes / "two.h5"
+    with h5py.File(path, "w") as file:
+        file["a"] = file["b"] = explant(4)[0]
+    importing(path, labels=LABELS, options=ReadOptions("a"), connect=False)
+    with pytest.raises(StudioError, match=r"holds another dataset of scans/two\.h5 \(a\)"):
+        importing(path, labels=LABELS, options=ReadOptions("b"), connect=False)
 
 
 @pytest.fixture

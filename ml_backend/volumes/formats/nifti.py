@@ -156,16 +156,25 @@ class _Unpacked:
                 self._folder.cleanup()
 
     def _unpack(self) -> Flat:
+        folder = tempfile.TemporaryDirectory(prefix="nextslice-")
+        try:
+            flat = self._unpack_into(Path(folder.name))
+        except BaseException:  # the next slice that is asked for tries again
+            folder.cleanup()
+            raise
+        self._folder = folder
+        weakref.finalize(self, folder.cleanup)
+        return flat
+
+    def _unpack_into(self, folder: Path) -> Flat:
         path = self.packed.path
-        self._folder = tempfile.TemporaryDirectory(prefix="nextslice-")
-        weakref.finalize(self, self._folder.cleanup)
-        free, size = shutil.disk_usage(self._folder.name).free, self.packed.end
+        free, size = shutil.disk_usage(folder).free, self.packed.end
         if free < size:
             raise VolumeError(
                 f"{path} needs {size} bytes in {tempfile.gettempdir()} to be unpacked, {free} are "
                 "free: set TMPDIR to another disk, or gunzip it"
             )
-        target = Path(self._folder.name) / "volume.nii"
+        target = folder / "volume.nii"
         with reading(path, "a whole gzip file"), gzip.open(path) as source, target.open("wb") as to:
             shutil.copyfileobj(source, to, 2**20)
         found = target.stat().st_size
