@@ -260,6 +260,25 @@ def test_the_pause_after_an_attempt_grows_to_an_hour(attempts: int, minutes: int
             assert may_try_again(ProjectRecord(project=7, key=KEY, **counted, **moment)) is over
 
 
+def test_a_round_that_was_published_meanwhile_is_not_followed_by_another(
+    make_project: MakeProject,
+) -> None:
+    """A look that began before the publication asks for the round when its job is over."""
+    project = make_project()
+    project.label(range(K))
+    reconcile.count(project.service, KEY)
+    (asked,) = project.service.schedule.queue(GPU).jobs
+    project.forget_jobs()
+    assert asked.args == [KEY, "3 new annotations", 1]
+
+    jobs.round(*asked.args)
+    assert project.published.round == 1
+    jobs.round(*asked.args)
+
+    assert project.published.round == 1
+    assert not project.folder.round(2).has("dataset.json")
+
+
 def test_without_an_attempt_there_is_no_pause() -> None:
     record = ProjectRecord(project=7, key=KEY, failed_at=time.time(), began_at=time.time())
     assert may_try_again(record)

@@ -44,11 +44,11 @@ def start(schedule: Schedule, name: str, heartbeat: datetime) -> Job:
 
 
 def test_training_goes_to_the_gpu_and_the_rest_does_not(schedule: Schedule) -> None:
-    schedule.round(KEY, "8 new annotations")
+    schedule.round(KEY, "8 new annotations", 1)
     schedule.adopt(KEY, "http://backend")
     schedule.start(KEY)
     schedule.tidy(KEY)
-    assert jobs(schedule, GPU) == [("round", [KEY, "8 new annotations"])]
+    assert jobs(schedule, GPU) == [("round", [KEY, "8 new annotations", 1])]
     assert jobs(schedule, CONTROL) == [
         ("adopt", [KEY, "http://backend"]),
         ("start", [KEY]),
@@ -86,7 +86,7 @@ def test_a_round_whose_worker_went_silent_is_started_again(schedule: Schedule) -
     schedule.round(KEY, "x")
     start(schedule, "round", datetime.now(UTC) - timedelta(minutes=5))
     assert schedule.round(KEY, "again")
-    assert jobs(schedule, GPU) == [("round", [KEY, "again"])]
+    assert jobs(schedule, GPU) == [("round", [KEY, "again", None])]
 
 
 @pytest.mark.parametrize("status", [JobStatus.FINISHED, JobStatus.FAILED, JobStatus.STOPPED])

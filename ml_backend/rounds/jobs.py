@@ -80,9 +80,18 @@ def reconcile() -> None:
     reconciliation.reconcile(_service())
 
 
-def round(key: str, reason: str) -> None:
-    """Run the project's next round, to the end or from where the last worker left it."""
+def round(key: str, reason: str, number: int | None = None) -> None:
+    """Run the project's next round, to the end or from where the last worker left it.
+
+    ``number``: of the round that is asked for. When it is published already, nothing is done but
+    another look, or the next round would learn the same labels again.
+    """
     service = _service()
+    published = service.folder(key).published
+    if number is not None and published is not None and published.round >= number:
+        logger.info("project %s: round %d is published already", key, number)
+        service.schedule.count(key)
+        return
     try:
         attempt(service, key, reason, _job_progress())
     except (ClaimTaken, ClaimLost) as error:

@@ -62,7 +62,7 @@ def count(service: Service, key: str, project: Project | None = None) -> None:
     published = _follow_config(service, key, published, project.label_config)
     reason = _reason(service, key, published)
     if reason is not None:
-        service.schedule.round(key, reason)
+        service.schedule.round(key, reason, published.round + 1)
     publish.top_up(service, key)
 
 

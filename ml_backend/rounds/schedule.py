@@ -82,9 +82,13 @@ class Schedule:
         """Remove predictions of versions that are no longer served."""
         self._enqueue(CONTROL, "tidy", key, key)
 
-    def round(self, key: str, reason: str) -> bool:
-        """Run the next round. False when one is already waiting or running."""
-        return self._enqueue(GPU, "round", key, key, reason, timeout=self._round_timeout)
+    def round(self, key: str, reason: str, number: int | None = None) -> bool:
+        """Run the next round. False when one is already waiting or running.
+
+        ``number``: only if it is the next one still, when a worker begins: who asks has looked a
+        moment before, and the round may be published by then. None: whichever is next.
+        """
+        return self._enqueue(GPU, "round", key, key, reason, number, timeout=self._round_timeout)
 
     def run(self, entry_point: str, *arguments: Any) -> str:
         """Call ``entry_point``, a dotted name, on a gpu worker, once for the same arguments.
