@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +37,7 @@ from ml_backend.studio.projects import (
     projects_called,
     upload_images,
 )
-from ml_backend.volumes.address import SliceAddress, is_slice_address
+from ml_backend.volumes.address import SliceAddress, dataset_of, is_slice_address
 from ml_backend.volumes.opening import ReadOptions, open_volume
 from ml_backend.volumes.volume import AXES, Volume, VolumeError
 from ml_backend.volumes.window import Window, fit_window, render
@@ -247,10 +246,10 @@ class _Import:
                 )
             if volume != self.name or (row.data.get("axis") or "z") != self.axis:
                 continue
-            if served and self._dataset(str(image)) != self.request.options.dataset:
+            if served and (dataset := dataset_of(str(image))) != self.request.options.dataset:
                 raise StudioError(
                     f"{which} holds another dataset of {self.name} "
-                    f"({self._dataset(str(image)) or 'the only one'}): {elsewhere}"
+                    f"({dataset or 'the only one'}): {elsewhere}"
                 )
             if isinstance(z := row.data.get("z"), int | float):
                 self._there[int(z)] = str(image)
@@ -261,11 +260,6 @@ class _Import:
                 f"({', '.join(sorted(volumes))}): to add this one, give --project {project.id}; "
                 f"else {elsewhere}"
             )
-
-    @staticmethod
-    def _dataset(image: str) -> str | None:
-        """Of a slice address: the dataset that it is read from."""
-        return dict(parse_qsl(urlsplit(image).query)).get("dataset")
 
     # -- tasks
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from ml_backend.api.serving import Serving
@@ -18,7 +19,7 @@ from ml_backend.rounds import jobs, publish, reconcile
 from ml_backend.rounds.attempt import may_try_again
 from ml_backend.rounds.round import UnusableLabels, run_round
 from ml_backend.rounds.schedule import GPU
-from ml_backend.rounds.service import Service
+from ml_backend.rounds.service import Service, slice_keys
 from ml_backend.rounds.source import positions
 from ml_backend.rounds.store import (
     DatasetRecord,
@@ -37,7 +38,9 @@ from ml_backend.segmentation.validation import split_validation
 from ml_backend.settings import Settings
 from ml_backend.studio.annotations import regions
 from ml_backend.studio.client import Backend, StudioError
+from ml_backend.studio.images import decode_image
 from ml_backend.studio.label_config import bitmask_config, parse_label_config
+from ml_backend.volumes.address import SliceAddress
 from tests.memory_studio import MemoryStudio
 from tests.segmentation_phantom import CLASSES, Phantom
 
@@ -426,12 +429,8 @@ def test_another_meaning_of_unlabelled_pixels_renders_every_label_anew(
     assert mask_of(project, new.mask).max() < 255
 
 
-def mask_of(project: MemoryProject, path: str) -> Any:
-    import io
-
-    from PIL import Image
-
-    return np.asarray(Image.open(io.BytesIO(project.folder.read(path))))
+def mask_of(project: MemoryProject, path: str) -> npt.NDArray[Any]:
+    return decode_image(project.folder.read(path), path)
 
 
 def test_slices_without_a_labelled_pixel_judge_nothing(make_project: MakeProject) -> None:
@@ -678,9 +677,6 @@ def test_predictions_end_before_label_studio_stops_waiting(
 def test_an_address_signed_with_another_secret_is_not_downloaded(
     make_settings: Callable[..., Settings], redis_url: str
 ) -> None:
-    from ml_backend.rounds.service import slice_keys
-    from ml_backend.volumes.address import SliceAddress
-
     backend = make_settings(LABEL_STUDIO_API_KEY="the backend's token", REDIS_URL=redis_url)
     worker = Service(make_settings(LABEL_STUDIO_API_KEY="the worker's", REDIS_URL=redis_url))
     studio = MemoryStudio(IMPLICIT, 1, lambda i: PHANTOM.image(PHANTOM.ids[i]))

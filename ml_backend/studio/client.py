@@ -164,6 +164,12 @@ class Studio:
         self.sdk = LabelStudio(base_url=self.url, api_key=api_key, timeout=timeout_s)  # type: ignore[no-untyped-call]
         self._timeout_s = timeout_s
 
+    @property
+    def below(self) -> str:
+        """The path that the server is under, as in https://lab.example/label-studio, or empty: it
+        stands before every path that the server writes into task data, for browsers."""
+        return urlsplit(self.url).path
+
     # -- plumbing
 
     def request(self, method: str, path: str, **kwargs: Any) -> Any:
@@ -369,9 +375,7 @@ class Studio:
         if scheme:
             uri = base64.b64encode(url.encode()).decode()
             return f"{self.url}/tasks/{task_id}/presign/?fileuri={uri}"
-        # Under a sub-path (https://lab.example/label-studio) the server writes it as well.
-        below = urlsplit(self.url).path
-        path = url.removeprefix(f"{below}/") if below else url
+        path = url.removeprefix(f"{self.below}/") if self.below else url
         return urljoin(self.url + "/", path.lstrip("/"))
 
     def download(self, url: str, task_id: int) -> bytes:

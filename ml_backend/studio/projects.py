@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 from ml_backend.studio.client import Filter, Project, Studio, StudioError, drafted, ids_between
 from ml_backend.studio.task_order import BackendLink
@@ -105,8 +104,7 @@ def upload_images(studio: Studio, project_id: int, files: Sequence[tuple[str, by
         "GET", f"api/projects/{project_id}/file-uploads", params={"ids": str(ids)}
     )
     paths = {row["id"]: row["file"] for row in listed}
-    below = urlsplit(studio.url).path  # of a server under a sub-path: browsers need it too
-    return [f"{below}/data/{paths[i]}" for i in ids]
+    return [f"{studio.below}/data/{paths[i]}" for i in ids]
 
 
 def register_backend(studio: Studio, project: int, link: BackendLink) -> bool:

@@ -21,7 +21,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 from ml_backend.volumes.volume import AXES, ReadOptions
 from ml_backend.volumes.window import Window
 
-__all__ = ["AddressRefused", "SliceAddress", "SliceKeys", "is_slice_address"]
+__all__ = ["AddressRefused", "SliceAddress", "SliceKeys", "dataset_of", "is_slice_address"]
 
 _PREFIX = "/slices/"
 _PATH = re.compile(
@@ -177,6 +177,11 @@ class SliceAddress:
 def is_slice_address(url: Any) -> bool:
     """Whether ``url`` has the form of a slice address. Says nothing about its signature."""
     return isinstance(url, str) and _FORM.search(url) is not None
+
+
+def dataset_of(url: str) -> str | None:
+    """The dataset that the slice address ``url`` reads, whoever signed it; None: the only one."""
+    return dict(parse_qsl(urlsplit(url).query)).get("dataset")
 
 
 def _verified(path: str, pairs: Pairs, keys: SliceKeys) -> tuple[str, dict[str, str]]:
