@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from label_studio_sdk import RoleBasedTask
@@ -319,9 +319,11 @@ percent = st.floats(-20, 120, allow_nan=False).map(lambda v: round(v, 2))
     st.integers(1, 12),
     st.integers(1, 12),
 )
+@example([(0.0, 0.0), (66.0, 66.0)], 5, 1)
 def test_any_polygon_also_outside_and_crossing_itself(points, height, width):
     mask = mask_of([polygon(*points)], height, width)
-    pixels = [(px * width / 100, py * height / 100) for px, py in points]
+    # scaled as the product does it: rounded otherwise, an edge through a pixel's centre misses it
+    pixels = [(px * (width / 100), py * (height / 100)) for px, py in points]
     for row in range(height):
         for column in range(width):
             inside = crossing_number(pixels, column + 0.5, row + 0.5) != 0
