@@ -147,6 +147,10 @@ def case_reserve_does_not_change_what_is_chosen(name: str) -> None:
     with_reserve = get_strategy(name).select(make_query(reserve=10))
     without = get_strategy(name).select(make_query(reserve=0))
     assert with_reserve.chosen == without.chosen
+    for seed in range(8):
+        spaced = dataclasses.replace(make_query(reserve=20), spacing=Spacing(3, 3), seed=seed)
+        chosen = get_strategy(name).select(spaced).chosen
+        assert chosen == get_strategy(name).select(dataclasses.replace(spaced, reserve=0)).chosen
 
 
 def case_nan_evidence_names_the_slice(name: str) -> None:
