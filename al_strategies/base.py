@@ -183,11 +183,11 @@ class Problem:
 
     def score(self, name: str) -> Floats:
         """The pool's score ``name``, (N,) float64."""
-        return np.asarray(self.pool.scores[name], dtype=np.float64)
+        return np.asarray(_declared(self.pool.scores, name), dtype=np.float64)
 
     def feature(self, name: str) -> Features:
         """The pool's feature ``name``, (N, D)."""
-        return self.pool.features[name]
+        return _declared(self.pool.features, name)
 
     def labelled_feature(self, name: str) -> Features:
         """The labelled slices' feature ``name``, (L, D), L = 0 before the first round."""
@@ -295,16 +295,22 @@ _S = TypeVar("_S", bound=type[Strategy])
 
 
 def register(info: StrategyInfo) -> Callable[[_S], _S]:
-    """Class decorator: make the strategy available by ``info.name``, which must be new."""
+    """Class decorator: make the strategy available by ``info.name``, which must be new; the same
+    class may be defined again, as when a notebook's cell is run twice."""
 
     def decorate(cls: _S) -> _S:
-        if info.name in _REGISTRY:
+        before = _REGISTRY.get(info.name)
+        if before and _full_name(before) != _full_name(cls):
             raise ValueError(f"strategy {info.name!r} is registered twice")
         cls.info = info
         _REGISTRY[info.name] = cls
         return cls
 
     return decorate
+
+
+def _full_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def get_strategy(name: str, **params: Any) -> Strategy:
@@ -345,6 +351,18 @@ def _prepare(strategy: Strategy, query: Query) -> Problem:
         admission=_admission(query, pool),
         rng=np.random.default_rng([query.seed, query.round]),
     )
+
+
+_Values = TypeVar("_Values")
+
+
+def _declared(held: Mapping[str, _Values], name: str) -> _Values:
+    if name not in held:
+        raise EvidenceError(
+            f"the pool has no evidence {name!r}: name it in the strategy's StrategyInfo, so that "
+            "the learner is asked for it and it is checked"
+        )
+    return held[name]
 
 
 def _admission(query: Query, pool: Evidence) -> Admission:

@@ -75,9 +75,13 @@ class Position:
     z: float
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.z):
+        try:
+            finite = math.isfinite(self.z)
+        except TypeError:
+            finite = False
+        if not finite:
             raise EvidenceError(
-                f"a slice of volume {self.volume!r} has z = {self.z}: give a number"
+                f"a slice of volume {self.volume!r} has z = {self.z!r}: give a number"
             )
 
 

@@ -7,7 +7,14 @@ import pytest
 
 from al_strategies import Evidence, EvidenceError, Position, Query, Strategy, StrategyInfo, register
 from al_strategies import base as registry
-from al_strategies.base import Problem, Ranking, available_strategies, get_strategy
+from al_strategies.base import (
+    Floats,
+    Problem,
+    Ranking,
+    ScoreStrategy,
+    available_strategies,
+    get_strategy,
+)
 
 
 @pytest.fixture
@@ -39,7 +46,35 @@ def test_a_new_strategy_is_a_class_with_an_info_and_a_rank() -> None:
 @pytest.mark.usefixtures("clean_registry")
 def test_a_name_is_registered_once() -> None:
     with pytest.raises(ValueError, match="'random' is registered twice"):
-        register(StrategyInfo(name="random", summary="Another."))(type(get_strategy("random")))
+        register(StrategyInfo(name="random", summary="Another."))(type(get_strategy("margin")))
+
+
+@pytest.mark.usefixtures("clean_registry")
+def test_a_class_may_be_defined_again_as_a_notebook_does() -> None:
+    for favourite in (1, 2):
+
+        @register(StrategyInfo(name="mine", summary="Mine."))
+        @dataclass(frozen=True)
+        class Mine(Strategy):
+            first: int = favourite
+
+            def rank(self, problem: Problem) -> Ranking:
+                return Ranking(problem.admission.pick_in_order(np.array([self.first]), 1))
+
+    pool = Evidence((1, 2, 3), tuple(Position("v", z) for z in range(3)))
+    assert get_strategy("mine").select(Query(pool, Evidence.empty(), k=1)).chosen == (3,)
+
+
+@pytest.mark.usefixtures("clean_registry")
+def test_evidence_that_a_strategy_does_not_declare_is_named() -> None:
+    @register(StrategyInfo(name="mine", summary="Mine."))
+    class Mine(ScoreStrategy):
+        def score(self, problem: Problem) -> Floats:
+            return problem.score("entropy")
+
+    pool = Evidence((1, 2), tuple(Position("v", z) for z in range(2)))
+    with pytest.raises(EvidenceError, match=r"no evidence 'entropy': name it in the strategy's"):
+        get_strategy("mine").select(Query(pool, Evidence.empty(), k=1))
 
 
 def test_strategies_are_listed_by_name() -> None:

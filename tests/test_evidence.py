@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -79,8 +81,8 @@ def test_one_position_per_slice() -> None:
         Evidence((1, 2), at(0))
 
 
-@pytest.mark.parametrize("z", [float("nan"), float("inf")])
-def test_z_is_a_finite_number(z: float) -> None:
+@pytest.mark.parametrize("z", [float("nan"), float("inf"), None, "3"])
+def test_z_is_a_finite_number(z: Any) -> None:
     with pytest.raises(EvidenceError, match="volume 'v' has z ="):
         Position("v", z)
 
