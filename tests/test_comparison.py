@@ -175,7 +175,7 @@ def test_differences_to_the_control_are_over_the_ranked_seeds(tmp_path: Path) ->
 
 
 def test_controls_without_a_seed_in_common_have_no_default(tmp_path: Path) -> None:
-    out = write_experiment(tmp_path, {"random": [[0.5]], "strided": [[0.5], [0.5]]})
+    out = write_experiment(tmp_path, {"random": [[0.5] * 2], "strided": [[0.5] * 2] * 2})
     (out / "runs/strided/seed-0.jsonl").unlink()
     assert "the controls have no seed in common" in compare([summarise(out)]).reason
 

@@ -94,7 +94,7 @@ def test_image_and_labels_may_be_in_one_file(tmp_path: Path) -> None:
 
 
 def test_it_can_be_simulated_on(tmp_path: Path) -> None:
-    volume = np.zeros((30, 4, 4), np.uint8)
+    volume = np.ones((30, 4, 4), np.uint8)
     paths = [save(tmp_path, name, volume) for name in ("a", "b")]
     data = load_data(DataSpec(str(paths[0]), str(paths[1]), fraction=0.2, gap=2))
     assert (len(data.pool), len(data.test)) == (20, 6)

@@ -135,9 +135,31 @@ def test_the_rounds_are_those_that_were_run(
     assert f"This rests on 3 seeds of {rounds} one data set" in text
 
 
-def test_one_round_has_no_later_one(tmp_path: Path) -> None:
-    text = said(tmp_path, {"random": [[0.2]]}, [], pool=100, start=6)
-    assert "1 seed of 1 round with 6 slices, on one data set" in text
+@pytest.mark.parametrize(
+    ("curve", "pool"), [([0.2], 100), ([0.2], 4), ([0.2, 0.3], 8), ([0.2, 0.3], 7)]
+)
+def test_nothing_is_recommended_where_no_strategy_had_a_choice(
+    tmp_path: Path, curve: list[float], pool: int
+) -> None:
+    """Round 1 is the cold start's; a selection of all that is left is no choice."""
+    text = said(tmp_path, {"random": [curve], "coreset": [curve]}, [0.9], pool=pool)
+    assert text.startswith("Nothing can be recommended yet. No default: on phantom no strategy had")
+    assert "Use " not in text
+
+
+def test_one_choice_is_enough_to_recommend(tmp_path: Path) -> None:
+    curves = {"random": [[0.2, 0.3]], "coreset": [[0.2, 0.3]]}
+    assert said(tmp_path, curves, [0.9], pool=9).startswith("Use random (")
+
+
+def test_a_mean_over_more_seeds_than_the_controls_have_is_named(tmp_path: Path) -> None:
+    text = said(tmp_path, {"random": RANDOM[:2], "coreset": [*BETTER[:2], [0.2, 0.9, 0.9]]}, [0.9])
+    assert text.startswith("Use coreset (")
+    assert "This rests on 2 seeds of" in text
+    assert text.endswith(
+        "The means of coreset are over 3 seeds, its differences over the 2 that the controls have "
+        "too."
+    )
 
 
 def test_runs_that_are_not_paired_exactly_are_named(tmp_path: Path) -> None:

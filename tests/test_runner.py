@@ -81,7 +81,9 @@ def test_a_run_that_is_killed_at_any_moment_goes_on_to_the_same_end(
     duration = time.monotonic() - begin
     out = experiment(tmp_path / "killed", slices, warm_start=warm)
     files = RunFiles(out, "ceal", 0)
-    moments = np.random.default_rng().uniform(0.05, 0.6, 12) * duration
+    seed = int(np.random.default_rng().integers(1 << 32))
+    print(f"moments of seed {seed}")
+    moments = np.random.default_rng(seed).uniform(0.05, 0.6, 12) * duration
     kills = 0
     for moment in moments:
         process = server.Process(target=run_one, args=(str(out), "ceal", 0))
@@ -118,6 +120,24 @@ def test_a_line_cut_off_by_a_kill_is_computed_again(slices: Path, tmp_path: Path
     run_one(str(out), "random", 0)
 
     assert rounds(out, "random") == whole
+
+
+@pytest.mark.parametrize(
+    ("strategy", "missing"), [("random", "weights-001.safetensors"), ("ceal", "pseudo-001.npz")]
+)
+def test_lines_copied_without_what_the_next_round_needs_are_refused(
+    slices: Path, tmp_path: Path, strategy: str, missing: str
+) -> None:
+    out = experiment(tmp_path, slices)
+    run_one(str(out), strategy, 0)
+    files = RunFiles(out, strategy, 0)
+    first = files.lines_path.read_bytes().splitlines(keepends=True)[0]
+    files.lines_path.write_bytes(first)
+    if missing.startswith("pseudo"):
+        (out / "start" / "seed-0.safetensors").rename(files.folder / "weights-001.safetensors")
+    with pytest.raises(RecordError, match=f"{missing} is missing, and the next round .* remove"):
+        run_one(str(out), strategy, 0)
+    assert files.lines_path.read_bytes() == first
 
 
 def test_the_first_training_of_a_seed_is_done_once(slices: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -48,7 +49,7 @@ from ml_backend.experiment.runner import Job, RunFailed, run_in_processes
 from ml_backend.experiment.summary import Summary
 from ml_backend.experiment.tables import final_table
 from ml_backend.experiment.workers import gpu_workers, run_on_workers
-from ml_backend.rounds.schedule import GPU, Schedule
+from ml_backend.rounds.schedule import SIMULATE, Schedule
 from ml_backend.settings import load_settings
 
 __all__ = ["simulate"]
@@ -59,6 +60,9 @@ _BLOCK = ("held_out", "held_out_at", "gap")
 
 _VOLUME = ("axis", "dataset", "labels_dataset")
 """The options that say how a volume is read."""
+
+_FEW_CHOICES = 3
+"""From so many on, strategies have room to differ."""
 
 
 def _refuse(context: typer.Context, names: Container[str | None], why: str) -> None:
@@ -145,11 +149,28 @@ def _missing(contents: Contents) -> Iterator[str]:
         yield f"the test slices hold no {', '.join(contents.missing_in_test)}: not measured; {move}"
     if contents.missing_in_pool:
         yield f"the pool holds no {', '.join(contents.missing_in_pool)}: not learned; {move}"
+    if contents.unlabelled:
+        names = ", ".join(map(str, contents.unlabelled[:3]))
+        more = "" if len(contents.unlabelled) <= 3 else ", …"
+        yield (
+            f"{len(contents.unlabelled)} slices have a mask without a labelled pixel and are left "
+            f"out: {names}{more}"
+        )
+
+
+def _few_choices(experiment: Experiment) -> Iterator[str]:
+    """That strategies can hardly differ, where they can hardly differ."""
+    if experiment.rounds > 1 and experiment.choices < _FEW_CHOICES:
+        yield (
+            f"of {len(experiment.pool)} slices, {experiment.start} are annotated in round 1 and "
+            f"{experiment.k} in each later one, so a strategy has a choice in "
+            f"{experiment.choices} rounds only: a smaller --k, --held-out or --gap tells more"
+        )
 
 
 def _warn(sentences: Iterator[str]) -> None:
     for sentence in sentences:
-        console.print(f"[yellow]{sentence}[/yellow]", highlight=False)
+        console.print(f"[yellow]{escape(sentence)}[/yellow]", highlight=False)
 
 
 def _names(text: str) -> list[str]:
@@ -324,7 +345,9 @@ def simulate(
         processes=None if workers else processes,
         training={} if precision == "auto" else {"precision": precision},
     )  # fmt: skip
+    loaded = loaded.without(contents.unlabelled)
     experiment = keep(out, plan(request, spec, loaded, contents.digest))
+    _warn(_few_choices(experiment))
     _warn(other_versions(experiment))
     queue = [Job(name, seed) for seed in range(seeds) for name in names]
     if supervised:
@@ -341,7 +364,7 @@ def simulate(
 def _schedule() -> Schedule:
     """The queues of the gpu workers, after a word on how many there are."""
     schedule, number = gpu_workers(load_settings())
-    console.print(_workers_are(number, schedule.queue(GPU).name))
+    console.print(_workers_are(number, schedule.queue(SIMULATE).name))
     return schedule
 
 

@@ -67,6 +67,9 @@ def compare(summaries: Sequence[Summary]) -> Comparison:
     data = tuple(summary.experiment.data for summary in summaries)
     areas = [{s.strategy: s.areas for s in summary.standings} for summary in summaries]
     common = sorted(set.intersection(*({n for n in each if each[n]} for each in areas)))
+    without = [s.experiment.data for s in summaries if not s.experiment.choices]
+    if without:
+        return Comparison(data, {}, {}, None, {}, (), None, "", _no_choice(without))
     seeds = [seeds_to_rank({name: each[name] for name in common}) for each in areas]
     if not all(seeds):
         return Comparison(data, {}, {}, None, {}, (), None, "", _no_ranks(common))
@@ -140,6 +143,14 @@ def _not_ranked(lacking: Mapping[str, str]) -> str:
 def _separates(differences: Sequence[Difference | None]) -> bool:
     known = [d for d in differences if d is not None]
     return any(d.above for d in known) and not any(d.below for d in known)
+
+
+def _no_choice(data: Sequence[str]) -> str:
+    return (
+        f"No default: on {listed(data)} no strategy had a choice, since the first selection by a "
+        "strategy took all that was left of the pool, or there was none. Give a smaller --k or "
+        "more --rounds."
+    )
 
 
 def _no_ranks(common: Sequence[str]) -> str:

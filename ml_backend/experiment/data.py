@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from al_strategies.evidence import Position, SliceId
-from al_strategies.learner import Progress, SliceSource
+from al_strategies.learner import IGNORE, Progress, SliceSource
 from ml_backend.volumes.folder import FolderSource, held_out_block
 from ml_backend.volumes.pair import VolumePair
 from ml_backend.volumes.phantom import phantom
@@ -54,12 +54,14 @@ class Contents:
 
     ``digest``: SHA-256 of ids, images and masks of both parts: the same data, the same digest.
     ``missing_in_pool``, ``missing_in_test``: classes without a pixel there; the first cannot be
-    learned, the second are not measured.
+    learned, the second are not measured. ``unlabelled``: slices of the pool whose mask has not one
+    labelled pixel, so that they teach nothing and cannot be judged.
     """
 
     digest: str
     missing_in_pool: tuple[str, ...]
     missing_in_test: tuple[str, ...]
+    unlabelled: tuple[SliceId, ...]
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,11 @@ class Data:
         return {str(i): (place.volume, place.z) for i, place in places}
 
     def read(self, progress: Progress | None = None) -> Contents:
-        """Look at every pixel of both parts once."""
+        """Look at every pixel of both parts once. Raises ValueError when a whole part is without a
+        labelled pixel."""
         total = hashlib.sha256()
         pixels = {part: np.zeros(len(self.classes), np.int64) for part in ("pool", "test")}
+        unlabelled: list[SliceId] = []
         ids = [(i, "pool") for i in self.pool] + [(i, "test") for i in self.test]
         for done, (slice_id, part) in enumerate(ids, start=1):
             image, mask = self.source.image(slice_id), self.source.mask(slice_id)
@@ -93,11 +97,27 @@ class Data:
                 total.update(np.ascontiguousarray(values).tobytes())
             found = np.bincount(mask.ravel(), minlength=len(self.classes))
             pixels[part] += found[: len(self.classes)]
+            if part == "pool" and not found[: len(self.classes)].any():
+                unlabelled.append(slice_id)
             if progress is not None:
                 progress("read", done, len(ids))
+        for part, what in (("pool", "to choose from"), ("test", "to test on")):
+            if not pixels[part].any():
+                raise ValueError(
+                    f"none of the slices {what} has a labelled pixel: expected masks with class "
+                    f"ids, found {IGNORE} (unlabelled) alone; --held-out-at moves a test block"
+                )
         return Contents(
-            total.hexdigest(), *(self._without(pixels[part]) for part in ("pool", "test"))
+            digest=total.hexdigest(),
+            missing_in_pool=self._without(pixels["pool"]),
+            missing_in_test=self._without(pixels["test"]),
+            unlabelled=tuple(unlabelled),
         )
+
+    def without(self, slices: tuple[SliceId, ...]) -> Data:
+        """The same with a pool that lacks ``slices``."""
+        left = set(slices)
+        return replace(self, pool=tuple(i for i in self.pool if i not in left))
 
     def _without(self, pixels: npt.NDArray[np.int64]) -> tuple[str, ...]:
         return tuple(name for name, count in zip(self.classes, pixels, strict=True) if not count)
@@ -106,8 +126,20 @@ class Data:
 def load_data(spec: DataSpec) -> Data:
     """The slices of ``spec``.
 
-    Raises FolderError, VolumeError, and ValueError without a mask, also in a split that is named.
+    Raises FolderError, VolumeError, and ValueError without a mask, also in a split that is named,
+    or when the masks know only one class.
     """
+    data = _load(spec)
+    if len(data.classes) < 2:
+        raise ValueError(
+            f"the masks of {spec.labels or spec.path} hold nothing but 0 (background) and "
+            f"{IGNORE} (unlabelled), so there is nothing to learn: write class ids, 1 for the "
+            "first class after the background"
+        )
+    return data
+
+
+def _load(spec: DataSpec) -> Data:
     if spec.labels is not None:
         pair = VolumePair(
             spec.path,
@@ -117,8 +149,13 @@ def load_data(spec: DataSpec) -> Data:
             labels_options=ReadOptions(spec.labels_dataset),
         )
         return _split(pair, {i: pair.position(i) for i in pair.ids}, spec)
-    if Path(spec.path).is_file():
-        raise ValueError(f"{spec.path} is a volume: give its label volume as well (--labels)")
+    if not Path(spec.path).exists():
+        raise ValueError(f"{spec.path} does not exist: expected a folder or a volume")
+    if not (Path(spec.path) / "images").is_dir():
+        raise ValueError(
+            f"{spec.path} has no folder images/: give a folder with images/NAME.png and "
+            "masks/NAME.png, or, where it is a volume, its label volume as well (--labels)"
+        )
     folder = FolderSource(spec.path)
     known = folder.labelled
     if not known:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from al_strategies.evidence import SliceId
-from ml_backend.experiment.record import RoundLine, read_lines
+from ml_backend.experiment.record import RecordError, RoundLine, read_lines
 
 __all__ = ["RunFiles", "RunTaken", "locked", "write_whole"]
 
@@ -118,16 +118,22 @@ class RunFiles:
             path.unlink(missing_ok=True)
 
     def weights(self, round_: int) -> bytes:
-        """The checkpoint that `keep` was given for a round."""
-        return self._weights(round_).read_bytes()
+        """The checkpoint that `keep` was given for a round. Raises RecordError."""
+        return self._needed(self._weights(round_)).read_bytes()
 
     def pseudo(self, round_: int) -> dict[SliceId, npt.NDArray[np.uint8]]:
-        """The pseudo-labels that `keep` was given for a round."""
-        path = self._pseudo(round_)
-        if not path.exists():
-            return {}
-        with np.load(path, allow_pickle=False) as arrays:
+        """The pseudo-labels that `keep` was given for a round. Raises RecordError."""
+        with np.load(self._needed(self._pseudo(round_)), allow_pickle=False) as arrays:
             return {name.removeprefix(_MASK): arrays[name] for name in arrays.files}
+
+    def _needed(self, path: Path) -> Path:
+        if not path.exists():
+            raise RecordError(
+                f"{path} is missing, and the next round of this run begins with it; were the "
+                f"lines copied without it? Copy it too, or remove {self.lines_path} and "
+                f"{self.folder} to run it from the first round"
+            )
+        return path
 
     def report(self, step: str, done: int, total: int) -> None:
         """`Progress`: say where the run is, for whoever watches; not at every call."""

@@ -33,7 +33,6 @@ class Request:
     k: int = 8
     start: int | None = None
     rounds: int = 10
-    cold_start: str = "strided"
     spacing: bool = True
     warm_start: bool = False
     architecture: str | None = None
@@ -92,7 +91,7 @@ def plan(request: Request, spec: DataSpec, data: Data, data_hash: str) -> Experi
         k=request.k,
         start=request.k if request.start is None else request.start,
         rounds=request.rounds,
-        cold_start=request.cold_start,
+        cold_start="strided",
         spacing=request.spacing,
         warm_start=request.warm_start,
         architecture=request.architecture or default_architecture(request.device),

@@ -141,6 +141,13 @@ def _evidence(summary: Summary, comparison: Comparison) -> list[str]:
         1: ": one seed says nothing of chance, so take it as a first impression",
         2: ": two seeds make very wide intervals",
     }
+    mine, ranked = summary.standing(comparison.default).areas, summary.ranked_seeds
+    if set(mine) != set(ranked):
+        doubts.insert(
+            0,
+            f"The means of {comparison.default} are over {count(len(mine), 'seed')}, its "
+            f"differences over the {len(ranked)} that the controls have too.",
+        )
     return [
         f"This rests on {count(seeds, 'seed')} of {_rounds(summary)}, on one data set, "
         f"{_tested(summary.experiment)}{thin.get(seeds, '')}.",
@@ -155,9 +162,8 @@ def _rounds(summary: Summary) -> str:
     pool = len(experiment.pool)
     start = min(experiment.start, pool)
     text = f"{count(rounds, 'round')} with {count(start, 'slice')}"
-    if rounds > 1:
-        same = start == experiment.k
-        text += " each" if same else f" in the first and {experiment.k} in each later one"
+    same = start == experiment.k
+    text += " each" if same else f" in the first and {experiment.k} in each later one"
     return text + (f", until the pool of {pool} was used up" if summary.used_up else "")
 
 

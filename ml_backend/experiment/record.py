@@ -74,6 +74,17 @@ class Experiment(BaseModel):
     machine of the RQ worker."""
     versions: dict[str, str] = Field(default_factory=dict)
 
+    def labelled(self, round_: int) -> int:
+        """Slices annotated after a round, from 1; a run ends when that is the whole pool."""
+        return min(self.start + (round_ - 1) * self.k, len(self.pool))
+
+    @property
+    def choices(self) -> int:
+        """The selections of a run that leave a slice out: in the others every strategy takes the
+        same, all that is left."""
+        rounds = range(2, self.rounds + 1)
+        return sum(self.labelled(round_) < len(self.pool) for round_ in rounds)
+
 
 class RoundLine(BaseModel):
     """One round of one run."""

@@ -130,11 +130,12 @@ class _Run:
         assert last.following is not None
         if self.experiment.warm_start:
             self.learner.load_bytes(self.files.weights(last.round))
+        selection = Selection.from_json(last.following)
         return Start(
             round=last.round + 1,
             labelled=tuple(i for line in lines for i in line.selected),
-            selection=Selection.from_json(last.following),
-            pseudo=self.files.pseudo(last.round),
+            selection=selection,
+            pseudo=self.files.pseudo(last.round) if selection.pseudo else {},
         )
 
     def _first(self) -> Start:

@@ -436,7 +436,7 @@ def _mark(experiment: Experiment) -> Mark | None:
     pool = len(experiment.pool)
     needed = ceil(PUBLISHED_LABELS * pool)
     for number in range(1, experiment.rounds + 1):
-        labelled = min(experiment.start + (number - 1) * experiment.k, pool)
+        labelled = experiment.labelled(number)
         if labelled >= needed:
             return Mark(needed, number, labelled)
     return None
