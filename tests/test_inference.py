@@ -326,6 +326,19 @@ def test_metrics_without_labels_are_refused() -> None:
         evaluate(make_model(), source, source.ids, CONFIG)
 
 
+def test_a_mask_without_a_label_at_the_scoring_resolution_is_not_what_an_oracle_wants() -> None:
+    source = Phantom(2)
+    sparse = np.full((64, 80), IGNORE, np.uint8)
+    sparse[0, 0] = 1  # between the pixels that are looked at
+    truth = source.mask
+    source.mask = lambda i: sparse if i == source.ids[0] else truth(i)  # type: ignore[method-assign]
+
+    found = gather_evidence(make_model(), source, source.ids, frozenset({"iou"}), CONFIG)
+
+    assert found.scores["iou"][0] == 1
+    assert found.scores["iou"][1] < 1
+
+
 def test_an_unreadable_slice_is_named() -> None:
     source = Phantom(3)
     read = source.image

@@ -56,9 +56,14 @@ class Augmentation:
         """Plain crops."""
         return cls(False, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
-    def grid(self, crop: int, generator: torch.Generator) -> Tensor:
-        """Where a crop is taken, relative to its centre: (crop, crop, 2) float32 pixels, (x, y)."""
-        axis = torch.arange(crop, dtype=torch.float32) - (crop - 1) / 2
+    def grid(
+        self, crop: int, generator: torch.Generator, device: torch.device | None = None
+    ) -> Tensor:
+        """Where a crop is taken, relative to its centre: (crop, crop, 2) float32 pixels, (x, y).
+
+        Made on ``device`` from a few numbers that ``generator``, one of the CPU, draws.
+        """
+        axis = torch.arange(crop, dtype=torch.float32, device=device) - (crop - 1) / 2
         y, x = torch.meshgrid(axis, axis, indexing="ij")
         if self.flips:
             mirror_x, mirror_y, transpose = torch.randint(2, (3,), generator=generator).tolist()
@@ -68,7 +73,7 @@ class Augmentation:
         if torch.rand((), generator=generator) >= self.warped:
             return grid
         exponent = torch.rand((), generator=generator) * 2 - 1
-        coarse = torch.randn((1, 2, _COARSE, _COARSE), generator=generator)
+        coarse = torch.randn((1, 2, _COARSE, _COARSE), generator=generator).to(device)
         warp = F.interpolate(coarse, size=(crop, crop), mode="bicubic", align_corners=True)
         shift = warp[0].permute(1, 2, 0) * (self.elastic * crop / 192)
         return grid * self.scale**exponent + shift

@@ -1,8 +1,8 @@
 """Labelled slices in memory, and the random crops of them that training sees.
 
 `LabelledSlices` reads a `SliceSource` once, preprocesses and caches it; `Crops` is the endless
-stream of batches. Rare classes are found: half of the crops are placed on a pixel of a class chosen
-with equal chances, so 1 % of degradation layer is not 1 % of the training.
+stream of batches. Rare classes are found: a part of the crops (``balance``) is placed on a pixel of
+a class chosen with equal chances, so 1 % of degradation layer is not 1 % of the training.
 """
 
 from __future__ import annotations
@@ -222,19 +222,19 @@ class Crops:
     def _one(self) -> tuple[Tensor, Tensor]:
         index, label = self._draw()
         image, mask = self._slices.pair(index)
-        offsets = self._augmentation.grid(self._crop, self._generator)
-        centre = self._centre(self._slices.anchor(index, label, self._rng), mask.shape)
-        points = offsets + torch.tensor(centre[::-1], dtype=torch.float32)
+        points = self._augmentation.grid(self._crop, self._generator, self._device)
+        y, x = self._centre(self._slices.anchor(index, label, self._rng), mask.shape)
+        points[..., 0] += x
+        points[..., 1] += y
         # Only the part of the slice that the crop needs goes to the device.
         rows, columns = (
             _window(points[..., 1], mask.shape[0]),
             _window(points[..., 0], mask.shape[1]),
         )
-        points = points - torch.tensor([columns.start, rows.start], dtype=torch.float32)
+        points[..., 0] -= columns.start
+        points[..., 1] -= rows.start
         return resample(
-            image[:, rows, columns].to(self._device),
-            mask[rows, columns].to(self._device),
-            points.to(self._device),
+            image[:, rows, columns].to(self._device), mask[rows, columns].to(self._device), points
         )
 
     def _draw(self) -> tuple[int, int | None]:

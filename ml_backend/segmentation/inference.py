@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -76,7 +76,6 @@ __all__ = [
 EVIDENCE_NAMES = LOGIT_EVIDENCE | {EMBEDDING, MC_ENTROPY, GRADIENT, IOU}
 """Every evidence that `gather_evidence` can compute."""
 
-T = TypeVar("T")
 # Floats of full-resolution logits held at once while a mask is made: a cache's worth on a CPU.
 _BAND = 1 << 20
 _GPU_BAND = 1 << 26
@@ -383,11 +382,8 @@ class _Run:
     ) -> Iterator[tuple[list[_Slice], _Output]]:
         """Batches of slices with their outputs, in the order of ``ids``."""
         read = _read_ahead(source, ids, self._model, self._config.threads, unreadable)
-        outputs = (
-            (slices, self.forward(slices)) for slices in _batches(read, self._config.batch_pixels)
-        )
-        # On a GPU the next batch is launched before this one's numbers are waited for.
-        return _one_behind(outputs) if self._model.device.type != "cpu" else outputs
+        batches = _batches(read, self._config.batch_pixels)
+        return ((slices, self.forward(slices)) for slices in batches)
 
     @torch.inference_mode()
     def reduce(self, output: _Output) -> dict[str, Tensor]:
@@ -421,7 +417,7 @@ class _Run:
         valid = valid.to(device)
         with autocast(device, self._config.precision):
             encoded = self._network.encode(images, valid)
-        # Scores differ by less than bfloat16 resolves, so the last layer is always float32.
+        # Scores differ by less than bfloat16 resolves, so the last layer never is.
         logits = self._network.classify(encoded.features.float())
         evidence = {EMBEDDING: encoded.embedding} if EMBEDDING in self._names else {}
         if self._names & {MC_ENTROPY, GRADIENT}:
@@ -621,7 +617,8 @@ def _winners(logits: Tensor) -> Tensor:
 
 
 def _iou(output: _Output, slices: Sequence[_Slice], source: SliceSource) -> Tensor:
-    """Mean IoU of each slice with its true mask at the scoring resolution."""
+    """Mean IoU of each slice with its true mask at the scoring resolution; 1, the least that an
+    oracle can want, where a sparse mask has no labelled pixel there."""
     size = output.valid.shape[-2:]
     prediction = at_scoring_resolution(output.logits, size).argmax(1).cpu()
     truth = torch.full(prediction.shape, IGNORE, dtype=torch.int64)
@@ -637,7 +634,8 @@ def _iou(output: _Output, slices: Sequence[_Slice], source: SliceSource) -> Tens
         truth[row] = torch.from_numpy(
             padded[middle::SCORING_STRIDE, middle::SCORING_STRIDE].astype(np.int64)
         )
-    return mean_iou(prediction, truth, truth != IGNORE, output.logits.shape[1])
+    found = mean_iou(prediction, truth, truth != IGNORE, output.logits.shape[1])
+    return found.nan_to_num(nan=1.0)
 
 
 def _read_ahead(
@@ -689,13 +687,3 @@ def _batches(slices: Iterable[_Slice], pixels: int) -> Iterator[list[_Slice]]:
         batch.append(slice_)
     if batch:
         yield batch
-
-
-def _one_behind(items: Iterable[T]) -> Iterator[T]:
-    """``items``, each handed out when the next has been made."""
-    held: list[T] = []
-    for item in items:
-        if held:
-            yield held.pop()
-        held.append(item)
-    yield from held

@@ -40,7 +40,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 Precision = Literal["auto", "float32", "bfloat16"]
-"""``"auto"``: bfloat16 on a CUDA device that has it, float32 elsewhere."""
+"""``"auto"``: bfloat16 on a CUDA device that has it (Ampere and later), float32 elsewhere."""
 
 Batch = tuple[Tensor, Tensor]
 
@@ -177,7 +177,8 @@ def class_weights(counts: npt.NDArray[np.int64], *, limit: float = 5.0) -> npt.N
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
     """The context a forward runs in: bfloat16 where ``precision`` asks for it, else nothing."""
     if precision == "auto":
-        wanted = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        # Before Ampere torch emulates it, without cuDNN; is_bf16_supported says yes there too.
+        wanted = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     else:
         wanted = precision == "bfloat16"
     return torch.autocast(device.type, dtype=torch.bfloat16) if wanted else nullcontext()
@@ -213,7 +214,7 @@ def train(
     )
     batches = iter(crops)
     # On a CPU a thread would only take a core from the forward.
-    source = prefetch(batches) if device.type != "cpu" else _inline(batches)
+    source = _made_ahead(batches, device) if device.type == "cuda" else _inline(batches)
     forked = [device] if device.type == "cuda" else []
     with closing(source), torch.random.fork_rng(devices=forked), _fast_convolutions(device):
         torch.manual_seed(seed)
@@ -290,3 +291,22 @@ def _fast_convolutions(device: torch.device) -> AbstractContextManager[Any]:
 
 def _inline(batches: Iterator[Batch]) -> Generator[Batch]:
     yield from batches
+
+
+def _made_ahead(batches: Iterator[Batch], device: torch.device) -> Generator[Batch]:
+    """``batches``, made by a thread on a CUDA stream of its own: on that of the training each copy
+    of a crop would wait for the steps that are queued there."""
+
+    def made() -> Iterator[tuple[Batch, torch.cuda.Event]]:
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(stream):
+            for batch in batches:
+                yield batch, stream.record_event()
+
+    with closing(prefetch(made())) as source:
+        for batch, ready in source:
+            stream = torch.cuda.current_stream(device)
+            stream.wait_event(ready)
+            for tensor in batch:
+                tensor.record_stream(stream)
+            yield batch
