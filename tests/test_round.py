@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
-from al_strategies.evidence import Position
+import json
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from al_strategies.evidence import Position, SliceId
+from al_strategies.learner import Metrics
+from ml_backend.rounds import training
 from ml_backend.rounds.source import PROJECT_VOLUME, positions
-from ml_backend.rounds.store import DatasetRecord, TaskRecord
+from ml_backend.rounds.store import (
+    DatasetRecord,
+    LabelRecord,
+    MetricsRecord,
+    ProjectStore,
+    Published,
+    Store,
+    TaskRecord,
+)
+from ml_backend.settings import Settings
 
 
 def dataset(*tasks: TaskRecord) -> DatasetRecord:
@@ -30,3 +50,129 @@ def test_without_a_z_the_place_in_task_order_stands_in() -> None:
         20: Position(PROJECT_VOLUME, 1.0),
         30: Position(PROJECT_VOLUME, 2.0),
     }
+
+
+# -- which checkpoint is served
+
+
+class Graded:
+    """Stands where the network does: IoU 1 on the slices that it has learned from, on others the
+    ``grade`` that its training was to give."""
+
+    grade = 0.0
+
+    def __init__(self, classes: tuple[str, ...], *_: Any) -> None:
+        self.classes = classes
+        self.model: tuple[float, Collection[SliceId]] = (0.0, ())
+
+    def fit(self, source: Any, labelled: Sequence[SliceId], **_: Any) -> Any:
+        warm = bool(self.model[1])
+        self.model = (self.grade, {*self.model[1], *labelled})
+        return SimpleNamespace(settings={"warm_started": warm}, seconds=0.0, steps=1, losses=[])
+
+    def evaluate(self, source: Any, ids: Sequence[SliceId], **_: Any) -> Metrics:
+        grade, learned = self.model
+        iou = float(np.mean([1.0 if i in learned else grade for i in ids]))
+        return Metrics(miou=iou, iou={"bone": iou}, accuracy=iou, slices=len(ids))
+
+    def to_bytes(self) -> bytes:
+        return json.dumps([self.model[0], sorted(self.model[1])]).encode()  # type: ignore[type-var]
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *_: Any) -> Graded:
+        found = cls(("background", "bone"))
+        grade, learned = json.loads(data)
+        found.model = (grade, set(learned))
+        return found
+
+
+ORDER = [int(i) for i in np.random.default_rng(0).permutation(128)]
+
+
+class Rounds:
+    """A project whose trainings end as well as they are told to, on the first n of ``ORDER``."""
+
+    def __init__(self, settings: Settings, project: ProjectStore) -> None:
+        self.settings, self.project = settings, project
+        self.published = Published(
+            round=0, model_version="r0", classes=["background", "bone"], fingerprint=""
+        )
+
+    def train(self, labels: int, grade: float) -> MetricsRecord:
+        """The next round's training, then what `round` does with it."""
+        number = self.published.round + 1
+        Graded.grade = grade
+        data = dataset(*volume("v", 128)).model_copy(
+            update={
+                "round": number,
+                "labels": [
+                    LabelRecord(task=i, annotation=i, updated_at="", hash="", mask="")
+                    for i in ORDER[:labels]
+                ],
+            }
+        )
+        source: Any = SimpleNamespace(mask=lambda _: np.zeros((1, 1), np.uint8))
+        outcome = training.train(
+            self.settings, self.project, data, self.published, source, seed=number
+        )
+        folder = self.project.round(number)
+        folder.write("weights.safetensors", outcome.weights)
+        folder.save("metrics.json", outcome.metrics)
+        flagged = outcome.metrics.flagged
+        weights = self.published.weights if flagged else f"{folder.name}/weights.safetensors"
+        self.published = self.published.model_copy(
+            update={"round": number, "model_version": f"r{number}", "weights": weights,
+                    "flagged": flagged}
+        )  # fmt: skip
+        return outcome.metrics
+
+
+@pytest.fixture(params=[False, True], ids=["afresh", "warm"])
+def rounds(
+    request: pytest.FixtureRequest,
+    make_settings: Callable[..., Settings],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Rounds:
+    monkeypatch.setattr(training, "HRNetLearner", Graded)
+    settings = make_settings(NEXTSLICE_WARM_START=request.param, NEXTSLICE_TRAIN_DEVICE="cpu")
+    return Rounds(settings, Store(str(tmp_path)).project("host", "7.1"))
+
+
+def test_after_a_flag_honest_successors_are_served(rounds: Rounds) -> None:
+    """Round 1 goes on being served; it has trained on slices of the block held out since."""
+    first = rounds.train(8, 0.8)
+    assert first.validation == []
+    worse = rounds.train(25, 0.5)
+    assert worse.flagged is not None
+    assert worse.flagged.startswith("mIoU 0.")
+    assert "the published checkpoint of round 1 has 0.800" in worse.flagged
+    assert rounds.published.weights == "round-0001/weights.safetensors"
+    seen = set(first.trained) & set(worse.validation)
+    assert seen, "or this test shows nothing"
+
+    third = rounds.train(33, 0.8)
+
+    assert seen <= set(third.validation)
+    assert third.blocks == worse.blocks
+    assert third.published_miou == pytest.approx(0.8), "of slices that round 1 has not seen"
+    assert third.flagged is None
+    assert rounds.published.weights == "round-0003/weights.safetensors"
+    fourth = rounds.train(41, 0.5)
+    assert fourth.flagged is not None
+    assert "of round 3 has" in fourth.flagged
+
+
+def test_a_second_bad_checkpoint_is_measured_against_the_one_that_is_served(
+    rounds: Rounds,
+) -> None:
+    first = rounds.train(8, 0.8)
+    rounds.train(25, 0.5)
+
+    third = rounds.train(33, 0.6)
+
+    assert third.flagged is not None
+    assert "the published checkpoint of round 1 has 0.800" in third.flagged
+    assert rounds.published.weights == "round-0001/weights.safetensors"
+    warm = rounds.settings.warm_start
+    assert third.inherited == (sorted(first.trained) if warm else [])

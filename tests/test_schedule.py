@@ -1,15 +1,16 @@
-"""The two queues on a real Redis: one job of a kind a project, and no job lost to a dead worker."""
+"""The queues on a real Redis: one job of a kind a project, and no job lost to a dead worker."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
 
-from ml_backend.rounds.schedule import CONTROL, GPU, Schedule
+from ml_backend.rounds.schedule import CONTROL, GPU, SIMULATE, Schedule
 from ml_backend.settings import Settings
 
 KEY = "7.1763865028"
@@ -97,6 +98,79 @@ def test_a_job_that_ended_does_not_block_its_successor(
     job = start(schedule, "round", datetime.now(UTC))
     job.set_status(status)
     assert schedule.round(KEY, "next")
+
+
+@pytest.fixture
+def ending(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every job ends, and is deleted, right after it was looked up."""
+    fetch = Job.fetch
+
+    def fetch_and_end(job_id: str, **options: Any) -> Job:
+        job = fetch(job_id, **options)
+        job.connection.delete(job.key)
+        return job
+
+    monkeypatch.setattr(Job, "fetch", fetch_and_end)
+
+
+@pytest.mark.usefixtures("ending")
+@pytest.mark.parametrize("name", ["count", "round", "reconcile"])
+def test_a_job_that_ends_while_it_is_looked_at_does_not_block_its_successor(
+    schedule: Schedule, name: str
+) -> None:
+    arguments = {"count": (KEY,), "round": (KEY, "x"), "reconcile": ()}[name]
+    getattr(schedule, name)(*arguments)
+    kind = GPU if name == "round" else CONTROL
+    schedule.queue(kind).empty()
+    schedule.connection.hset(
+        Job.key_for(schedule.job_id(name, KEY if arguments else "all")),
+        mapping={"status": "started", "data": b"", "created_at": "2026-01-01T00:00:00Z"},
+    )
+    getattr(schedule, name)(*arguments)
+    assert [job for job, _ in jobs(schedule, kind)] == [name]
+
+
+@pytest.mark.usefixtures("ending")
+def test_a_job_that_ends_while_it_is_looked_at_has_ended(schedule: Schedule) -> None:
+    job_id = schedule.run("ml_backend.experiment.runner.run_one", "out", "random", 0)
+    assert schedule.ended(job_id)
+    schedule.round(KEY, "x")
+    assert schedule.round_progress(KEY) is None
+
+
+def test_what_a_worker_writes_after_its_job_was_deleted_does_not_block_its_successor(
+    schedule: Schedule,
+) -> None:
+    schedule.round(KEY, "x")
+    job = start(schedule, "round", datetime.now(UTC))
+    schedule.connection.delete(job.key)
+    job.meta.update(step="train", done=3, total=10)
+    job.save_meta()
+    assert schedule.round(KEY, "next")
+
+
+def take(schedule: Schedule, ago: timedelta) -> None:
+    """Leave the round's job as a worker leaves it that dies with it in its hands."""
+    job = job_of(schedule, "round")
+    job.enqueued_at = datetime.now(UTC) - ago
+    job.save()
+    schedule.queue(GPU).remove(job.id)
+
+
+def test_a_job_that_was_taken_and_never_begun_is_started_again(schedule: Schedule) -> None:
+    schedule.round(KEY, "x")
+    take(schedule, timedelta(seconds=10))
+    assert not schedule.round(KEY, "its worker may be about to begin")
+    take(schedule, timedelta(minutes=5))
+    assert schedule.round(KEY, "again")
+    assert jobs(schedule, GPU) == [("round", [KEY, "again", None])]
+
+
+def test_runs_of_experiments_do_not_stand_before_rounds(schedule: Schedule) -> None:
+    schedule.run("ml_backend.experiment.runner.run_one", "out", "random", 0)
+    schedule.round(KEY, "x")
+    assert jobs(schedule, GPU) == [("round", [KEY, "x", None])]
+    assert jobs(schedule, SIMULATE) == [("run_one", ["out", "random", 0])]
 
 
 def test_progress_is_read_from_the_job(schedule: Schedule) -> None:

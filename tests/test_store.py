@@ -15,6 +15,7 @@ from ml_backend.rounds.store import (
     ProjectStore,
     Published,
     RoundFolder,
+    RoundRecord,
     Store,
     StoreError,
 )
@@ -66,6 +67,46 @@ def test_a_damaged_record_is_named(project: ProjectStore) -> None:
 def test_a_missing_record_is_named(project: ProjectStore) -> None:
     with pytest.raises(StoreError, match=r"round-0004/round\.json is missing"):
         project.round(4).need("round.json", Published)
+
+
+FILES = ("dataset.json", "masks/1-a.png", "weights.safetensors", "evidence.npz", "round.json")
+
+
+@pytest.mark.parametrize("retired", [False, True])
+def test_pruning_takes_old_weights_and_evidence_but_never_what_is_served(
+    project: ProjectStore, retired: bool
+) -> None:
+    """Round 3 was flagged: it serves the weights of round 1. Round 4 is at work."""
+    served = "round-0001/weights.safetensors"
+    for number in range(5):
+        for name in FILES:
+            project.round(number).write(name, b"{}")
+    record = RoundRecord(
+        round=3, model_version="v", classes=[], fingerprint="", weights=served, flagged="worse"
+    )
+    project.round(3).save("round.json", record)
+    project.published = PUBLISHED.model_copy(update={"weights": None if retired else served})
+
+    assert project.prune() == 5
+
+    there = {(n, name) for n in range(5) for name in FILES if project.round(n).has(name)}
+    gone = {(n, name) for n in range(3) for name in ("weights.safetensors", "evidence.npz")}
+    assert {(n, name) for n in range(5) for name in FILES} - there == gone - {(1, FILES[2])}
+    assert project.prune() == 0
+
+
+def test_nothing_is_pruned_before_something_is_published(project: ProjectStore) -> None:
+    project.round(0).write("weights.safetensors", b"")
+
+    assert project.prune() == 0
+    assert project.round(0).has("weights.safetensors")
+
+
+def test_the_round_of_the_weights_is_not_the_published_one_after_a_flag() -> None:
+    served = PUBLISHED.model_copy(update={"weights": "round-0012/weights.safetensors"})
+
+    assert served.weights_round == 12
+    assert PUBLISHED.weights_round is None
 
 
 def test_a_failed_write_leaves_the_old_file(

@@ -50,7 +50,8 @@ def test_the_block_stays_and_takes_slices_labelled_inside_it_later() -> None:
     assert "outside" in second.train
 
 
-def test_no_checkpoint_ever_trained_on_slices_that_judge_it_later() -> None:
+def test_since_a_block_is_held_out_nothing_trains_on_slices_that_judge_later() -> None:
+    """What was trained before, on fewer than ten, did: `test_round` has it judged without those."""
     positions = {f"s{i}": Position("v", float(7 * i % 40)) for i in range(40)}
     ids = list(positions)
     trained: set[str] = set()

@@ -1,16 +1,25 @@
-"""`nextslice worker` on a real Redis."""
+"""`nextslice worker` on a real Redis, also on one that goes away and comes back."""
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from rq import SpawnWorker
+from rq.exceptions import InvalidJobOperation
 
-from ml_backend.cli.worker import Kind, _worker_class
-from ml_backend.rounds.schedule import Schedule
-from ml_backend.settings import Settings
+from ml_backend.cli.worker import Kind, _tick, _worker_class
+from ml_backend.embedded.processes import ProcessGroup, free_port, wait_until
+from ml_backend.embedded.redis_server import start_redis
+from ml_backend.rounds.jobs import _job_progress
+from ml_backend.rounds.schedule import CONTROL, GPU, SIMULATE, Schedule
+from ml_backend.settings import Settings, load_settings
 from tests.conftest import REPOSITORY
 from tests.test_cli import nextslice
 
@@ -18,6 +27,24 @@ from tests.test_cli import nextslice
 def imported(module: str) -> bool:
     """A job: whether its process had ``module`` before the job asked for anything."""
     return module in sys.modules
+
+
+def note(file: str, line: str) -> None:
+    """A job: append ``line`` to ``file``."""
+    with Path(file).open("a") as lines:
+        lines.write(f"{line}\n")
+
+
+def train(folder: str) -> None:
+    """A job: report a step every 0.1 s until ``folder``/enough is there, then note "trained"."""
+    report = _job_progress(load_settings())
+    for step in range(3000):
+        report(f"step {step}", step, 3000)
+        note(f"{folder}/steps", str(step))
+        if Path(folder, "enough").exists():
+            note(f"{folder}/done", "trained")
+            return
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize(("kind", "torch"), [("control", False), ("gpu", True)])
@@ -44,5 +71,186 @@ def test_a_job_finds_the_loop_imported_and_torch_where_it_trains(
     assert [job.return_value(refresh=True) for job in asked] == [True, torch, torch]
 
 
+_AS_ON_A_GPU = """
+from ml_backend.cli import main, worker
+from ml_backend.rounds.worker import SpawningWorker
+worker._worker_class = lambda *_: SpawningWorker
+main()
+"""
+
+
+def work_off_as_on_a_gpu(redis_url: str, prefix: str) -> None:
+    """A gpu worker, until nothing waits; without the seconds that torch takes."""
+    env = {
+        "REDIS_URL": redis_url,
+        "NEXTSLICE_QUEUE_PREFIX": prefix,
+        "PYTHONPATH": str(REPOSITORY),
+    }
+    argv = [sys.executable, "-c", _AS_ON_A_GPU, "worker", "gpu", "--burst"]
+    subprocess.run(argv, env={**os.environ, **env}, check=True, timeout=240)
+
+
+def test_a_gpu_worker_takes_rounds_before_runs_of_experiments(
+    make_settings: Callable[..., Settings], redis_url: str, tmp_path: Path
+) -> None:
+    schedule = Schedule(make_settings(REDIS_URL=redis_url, NEXTSLICE_QUEUE_PREFIX="first"))
+    for kind, line in ((SIMULATE, "run"), (SIMULATE, "run"), (GPU, "round")):
+        told = ["sh", "-c", f"echo {line} >> '{tmp_path}/order'"]
+        schedule.queue(kind).enqueue("subprocess.check_call", told)
+
+    work_off_as_on_a_gpu(redis_url, "first")
+
+    assert (tmp_path / "order").read_text().split() == ["round", "run", "run"]
+
+
 def test_a_job_on_a_gpu_gets_an_interpreter_of_its_own() -> None:
-    assert _worker_class(Kind.gpu, "cuda:1") is SpawnWorker
+    assert issubclass(_worker_class(Kind.gpu, "cuda:1"), SpawnWorker)
+
+
+def test_a_job_in_an_interpreter_of_its_own_reports_its_progress(
+    make_settings: Callable[..., Settings], redis_url: str, tmp_path: Path
+) -> None:
+    queue = Schedule(make_settings(REDIS_URL=redis_url, NEXTSLICE_QUEUE_PREFIX="own")).queue(GPU)
+    (tmp_path / "enough").touch()
+    job = queue.enqueue(train, str(tmp_path))
+
+    work_off_as_on_a_gpu(redis_url, "own")
+
+    assert (tmp_path / "done").read_text() == "trained\n"
+    assert job.get_meta(refresh=True) == {"step": "step 0", "done": 0, "total": 3000}
+
+
+def test_no_error_ends_the_looks_at_every_project(
+    make_settings: Callable[..., Settings], redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schedule = Schedule(make_settings(REDIS_URL=redis_url))
+    stop, looks = threading.Event(), []
+
+    def reconcile() -> None:
+        looks.append(len(looks))
+        if len(looks) == 1:
+            raise InvalidJobOperation("it ended in between")
+        stop.set()
+
+    monkeypatch.setattr(schedule, "reconcile", reconcile)
+    _tick(schedule, 0.01, stop)
+    assert looks == [0, 1]
+
+
+# -- a Redis that goes away
+
+
+class Stage:
+    """A Redis that can be stopped and started again, and a worker that works off its queues."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.redis = ProcessGroup(folder / "logs")
+        self.workers = ProcessGroup(folder / "logs")
+
+    def start_redis(self) -> None:
+        start_redis(self.redis, self.folder / "redis", port=self.port)
+
+    def stop_redis(self) -> None:
+        self.redis.stop()
+
+    def start_worker(self, *code: str) -> subprocess.Popen[bytes]:
+        argv = code or ("-m", "ml_backend.cli")
+        env = {
+            "REDIS_URL": self.url,
+            "NEXTSLICE_RECONCILE_S": "3600",
+            "NEXTSLICE_STORE": str(self.folder / "store"),
+            "NEXTSLICE_CACHE_DIR": str(self.folder / "cache"),
+            "PYTHONPATH": str(REPOSITORY),
+        }
+        return self.workers.start("worker", [sys.executable, *argv, "worker", "control"], env=env)
+
+    def log(self) -> str:
+        return (self.folder / "logs" / "worker.log").read_text()
+
+    def steps(self) -> int:
+        file = self.folder / "steps"
+        return len(file.read_text().split()) if file.exists() else 0
+
+    def wait_for_steps(self, more: int) -> None:
+        wanted = self.steps() + more
+        wait_until(lambda: self.steps() >= wanted, f"step {wanted} of the job", 120)
+
+    def wait_for(self, line: str) -> None:
+        file = self.folder / "done"
+        wait_until(
+            lambda: file.exists() and line in file.read_text().split(), f"the job {line!r}", 120
+        )
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    stage = Stage(tmp_path)
+    with stage.redis, stage.workers:
+        stage.start_redis()
+        yield stage
+
+
+def test_a_job_and_its_worker_outlast_a_restart_of_redis(
+    stage: Stage, make_settings: Callable[..., Settings]
+) -> None:
+    queue = Schedule(make_settings(REDIS_URL=stage.url)).queue(CONTROL)
+    job = queue.enqueue(train, str(stage.folder), job_timeout=600)
+    worker = stage.start_worker()
+    stage.wait_for_steps(1)
+
+    stage.stop_redis()
+    stage.wait_for_steps(70)  # more than RQ's monitoring interval of 5 s
+    stage.start_redis()
+    stage.wait_for_steps(30)
+    reported = job.get_meta(refresh=True)["done"]
+    assert reported > 70
+    (stage.folder / "enough").touch()
+    stage.wait_for("trained")
+
+    queue.enqueue(note, str(stage.folder / "done"), "next")
+    stage.wait_for("next")
+    assert worker.poll() is None
+    assert "lost Redis" not in stage.log()
+
+    stage.stop_redis()
+    time.sleep(1)
+    worker.terminate()
+    assert worker.wait(20) == 0
+
+
+_WITHOUT_PATIENCE = """
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from ml_backend.rounds import schedule
+schedule._MINUTE = Retry(NoBackoff(), 0)
+from ml_backend.cli import main
+main()
+"""
+
+
+def test_a_worker_begins_again_after_an_outage_of_any_length(
+    stage: Stage, make_settings: Callable[..., Settings]
+) -> None:
+    queue = Schedule(make_settings(REDIS_URL=stage.url)).queue(CONTROL)
+    queue.enqueue(train, str(stage.folder), job_timeout=600)
+    worker = stage.start_worker("-c", _WITHOUT_PATIENCE)
+    stage.wait_for_steps(1)
+
+    stage.stop_redis()
+    (stage.folder / "enough").touch()
+    stage.wait_for("trained")
+    wait_until(lambda: "lost Redis" in stage.log(), "the worker to lose Redis", 120)
+    time.sleep(3)
+    stage.start_redis()
+    queue.enqueue(note, str(stage.folder / "done"), "next")
+    stage.wait_for("next")
+    assert worker.poll() is None
+    assert stage.log().count("lost Redis") == 1
+
+    stage.stop_redis()
+    time.sleep(1)
+    worker.terminate()
+    assert worker.wait(20) == 0

@@ -13,7 +13,7 @@ import pytest
 from ml_backend.experiment.files import RunFiles
 from ml_backend.experiment.runner import Job, RunFailed
 from ml_backend.experiment.workers import NoRedis, gpu_workers, run_on_workers
-from ml_backend.rounds.schedule import GPU, Schedule
+from ml_backend.rounds.schedule import SIMULATE, Schedule
 from ml_backend.settings import Settings
 from tests.tiny_experiment import experiment, write_slices
 
@@ -26,14 +26,14 @@ def test_a_gpu_worker_runs_them_and_says_what_failed(
     out = experiment(tmp_path / "out", write_slices(slices), rounds=2)
     schedule = Schedule(make_settings(REDIS_URL=redis_url, NEXTSLICE_QUEUE_PREFIX="simulate-test"))
     env = {**os.environ, "REDIS_URL": redis_url, "NEXTSLICE_QUEUE_PREFIX": "simulate-test"}
-    assert schedule.listening(GPU) == 0
+    assert schedule.listening(SIMULATE) == 0
     worker = subprocess.Popen([sys.executable, "-m", "ml_backend.cli", "worker", "gpu"], env=env)
     try:
         jobs = [Job("random", 0), Job("no_such_strategy", 0)]
         with pytest.raises(RunFailed, match="no_such_strategy, seed 0: Unknown") as failure:
             run_on_workers(schedule, out, jobs, lambda running: None)
         assert "log.txt" not in str(failure.value)  # it is the worker's
-        assert schedule.listening(GPU) == 1
+        assert schedule.listening(SIMULATE) == 1
     finally:
         worker.terminate()
         worker.wait()
@@ -49,7 +49,7 @@ def test_a_run_that_waits_is_enqueued_once(
         for seed in (0, 1, 0)
     }
     assert len(ids) == 2
-    (first, second) = schedule.queue(GPU).jobs
+    (first, second) = schedule.queue(SIMULATE).jobs
     assert first.func_name == "ml_backend.experiment.runner.run_one"
     assert (first.args, second.args) == ([str(tmp_path), "random", 0], [str(tmp_path), "random", 1])
     assert not schedule.ended(first.id)

@@ -1,4 +1,4 @@
-"""`nextslice worker control | gpu`: work off one of the two queues until told to stop."""
+"""`nextslice worker control | gpu`: work off the queues of a kind until told to stop."""
 
 from __future__ import annotations
 
@@ -10,11 +10,18 @@ from typing import Annotated
 
 import typer
 from redis.exceptions import RedisError
-from rq import SpawnWorker, Worker
 from rq.serializers import JSONSerializer
 
 from ml_backend.cli import app
-from ml_backend.rounds.schedule import CONTROL, GPU, HEARTBEAT_S, Schedule
+from ml_backend.rounds.schedule import (
+    CONTROL,
+    GPU,
+    HEARTBEAT_S,
+    SIMULATE,
+    Schedule,
+    outlast_restarts,
+)
+from ml_backend.rounds.worker import ForkingWorker, SpawningWorker, keep_working
 from ml_backend.settings import configure_logging, load_settings
 
 __all__ = ["Kind", "worker"]
@@ -29,29 +36,36 @@ class Kind(StrEnum):
     gpu = GPU
 
 
+_QUEUES = {Kind.control: (CONTROL,), Kind.gpu: (GPU, SIMULATE)}
+"""What each kind listens to; a job of the first queue goes before one of the next."""
+
+
 def _tick(schedule: Schedule, every_s: float, stop: threading.Event) -> None:
     """Enqueue a look at every project, every ``every_s`` seconds.
 
     A thread and not a chain of scheduled jobs: a chain that breaks once never comes back. With
-    several control workers the job's id keeps it to one at a time.
+    several control workers the job's id keeps it to one at a time. No error ends it: nobody would
+    miss it until a webhook is lost.
     """
     while not stop.wait(every_s):
         try:
             schedule.reconcile()
         except RedisError as error:
             logger.warning("reconcile was not enqueued: %s", error)
+        except Exception:
+            logger.exception("reconcile was not enqueued")
 
 
-def _worker_class(kind: Kind, train_device: str) -> type[Worker]:
+def _worker_class(kind: Kind, train_device: str) -> type[ForkingWorker]:
     """How jobs get a process of their own: forked where that is safe, off what is imported here,
     so that none spends seconds of its time on imports."""
     import_module("ml_backend.rounds.jobs")
     if kind is Kind.control:
-        return Worker
+        return ForkingWorker
     from ml_backend.rounds.training import device_of  # with all of torch
 
     # A forked child of a process that has touched CUDA is dead: a GPU job gets a new interpreter.
-    return Worker if device_of(train_device) == "cpu" else SpawnWorker
+    return ForkingWorker if device_of(train_device) == "cpu" else SpawningWorker
 
 
 @app.command()
@@ -59,19 +73,32 @@ def worker(
     kind: Annotated[Kind, typer.Argument(help="control: short jobs, no torch. gpu: trains.")],
     burst: Annotated[bool, typer.Option(help="End when the queue is empty.")] = False,
 ) -> None:
-    """Work off one of the two queues. Start one or two `control`, and a `gpu` per GPU."""
+    """Work off the queues of a kind. Start one or two `control`, and a `gpu` per GPU."""
     settings = load_settings()
     configure_logging(settings.log_level)
     schedule = Schedule(settings)
-    rq_worker = _worker_class(kind, settings.train_device)(
-        [schedule.queue(kind)],
-        connection=schedule.connection,
-        serializer=JSONSerializer,
-        job_monitoring_interval=HEARTBEAT_S,
-    )
+    schedule.connection.ping()  # a wrong REDIS_URL must show at the start
+    outlast_restarts(schedule.connection)
+    worker_class = _worker_class(kind, settings.train_device)
+    if kind is Kind.gpu:
+        from ml_backend.rounds.training import check_network
+
+        check_network(settings)
+
+    def make() -> ForkingWorker:
+        return worker_class(
+            [schedule.queue(name) for name in _QUEUES[kind]],
+            connection=schedule.connection,
+            serializer=JSONSerializer,
+            job_monitoring_interval=HEARTBEAT_S,
+        )
+
     stop = threading.Event()
     if kind is Kind.control:
         ticking = (schedule, settings.reconcile_s, stop)
         threading.Thread(target=_tick, args=ticking, daemon=True).start()
-    rq_worker.work(burst=burst, logging_level=settings.log_level)
+    if burst:
+        make().work(burst=True, logging_level=settings.log_level)
+    else:
+        keep_working(make, schedule.connection, settings.log_level)
     stop.set()

@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 
 from ml_backend.experiment.files import RunFiles
 from ml_backend.experiment.runner import Job, check_ended, run_one
-from ml_backend.rounds.schedule import GPU, Schedule
+from ml_backend.rounds.schedule import SIMULATE, Schedule, outlast_restarts
 from ml_backend.settings import Settings
 
 __all__ = ["NoRedis", "gpu_workers", "run_on_workers"]
@@ -25,10 +25,10 @@ class NoRedis(RuntimeError):
 
 
 def gpu_workers(settings: Settings) -> tuple[Schedule, int]:
-    """The queues of ``REDIS_URL``, and how many gpu workers listen there. Raises NoRedis."""
+    """The queues of ``REDIS_URL``, and how many gpu workers take runs there. Raises NoRedis."""
     schedule = Schedule(settings)
     with _redis_needed():
-        return schedule, schedule.listening(GPU)
+        return schedule, schedule.listening(SIMULATE)
 
 
 def run_on_workers(
@@ -38,10 +38,11 @@ def run_on_workers(
 
     ``out`` must be the same path on every worker's machine. ``watch(running)`` once a second.
     Interrupted, the jobs go on; called again, it waits for them. `check_ended` raises at the end.
-    Raises NoRedis when Redis goes away.
+    Raises NoRedis when Redis goes away for more than a minute.
     """
     with _redis_needed():
         ids = {job: schedule.run(_ENTRY_POINT, str(out), *job) for job in jobs}
+        outlast_restarts(schedule.connection)
         waiting = list(jobs)
         while waiting:
             time.sleep(_POLL_S)

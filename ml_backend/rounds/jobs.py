@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 
+from redis.exceptions import RedisError
 from rq import get_current_job
+from rq.job import Job
+from rq.serializers import JSONSerializer
 
 from al_strategies.learner import Progress
 from ml_backend.rounds import adopt as adoption
 from ml_backend.rounds import publish
 from ml_backend.rounds import reconcile as reconciliation
 from ml_backend.rounds.attempt import attempt
+from ml_backend.rounds.schedule import Schedule, outlast_restarts
 from ml_backend.rounds.service import Service
 from ml_backend.rounds.store import ClaimLost, ClaimTaken
-from ml_backend.settings import configure_logging
+from ml_backend.settings import Settings, configure_logging
 
 __all__ = ["adopt", "count", "reconcile", "round", "start", "tidy"]
 
@@ -27,27 +32,40 @@ logger = logging.getLogger(__name__)
 _META_EVERY_S = 1.0
 
 
-def _job_progress() -> Progress:
-    """Write progress into the RQ job's meta, once a second at most."""
-    job = get_current_job()
+def _job_progress(settings: Settings) -> Progress:
+    """Write progress into the RQ job's meta, once a second at most.
+
+    It is for people to look at: where Redis does not answer, the job goes on without a report. So
+    it has a connection of its own, which waits for no restart of Redis.
+    """
+    current = get_current_job()
+    if current is None:
+        return lambda step, done, total: None
+    job = Job(current.id, connection=Schedule(settings).connection, serializer=JSONSerializer)
     written, last_step = 0.0, ""
 
     def report(step: str, done: int, total: int) -> None:
         nonlocal written, last_step
-        moment = time.monotonic()
-        if job is None or (step == last_step and moment - written < _META_EVERY_S):
+        if step == last_step and time.monotonic() - written < _META_EVERY_S:
             return
-        written, last_step = moment, step
         job.meta.update(step=step, done=done, total=total)
-        job.save_meta()  # type: ignore[no-untyped-call]
+        with suppress(RedisError):
+            job.save_meta()  # type: ignore[no-untyped-call]
+        # afterwards: where Redis is slow to fail, the job has a second for itself
+        written, last_step = time.monotonic(), step
 
     return report
 
 
 def _service() -> Service:
-    """The service; a job may run in an interpreter of its own, which nobody told how to log."""
+    """The service; a job may run in an interpreter of its own, which nobody told how to log, or
+    that Redis is to be waited for."""
     service = Service.from_environment()
     configure_logging(service.settings.log_level)
+    outlast_restarts(service.schedule.connection)
+    job = get_current_job()
+    if job is not None:
+        outlast_restarts(job.connection)
     return service
 
 
@@ -93,7 +111,7 @@ def round(key: str, reason: str, number: int | None = None) -> None:
         service.schedule.count(key)
         return
     try:
-        attempt(service, key, reason, _job_progress())
+        attempt(service, key, reason, _job_progress(service.settings))
     except (ClaimTaken, ClaimLost) as error:
         logger.info("project %s: %s", key, error)
         return

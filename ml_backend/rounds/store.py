@@ -200,6 +200,13 @@ class Published(_Record):
     """Why the weights are no longer used: the labelling config changed."""
     published_at: str = ""
 
+    @property
+    def weights_round(self) -> int | None:
+        """The round that made ``weights``: after a flag an older one than ``round``."""
+        if self.weights is None:
+            return None
+        return int(self.weights.partition("/")[0].removeprefix("round-"))
+
 
 class ProjectRecord(_Record):
     """`project.json`: what adopt did, and what people asked for since."""
@@ -355,6 +362,26 @@ class ProjectStore:
     def read(self, path: str) -> bytes:
         """A file by its path relative to the project's folder."""
         return self.store.read(f"{self.path}/{path}")
+
+    def prune(self) -> int:
+        """Delete the weights and the evidence of the rounds before the published one; how many
+        files.
+
+        Kept are the weights that are served, or were until the classes changed, and all else: masks
+        and records of old rounds are what later ones train on and are compared by.
+        """
+        published = self.published
+        if published is None:
+            return 0
+        record = self.round(published.round).load("round.json", RoundRecord)
+        kept = {published.weights, record and record.weights}
+        deleted = 0
+        for folder in (self.round(n) for n in self.rounds() if n < published.round):
+            for name in ("weights.safetensors", "evidence.npz"):
+                if f"{folder.name}/{name}" not in kept and folder.has(name):
+                    folder.remove(name)
+                    deleted += 1
+        return deleted
 
 
 class RoundFolder:

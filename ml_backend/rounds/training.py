@@ -22,10 +22,11 @@ from ml_backend.rounds.store import (
 )
 from ml_backend.segmentation.inference import InferenceConfig
 from ml_backend.segmentation.learner import HRNetLearner, LearnerConfig
+from ml_backend.segmentation.network import build_network
 from ml_backend.segmentation.validation import Split, ZBlock, is_worse, split_validation
-from ml_backend.settings import Settings
+from ml_backend.settings import Settings, SettingsError
 
-__all__ = ["Outcome", "device_of", "learner_config", "load_learner", "train"]
+__all__ = ["Outcome", "check_network", "device_of", "learner_config", "load_learner", "train"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,28 @@ def device_of(setting: str) -> str:
     if setting != "auto":
         return setting
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def check_network(settings: Settings) -> None:
+    """Build the network that the settings name once, where they say that it is trained.
+
+    Raises SettingsError when it cannot be: without this, that shows after K annotations.
+    """
+    device = device_of(settings.train_device)
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device != "cpu" and int(device.partition(":")[2] or 0) >= gpus:
+        raise SettingsError(
+            f"NEXTSLICE_TRAIN_DEVICE is {device!r}, and torch {torch.__version__} finds {gpus} "
+            "CUDA GPUs here: expected one that is there, cpu or auto"
+        )
+    if settings.architecture == "auto":
+        return
+    try:
+        build_network(settings.architecture, classes=2)
+    except Exception as error:  # whatever timm and smp raise at an encoder that they do not know
+        raise SettingsError(
+            f"NEXTSLICE_ARCHITECTURE is {settings.architecture!r}, which cannot be built: {error}"
+        ) from error
 
 
 def learner_config(settings: Settings, device: str) -> LearnerConfig:
@@ -84,10 +107,12 @@ def train(
 
     A checkpoint that is worse than the published one on the same validation slices (`is_worse`) is
     flagged: kept in its round, not served. They are compared only on slices that neither has
-    trained on: the first held-out block was training data of the checkpoints before it. Slices
-    without a labelled pixel judge nothing.
+    trained on: the first held-out block was training data of the checkpoints before it. The blocks
+    are those of the published round; what the published checkpoint has trained on says the round
+    that made it, an older one after a flag. Slices without a labelled pixel judge nothing.
     """
     before = project.round(published.round).load("metrics.json", MetricsRecord)
+    served = _served_metrics(project, published)
     labelled = [label.task for label in dataset.labels]
     split = split_validation(
         labelled,
@@ -109,14 +134,14 @@ def train(
         losses=list(report.losses),
         trained=[int(i) for i in split.train],
         pseudo=[int(i) for i in pseudo],
-        inherited=sorted(before.learned) if before and report.settings["warm_started"] else [],
+        inherited=sorted(served.learned) if served and report.settings["warm_started"] else [],
         validation=[int(i) for i in validation],
         blocks=[dataclasses.asdict(block) for block in split.blocks],
     )
     if validation:
         metrics = learner.evaluate(source, validation, progress=progress)
         record.miou, record.iou = metrics.miou, _finite(metrics)
-    unseen = [i for i in validation if before is None or i not in before.learned]
+    unseen = [i for i in validation if served is not None and i not in served.learned]
     if old is not None and unseen:
         _compare(record, learner.evaluate(source, unseen), old.evaluate(source, unseen), published)
     if record.flagged is not None:
@@ -129,9 +154,15 @@ def _compare(record: MetricsRecord, new: Metrics, old: Metrics, published: Publi
     record.published_miou = old.miou
     if is_worse(new, old):
         record.flagged = (
-            f"mIoU {new.miou:.3f} on {new.slices} validation slices, the published "
-            f"{published.model_version} has {old.miou:.3f}: the published one goes on"
+            f"mIoU {new.miou:.3f} on {new.slices} validation slices, the published checkpoint of "
+            f"round {published.weights_round} has {old.miou:.3f}: the published one goes on"
         )
+
+
+def _served_metrics(project: ProjectStore, published: Published) -> MetricsRecord | None:
+    """`metrics.json` of the round that made the weights that are served; None without weights."""
+    number = published.weights_round
+    return None if number is None else project.round(number).load("metrics.json", MetricsRecord)
 
 
 def _pseudo_labels(

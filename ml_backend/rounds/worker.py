@@ -1,0 +1,121 @@
+"""RQ workers that outlast a Redis that goes away, at a job and between two.
+
+RQ's own end at the first command that fails other than the wait for a job, and leave the job that
+they are at to itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, NoReturn
+
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+from rq import SpawnWorker, Worker
+from rq.exceptions import StopRequested
+from rq.executions import Execution
+from rq.job import Job
+
+__all__ = ["ForkingWorker", "SpawningWorker", "keep_working"]
+
+logger = logging.getLogger(__name__)
+
+_FIRST_PAUSE_S = 1.0
+_LONGEST_PAUSE_S = 30.0
+
+
+class ForkingWorker(Worker):
+    """Jobs run in forked processes."""
+
+    max_connection_wait_time = 5.0
+    told_to_stop = False
+
+    def maintain_heartbeats(self, job: Job, execution: Execution) -> None:
+        """A sign of life that cannot be given is given next time: the job goes on."""
+        try:
+            super().maintain_heartbeats(job, execution)
+        except RedisError as error:
+            logger.warning("no sign of life of job %s, which goes on: %s", job.id, error)
+
+    def request_stop(self, signum: int, frame: FrameType | None) -> None:
+        """SIGTERM or SIGINT: end, after the job that runs. Redis is not waited for any more."""
+        self.told_to_stop = True
+        self.connection.set_retry(Retry(NoBackoff(), 0))
+        super().request_stop(signum, frame)  # type: ignore[no-untyped-call]
+
+    def set_shutdown_requested_date(self) -> None:
+        """For RQ's dashboards only: it must not take the worker from its job."""
+        try:
+            super().set_shutdown_requested_date()  # type: ignore[no-untyped-call]
+        except RedisError as error:
+            logger.warning("that this worker ends after its job is not noted: %s", error)
+
+    def teardown(self) -> None:
+        """Sign off. The thread that listens for RQ's commands ends even when that fails."""
+        try:
+            super().teardown()  # type: ignore[no-untyped-call]
+        finally:
+            thread: Any = self.pubsub_thread
+            if thread is not None:
+                thread.stop()
+
+
+class SpawningWorker(ForkingWorker, SpawnWorker):
+    """Jobs run in new interpreters."""
+
+
+def keep_working(make: Callable[[], ForkingWorker], redis: Redis, log_level: str) -> None:
+    """Let a worker that ``make`` gives work off its queues until SIGTERM or SIGINT.
+
+    When it ends for want of ``redis``, or of an error in RQ that it has logged, the next one begins
+    once Redis answers, after a pause of 1 to 30 seconds.
+    """
+    pause, began = _FIRST_PAUSE_S, time.monotonic()
+    try:
+        _stop_on_signals()  # until the worker installs handlers of its own
+        while not _work(make, log_level):
+            _stop_on_signals()
+            if time.monotonic() - began > 2 * _LONGEST_PAUSE_S:
+                pause = _FIRST_PAUSE_S
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+            _wait_for(redis)
+            began = time.monotonic()
+    except StopRequested:
+        return
+
+
+def _stop_on_signals() -> None:
+    def stop(signum: int, frame: FrameType | None) -> NoReturn:
+        raise StopRequested
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+
+
+def _work(make: Callable[[], ForkingWorker], log_level: str) -> bool:
+    """Whether the worker ended because it was told to."""
+    worker = None
+    try:
+        worker = make()
+        worker.work(logging_level=log_level)
+    except RedisError as error:
+        if worker is None or not worker.told_to_stop:
+            logger.error("lost Redis (%s): the worker begins again when it answers", error)
+    return worker is not None and worker.told_to_stop
+
+
+def _wait_for(redis: Redis) -> None:
+    while True:
+        try:
+            redis.ping()
+        except RedisError:
+            time.sleep(_FIRST_PAUSE_S)
+        else:
+            return
