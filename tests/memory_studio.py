@@ -35,6 +35,7 @@ class MemoryStudio:
         self.unreadable: set[int] = set()
         self.sdk = SimpleNamespace(ml=SimpleNamespace(update=self._rename))
         self._image = image
+        self._shown: dict[str, npt.NDArray[Any]] = {}
         self._now = FIRST_MOMENT
         self._rows: dict[int, dict[str, Any]] = {
             i: {
@@ -68,6 +69,10 @@ class MemoryStudio:
             row["updated_at"] = self._now
             for annotation in row["annotations"]:
                 annotation["updated_at"] = self._now.isoformat()
+
+    def show(self, url: str, image: npt.NDArray[Any]) -> None:
+        """What a task shows whose image is ``url``."""
+        self._shown[url] = image
 
     # -- project and backend
 
@@ -123,6 +128,13 @@ class MemoryStudio:
     def totals(self, project_id: int) -> tuple[int, int]:
         return len(self._rows), sum(len(row["annotations"]) for row in self._rows.values())
 
+    def request(self, method: str, path: str, *, json: dict[str, Any]) -> None:
+        """A change of a task's data, all that is asked for here; it touches the task."""
+        assert method == "PATCH"
+        self._now += timedelta(minutes=1)
+        task = int(path.removeprefix("api/tasks/").rstrip("/"))
+        self._rows[task] |= {"data": json["data"], "updated_at": self._now}
+
     def _found(self, filters: Sequence[Filter]) -> list[dict[str, Any]]:
         return [row for row in self._rows.values() if all(self._meets(row, f) for f in filters)]
 
@@ -150,5 +162,6 @@ class MemoryStudio:
         if task_id in self.unreadable:
             raise StudioError(f"The image of task {task_id} at {url} answered 404")
         buffer = io.BytesIO()
-        Image.fromarray(np.asarray(self._image(task_id))).save(buffer, format="PNG")
+        image = self._shown[url] if url in self._shown else self._image(task_id)
+        Image.fromarray(np.asarray(image)).save(buffer, format="PNG")
         return buffer.getvalue()

@@ -11,7 +11,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ml_backend.volumes.address import AddressRefused, SliceAddress, SliceKeys, is_slice_address
+from ml_backend.volumes.address import (
+    AddressRefused,
+    SliceAddress,
+    SliceKeys,
+    is_slice_address,
+    slice_of,
+)
 from ml_backend.volumes.volume import ReadOptions
 from ml_backend.volumes.window import Window
 
@@ -177,6 +183,30 @@ def test_what_nobody_signed_is_refused(url: str) -> None:
 )
 def test_what_has_another_form_is_no_slice_address(url: object) -> None:
     assert not is_slice_address(url)
+
+
+@pytest.mark.parametrize("base", ["", "https://lab.example/nextslice", "http://localhost:9090"])
+def test_what_is_shown_is_the_same_under_every_host_secret_and_window(base: str) -> None:
+    shown = slice_of(ADDRESS.url(BASE, KEYS))
+    other = replace(ADDRESS, window=Window(5, 6), expires=1000)
+
+    assert slice_of(other.url(base, SliceKeys((OLD,)))) == shown
+    assert (
+        slice_of(quote(ADDRESS.url("", KEYS), safe="/?&=%").replace("/scans", "/%73cans")) == shown
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"volume": "scans/b.h5"}, {"axis": "y"}, {"index": 13}),
+        *({"options": ReadOptions(dataset="entry/b")}, {"options": ReadOptions()}),
+    ],
+)
+def test_another_slice_is_shown_as_another(changes: dict[str, object]) -> None:
+    other = replace(ADDRESS, **changes)  # type: ignore[arg-type]
+
+    assert slice_of(other.url(BASE, KEYS)) != slice_of(ADDRESS.url(BASE, KEYS))
 
 
 @pytest.mark.parametrize("secrets", [(), ("short",), (NEW, "short")])

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import requests
 from flask import Flask
 from flask.testing import FlaskClient
 from rq import Queue
 
+from ml_backend.api.server import PREDICTIONS, SLICES, gunicorn_argv
 from ml_backend.api.serving import Serving
 from ml_backend.app import create_app
-from ml_backend.rounds.service import WEBHOOK_HEADER, Service, webhook_secret
+from ml_backend.embedded.processes import ProcessGroup, free_port, wait_until
+from ml_backend.rounds.service import WEBHOOK_HEADER, Service, slice_keys, webhook_secret
 from ml_backend.rounds.store import Published, RoundRecord
 from ml_backend.settings import Settings
 from ml_backend.studio.label_config import bitmask_config, parse_label_config
 from ml_backend.studio.task_order import LIVE_SCORE, PENDING_VERSION
+from ml_backend.volumes.address import SliceAddress
+from tests.conftest import REPOSITORY
 
 KEY = "7.1763865028"
 CONFIG = bitmask_config(["bone", "implant"])
@@ -134,6 +143,81 @@ def test_predict_refuses_what_is_not_a_list(client: FlaskClient) -> None:
     answer = client.post("/predict", json=predict_body("all"))
     assert answer.status_code == 400
     assert "expected a list of tasks" in answer.get_json()["error"]
+
+
+def test_a_task_that_waits_for_the_network_is_left_out_when_the_time_is_up(
+    app: Flask, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ml_backend.api.serving._ANSWER_WITHIN_S", 0.5)
+    tasks = [{"id": i, "data": {"image": f"/data/upload/7/{i}.png"}} for i in range(2)]
+    with serving(app)._forward:  # another request's prediction, or weights that are loaded
+        publish(app, weights="weights.safetensors")
+        results = client.post("/predict", json=predict_body(tasks)).get_json()["results"]
+        serving(app)._warmed.clear()
+    assert results == [[], []]
+
+
+def busy() -> Flask:
+    """The backend while the network is at a task that takes for ever, and so are all renderers."""
+    app = create_app()
+    serving(app)._forward.acquire()
+    publish(app, weights="weights.safetensors")
+    renderers = app.extensions["nextslice slices"]._renderers
+    while renderers.acquire(blocking=False):
+        pass
+    return app
+
+
+def test_requests_that_wait_leave_threads_to_the_others(
+    redis_url: str, make_settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    """Over HTTP, as many predictions and slices as will ever be asked for, and none is done."""
+    np.save(tmp_path / "scan.npy", np.zeros((200, 4, 4), np.uint8))
+    port = free_port()
+    base = f"http://127.0.0.1:{port}"
+    env = {
+        "REDIS_URL": redis_url,
+        "LABEL_STUDIO_API_KEY": "token",
+        "NEXTSLICE_STORE": str(tmp_path / "store"),
+        "NEXTSLICE_CACHE_DIR": str(tmp_path / "cache"),
+        "NEXTSLICE_VOLUMES": f"all={tmp_path}",
+        "NEXTSLICE_BACKEND_URL": base,
+        "PYTHONPATH": str(REPOSITORY),
+    }
+    keys = slice_keys(make_settings(**env))
+    urls = [SliceAddress("all/scan.npy", "z", z).url(base, keys) for z in range(100)]
+    body = predict_body([{"id": 1, "data": {"image": "/1.png"}}])
+
+    def statuses(found: list[Any]) -> list[int]:
+        return [answer.result().status_code for answer in found if answer.done()]
+
+    def refused(found: list[Any], most: int) -> bool:
+        return len(statuses(found)) == len(found) - most
+
+    with ThreadPoolExecutor(200) as browsers, ProcessGroup(tmp_path / "logs") as group:
+        group.start(
+            "backend", gunicorn_argv(f"127.0.0.1:{port}", "tests.test_protocol:busy()"), env=env
+        )
+        group.wait("backend", lambda: answers(base), timeout_s=120)
+        predictions = [
+            browsers.submit(requests.post, f"{base}/predict", json=body) for _ in range(60)
+        ]
+        slices = [browsers.submit(requests.get, url) for url in urls]
+        wait_until(lambda: refused(predictions, PREDICTIONS), "predictions to be refused", 60)
+        wait_until(lambda: refused(slices, SLICES), "slices to be refused", 60)
+
+        event = {"action": "ANNOTATION_CREATED", "project": PROJECT}
+        assert requests.post(f"{base}/webhook", json=event, timeout=20).status_code == 200
+        assert requests.get(f"{base}/health", timeout=20).status_code == 200
+        assert set(statuses(predictions)) == {200}
+        assert set(statuses(slices)) == {503}
+
+
+def answers(base: str) -> bool:
+    try:
+        return requests.get(f"{base}/health", timeout=10).ok
+    except requests.RequestException:
+        return False
 
 
 ANNOTATED = {"id": 3, "task": 2, "result": [], "was_cancelled": False}

@@ -39,7 +39,7 @@ from ml_backend.settings import Settings
 from ml_backend.studio.annotations import regions
 from ml_backend.studio.client import Backend, StudioError
 from ml_backend.studio.images import decode_image
-from ml_backend.studio.label_config import bitmask_config, parse_label_config
+from ml_backend.studio.label_config import LabelConfig, bitmask_config, parse_label_config
 from ml_backend.volumes.address import SliceAddress
 from tests.memory_studio import MemoryStudio
 from tests.segmentation_phantom import CLASSES, Phantom
@@ -429,6 +429,59 @@ def test_another_meaning_of_unlabelled_pixels_renders_every_label_anew(
     assert mask_of(project, new.mask).max() < 255
 
 
+def synced(project: MemoryProject) -> DatasetRecord:
+    """The sync of round 2, after round 1."""
+    config = parse_label_config(project.studio.fields["label_config"])
+    return sync(
+        project.service, KEY, project.studio.project(7), config, project.folder.round(2),
+        project.dataset(), project.service.images(KEY),
+    )  # fmt: skip
+
+
+def test_a_mask_that_is_gone_with_its_round_is_rendered_anew(make_project: MakeProject) -> None:
+    project = make_project()
+    project.label(range(K))
+    project.run()
+    before = {label.task: label for label in project.dataset().labels}
+    project.label([K])
+    folder = project.folder.round(1)
+    folder.remove(before[1].mask.removeprefix("round-0001/"))
+
+    dataset = synced(project)
+
+    after = {label.task: label for label in dataset.labels}
+    assert {task: after[task].mask for task in (0, 2)} == {t: before[t].mask for t in (0, 2)}
+    assert after[1].mask.startswith("round-0002/masks/1-")
+    assert after[1].hash == before[1].hash
+    np.testing.assert_array_equal(mask_of(project, after[1].mask), PHANTOM.mask(PHANTOM.ids[1]))
+
+
+@pytest.mark.parametrize("size", [(128, 160), (64, 160)])
+def test_a_task_that_gets_another_slice_gets_another_mask_or_none(
+    make_project: MakeProject, size: tuple[int, int]
+) -> None:
+    """Its annotation stays as it is; where its proportions are not those of the slice, it is left
+    out."""
+    project = make_project()
+    project.label(range(K))
+    project.run()
+    project.studio.show("/other.png", np.zeros(size, np.uint16))
+    data = {"image": "/other.png", "z": 1.0}
+    project.studio.request("PATCH", "api/tasks/1/", json={"data": data})
+
+    dataset = synced(project)
+
+    before = {label.task: label for label in project.dataset().labels}
+    after = {label.task: label for label in dataset.labels}
+    assert [after[i].mask for i in (0, 2)] == [before[i].mask for i in (0, 2)]
+    if size == (128, 160):
+        assert mask_of(project, after[1].mask).shape == size
+        assert dataset.warnings == []
+    else:
+        assert 1 not in after
+        assert "task 1: its annotation cannot be used" in dataset.warnings[0]
+
+
 def mask_of(project: MemoryProject, path: str) -> npt.NDArray[Any]:
     return decode_image(project.folder.read(path), path)
 
@@ -589,6 +642,7 @@ def test_classes_change_when_nothing_is_left_to_annotate(make_project: MakeProje
     reconcile.count(project.service, KEY)
 
     assert project.published.retired is not None
+    assert project.published.weights is None
 
 
 # -- side by side
@@ -665,8 +719,14 @@ def test_predictions_end_before_label_studio_stops_waiting(
     project.run()
     serving = Serving(project.service)
     tasks = [{"id": i, "data": {"image": f"/{i}.png"}} for i in (5, 99, 7, 8)]
-    clock = iter([0.0, 1.0, 2.0, 3.0, 81.0, 82.0])
-    monkeypatch.setattr("ml_backend.api.serving._seconds", lambda: next(clock))
+    clock = [0.0]
+    monkeypatch.setattr("ml_backend.api.serving._seconds", lambda: clock[0])
+
+    def slowly(mask: npt.NDArray[Any], config: LabelConfig) -> list[dict[str, Any]]:
+        clock[0] += 79.0 if clock[0] == 0.0 else 2.0
+        return regions(mask, config)
+
+    monkeypatch.setattr("ml_backend.api.serving.regions", slowly)
 
     answers = serving.predict(KEY, tasks, IMPLICIT)
 

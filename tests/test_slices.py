@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from flask.testing import FlaskClient
 from PIL import Image
 from werkzeug.test import TestResponse
 
+from ml_backend.api.server import SLICES
+from ml_backend.api.slices import SliceServer
 from ml_backend.app import create_app
 from ml_backend.embedded.processes import ProcessGroup, free_port
 from ml_backend.embedded.stack import start_backend
@@ -320,6 +323,18 @@ def test_a_preflight_is_answered(client: FlaskClient) -> None:
     assert "GET" in answer.headers["Access-Control-Allow-Methods"]
     refused = client.options(url(), headers=asks | {"Origin": "https://evil.example"})
     assert "Access-Control-Allow-Origin" not in refused.headers
+
+
+def test_who_comes_when_all_places_are_taken_is_told_to_come_again(client: FlaskClient) -> None:
+    server: SliceServer = client.application.extensions["nextslice slices"]
+    with ExitStack() as others:
+        for _ in range(SLICES):
+            others.enter_context(server.place())
+        answer = client.get(url())
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+        assert answer.headers["Cache-Control"] == "no-store"
+        assert "load it again" in text(answer)
+    assert client.get(url()).status_code == 200
 
 
 # -- the cache and the shelf

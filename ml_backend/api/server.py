@@ -5,18 +5,29 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-__all__ = ["gunicorn_argv"]
+__all__ = ["PREDICTIONS", "SLICES", "gunicorn_argv"]
 
-_THREADS = 8
+_THREADS = 64
+PREDICTIONS = 16
+"""How many /predict requests have a thread at once, waiting or at work."""
+SLICES = 32
+"""How many /slices requests have a thread at once, waiting or at work."""
 
 
 def gunicorn_argv(bind: str, application: str = "ml_backend.app:create_app()") -> list[str]:
     """The command that serves ``application`` on ``bind`` (address:port).
 
     One process holds one copy of the weights and one lock around the forward; threads keep
-    /webhook and /health quick while a prediction runs. No preload: weights are loaded after the
-    fork. Heartbeat files live in memory, a slow disk must not look like a dead worker. The control
-    socket has one path for all of a user's gunicorns, so it is off.
+    /webhook and /health quick while predictions run. A request that waits holds its thread, so the
+    slow kinds have bounds, and a quarter of the threads is left to the rest, whatever is asked for.
+    Beyond `PREDICTIONS` the tasks are answered with no mask at once, as those that come too late
+    are: with one forward at a time the wait would be long, and Label Studio asks again when a task
+    is opened. Beyond `SLICES` the answer is 503: a browser asks for six at a time, and does not ask
+    again by itself, so the bound is well above what a few annotators need.
+
+    No preload: weights are loaded after the fork. Heartbeat files live in memory, a slow disk must
+    not look like a dead worker. The control socket has one path for all of a user's gunicorns, so
+    it is off.
     """
     memory = "/dev/shm" if Path("/dev/shm").is_dir() else "/tmp"
     return [

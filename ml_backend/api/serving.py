@@ -9,9 +9,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ml_backend.api.server import PREDICTIONS
 from ml_backend.rounds.service import Service
 from ml_backend.rounds.slices import ProjectSlices
 from ml_backend.rounds.store import Published, RoundRecord
@@ -35,6 +38,10 @@ _ANSWER_WITHIN_S = 80.0
 _seconds = time.monotonic
 
 
+class _TooLate(Exception):
+    """Label Studio will not wait for this task any more."""
+
+
 @dataclass(frozen=True)
 class _Seen:
     published: Published | None
@@ -50,6 +57,7 @@ class Serving:
         self._models: dict[tuple[str, str], HRNetLearner] = {}
         self._warmed: set[tuple[str, str]] = set()
         self._forward = threading.Lock()
+        self._places = threading.BoundedSemaphore(PREDICTIONS)
         self._images: dict[str, ProjectSlices] = {}
 
     def published(self, key: str) -> Published | None:
@@ -96,8 +104,21 @@ class Serving:
         """One result per task, in order; of no region while there is no model.
 
         An empty list for a task that cannot be predicted, or not any more before Label Studio stops
-        waiting for all of them: it stores nothing then, and asks again when the task is opened.
+        waiting for all of them: it stores nothing then, and asks again when the task is opened. The
+        same for all tasks when `PREDICTIONS` requests are waited for already.
         """
+        if not self._places.acquire(blocking=False):
+            logger.warning("project %s: %d tasks are not predicted: %d requests are at it already",
+                           key, len(tasks), PREDICTIONS)  # fmt: skip
+            return [[] for _ in tasks]
+        try:
+            return self._predict(key, tasks, label_config)
+        finally:
+            self._places.release()
+
+    def _predict(
+        self, key: str, tasks: list[dict[str, Any]], label_config: str
+    ) -> list[dict[str, Any] | list[Any]]:
         until = _seconds() + _ANSWER_WITHIN_S
         published = self.published(key)
         version = PENDING_VERSION if published is None else published.model_version
@@ -109,7 +130,9 @@ class Serving:
             found: list[dict[str, Any]] | None = []
             if config is not None and published is not None and published.weights is not None:
                 late = _seconds() > until
-                found = None if late else self._predict_one(key, published.weights, task, config)
+                found = (
+                    None if late else self._predict_one(key, published.weights, task, config, until)
+                )
             answer = {"result": found, "score": LIVE_SCORE, "model_version": version}
             results.append([] if found is None else answer)
         if len(results) > 1 and _seconds() > until:
@@ -118,28 +141,42 @@ class Serving:
         return results
 
     def _predict_one(
-        self, key: str, weights: str, task: dict[str, Any], config: LabelConfig
+        self, key: str, weights: str, task: dict[str, Any], config: LabelConfig, until: float
     ) -> list[dict[str, Any]] | None:
-        """The regions of one task; None when it cannot be predicted."""
+        """The regions of one task; None when it cannot be predicted, or its forward cannot begin
+        before ``until``."""
         try:
             task_id = int(task["id"])
             url = task["data"][config.value_field]
-            image = self._cache(key).around(task_id, url, self._neighbours(key, weights))
-            with self._forward:
+            image = self._cache(key).around(task_id, url, self._neighbours(key, weights, until))
+            with self._forward_before(until):
                 mask = self._model(key, weights).predict_image(image).mask
             return regions(mask, config)
+        except _TooLate:
+            return None
         except (KeyError, TypeError, ValueError, StudioError) as error:
             logger.warning("task %s is not predicted: %s", _name(task), _say(error, config))
         except Exception:  # one broken slice must not throw away the batch
             logger.exception("task %s is not predicted", _name(task))
         return None
 
-    def _neighbours(self, key: str, weights: str) -> int:
+    @contextmanager
+    def _forward_before(self, until: float) -> Iterator[None]:
+        """Hold the forward's lock. Raises _TooLate when it is not to be had by ``until``."""
+        left = until - _seconds()
+        if left <= 0 or not self._forward.acquire(timeout=left):
+            raise _TooLate
+        try:
+            yield
+        finally:
+            self._forward.release()
+
+    def _neighbours(self, key: str, weights: str, until: float) -> int:
         """How many slices on each side the network takes; waits for no forward once it is loaded,
         so that slices are read while another one is computed."""
         model = self._models.get((key, weights))
         if model is None:
-            with self._forward:
+            with self._forward_before(until):
                 model = self._model(key, weights)
         return model.neighbours
 

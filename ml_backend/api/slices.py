@@ -10,12 +10,15 @@ import hashlib
 import logging
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 from flask import Blueprint, Flask, Response, current_app, request
 from werkzeug.exceptions import HTTPException
 
+from ml_backend.api.server import SLICES
 from ml_backend.disk_cache import DiskCache
 from ml_backend.rounds.service import Service, slice_keys
 from ml_backend.settings import Settings, SettingsError
@@ -36,6 +39,12 @@ _YEAR = 365 * 86_400
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _FORM = 1
 """Raised whenever the same slice and window would give other bytes."""
+_RENDERED_AT_ONCE = 8
+"""Each takes memory of several times its slice, and a core while it has one."""
+
+
+class TooManyRequests(RuntimeError):
+    """More slices are asked for at once than have threads; the message says what to do."""
 
 
 class SliceServer:
@@ -53,6 +62,18 @@ class SliceServer:
         self._cache = DiskCache(settings.cache_dir, settings.cache_gib)
         self._origins = _origins(settings)
         self._rendering = tuple(threading.Lock() for _ in range(64))
+        self._renderers = threading.BoundedSemaphore(_RENDERED_AT_ONCE)
+        self._places = threading.BoundedSemaphore(SLICES)
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """One of the `SLICES` places for requests. Raises TooManyRequests when all are taken."""
+        if not self._places.acquire(blocking=False):
+            raise TooManyRequests(f"{SLICES} slices are asked for at once: load it again")
+        try:
+            yield
+        finally:
+            self._places.release()
 
     def address(self, url: str) -> SliceAddress:
         """What ``url`` asks for. Raises AddressRefused; SettingsError without any secret."""
@@ -74,8 +95,9 @@ class SliceServer:
         with self._rendering[int(tag, 16) % len(self._rendering)]:
             data = self._cache.read(name)
             if data is None:
-                window = self._volumes.window(address)
-                data = encode_png(render(self._volumes.slice(address), window))
+                with self._renderers:
+                    window = self._volumes.window(address)
+                    data = encode_png(render(self._volumes.slice(address), window))
                 self._cache.keep(name, data)
             return data
 
@@ -121,11 +143,12 @@ def slice_png(volume: str, axis: str, index: int) -> Response:
     """The slice of a signed address, or 304 for who has it already."""
     server = _server()
     address = server.address(f"{quote(request.path)}?{request.query_string.decode('latin-1')}")
-    tag = server.tag(address)
-    if request.if_none_match.contains_weak(tag):
-        answer = Response(status=304)
-    else:
-        answer = Response(server.png(address, tag), mimetype="image/png")
+    with server.place():
+        tag = server.tag(address)
+        if request.if_none_match.contains_weak(tag):
+            answer = Response(status=304)
+        else:
+            answer = Response(server.png(address, tag), mimetype="image/png")
     age = _YEAR if address.expires is None else min(_YEAR, int(address.expires - time.time()))
     answer.headers["Cache-Control"] = f"private, max-age={max(0, age)}, immutable"
     answer.set_etag(tag)
@@ -162,16 +185,19 @@ def _refuse(error: Exception) -> Any:
         logger.warning("%s: %d: %s", request.path, status, error)
         text = str(error)
     headers = {"Cache-Control": "no-store"}
+    if isinstance(error, TooManyRequests):
+        headers["Retry-After"] = "1"
     return Response(f"nextslice: {text}\n", status, headers, mimetype="text/plain")
 
 
 def _status(error: Exception) -> int:
-    """403 not signed, 404 not there, 422 a broken file, 503 not set up, 500 a fault of ours."""
+    """403 not signed, 404 not there, 422 a broken file, 503 not set up or busy, 500 our fault."""
     kinds: tuple[tuple[type[Exception], int], ...] = (
         (AddressRefused, 403),
         (NoSuchVolume, 404),
         (IndexError, 404),
         (SettingsError, 503),
+        (TooManyRequests, 503),
         (VolumeError, 422),
     )
     return next((status for kind, status in kinds if isinstance(error, kind)), 500)

@@ -36,6 +36,7 @@ from ml_backend.studio.client import (
 )
 from ml_backend.studio.images import encode_png
 from ml_backend.studio.label_config import LabelConfig
+from ml_backend.volumes.address import is_slice_address, slice_of
 
 __all__ = ["new_labels", "sync"]
 
@@ -134,8 +135,8 @@ class _Sync:
     def label(
         self, chosen: Annotation, record: TaskRecord, previous: LabelRecord | None
     ) -> LabelRecord:
-        """The task's label, rendered anew only when the annotation changed."""
-        digest = self._digest(chosen)
+        """The task's label, rendered anew only when the annotation or the slice is another."""
+        digest = self._digest(chosen, record)
         stamps: dict[str, Any] = {"annotation": chosen.id, "updated_at": _stamp(chosen)}
         if previous is not None and previous.hash == digest:
             return previous.model_copy(update=stamps)
@@ -156,9 +157,27 @@ class _Sync:
             **stamps,
         )
 
-    def _digest(self, annotation: Annotation) -> str:
-        """Of all that the rendered mask depends on."""
-        parts = (label_hash(annotation.result), self.config.fingerprint, self.policy)
+    def kept(self, labels: Iterable[LabelRecord]) -> dict[int, LabelRecord]:
+        """Those by task whose mask is still in the store: one listing for each round's folder."""
+        labels = list(labels)
+        project = self.folder.project
+        masks = {
+            f"{folder}/{name}"
+            for folder in {label.mask.rpartition("/")[0] for label in labels}
+            for name in project.store.names(f"{project.path}/{folder}")
+        }
+        kept = {label.task: label for label in labels if label.mask in masks}
+        if len(kept) < len(labels):
+            logger.warning(
+                "project %s: %d masks of earlier rounds are gone from the store: they are rendered "
+                "anew", self.id, len(labels) - len(kept),
+            )  # fmt: skip
+        return kept
+
+    def _digest(self, annotation: Annotation, task: TaskRecord) -> str:
+        """Of all that the rendered mask depends on. The slice gives it its size."""
+        image = slice_of(task.image) if is_slice_address(task.image) else task.image
+        parts = (label_hash(annotation.result), self.config.fingerprint, self.policy, image)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
@@ -175,9 +194,9 @@ def sync(
     """Read the project and render its labels.
 
     ``previous``: the dataset of the round before, or None (then everything is read). A previous
-    dataset of another labelling config, or of another policy for unlabelled pixels, is not used. An
-    annotation that cannot be read is left out
-    and named in ``warnings``, so that one broken annotation does not stop the loop.
+    dataset of another labelling config, or of another policy for unlabelled pixels, is not used. A
+    label whose mask is gone from the store is rendered anew. An annotation that cannot be read is
+    left out and named in ``warnings``, so that one broken annotation does not stop the loop.
     """
     step = _Sync(service, key, project, config, folder, images)
     if previous is not None and (
@@ -185,11 +204,11 @@ def sync(
     ):
         previous = None
     tasks, newest = step.tasks(previous)
-    labels = {
-        label.task: label
+    labels = step.kept(
+        label
         for label in (previous.labels if previous else ())
         if label.task in tasks and tasks[label.task].state == "labelled"
-    }
+    )
     filters = [annotated()]
     if previous is not None:
         filters.append(changed_since(_moment(previous.synced_at) - _OVERLAP))

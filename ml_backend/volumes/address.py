@@ -14,14 +14,21 @@ import hmac
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from ml_backend.volumes.volume import AXES, ReadOptions
 from ml_backend.volumes.window import Window
 
-__all__ = ["AddressRefused", "SliceAddress", "SliceKeys", "dataset_of", "is_slice_address"]
+__all__ = [
+    "AddressRefused",
+    "SliceAddress",
+    "SliceKeys",
+    "dataset_of",
+    "is_slice_address",
+    "slice_of",
+]
 
 _PREFIX = "/slices/"
 _PATH = re.compile(
@@ -182,6 +189,16 @@ def is_slice_address(url: Any) -> bool:
 def dataset_of(url: str) -> str | None:
     """The dataset that the slice address ``url`` reads, whoever signed it; None: the only one."""
     return dict(parse_qsl(urlsplit(url).query)).get("dataset")
+
+
+def slice_of(url: str) -> str:
+    """What the slice address ``url`` has in common with every other one of the same voxels: path
+    and reading options, whoever signed it, under whatever host and through whatever window."""
+    parts = urlsplit(url)
+    path = unquote(parts.path)
+    options = {option.name for option in fields(ReadOptions)}
+    pairs = sorted(pair for pair in parse_qsl(parts.query) if pair[0] in options)
+    return f"{path.partition(_PREFIX)[2] or path}?{_encoded(pairs)}"
 
 
 def _verified(path: str, pairs: Pairs, keys: SliceKeys) -> tuple[str, dict[str, str]]:
