@@ -37,7 +37,12 @@ from ml_backend.studio.projects import (
     projects_called,
     upload_images,
 )
-from ml_backend.volumes.address import SliceAddress, dataset_of, is_slice_address
+from ml_backend.volumes.address import (
+    AddressRefused,
+    SliceAddress,
+    dataset_of,
+    is_slice_address,
+)
 from ml_backend.volumes.opening import ReadOptions, open_volume
 from ml_backend.volumes.volume import AXES, Volume, VolumeError
 from ml_backend.volumes.window import Window, fit_window, render
@@ -84,7 +89,7 @@ class ImportRequest:
 @dataclass(frozen=True)
 class ImportReport:
     """What an import did: the project, whether it is new, how many tasks were added, annotated and
-    there before, and the window that the slices are shown in."""
+    there before, the window that the slices are shown in, and how many tasks got a new address."""
 
     project: int
     title: str
@@ -94,6 +99,7 @@ class ImportReport:
     annotated: int
     kept: int
     window: Window
+    moved: int = 0
 
 
 def import_volume(
@@ -102,7 +108,9 @@ def import_volume(
     """Make the slices of a volume tasks of a Label Studio project.
 
     A task's data has ``image``, ``volume``, ``axis`` and ``z``; slices that are tasks already are
-    kept as they are. ``progress`` steps: ``"check labels"``, ``"import"``.
+    kept as they are, but for the volume's tasks whose address has another base than addresses have
+    today (``PUBLIC_URL`` changed): they get today's, for the same slice through the same window.
+    ``progress`` steps: ``"check labels"``, ``"addresses"``, ``"import"``.
 
     Raises VolumeError (a file, the roots, slices that are not there, labels that do not fit) and
     LabelConfigError before anything is created, StudioError when Label Studio refuses; a project
@@ -134,6 +142,7 @@ class _Import:
         self.progress: Progress = progress or (lambda step, done, total: None)
         self.axis = AXES[volume.axis]
         self._there: dict[int, str] = {}
+        self._moved: list[tuple[int, dict[str, Any]]] = []
         # What the browser loads from us must lie under a root; an upload comes from anywhere.
         self.name = (
             request.path.name if request.upload else service.volumes.roots.name(request.path)
@@ -155,6 +164,7 @@ class _Import:
             project = create_project(self.studio, self._title, self._label_config())
         try:
             missing = self._missing(project, indices, window)
+            self._move()
             annotated = self._create(project, config, missing, window)
         except VolumeError:
             if created:
@@ -171,6 +181,7 @@ class _Import:
             annotated=annotated,
             kept=len(indices) - len(missing),
             window=window,
+            moved=len(self._moved),
         )
 
     # -- before anything is created
@@ -228,7 +239,10 @@ class _Import:
         return found[0], config
 
     def _check_tasks(self, project: Project, config: LabelConfig) -> None:
-        """Note which slices the project has. StudioError when ours do not belong to them."""
+        """Note which slices the project has, and which of them under another base than today's.
+
+        StudioError when ours do not belong to them.
+        """
         which = f"project {project.id} ({project.title!r})"
         elsewhere = "give another --title for a new project"
         volumes: set[str] = set()
@@ -253,6 +267,8 @@ class _Import:
                 )
             if isinstance(z := row.data.get("z"), int | float):
                 self._there[int(z)] = str(image)
+            if served and (today := self._today(str(image))) != image:
+                self._moved.append((row.id, {**row.data, config.value_field: today}))
         implicit = self.request.project is None and self.request.title is None
         if implicit and volumes and self.name not in volumes:
             raise StudioError(
@@ -261,7 +277,25 @@ class _Import:
                 f"else {elsewhere}"
             )
 
+    def _today(self, url: str) -> str:
+        """The slice address ``url`` as it would be made today; as it is where its base is today's,
+        or where it is not ours: signed with a secret that we have not."""
+        settings = self.service.settings
+        if url.startswith(settings.slices_url.rstrip("/") + "/slices/"):
+            return url
+        keys = slice_keys(settings)
+        try:
+            return SliceAddress.parse(url, keys, now=0).url(settings.slices_url, keys)
+        except AddressRefused:
+            return url
+
     # -- tasks
+
+    def _move(self) -> None:
+        """Give the tasks whose address has another base today's; whatever slices are asked for."""
+        for done, (task, data) in enumerate(self._moved, start=1):
+            self.studio.request("PATCH", f"api/tasks/{task}/", json={"data": data})
+            self.progress("addresses", done, len(self._moved))
 
     def _missing(self, project: Project, indices: range, window: Window) -> list[int]:
         missing = [i for i in indices if i not in self._there]

@@ -52,9 +52,9 @@ Extra = Literal["probability", "uncertainty"]
 part of its maximum ln C. Both are [0, 1] as uint8 0 … 255."""
 
 _FLUSH_EVERY_S = 2.0
+"""What a kill costs at most, besides one batch. A flush waits for the disk."""
 _SCALES_APART = 8.0
 """How many times wider than the other one of two windows is for their scales to be different."""
-"""What a kill costs at most, besides one batch. A flush waits for the disk."""
 _WRITE = "write"
 _SCALED = {
     "uncertainty": "entropy of the class probabilities as a part of its maximum; 0 … 255 is 0 … 1",
@@ -144,7 +144,8 @@ def segment_volume(
     then ``"write labels"`` and the like.
 
     Interrupted or killed, it goes on from the last flushed slice when it is called again with the
-    same arguments (device and ``overwrite`` may change), and ends with the same bytes.
+    same arguments (device and ``overwrite`` may change), and ends with the same bytes on the same
+    device: precision "auto" and the size of the batches follow it.
 
     Raises VolumeError: an output that exists (unless ``overwrite``), a working folder of another
     job, too little room on the disk, a slice that cannot be read, grey values on another scale than

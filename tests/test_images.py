@@ -53,6 +53,39 @@ def test_a_palette_becomes_colour_and_bits_become_grey() -> None:
     assert set(np.unique(decode_image(encoded(bits), "x"))) == {0, 255}
 
 
+def turned(array: npt.NDArray[Any], orientation: int, kind: str = "PNG") -> bytes:
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, format=kind, exif=exif)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(("orientation", "quarters"), [(1, 0), (3, 2), (6, -1)])
+@pytest.mark.parametrize(
+    "array", [GREY, GREY.astype(np.uint16) * 1000, np.stack([GREY, GREY + 1, GREY + 2], -1)]
+)
+def test_an_image_is_turned_as_browsers_turn_it(
+    array: npt.NDArray[Any], orientation: int, quarters: int
+) -> None:
+    found = decode_image(turned(array, orientation), "x")
+
+    np.testing.assert_array_equal(found, np.rot90(array, quarters))
+    assert found.dtype == array.dtype
+
+
+def test_a_jpeg_is_turned_too_and_a_tiff_only_once() -> None:
+    assert decode_image(turned(GREY, 6, "JPEG"), "x").shape == (8, 6)
+    np.testing.assert_array_equal(decode_image(turned(GREY, 3, "TIFF"), "x"), np.rot90(GREY, 2))
+
+
+def test_exif_that_cannot_be_read_turns_nothing() -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(GREY).save(buffer, format="PNG", exif=b"what a camera made of it")
+
+    np.testing.assert_array_equal(decode_image(buffer.getvalue(), "x"), GREY)
+
+
 @pytest.mark.parametrize("data", [b"", b"not an image", encoded(Image.fromarray(GREY))[:40]])
 def test_what_is_no_image_is_named(data: bytes) -> None:
     with pytest.raises(StudioError, match=r"task 5: found \d+ bytes .* expected PNG, JPEG or TIFF"):

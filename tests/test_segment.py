@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 from ml_backend import cli, segment
 from ml_backend.cli import segment as command
 from ml_backend.cli import strategies
-from ml_backend.rounds.store import ProjectRecord, Published, Store
+from ml_backend.rounds.store import ProjectRecord, Published, RoundRecord, Store
 from ml_backend.segment import VolumeSlices, partial_folder, segment_volume
 from ml_backend.segmentation import checkpoints
 from ml_backend.segmentation.inference import InferenceConfig
@@ -489,6 +489,13 @@ def published(weights: str | None, retired: str | None = None) -> Published:
     )  # fmt: skip
 
 
+def committed(weights: str | None) -> RoundRecord:
+    return RoundRecord(
+        round=1, model_version="nextslice-r001-abc", classes=list(CLASSES), fingerprint="f",
+        weights=weights,
+    )  # fmt: skip
+
+
 def invoke(*arguments: object) -> Any:
     assert [command, strategies]  # registered: with one command alone its name is left out
     return CliRunner().invoke(cli.app, ["segment", *map(str, arguments)])
@@ -538,8 +545,17 @@ def test_the_command_says_what_is_wrong(tmp_path: Path, store: Store, volume: Vo
     says("expected Z,Y,X", "--shape", "9")
     project.published = published(None)
     says("has no trained model yet", "--project", 7)
-    project.published = published("round-0001/weights.safetensors", "the classes changed")
-    says("is retired (the classes changed)")
+    # As `publish.retire` leaves it: a version of its own, and no weights.
+    project.round(1).save("round.json", committed("round-0001/weights.safetensors"))
+    project.published = published(None, "the classes changed").model_copy(
+        update={"model_version": "nextslice-r001-def"}
+    )
+    kept = tmp_path / "store" / project.path / "round-0001" / "weights.safetensors"
+    says("the model nextslice-r001-abc of project 7 is retired (the classes changed): wait for")
+    says(f"--weights {kept}")
+    assert kept.exists()
+    project.round(1).save("round.json", committed(None))
+    says("has no trained model yet", "--project", 7)
     other = store.project("127.0.0.1_9", "8.1")
     other.record = ProjectRecord(project=8, key="8.1")
     says("give --project, one of 7, 8")

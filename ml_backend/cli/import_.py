@@ -8,7 +8,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from ml_backend.cli import app, console
+from ml_backend.cli import app, as_written, console
 from ml_backend.cli.progress import round_progress
 from ml_backend.cli.reading import DatasetOption, DtypeOption, OffsetOption, ShapeOption, reading
 from ml_backend.import_volume import ImportReport, ImportRequest, import_volume
@@ -70,8 +70,9 @@ def import_command(
 ) -> None:
     """Create or extend a Label Studio project with the slices of a volume.
 
-    Done again it adds what is missing and changes nothing else. Slices are rendered on demand from
-    the volume, which must lie in a folder of NEXTSLICE_VOLUMES.
+    Done again it adds what is missing and gives tasks of the volume whose address has another base
+    (PUBLIC_URL changed) today's; nothing else is changed. Slices are rendered on demand from the
+    volume, which must lie in a folder of NEXTSLICE_VOLUMES.
     """
     service = Service.from_environment()
     configure_logging("WARNING")
@@ -94,19 +95,25 @@ def import_command(
     with round_progress(console) as progress:
         report = import_volume(service, request, progress)
     _say(report, service.settings.label_studio_url)
+    if report.moved:
+        console.print(
+            f"{report.moved} tasks had the address of another backend: they have "
+            f"{as_written(service.settings.slices_url)} now.",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
 
 
 def _say(report: ImportReport, url: str) -> None:
     state = "created" if report.created else "extended" if report.added else "complete already"
     console.print(
-        f"Project {report.project} ({report.title}) is {state}: {report.added} slices of "
-        f"{report.volume} added, {report.annotated} of them with annotations, {report.kept} were "
-        "there.",
+        f"Project {report.project} ({as_written(report.title)}) is {state}: {report.added} slices "
+        f"of {as_written(report.volume)} added, {report.annotated} of them with annotations, "
+        f"{report.kept} were there.",
         highlight=False,
     )
     console.print(
         f"Grey values from {report.window.low:g} (black) to {report.window.high:g} (white). "
-        f"Annotate: {url}/projects/{report.project}/data, Label All Tasks.",
+        f"Annotate: {as_written(url)}/projects/{report.project}/data, Label All Tasks.",
         highlight=False,
         soft_wrap=True,
     )

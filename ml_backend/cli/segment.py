@@ -26,6 +26,7 @@ from ml_backend.cli.reading import DatasetOption, DtypeOption, OffsetOption, Sha
 from ml_backend.cli.tables import whole
 from ml_backend.embedded.processes import stop_on_sigterm
 from ml_backend.rounds.service import Service, project_id
+from ml_backend.rounds.store import RoundRecord
 from ml_backend.settings import load_settings
 from ml_backend.volumes.opening import open_volume
 from ml_backend.volumes.volume import Volume
@@ -62,16 +63,19 @@ def _published(project: int | None) -> tuple[bytes, str]:
     key = _key(service, project)
     folder = service.folder(key)
     published = folder.published
+    if published is not None and published.retired is not None:
+        # The round's own record: `published.json` names no weights any more.
+        record = folder.round(published.round).load("round.json", RoundRecord)
+        if record is not None and record.weights is not None:
+            raise ValueError(
+                f"the model {record.model_version} of project {project_id(key)} is retired "
+                f"({published.retired}): wait for the next round, or give --weights "
+                f"{service.store.root}/{folder.path}/{record.weights}"
+            )
     if published is None or published.weights is None:
         raise ValueError(
             f"project {project_id(key)} has no trained model yet: none is published before round 1 "
             "is done. Annotate some slices, or give --weights FILE."
-        )
-    if published.retired is not None:
-        raise ValueError(
-            f"the model {published.model_version} of project {project_id(key)} is retired "
-            f"({published.retired}): wait for the next round, or give --weights "
-            f"{service.store.root}/{folder.path}/{published.weights}"
         )
     return folder.read(published.weights), published.model_version
 

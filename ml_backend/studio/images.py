@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 from pathlib import Path
 from typing import Any
 
 import imagecodecs
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ml_backend.disk_cache import DiskCache
 from ml_backend.studio.client import Studio, StudioError
 
 __all__ = ["ImageCache", "decode_image", "encode_png"]
 
+logger = logging.getLogger(__name__)
+
 _PLAIN_MODES = {"L", "RGB", "RGBA", "I", "I;16", "I;16B", "F"}
 _COLOUR_MODES = {"P", "PA", "CMYK", "YCbCr", "LAB", "HSV"}
 
 
 def decode_image(data: bytes, name: str) -> npt.NDArray[Any]:
-    """(H, W), (H, W, 3) or (H, W, 4) in the file's own dtype. StudioError names what is broken."""
+    """(H, W), (H, W, 3) or (H, W, 4) in the file's own dtype, turned as browsers show it.
+
+    StudioError names what is broken.
+    """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data)) as stored:
+            image = _turned(stored)
             if image.mode in _PLAIN_MODES:
                 return np.asarray(image)
             return np.asarray(image.convert("RGB" if image.mode in _COLOUR_MODES else "L"))
@@ -39,6 +46,20 @@ def decode_image(data: bytes, name: str) -> npt.NDArray[Any]:
             f"{name}: found {len(data)} bytes starting {data[:8]!r} that cannot be read as an "
             f"image ({error}); expected PNG, JPEG or TIFF."
         ) from error
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    """The image by its EXIF orientation, if it has any; masks are drawn on what browsers show."""
+    image.load()
+    # Browsers do not look at orientations of other metadata, as Pillow does. Pillow has turned a
+    # TIFF by now.
+    if "exif" not in image.info:
+        return image
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception as error:  # EXIF is broken in many ways, and no browser minds
+        logger.warning("an image's EXIF cannot be read, its orientation is ignored: %s", error)
+        return image
 
 
 def encode_png(image: npt.NDArray[np.uint8]) -> bytes:
