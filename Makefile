@@ -51,5 +51,7 @@ constraints: install ## Renew constraints.txt from what .venv holds
 	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | grep -v ' @ '; } > constraints.new
 	@mv constraints.new constraints.txt
 
-clean: ## Delete the environments and all demo data
-	rm -rf $(VENV) .nextslice .mypy_cache .ruff_cache .pytest_cache
+# What `nextslice up` keeps in .nextslice (store, Redis, logs, cache) is of real projects.
+clean: ## Delete the environments, every demo with its labels, phantoms and caches; not store and Redis
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(addprefix .nextslice/,label-studio-* demo demo-* demo.lock phantom-* install.lock)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
+import fsspec
 from pydantic import (
     AliasChoices,
     BeforeValidator,
@@ -28,7 +30,17 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from al_strategies import available_strategies, get_strategy
 
-__all__ = ["Settings", "SettingsError", "configure_logging", "load_settings"]
+__all__ = [
+    "Settings",
+    "SettingsError",
+    "absolute_address",
+    "configure_logging",
+    "load_settings",
+    "without_passwords",
+]
+
+_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]+)?")
+_PASSWORD = re.compile(r"(?<=://)([^/\s:@]*):[^/\s]*@|(?<=[?&]password=)[^&\s]+")
 
 
 class SettingsError(ValueError):
@@ -38,6 +50,19 @@ class SettingsError(ValueError):
 def _shared(name: str) -> AliasChoices:
     """Read ``NEXTSLICE_X`` first, then the name that other programs use for the same thing."""
     return AliasChoices(f"NEXTSLICE_{name}", name)
+
+
+def without_passwords(text: str) -> str:
+    """``text`` with ``***`` for the password of each URL in it, as in redis://:***@host:6379/0."""
+    return _PASSWORD.sub(lambda found: f"{found[1]}:***@" if found[0][-1] == "@" else "***", text)
+
+
+def absolute_address(value: str) -> str:
+    """The http or https address ``value`` without a slash at its end. ValueError for another."""
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise ValueError("expected an address such as http://labelstudio.example:8080")
+    return value.rstrip("/")
 
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -190,7 +215,7 @@ class Settings(BaseSettings):
         2, description="How long /setup and /predict may serve a cached published.json, seconds."
     )
     queue_prefix: str = Field(
-        "nextslice", pattern=r"^[A-Za-z0-9_-]+$", description="Prefix of the two RQ queues."
+        "nextslice", pattern=r"^[A-Za-z0-9_-]+$", description="Prefix of the RQ queues."
     )
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)
@@ -201,12 +226,7 @@ class Settings(BaseSettings):
     def _absolute(cls, value: str, info: ValidationInfo) -> str:
         if not value and info.field_name == "public_url":
             return value
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise ValueError(
-                f"found {value!r}, expected an address such as http://labelstudio.example:8080"
-            )
-        return value.rstrip("/")
+        return absolute_address(value)
 
     @field_validator("cors_origins")
     @classmethod
@@ -219,6 +239,26 @@ class Settings(BaseSettings):
                     f"found {origin!r}, expected origins such as https://labelstudio.example:8080, "
                     "or *"
                 )
+        return value
+
+    @field_validator("store")
+    @classmethod
+    def _readable(cls, value: str) -> str:
+        protocol, separator, _ = value.partition("://")
+        if not separator:
+            return value
+        try:
+            fsspec.get_filesystem_class(protocol)
+        except ImportError as error:  # says which package the protocol needs
+            how = " with pip install 'nextslice[s3]'" if protocol in ("s3", "s3a") else ""
+            raise ValueError(f"{error}{how}") from None
+        return value
+
+    @field_validator("train_device", "predict_device")
+    @classmethod
+    def _device(cls, value: str) -> str:
+        if not _DEVICE.fullmatch(value):
+            raise ValueError("expected cpu, cuda, cuda:1, …, or auto")
         return value
 
     @field_validator("strategy", "cold_start")
@@ -276,13 +316,12 @@ def _variable(name: str) -> str:
 def _complaint(error: ValidationError) -> str:
     lines = []
     for item in error.errors():
-        if not item["loc"]:  # of several together: the message names them
-            lines.append(item["msg"].removeprefix("Value error, "))
-            continue
-        name = str(item["loc"][0])
-        variable = _variable(name)
-        lines.append(f"{variable}: found {item.get('input')!r}: {item['msg']}")
-    return "Settings cannot be used. " + "; ".join(lines)
+        message = item["msg"].removeprefix("Value error, ")
+        if item["loc"]:  # else of several together: the message names them
+            variable = _variable(str(item["loc"][0]))
+            message = f"{variable}: found {item.get('input')!r}: {message}"
+        lines.append(message)
+    return without_passwords("Settings cannot be used. " + "; ".join(lines))
 
 
 @cache

@@ -9,9 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from redis.exceptions import AuthenticationError
+from rich.table import Table
 
 from al_strategies import available_strategies
+from ml_backend.cli import _sentence
+from ml_backend.cli.tables import whole
 from ml_backend.experiment.files import RunFiles
+from ml_backend.rounds.round import UnusableLabels
+from ml_backend.rounds.store import ClaimLost, ClaimTaken, ProjectRecord, Store
 from ml_backend.settings import Settings
 from tests.tiny_experiment import write_slices
 
@@ -70,6 +76,89 @@ def test_rounds_without_a_project_says_what_to_do(tmp_path: Path) -> None:
     done = nextslice("rounds", "list", NEXTSLICE_STORE=str(tmp_path), LABEL_STUDIO_API_KEY="t")
     assert done.returncode == 1
     assert "Connect one first" in done.stderr
+
+
+def test_rounds_of_another_project_names_those_there_are_and_shows_errors_as_they_are(
+    tmp_path: Path,
+) -> None:
+    env = {"NEXTSLICE_STORE": str(tmp_path), "LABEL_STUDIO_API_KEY": "t"}
+    told = "VolumeError: scans[/old] of http://ann:secret@files.example is no volume"
+    project = Store(str(tmp_path)).project("127.0.0.1_8080", "7.1700000000")
+    project.record = ProjectRecord(project=7, key="7.1700000000", failures=1, last_error=told)
+
+    other, shown = nextslice("rounds", "list", "3", **env), nextslice("rounds", "list", "7", **env)
+
+    assert (other.returncode, shown.returncode) == (1, 0)
+    assert "project 3 is not in" in other.stderr
+    assert "it has 7.1700000000" in other.stderr.replace("\n", " ")
+    assert "scans[/old] of http://ann:***@files.example is no volume" in shown.stderr
+
+
+def test_a_table_shows_names_with_brackets_as_they_are() -> None:
+    table = Table(title="scans[/old]")
+    table.add_column("class")
+    table.add_row("bone [/b] :smile:")
+    assert "scans[/old]" in whole(table)
+    assert "bone [/b] :smile:" in whole(table)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ClaimTaken("round-0003 is held"), "round-0003 is held"),
+        (ClaimLost("round-0003 was taken over"), "round-0003 was taken over"),
+        (UnusableLabels("8 slices are annotated"), "8 slices are annotated"),
+        (
+            PermissionError(13, "Permission denied", "/data"),
+            "[Errno 13] Permission denied: '/data'",
+        ),
+        (TimeoutError(), "TimeoutError"),
+        (AuthenticationError("wrong pass."), "Redis cannot be used: wrong pass. Check REDIS_URL"),
+        (KeyError("a bug"), None),
+        (RuntimeError("a bug"), None),
+    ],
+)
+def test_errors_for_people_are_a_sentence_and_bugs_a_traceback(
+    error: Exception, said: str | None
+) -> None:
+    sentence = _sentence(error)
+    assert (sentence is None) == (said is None)
+    assert (sentence or "").startswith(said or "")
+
+
+def test_a_gpu_worker_does_not_wait_for_labels_with_a_network_that_cannot_be_built(
+    redis_url: str,
+) -> None:
+    done = nextslice("worker", "gpu", REDIS_URL=redis_url, NEXTSLICE_ARCHITECTURE="hrnet18")
+    assert done.returncode == 1
+    assert "NEXTSLICE_ARCHITECTURE is 'hrnet18', which cannot be built" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_worker_without_redis_says_so() -> None:
+    done = nextslice("worker", "control", REDIS_URL="redis://:secret@127.0.0.1:9/0")
+    assert done.returncode == 1
+    assert "Redis cannot be used" in done.stderr
+    assert "secret" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        (["--backend", "this-machine:9090"], 1, "--backend is 'this-machine:9090', expected an"),
+        # of the environment alone: of another server, store and secret would not fit
+        (["--url", "http://other.example"], 2, "No such option"),
+        (["--token", "t"], 2, "No such option"),
+    ],
+)
+def test_connect_takes_only_what_may_differ_from_the_service(
+    options: list[str], code: int, says: str
+) -> None:
+    done = nextslice("connect", "1", *options, LABEL_STUDIO_API_KEY="t")
+    assert done.returncode == code
+    assert says in done.stderr
+    assert "pydantic" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -237,3 +326,10 @@ def test_simulate_draws_what_is_there_when_a_run_fails_or_another_process_is_on_
     assert taken.returncode == 75
     assert "strided, seed 0: another process is on it" in taken.stderr
     assert (out / "report.html").exists()
+
+
+def test_a_path_with_brackets_is_printed_as_it_is(tmp_path: Path) -> None:
+    for name in ("scans[old]", "scans[/old]"):
+        said = nextslice("simulate", "--data", str(tmp_path / name), "--out", str(tmp_path / "o"))
+        assert said.returncode == 1
+        assert f"{name} does not exist" in said.stderr.replace("\n", "")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 
 import pytest
 
-from ml_backend.settings import Settings, SettingsError, load_settings
+from ml_backend.settings import Settings, SettingsError, load_settings, without_passwords
+
+needs_no_s3fs = pytest.mark.skipif(find_spec("s3fs") is not None, reason="s3fs is installed")
 
 
 @pytest.fixture(autouse=True)
@@ -45,14 +48,52 @@ def test_our_own_name_wins(monkeypatch: pytest.MonkeyPatch) -> None:
         ("NEXTSLICE_STRATEGY", "worst_iou", r"'worst_iou'.*looks at true masks"),
         ("NEXTSLICE_COLD_START", "typiclust", r"needs embedding.*expected random, strided"),
         ("NEXTSLICE_UNLABELLED", "maybe", r"NEXTSLICE_UNLABELLED: found 'maybe'"),
+        ("NEXTSLICE_TRAIN_DEVICE", "gpu", r"NEXTSLICE_TRAIN_DEVICE: found 'gpu': expected cpu, "),
+        ("NEXTSLICE_TRAIN_DEVICE", "cuda:", r"found 'cuda:': expected cpu, cuda, cuda:1"),
+        ("PREDICT_DEVICE", "gpu0", r"\. PREDICT_DEVICE: found 'gpu0': expected cpu, cuda"),
+        ("NEXTSLICE_STORE", "nowhere://x", r"NEXTSLICE_STORE: found .*: Protocol not known"),
+        pytest.param(
+            "NEXTSLICE_STORE",
+            "s3://bucket/x",
+            r"Install s3fs.* pip install 'nextslice\[s3\]'",
+            marks=needs_no_s3fs,
+        ),
     ],
 )
 def test_a_bad_value_is_named(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, complaint: str
 ) -> None:
     monkeypatch.setenv(name, value)
-    with pytest.raises(SettingsError, match=complaint):
+    with pytest.raises(SettingsError, match=complaint) as refused:
         load_settings()
+    assert "Value error" not in str(refused.value)
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:0", "cuda:12"])
+def test_every_kind_of_device_is_taken(make_settings: Callable[..., Settings], device: str) -> None:
+    settings = make_settings(NEXTSLICE_TRAIN_DEVICE=device, PREDICT_DEVICE=device)
+    assert (settings.train_device, settings.predict_device) == (device, device)
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        (
+            {"NEXTSLICE_ARCHITECTURE": "hrnet18"},
+            "NEXTSLICE_ARCHITECTURE is 'hrnet18', which cannot",
+        ),
+        ({"NEXTSLICE_ARCHITECTURE": "unet:resnet35"}, "'unet:resnet35', which cannot be built"),
+        ({"NEXTSLICE_TRAIN_DEVICE": "cuda:99"}, "NEXTSLICE_TRAIN_DEVICE is 'cuda:99', and torch"),
+    ],
+)
+def test_what_only_torch_knows_is_found_out_before_a_training(
+    make_settings: Callable[..., Settings], settings: dict[str, str], complaint: str
+) -> None:
+    from ml_backend.rounds.training import check_network
+
+    with pytest.raises(SettingsError, match=complaint):
+        check_network(make_settings(**settings))
+    check_network(make_settings(NEXTSLICE_ARCHITECTURE="hrnet_w18_small"))
 
 
 @pytest.mark.parametrize(("k", "reserve"), [(2, 32), (8, 32), (16, 64)])
@@ -68,6 +109,27 @@ def test_secrets_do_not_show(make_settings: Callable[..., Settings]) -> None:
         LABEL_STUDIO_API_KEY="hidden", BASIC_AUTH_USER="ann", BASIC_AUTH_PASS="hidden"
     )
     assert "hidden" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("redis://:secret@127.0.0.1:6379/0", "redis://:***@127.0.0.1:6379/0"),
+        ("redis://ann:se@cret@r:1/0 and more", "redis://ann:***@r:1/0 and more"),
+        ("redis://r:1/0?db=2&password=secret", "redis://r:1/0?db=2&password=***"),
+        ("http://127.0.0.1:8080/a, b@c", "http://127.0.0.1:8080/a, b@c"),
+        ("https://ann@labelstudio.example", "https://ann@labelstudio.example"),
+    ],
+)
+def test_passwords_of_addresses_do_not_show(text: str, shown: str) -> None:
+    assert without_passwords(text) == shown
+
+
+def test_a_bad_address_does_not_show_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LABEL_STUDIO_URL", "ftp://ann:secret@labelstudio.example")
+    with pytest.raises(SettingsError, match=r"found 'ftp://ann:\*\*\*@labelstudio") as refused:
+        load_settings()
+    assert "secret" not in str(refused.value)
 
 
 def test_an_empty_variable_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 
 import typer
+from redis.exceptions import RedisError
 from rich.console import Console
+from rich.markup import escape
 
-__all__ = ["app", "load_commands", "main"]
+from ml_backend.settings import without_passwords
+
+__all__ = ["app", "as_written", "load_commands", "main"]
+
+logger = logging.getLogger(__name__)
 
 _TRY_AGAIN = 75
 """EX_TEMPFAIL of sysexits.h."""
+_PACKAGES = ("al_strategies", "ml_backend")
+"""The classes of errors that are defined in these are written for people."""
 
 app = typer.Typer(
     name="nextslice",
@@ -40,26 +49,42 @@ def load_commands() -> None:
     )
 
 
+def as_written(text: str) -> str:
+    """Foreign text for `console.print`: brackets are no markup, passwords of URLs are masked."""
+    return escape(without_passwords(text))
+
+
 def main() -> None:
     """Entry point. Errors that a person can act on are one sentence, not a traceback."""
     load_commands()
-    from ml_backend.embedded.processes import StartError
     from ml_backend.experiment.files import RunTaken
-    from ml_backend.experiment.runner import RunFailed
-    from ml_backend.experiment.workers import NoRedis
-    from ml_backend.rounds.store import StoreError
-    from ml_backend.settings import SettingsError
-    from ml_backend.studio.client import StudioError
+    from ml_backend.rounds.store import ClaimTaken
 
     # libgomp's threads spin at every barrier; beside other busy processes that made a training step
     # on two cores take 16 s instead of 3. Inherited by the workers, before they load torch.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    known = (StudioError, StoreError, RunFailed, NoRedis, SettingsError, StartError, ValueError)
     try:
         app()
-    except RunTaken as error:
-        console.print(f"[bold yellow]nextslice:[/] {error}", highlight=False)
-        sys.exit(_TRY_AGAIN)
-    except known as error:
-        console.print(f"[bold red]nextslice:[/] {error}", highlight=False)
-        sys.exit(1)
+    except Exception as error:
+        said = _sentence(error)
+        if said is None:
+            raise
+        logger.debug("the error in full", exc_info=True)
+        later = isinstance(error, (RunTaken, ClaimTaken))
+        colour = "yellow" if later else "red"
+        console.print(f"[bold {colour}]nextslice:[/] {as_written(said)}", highlight=False)
+        sys.exit(_TRY_AGAIN if later else 1)
+
+
+def _sentence(error: Exception) -> str | None:
+    """What is said of an error; None: it is none that a person can act on, but a bug."""
+    if isinstance(error, RedisError):
+        return (
+            f"Redis cannot be used: {str(error).rstrip('.')}. Check REDIS_URL, and that this Redis "
+            "runs (`nextslice up` starts one where REDIS_URL is an address of this machine). The "
+            "same command goes on then."
+        )
+    ours = type(error).__module__.partition(".")[0] in _PACKAGES
+    if ours or isinstance(error, (OSError, ValueError)):
+        return str(error) or type(error).__name__
+    return None

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from ml_backend.cli import app, console
+from ml_backend.cli import app, as_written, console
 from ml_backend.rounds import adopt
 from ml_backend.rounds.service import Service
-from ml_backend.settings import Settings, configure_logging, load_settings
+from ml_backend.settings import absolute_address, configure_logging, load_settings
 
 __all__ = ["connect"]
 
@@ -17,12 +17,6 @@ __all__ = ["connect"]
 @app.command()
 def connect(
     project: Annotated[int, typer.Argument(help="Number of the Label Studio project.")],
-    url: Annotated[
-        str | None, typer.Option(help="Label Studio's address (default: LABEL_STUDIO_URL).")
-    ] = None,
-    token: Annotated[
-        str | None, typer.Option(help="Access token (default: LABEL_STUDIO_API_KEY).")
-    ] = None,
     backend: Annotated[
         str | None,
         typer.Option(help="This backend as Label Studio sees it (default: NEXTSLICE_BACKEND_URL)."),
@@ -30,25 +24,24 @@ def connect(
 ) -> None:
     """Connect a project: the same as adding the URL under Settings → Model, from a shell.
 
-    Done again it changes nothing.
+    Needs the settings of the running service, and its Redis. Done again it changes nothing.
     """
     settings = load_settings()
     configure_logging(settings.log_level)
-    settings = _with(
-        settings, label_studio_url=url, label_studio_api_key=token, backend_url=backend
-    )
+    if backend is not None:
+        settings = settings.model_copy(update={"backend_url": _address(backend)})
     service = Service(settings)
     with console.status("adopting the project: sampling, webhook, round 0"):
         added = adopt.connect(service, project)
     published = service.folder(service.find_key(project)).published
     version = published.model_version if published else "none yet: the project has no tasks"
     state = "added" if added else "was there already"
-    console.print(f"Project {project}: ML backend {settings.backend_url} {state}.")
+    console.print(f"Project {project}: ML backend {as_written(settings.backend_url)} {state}.")
     console.print(f"Model version: {version}. Press [bold]Label All Tasks[/] to follow the queue.")
 
 
-def _with(settings: Settings, **given: str | None) -> Settings:
-    """The settings with what was given on the command line, checked like the rest."""
-    fields = settings.model_dump()
-    fields.update({name: value for name, value in given.items() if value is not None})
-    return Settings.model_validate(fields)
+def _address(backend: str) -> str:
+    try:
+        return absolute_address(backend)
+    except ValueError as error:
+        raise ValueError(f"--backend is {backend!r}, {error}") from None

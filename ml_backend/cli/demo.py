@@ -8,7 +8,8 @@ import statistics
 import sys
 import time
 import webbrowser
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,13 +22,14 @@ from rich.table import Table
 
 from al_strategies import available_strategies
 from al_strategies.evidence import SliceId
-from ml_backend.cli import app, console
+from ml_backend.cli import app, as_written, console
 from ml_backend.cli.tables import whole
 from ml_backend.embedded.annotator import Annotator
 from ml_backend.embedded.label_studio import Session
 from ml_backend.embedded.processes import ProcessGroup, StartError, stop_on_sigterm, wait_until
 from ml_backend.embedded.stack import Stack, default_home, start_stack
 from ml_backend.embedded.uploads import UploadedSlice, create_project
+from ml_backend.experiment.files import RunTaken, locked
 from ml_backend.rounds.service import Service
 from ml_backend.rounds.store import Published, SelectionRecord
 from ml_backend.settings import Settings
@@ -42,6 +44,8 @@ from ml_backend.volumes.window import Window, render
 __all__ = ["demo"]
 
 _ROUND_TIMEOUT_S = 1800.0
+_UNATTENDED = "headless"
+"""File in the folder of a demo that no person labels in."""
 _GAP = 3.0
 """Slices on each side of the held-out block that are in neither part, in z units."""
 
@@ -235,6 +239,38 @@ def _check_strategy(name: str) -> None:
         raise ValueError(f"--strategy: found {name!r}, expected one of {', '.join(names)}")
 
 
+def _may_hold_labels(folder: Path) -> bool:
+    """Whether a person may have labelled in the demo: it had a server, and was for a person."""
+    return (folder / "label-studio").exists() and not (folder / _UNATTENDED).exists()
+
+
+@contextmanager
+def _fresh(folder: Path, *, unattended: bool) -> Iterator[Path]:
+    """A new ``folder`` for this demo alone. ``unattended``: no person labels in it.
+
+    That of the last demo is moved beside it, or deleted if no person can have labelled in it.
+    Raises StartError, and leaves it as it is, while that demo runs.
+    """
+    try:
+        with locked(folder.with_suffix(".lock"), wait=False):
+            if _may_hold_labels(folder):
+                kept = folder.with_name(f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+                folder.rename(kept)
+                _say(f"the last demo is kept, with its labels: {as_written(str(kept))}")
+            elif folder.exists():
+                _say("the last demo, in which no person labelled, is replaced")
+                shutil.rmtree(folder)
+            folder.mkdir(parents=True)
+            if unattended:
+                (folder / _UNATTENDED).touch()
+            yield folder
+    except RunTaken:
+        raise StartError(
+            f"A demo is running in {folder}: end it with Ctrl-C where it was started, or set "
+            "NEXTSLICE_HOME to another folder."
+        ) from None
+
+
 @app.command()
 def demo(
     headless: Annotated[
@@ -256,18 +292,20 @@ def demo(
     """Show the whole loop on this machine: Label Studio, Redis, backend, workers, one project.
 
     Headless, the last line of standard output is one JSON object. Ctrl-C stops all that was
-    started.
+    started. Each demo begins afresh: the last one is moved to a folder beside it, or deleted if it
+    was headless.
     """
     stop_on_sigterm()
     _check_strategy(strategy)
     home = default_home()
-    folder = home / "demo"
-    shutil.rmtree(folder, ignore_errors=True)
     loaded = _load(data if data is not None else _phantom(home))
     _say(f"{len(loaded.tasks)} slices to label, {len(loaded.held_out)} held out")
     env = {"NEXTSLICE_K": str(k), "NEXTSLICE_STRATEGY": strategy}
     try:
-        with ProcessGroup(folder / "logs") as group:
+        with (
+            _fresh(home / "demo", unattended=headless and not keep) as folder,
+            ProcessGroup(folder / "logs") as group,
+        ):
             stack = start_stack(group, folder, home, env=env, step=_say)
             title = f"nextslice demo: {data.name if data else 'phantom'}"
             _say("uploading slices and connecting the project")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ml_backend.cli import app, console
+from ml_backend.cli import app, as_written, console
 from ml_backend.cli.progress import round_progress
 from ml_backend.cli.tables import whole
 from ml_backend.rounds.service import Service
@@ -62,4 +62,4 @@ def export(
         table.add_row(str(written.path), written.content)
     typer.echo(whole(table))
     for warning in report.warnings:
-        console.print(f"[yellow]warning:[/] {warning}", highlight=False)
+        console.print(f"[yellow]warning:[/] {as_written(warning)}", highlight=False)

@@ -1,4 +1,4 @@
-"""`nextslice rounds`: what each round did, and running one now."""
+"""`nextslice rounds`: what each round did, running one now, and freeing space."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ml_backend.cli import app, console
+from ml_backend.cli import app, as_written, console
 from ml_backend.cli.progress import round_progress
 from ml_backend.cli.tables import whole
 from ml_backend.rounds.attempt import attempt
-from ml_backend.rounds.service import Service, project_id
+from ml_backend.rounds.service import Service
 from ml_backend.rounds.store import MetricsRecord, ProjectStore, Published, RoundRecord
 from ml_backend.settings import configure_logging
 
 __all__ = ["rounds_app"]
 
-rounds_app = typer.Typer(help="List a project's rounds, or run one now.", no_args_is_help=True)
+rounds_app = typer.Typer(
+    help="List a project's rounds, run one now, or free space.", no_args_is_help=True
+)
 app.add_typer(rounds_app, name="rounds")
 
 
@@ -59,15 +61,23 @@ def rounds_table(folder: ProjectStore) -> Table:
     return table
 
 
+def _key(service: Service, project: int) -> str:
+    from ml_backend.export import find_project  # with matplotlib
+
+    return find_project(service, project)
+
+
 @rounds_app.command("list")
 def list_rounds(
     project: Annotated[int | None, typer.Argument(help="Project number; empty: all.")] = None,
 ) -> None:
     """Show every round of a project."""
     service = Service.from_environment()
-    keys = [key for key in service.project_keys() if project in (None, project_id(key))]
+    keys = service.project_keys() if project is None else [_key(service, project)]
     if not keys:
-        console.print(f"No project is known in {service.store.root}. Connect one first.")
+        console.print(
+            f"No project is known in {as_written(service.store.root)}. Connect one first."
+        )
         raise typer.Exit(1)
     for key in keys:
         folder = service.folder(key)
@@ -75,7 +85,7 @@ def list_rounds(
         record = folder.record
         if record is not None and record.last_error:
             times = f" ({record.failures}×)" if record.failures else ""
-            console.print(f"The last attempt failed{times}: {record.last_error}")
+            console.print(f"The last attempt failed{times}: {as_written(record.last_error)}")
         if record is not None and record.unended:
             began = datetime.fromtimestamp(record.began_at).isoformat(" ", "minutes")
             console.print(
@@ -107,3 +117,14 @@ def run(
         console.print(f"Project {project}: nothing to train on: nobody has annotated a slice yet.")
         raise typer.Exit(1)
     console.print(f"Project {project}: {record.model_version} is published.")
+
+
+@rounds_app.command("prune")
+def prune(project: Annotated[int, typer.Argument(help="Project number.")]) -> None:
+    """Delete weights and evidence of rounds before the published one, but for what is served.
+
+    Labels, records and metrics of every round are kept.
+    """
+    service = Service.from_environment()
+    deleted = service.folder(_key(service, project)).prune()
+    console.print(f"Project {project}: {deleted} files of earlier rounds are deleted.")

