@@ -131,6 +131,18 @@ def test_every_service_has_a_health_check_and_waits_for_healthy_ones() -> None:
             assert ("profiles" in SERVICES[other]) == (condition.get("required") is False)
 
 
+def test_no_service_fills_the_disk_with_its_log() -> None:
+    for name, service in SERVICES.items():
+        assert set(service["logging"]["options"]) == {"max-size", "max-file"}, name
+
+
+def test_the_scans_that_are_shown_are_mounted_and_only_read() -> None:
+    for name, service in OURS.items():
+        volumes = service["environment"]["NEXTSLICE_VOLUMES"]
+        folder = volumes.removesuffix("}").rpartition("=")[2]
+        assert f"${{SCANS:-./scans}}:{folder}:ro" in service["volumes"], name
+
+
 @pytest.mark.parametrize("name", sorted(name for name in OURS if "command" in OURS[name]))
 def test_every_command_exists(name: str) -> None:
     program, command, kind = OURS[name]["command"]
