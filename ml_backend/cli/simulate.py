@@ -153,18 +153,20 @@ def _missing(contents: Contents) -> Iterator[str]:
         names = ", ".join(map(str, contents.unlabelled[:3]))
         more = "" if len(contents.unlabelled) <= 3 else ", …"
         yield (
-            f"{len(contents.unlabelled)} slices have a mask without a labelled pixel and are left "
-            f"out: {names}{more}"
+            f"left out, {len(contents.unlabelled)} in all, for lack of a labelled pixel in the "
+            f"mask: {names}{more}"
         )
 
 
 def _few_choices(experiment: Experiment) -> Iterator[str]:
     """That strategies can hardly differ, where they can hardly differ."""
     if experiment.rounds > 1 and experiment.choices < _FEW_CHOICES:
+        number = experiment.choices
+        rounds = f"only {number} round{'' if number == 1 else 's'}" if number else "no round"
         yield (
-            f"of {len(experiment.pool)} slices, {experiment.start} are annotated in round 1 and "
-            f"{experiment.k} in each later one, so a strategy has a choice in "
-            f"{experiment.choices} rounds only: a smaller --k, --held-out or --gap tells more"
+            f"{min(experiment.start, len(experiment.pool))} of {len(experiment.pool)} slices are "
+            f"annotated in round 1 and {experiment.k} in each later one, so a strategy has a "
+            f"choice in {rounds}: a smaller --k, --held-out or --gap tells more"
         )
 
 
