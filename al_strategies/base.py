@@ -97,6 +97,11 @@ class Query:
         if both:
             raise EvidenceError(f"slice {min(both)!r} is both in the pool and labelled")
 
+    @property
+    def chosen_before(self) -> int:
+        """How many slices the strategy chose in the rounds before this one, K in each."""
+        return max(self.round - 1, 0) * self.k
+
 
 @dataclass(frozen=True)
 class Selection:

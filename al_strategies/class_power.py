@@ -57,7 +57,7 @@ class ClassPower(Strategy):
     def rank(self, problem: Problem) -> Ranking:
         entropy = problem.score(ENTROPY)
         overall, by_class = self._utilities(problem, entropy)
-        before = max(problem.query.round - 1, 0) * problem.query.k
+        before = problem.query.chosen_before
         turn = self._stratified_before(before)
         rows = np.empty(problem.count, dtype=np.int64)
         for slot in range(problem.count):

@@ -89,7 +89,7 @@ class ForegroundRandom(Strategy):
         foreground = problem.score(FOREGROUND)
         weighted = np.log(np.maximum(foreground, 1e-12)) + problem.rng.gumbel(size=len(problem))
         uniform = problem.rng.random(len(problem))
-        before = max(problem.query.round - 1, 0) * problem.query.k
+        before = problem.query.chosen_before
         order = _interleave(np.argsort(-weighted), np.argsort(uniform), self.fraction, before)
         rows = problem.admission.pick_in_order(order, problem.count)
         return Ranking(rows, foreground[rows])
@@ -174,11 +174,11 @@ class _Gap:
 
 
 def _evenly(problem: Problem, rows: Rows, known: Floats, count: int) -> Rows:
-    """``count`` of one volume's ``rows``, evenly spaced along z between the ``known`` z, in an
-    order whose every beginning is spread out too."""
+    """``count`` of one volume's ``rows``, evenly spaced along z between the ``known`` z, which
+    ascend, in an order whose every beginning is spread out too."""
     z: Floats = np.array([problem.pool.positions[row].z for row in rows])
-    along = rows[np.argsort(z, kind="stable")]
-    bounds = [0, *np.searchsorted(np.sort(z), np.sort(known)).tolist(), len(rows)]
+    order = np.argsort(z, kind="stable")
+    bounds = [0, *np.searchsorted(z[order], known).tolist(), len(rows)]
     last = len(known)
     gaps = [_Gap(bounds[i], bounds[i + 1] - bounds[i], i > 0, i < last) for i in range(last + 1)]
     phase = problem.rng.random()
@@ -190,7 +190,7 @@ def _evenly(problem: Problem, rows: Rows, known: Floats, count: int) -> Rows:
         for _ in range(count):
             teeth[max(ties, key=lambda gap: gaps[gap].step(teeth[gap]))] += 1
     places = [p for gap, n in zip(gaps, teeth, strict=True) for p in gap.places(n, phase)]
-    return along[np.array(places, dtype=np.int64)[_spread(count)]]
+    return rows[order][np.array(places, dtype=np.int64)[_spread(count)]]
 
 
 def _spread(count: int) -> Rows:

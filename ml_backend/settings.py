@@ -31,6 +31,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from al_strategies import available_strategies, get_strategy
 
 __all__ = [
+    "DEVICE",
     "Settings",
     "SettingsError",
     "absolute_address",
@@ -39,7 +40,8 @@ __all__ = [
     "without_passwords",
 ]
 
-_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]+)?")
+DEVICE = r"cpu|cuda(:[0-9]+)?"
+"""Regular expression of what a device may be called, besides ``auto``."""
 _PASSWORD = re.compile(r"(?<=://)([^/\s:@]*):[^/\s]*@|(?<=[?&]password=)[^&\s]+")
 
 
@@ -257,7 +259,7 @@ class Settings(BaseSettings):
     @field_validator("train_device", "predict_device")
     @classmethod
     def _device(cls, value: str) -> str:
-        if not _DEVICE.fullmatch(value):
+        if value != "auto" and not re.fullmatch(DEVICE, value):
             raise ValueError("expected cpu, cuda, cuda:1, …, or auto")
         return value
 

@@ -204,7 +204,7 @@ def test_what_is_shown_is_the_same_under_every_host_secret_and_window(base: str)
     ],
 )
 def test_another_slice_is_shown_as_another(changes: dict[str, object]) -> None:
-    other = replace(ADDRESS, **changes)  # type: ignore[arg-type]
+    other = replace(ADDRESS, **changes)  # type: ignore[arg-type]  # of several types
 
     assert slice_of(other.url(BASE, KEYS)) != slice_of(ADDRESS.url(BASE, KEYS))
 

@@ -331,6 +331,7 @@ def test_a_mask_without_a_label_at_the_scoring_resolution_is_not_what_an_oracle_
     sparse = np.full((64, 80), IGNORE, np.uint8)
     sparse[0, 0] = 1  # between the pixels that are looked at
     truth = source.mask
+    # the source of this test alone
     source.mask = lambda i: sparse if i == source.ids[0] else truth(i)  # type: ignore[method-assign]
 
     found = gather_evidence(make_model(), source, source.ids, frozenset({"iou"}), CONFIG)

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from ml_backend.experiment.files import RunFiles
-from ml_backend.experiment.plan import check_architecture, check_device, keep, other_versions
+from ml_backend.experiment.plan import check_device, keep, other_versions
 from ml_backend.experiment.record import load_experiment
 from ml_backend.experiment.runner import run_one
+from ml_backend.segmentation.checks import check_architecture
 from tests.tiny_experiment import experiment, write_slices
 
 
@@ -37,7 +38,7 @@ def test_a_device_must_be_there_unless_workers_have_it() -> None:
 @pytest.mark.parametrize("architecture", ["hrnet_18", "unet:resnet999", "unet:tu-nothing"])
 def test_an_architecture_that_cannot_be_built_is_refused(architecture: str) -> None:
     with pytest.raises(ValueError, match=r"hrnet_w18|unet:resnet34"):
-        check_architecture(architecture)
+        check_architecture(architecture, "--architecture")
 
 
 def test_runs_of_this_machine_share_its_cores(slices: Path, tmp_path: Path) -> None:

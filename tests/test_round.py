@@ -76,7 +76,7 @@ class Graded:
         return Metrics(miou=iou, iou={"bone": iou}, accuracy=iou, slices=len(ids))
 
     def to_bytes(self) -> bytes:
-        return json.dumps([self.model[0], sorted(self.model[1])]).encode()  # type: ignore[type-var]
+        return json.dumps([self.model[0], sorted(self.model[1])]).encode()  # type: ignore[type-var]  # int
 
     @classmethod
     def from_bytes(cls, data: bytes, *_: Any) -> Graded:

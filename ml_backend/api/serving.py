@@ -129,10 +129,7 @@ class Serving:
         for task in tasks:
             found: list[dict[str, Any]] | None = []
             if config is not None and published is not None and published.weights is not None:
-                late = _seconds() > until
-                found = (
-                    None if late else self._predict_one(key, published.weights, task, config, until)
-                )
+                found = self._predict_one(key, published.weights, task, config, until)
             answer = {"result": found, "score": LIVE_SCORE, "model_version": version}
             results.append([] if found is None else answer)
         if len(results) > 1 and _seconds() > until:
@@ -145,6 +142,8 @@ class Serving:
     ) -> list[dict[str, Any]] | None:
         """The regions of one task; None when it cannot be predicted, or its forward cannot begin
         before ``until``."""
+        if _seconds() > until:
+            return None
         try:
             task_id = int(task["id"])
             url = task["data"][config.value_field]

@@ -61,19 +61,13 @@ def rounds_table(folder: ProjectStore) -> Table:
     return table
 
 
-def _key(service: Service, project: int) -> str:
-    from ml_backend.export import find_project  # with matplotlib
-
-    return find_project(service, project)
-
-
 @rounds_app.command("list")
 def list_rounds(
     project: Annotated[int | None, typer.Argument(help="Project number; empty: all.")] = None,
 ) -> None:
     """Show every round of a project."""
     service = Service.from_environment()
-    keys = service.project_keys() if project is None else [_key(service, project)]
+    keys = service.project_keys() if project is None else [service.known_key(project)]
     if not keys:
         console.print(
             f"No project is known in {as_written(service.store.root)}. Connect one first."
@@ -126,5 +120,5 @@ def prune(project: Annotated[int, typer.Argument(help="Project number.")]) -> No
     Labels, records and metrics of every round are kept.
     """
     service = Service.from_environment()
-    deleted = service.folder(_key(service, project)).prune()
+    deleted = service.folder(service.known_key(project)).prune()
     console.print(f"Project {project}: {deleted} files of earlier rounds are deleted.")

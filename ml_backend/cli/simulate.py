@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -22,7 +21,7 @@ from rich.progress import (
 from rich.table import Table
 
 from al_strategies import available_strategies, get_strategy
-from ml_backend.cli import app, console
+from ml_backend.cli import app, as_written, console
 from ml_backend.cli.progress import round_progress
 from ml_backend.cli.reading import DatasetOption
 from ml_backend.cli.tables import whole
@@ -38,7 +37,6 @@ from ml_backend.experiment.data import (
 from ml_backend.experiment.files import RunFiles, RunTaken
 from ml_backend.experiment.plan import (
     Request,
-    check_architecture,
     check_device,
     keep,
     other_versions,
@@ -106,7 +104,9 @@ def _check_target(device: str, architecture: str | None, workers: bool) -> None:
             "this machine has says nothing about theirs"
         )
     if architecture is not None:
-        check_architecture(architecture)
+        from ml_backend.segmentation.checks import check_architecture  # with torch
+
+        check_architecture(architecture, "--architecture")
 
 
 def _spec(
@@ -164,7 +164,7 @@ def _few_choices(experiment: Experiment) -> Iterator[str]:
         number = experiment.choices
         rounds = f"only {number} round{'' if number == 1 else 's'}" if number else "no round"
         yield (
-            f"{min(experiment.start, len(experiment.pool))} of {len(experiment.pool)} slices are "
+            f"{experiment.labelled(1)} of {len(experiment.pool)} slices are "
             f"annotated in round 1 and {experiment.k} in each later one, so a strategy has a "
             f"choice in {rounds}: a smaller --k, --held-out or --gap tells more"
         )
@@ -172,7 +172,7 @@ def _few_choices(experiment: Experiment) -> Iterator[str]:
 
 def _warn(sentences: Iterator[str]) -> None:
     for sentence in sentences:
-        console.print(f"[yellow]{escape(sentence)}[/yellow]", highlight=False)
+        console.print(f"[yellow]{as_written(sentence)}[/yellow]", highlight=False)
 
 
 def _names(text: str) -> list[str]:

@@ -65,11 +65,11 @@ def compare(summaries: Sequence[Summary]) -> Comparison:
     if not summaries:
         raise ValueError("nothing to compare: give the summary of at least one experiment")
     data = tuple(summary.experiment.data for summary in summaries)
-    areas = [{s.strategy: s.areas for s in summary.standings} for summary in summaries]
-    common = sorted(set.intersection(*({n for n in each if each[n]} for each in areas)))
     without = [s.experiment.data for s in summaries if not s.experiment.choices]
     if without:
         return Comparison(data, {}, {}, None, {}, (), None, "", _no_choice(without))
+    areas = [{s.strategy: s.areas for s in summary.standings} for summary in summaries]
+    common = sorted(set.intersection(*({n for n in each if each[n]} for each in areas)))
     seeds = [seeds_to_rank({name: each[name] for name in common}) for each in areas]
     if not all(seeds):
         return Comparison(data, {}, {}, None, {}, (), None, "", _no_ranks(common))

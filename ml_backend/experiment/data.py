@@ -95,9 +95,9 @@ class Data:
             for values in (image, mask):
                 total.update(f"{values.dtype.str}{values.shape}".encode())
                 total.update(np.ascontiguousarray(values).tobytes())
-            found = np.bincount(mask.ravel(), minlength=len(self.classes))
-            pixels[part] += found[: len(self.classes)]
-            if part == "pool" and not found[: len(self.classes)].any():
+            found = np.bincount(mask.ravel(), minlength=len(self.classes))[: len(self.classes)]
+            pixels[part] += found
+            if part == "pool" and not found.any():
                 unlabelled.append(slice_id)
             if progress is not None:
                 progress("read", done, len(ids))
@@ -109,8 +109,8 @@ class Data:
                 )
         return Contents(
             digest=total.hexdigest(),
-            missing_in_pool=self._without(pixels["pool"]),
-            missing_in_test=self._without(pixels["test"]),
+            missing_in_pool=self._missing(pixels["pool"]),
+            missing_in_test=self._missing(pixels["test"]),
             unlabelled=tuple(unlabelled),
         )
 
@@ -119,7 +119,7 @@ class Data:
         left = set(slices)
         return replace(self, pool=tuple(i for i in self.pool if i not in left))
 
-    def _without(self, pixels: npt.NDArray[np.int64]) -> tuple[str, ...]:
+    def _missing(self, pixels: npt.NDArray[np.int64]) -> tuple[str, ...]:
         return tuple(name for name, count in zip(self.classes, pixels, strict=True) if not count)
 
 

@@ -13,11 +13,11 @@ from typing import Any
 from ml_backend.experiment.data import Data, DataSpec
 from ml_backend.experiment.files import write_whole
 from ml_backend.experiment.record import Experiment, RecordError, load_experiment
+from ml_backend.settings import DEVICE
 
-__all__ = ["Request", "check_architecture", "check_device", "keep", "other_versions", "plan"]
+__all__ = ["Request", "check_device", "keep", "other_versions", "plan"]
 
 _LIBRARIES = ("torch", "timm", "numpy")
-_DEVICE = re.compile(r"cpu|cuda(:[0-9]+)?")
 _MAY_DIFFER = {"versions", "threads", "data", "source"}
 
 
@@ -48,33 +48,12 @@ def check_device(device: str, *, here: bool) -> None:
 
     ``here``: this machine must have it as well; torch is imported to see that, for CUDA alone.
     """
-    if not _DEVICE.fullmatch(device):
+    if not re.fullmatch(DEVICE, device):
         raise ValueError(f"--device is {device!r}, expected cpu, cuda, cuda:1, …, or auto")
-    if not here or device == "cpu":
-        return
-    import torch
+    if here and device != "cpu":
+        from ml_backend.segmentation.checks import check_gpu
 
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if int(device.partition(":")[2] or 0) >= found:
-        raise ValueError(
-            f"--device is {device!r}, and torch {torch.__version__} finds {found} CUDA GPUs here: "
-            "give one that is there, or cpu, or install a driver and a torch that fit the GPU"
-        )
-
-
-def check_architecture(architecture: str) -> None:
-    """Build the network once. Raises ValueError when there is none of that name."""
-    from ml_backend.segmentation.network import UnknownArchitecture, build_network
-
-    try:
-        build_network(architecture, classes=2)
-    except UnknownArchitecture:
-        raise
-    except Exception as error:  # whatever timm and smp raise at an encoder that they do not know
-        raise ValueError(
-            f"--architecture is {architecture!r}, which cannot be built ({error}): expected for "
-            "example hrnet_w18, unet or unet:resnet34"
-        ) from error
+        check_gpu(device, "--device")
 
 
 def plan(request: Request, spec: DataSpec, data: Data, data_hash: str) -> Experiment:

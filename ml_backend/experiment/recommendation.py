@@ -160,7 +160,7 @@ def _rounds(summary: Summary) -> str:
     """``3 rounds with 4 slices each``, of the rounds that were run."""
     experiment, rounds = summary.experiment, summary.rounds
     pool = len(experiment.pool)
-    start = min(experiment.start, pool)
+    start = experiment.labelled(1)
     text = f"{count(rounds, 'round')} with {count(start, 'slice')}"
     same = start == experiment.k
     text += " each" if same else f" in the first and {experiment.k} in each later one"

@@ -14,7 +14,7 @@ from ml_backend.export.record import export_record
 from ml_backend.export.source import source_finder
 from ml_backend.export.studio_json import export_studio_json
 from ml_backend.rounds.service import Service
-from ml_backend.rounds.store import ProjectStore, RoundFolder, RoundRecord
+from ml_backend.rounds.store import ProjectStore, RoundFolder, RoundRecord, StoreError
 
 __all__ = ["PARTS", "ExportReport", "Written", "export_round", "find_project", "find_round"]
 
@@ -43,24 +43,11 @@ class ExportReport:
 
 
 def find_project(service: Service, project: int | str) -> str:
-    """The key of a project in the store: by Label Studio's number, or the key itself.
-
-    Of two with one number (the server was set up afresh) the younger one. Raises ExportError,
-    which names the projects that there are. Label Studio is not asked.
-    """
-    keys = service.project_keys()
-    wanted = str(project)
-    if wanted in keys:
-        return wanted
-    found = service.stored_key(int(wanted)) if wanted.isdecimal() else None
-    if found is None:
-        known = f"it has {', '.join(keys)}" if keys else "no project is known there"
-        raise ExportError(
-            f"project {wanted} is not in {service.settings.store} for "
-            f"{service.settings.label_studio_url}: {known}. Are NEXTSLICE_STORE and "
-            "LABEL_STUDIO_URL those of the running service?"
-        )
-    return found
+    """`Service.known_key`, as an ExportError where there is none."""
+    try:
+        return service.known_key(project)
+    except StoreError as error:
+        raise ExportError(str(error)) from None
 
 
 def find_round(project: ProjectStore, number: int | None = None) -> RoundFolder:

@@ -50,7 +50,7 @@ def _job_progress(settings: Settings) -> Progress:
             return
         job.meta.update(step=step, done=done, total=total)
         with suppress(RedisError):
-            job.save_meta()  # type: ignore[no-untyped-call]
+            job.save_meta()  # type: ignore[no-untyped-call]  # RQ has no types here
         # afterwards: where Redis is slow to fail, the job has a second for itself
         written, last_step = time.monotonic(), step
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_backend.rounds.schedule import Schedule
 from ml_backend.rounds.slices import ProjectSlices
-from ml_backend.rounds.store import ProjectRecord, ProjectStore, Store
+from ml_backend.rounds.store import ProjectRecord, ProjectStore, Store, StoreError
 from ml_backend.settings import Settings, SettingsError, load_settings
 from ml_backend.studio.client import Studio, StudioError
 from ml_backend.studio.images import ImageCache
@@ -134,6 +134,25 @@ class Service:
         """
         keys = [key for key in self.project_keys() if project_id(key) == number]
         return max(keys, key=lambda key: int(key.partition(".")[2] or 0), default=None)
+
+    def known_key(self, project: int | str) -> str:
+        """The key of a project in the store: by Label Studio's number, or the key itself.
+
+        As `stored_key`, but raises StoreError, which names the projects that there are.
+        """
+        keys = self.project_keys()
+        wanted = str(project)
+        if wanted in keys:
+            return wanted
+        found = self.stored_key(int(wanted)) if wanted.isdecimal() else None
+        if found is None:
+            known = f"it has {', '.join(keys)}" if keys else "no project is known there"
+            raise StoreError(
+                f"project {wanted} is not in {self.settings.store} for "
+                f"{self.settings.label_studio_url}: {known}. Are NEXTSLICE_STORE and "
+                "LABEL_STUDIO_URL those of the running service?"
+            )
+        return found
 
     def find_key(self, number: int) -> str:
         """The key of Label Studio project ``number``. StudioError when there is none."""

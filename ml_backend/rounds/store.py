@@ -205,7 +205,7 @@ class Published(_Record):
         """The round that made ``weights``: after a flag an older one than ``round``."""
         if self.weights is None:
             return None
-        return int(self.weights.partition("/")[0].removeprefix("round-"))
+        return _round_number(self.weights.partition("/")[0])
 
 
 class ProjectRecord(_Record):
@@ -356,8 +356,8 @@ class ProjectStore:
 
     def rounds(self) -> list[int]:
         """Numbers of the rounds that have a folder, ascending."""
-        names = self.store.names(self.path)
-        return [int(name[6:]) for name in names if name.startswith("round-") and name[6:].isdigit()]
+        numbers = map(_round_number, self.store.names(self.path))
+        return [number for number in numbers if number is not None]
 
     def read(self, path: str) -> bytes:
         """A file by its path relative to the project's folder."""
@@ -382,6 +382,12 @@ class ProjectStore:
                     folder.remove(name)
                     deleted += 1
         return deleted
+
+
+def _round_number(folder: str) -> int | None:
+    """The round whose folder is called so (`RoundFolder.name`); None: it is no round's."""
+    prefix, _, number = folder.partition("-")
+    return int(number) if prefix == "round" and number.isdigit() else None
 
 
 class RoundFolder:

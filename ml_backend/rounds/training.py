@@ -20,9 +20,9 @@ from ml_backend.rounds.store import (
     Published,
     SelectionRecord,
 )
+from ml_backend.segmentation.checks import check_architecture, check_gpu
 from ml_backend.segmentation.inference import InferenceConfig
 from ml_backend.segmentation.learner import HRNetLearner, LearnerConfig
-from ml_backend.segmentation.network import build_network
 from ml_backend.segmentation.validation import Split, ZBlock, is_worse, split_validation
 from ml_backend.settings import Settings, SettingsError
 
@@ -49,25 +49,16 @@ def device_of(setting: str) -> str:
 
 
 def check_network(settings: Settings) -> None:
-    """Build the network that the settings name once, where they say that it is trained.
+    """See that the settings' training device is there and their network can be built.
 
-    Raises SettingsError when it cannot be: without this, that shows after K annotations.
+    Raises SettingsError: without this, that shows after K annotations.
     """
-    device = device_of(settings.train_device)
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device != "cpu" and int(device.partition(":")[2] or 0) >= gpus:
-        raise SettingsError(
-            f"NEXTSLICE_TRAIN_DEVICE is {device!r}, and torch {torch.__version__} finds {gpus} "
-            "CUDA GPUs here: expected one that is there, cpu or auto"
-        )
-    if settings.architecture == "auto":
-        return
     try:
-        build_network(settings.architecture, classes=2)
-    except Exception as error:  # whatever timm and smp raise at an encoder that they do not know
-        raise SettingsError(
-            f"NEXTSLICE_ARCHITECTURE is {settings.architecture!r}, which cannot be built: {error}"
-        ) from error
+        check_gpu(device_of(settings.train_device), "NEXTSLICE_TRAIN_DEVICE")
+        if settings.architecture != "auto":
+            check_architecture(settings.architecture, "NEXTSLICE_ARCHITECTURE")
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
 
 
 def learner_config(settings: Settings, device: str) -> LearnerConfig:

@@ -47,19 +47,19 @@ class ForkingWorker(Worker):
         """SIGTERM or SIGINT: end, after the job that runs. Redis is not waited for any more."""
         self.told_to_stop = True
         self.connection.set_retry(Retry(NoBackoff(), 0))
-        super().request_stop(signum, frame)  # type: ignore[no-untyped-call]
+        super().request_stop(signum, frame)  # type: ignore[no-untyped-call]  # RQ has no types
 
     def set_shutdown_requested_date(self) -> None:
         """For RQ's dashboards only: it must not take the worker from its job."""
         try:
-            super().set_shutdown_requested_date()  # type: ignore[no-untyped-call]
+            super().set_shutdown_requested_date()  # type: ignore[no-untyped-call]  # RQ has no types
         except RedisError as error:
             logger.warning("that this worker ends after its job is not noted: %s", error)
 
     def teardown(self) -> None:
         """Sign off. The thread that listens for RQ's commands ends even when that fails."""
         try:
-            super().teardown()  # type: ignore[no-untyped-call]
+            super().teardown()  # type: ignore[no-untyped-call]  # RQ has no types
         finally:
             thread: Any = self.pubsub_thread
             if thread is not None:

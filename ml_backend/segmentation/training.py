@@ -298,7 +298,7 @@ def _made_ahead(batches: Iterator[Batch], device: torch.device) -> Generator[Bat
     of a crop would wait for the steps that are queued there."""
 
     def made() -> Iterator[tuple[Batch, torch.cuda.Event]]:
-        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch has no types here
         with torch.cuda.stream(stream):
             for batch in batches:
                 yield batch, stream.record_event()
