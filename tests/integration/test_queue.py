@@ -21,7 +21,15 @@ from ml_backend.studio.client import StudioError, not_annotated, with_version
 from ml_backend.studio.label_config import bitmask_config
 from ml_backend.studio.projects import register_backend
 from ml_backend.studio.task_order import BackendLink
-from tests.integration.conftest import CLASSES, RESERVE, K, LiveProject, invite, versions_agree
+from tests.integration.conftest import (
+    CLASSES,
+    PUBLISHED_TTL_S,
+    RESERVE,
+    K,
+    LiveProject,
+    invite,
+    versions_agree,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -53,6 +61,7 @@ def test_a_round_hands_out_the_selection_in_order_with_masks(
 
     assert published.round == 1
     assert published.weights == "round-0001/weights.safetensors"
+    time.sleep(PUBLISHED_TTL_S)  # /setup may say what it has read that long
     assert versions_agree(project, stack)
     chosen = project.selection().chosen
     assert not set(chosen) & set(cold.chosen)
@@ -218,6 +227,7 @@ def test_a_renamed_class_retires_the_checkpoint(make_project: MakeProject, stack
     assert published.weights is None
     assert published.model_version != first.model_version
     assert "screw" in (published.retired or "")
+    time.sleep(PUBLISHED_TTL_S)  # /setup may say what it has read that long
     assert versions_agree(project, stack)
     task = project.annotator().next_task()
     assert task is not None
