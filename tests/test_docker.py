@@ -77,6 +77,22 @@ def test_every_variable_of_the_example_is_used() -> None:
     assert interpolated <= offered
 
 
+@pytest.mark.parametrize("name", ["PUBLIC_URL", "NEXTSLICE_CORS_ORIGINS"])
+def test_what_browsers_are_told_follows_the_ports(name: str) -> None:
+    value = OURS["backend"]["environment"][name]
+
+    def expanded(**variables: str) -> str:  # these forms mean the same in bash as in compose
+        run = ["bash", "-c", f'printf %s "{value}"']
+        return subprocess.run(run, env=variables, capture_output=True, text=True, check=True).stdout
+
+    usual = {"PUBLIC_URL": "9090", "NEXTSLICE_CORS_ORIGINS": "8080"}[name]
+    moved = expanded(BACKEND_PORT="7001", LABEL_STUDIO_PORT="7001")
+    assert usual in expanded()
+    assert moved == expanded().replace(usual, "7001")
+    assert expanded(**{name: "https://lab.example"}) == "https://lab.example"
+    assert all(re.fullmatch(r"http://[a-z0-9.]+:\d+", url) for url in moved.split(","))
+
+
 @pytest.mark.parametrize("page", ["Dockerfile", "README.md"])
 def test_every_variable_that_a_page_names_exists(page: str) -> None:
     label_studio = set(SERVICES["label-studio"]["environment"])
