@@ -96,7 +96,11 @@ def stack(
     group: ProcessGroup, home: Path, volumes: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Stack:
     env = {**FAST, "NEXTSLICE_VOLUMES": f"scans={volumes}"}
-    return start_stack(group, tmp_path_factory.mktemp("stack"), home, env=env)
+    with pytest.MonkeyPatch.context() as shell:  # of one who works with a real server
+        for name in ("LABEL_STUDIO_URL", "LABEL_STUDIO_API_KEY", "REDIS_URL", "PUBLIC_URL"):
+            shell.setenv(name, "http://elsewhere.invalid")
+            shell.setenv(f"NEXTSLICE_{name}", "http://elsewhere.invalid")
+        return start_stack(group, tmp_path_factory.mktemp("stack"), home, env=env)
 
 
 @pytest.fixture(scope="session")
