@@ -8,12 +8,12 @@ and what is missing is added, so an import that was interrupted is simply made a
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ from al_strategies.learner import IGNORE, Progress
 from ml_backend.rounds.adopt import connect
 from ml_backend.rounds.service import Service, slice_keys
 from ml_backend.studio.annotations import regions
-from ml_backend.studio.client import Project, StudioError
+from ml_backend.studio.client import Project, StudioError, TaskRow
 from ml_backend.studio.images import decode_image, encode_png
 from ml_backend.studio.label_config import (
     LabelConfig,
@@ -31,23 +31,22 @@ from ml_backend.studio.label_config import (
     parse_label_config,
 )
 from ml_backend.studio.projects import (
+    check_title,
     create_project,
     delete_project,
     import_tasks,
     projects_called,
+    shortened_title,
     upload_images,
 )
-from ml_backend.volumes.address import (
-    AddressRefused,
-    SliceAddress,
-    dataset_of,
-    is_slice_address,
-)
+from ml_backend.volumes.address import SliceAddress, is_slice_address
 from ml_backend.volumes.opening import ReadOptions, open_volume
 from ml_backend.volumes.volume import AXES, Volume, VolumeError
 from ml_backend.volumes.window import Window, fit_window, render
 
 __all__ = ["ImportReport", "ImportRequest", "import_volume"]
+
+Item = TypeVar("Item")
 
 _TASKS_PER_REQUEST = 500
 _BYTES_PER_REQUEST = 16 << 20
@@ -64,7 +63,8 @@ class ImportRequest:
     ``project``: number of the project to extend; None: the one called ``title`` (default: the
     volume's name), or a new one. ``kind`` of its masks.
     ``axis``, ``every`` and ``span`` (first, last + 1) say which slices. ``window``: grey values
-    shown black and white; None: percentiles of the volume. ``with_labels``: a label volume of the
+    shown black and white; None: those of the volume's tasks that are there, else percentiles of the
+    volume. ``with_labels``: a label volume of the
     same shape: its slices become annotations; 255 = unlabelled. ``upload``: send PNG files into
     Label Studio instead of addresses of our slice server. ``connect``: register the backend and
     adopt the project at the end.
@@ -89,7 +89,8 @@ class ImportRequest:
 @dataclass(frozen=True)
 class ImportReport:
     """What an import did: the project, whether it is new, how many tasks were added, annotated and
-    there before, the window that the slices are shown in, and how many tasks got a new address."""
+    there before, the window of what was added, how many tasks got a new address, and how many of
+    those that were there have labels in the label volume: they keep the annotations they have."""
 
     project: int
     title: str
@@ -100,6 +101,7 @@ class ImportReport:
     kept: int
     window: Window
     moved: int = 0
+    labels_left: int = 0
 
 
 def import_volume(
@@ -107,9 +109,10 @@ def import_volume(
 ) -> ImportReport:
     """Make the slices of a volume tasks of a Label Studio project.
 
-    A task's data has ``image``, ``volume``, ``axis`` and ``z``; slices that are tasks already are
-    kept as they are, but for the volume's tasks whose address has another base than addresses have
-    today (``PUBLIC_URL`` changed): they get today's, for the same slice through the same window.
+    A task's data has the image (in the field that the labelling config reads), ``volume``, ``axis``
+    and ``z``; slices that are tasks already are kept as they are, but for the volume's tasks whose
+    address is another than it would be today (``PUBLIC_URL``, the secret or the asked window
+    changed): they get today's, for the same slice, through the same window if none is asked for.
     ``progress`` steps: ``"check labels"``, ``"addresses"``, ``"import"``.
 
     Raises VolumeError (a file, the roots, slices that are not there, labels that do not fit) and
@@ -142,6 +145,7 @@ class _Import:
         self.progress: Progress = progress or (lambda step, done, total: None)
         self.axis = AXES[volume.axis]
         self._there: dict[int, str] = {}
+        self._windows: Counter[Window] = Counter()
         self._moved: list[tuple[int, dict[str, Any]]] = []
         # What the browser loads from us must lie under a root; an upload comes from anywhere.
         self.name = (
@@ -152,13 +156,14 @@ class _Import:
         indices = self._indices()
         # Along z, whatever the slices: cut along y or x, most formats are read whole for each.
         along_z = self.volume.along("z")
-        window = self.request.window or fit_window(along_z)
         along_z[len(along_z) - 1]  # a truncated file misses its last slice
         project, config = self._existing()
         if config is None:
             config = parse_label_config(self._label_config())
+        window = self._window() or fit_window(along_z)
+        labelled: list[int] = []
         if self.labels is not None:
-            _check_labels(self.labels, self.volume, indices, config, self.progress)
+            labelled = _check_labels(self.labels, self.volume, indices, config, self.progress)
         created = project is None
         if project is None:
             project = create_project(self.studio, self._title, self._label_config())
@@ -182,6 +187,7 @@ class _Import:
             kept=len(indices) - len(missing),
             window=window,
             moved=len(self._moved),
+            labels_left=len(self._there.keys() & set(labelled)),
         )
 
     # -- before anything is created
@@ -198,7 +204,11 @@ class _Import:
 
     @property
     def _title(self) -> str:
-        return self.request.title or self.request.path.name
+        return self.request.title or shortened_title(self.request.path.name)
+
+    def _window(self) -> Window | None:
+        """The one that is asked for, else the commonest of the volume's tasks that are there."""
+        return self.request.window or next((w for w, _ in self._windows.most_common(1)), None)
 
     def _label_config(self) -> str:
         names = self.request.labels
@@ -217,6 +227,7 @@ class _Import:
         if self.request.project is not None:
             found = [self.studio.project(self.request.project)]
         else:
+            check_title(self._title)
             found = projects_called(self.studio, self._title)
         if not found:
             return None, None
@@ -227,6 +238,11 @@ class _Import:
                 "extend with --project"
             )
         config = parse_label_config(found[0].label_config)
+        if "." in config.value_field:
+            raise StudioError(
+                f"project {found[0].id} ({found[0].title!r}) reads its images from "
+                f'data.{config.value_field}, expected a plain field as in value="$image"'
+            )
         if self.request.labels:
             wanted = parse_label_config(self._label_config())
             if wanted.classes != config.classes:
@@ -239,7 +255,7 @@ class _Import:
         return found[0], config
 
     def _check_tasks(self, project: Project, config: LabelConfig) -> None:
-        """Note which slices the project has, and which of them under another base than today's.
+        """Note which slices the project has, and which of them have another address today.
 
         StudioError when ours do not belong to them.
         """
@@ -260,15 +276,12 @@ class _Import:
                 )
             if volume != self.name or (row.data.get("axis") or "z") != self.axis:
                 continue
-            if served and (dataset := dataset_of(str(image))) != self.request.options.dataset:
-                raise StudioError(
-                    f"{which} holds another dataset of {self.name} "
-                    f"({dataset or 'the only one'}): {elsewhere}"
-                )
+            claimed = SliceAddress.claimed(str(image))
+            if claimed is not None:
+                self._check_reading(which, claimed.options, elsewhere)
+                self._note_address(row, config.value_field, claimed)
             if isinstance(z := row.data.get("z"), int | float):
                 self._there[int(z)] = str(image)
-            if served and (today := self._today(str(image))) != image:
-                self._moved.append((row.id, {**row.data, config.value_field: today}))
         implicit = self.request.project is None and self.request.title is None
         if implicit and volumes and self.name not in volumes:
             raise StudioError(
@@ -277,22 +290,43 @@ class _Import:
                 f"else {elsewhere}"
             )
 
-    def _today(self, url: str) -> str:
-        """The slice address ``url`` as it would be made today; as it is where its base is today's,
-        or where it is not ours: signed with a secret that we have not."""
+    def _check_reading(self, which: str, there: ReadOptions, elsewhere: str) -> None:
+        """StudioError unless the slices that are there are read as ours."""
+        ours = self.request.options
+        differing = [
+            f"{option.name} {getattr(there, option.name) or 'of the file'} there, "
+            f"{getattr(ours, option.name) or 'of the file'} now"
+            for option in fields(ReadOptions)
+            if getattr(there, option.name) != getattr(ours, option.name)
+        ]
+        if differing:
+            raise StudioError(
+                f"{which} holds another reading of {self.name} ({'; '.join(differing)}), which no "
+                f"network can learn together with this one. Give the options of then, or "
+                f"{elsewhere.removeprefix('give ')}"
+            )
+
+    def _note_address(self, row: TaskRow, name: str, claimed: SliceAddress) -> None:
+        """Note the window of one of the volume's tasks, and its new address if it needs one.
+
+        Who signed it does not matter: whoever imports the volume may show it. Only its own slice,
+        though: whoever may edit tasks must not get another one signed.
+        """
+        slice_ = (claimed.volume, claimed.axis, claimed.index)
+        if slice_ != (self.name, self.axis, row.data.get("z")):
+            return
+        if claimed.window is not None:
+            self._windows[claimed.window] += 1
         settings = self.service.settings
-        if url.startswith(settings.slices_url.rstrip("/") + "/slices/"):
-            return url
-        keys = slice_keys(settings)
-        try:
-            return SliceAddress.parse(url, keys, now=0).url(settings.slices_url, keys)
-        except AddressRefused:
-            return url
+        wanted = replace(claimed, window=self.request.window or claimed.window)
+        today = wanted.url(settings.slices_url, slice_keys(settings))
+        if today != row.data[name]:
+            self._moved.append((row.id, {**row.data, name: today}))
 
     # -- tasks
 
     def _move(self) -> None:
-        """Give the tasks whose address has another base today's; whatever slices are asked for."""
+        """Give the tasks that need one their new address, whatever slices are asked for."""
         for done, (task, data) in enumerate(self._moved, start=1):
             self.studio.request("PATCH", f"api/tasks/{task}/", json={"data": data})
             self.progress("addresses", done, len(self._moved))
@@ -323,10 +357,12 @@ class _Import:
         )  # fmt: skip
         done = annotated = 0
         self.progress("import", 0, len(missing))
-        for batch in _batches(images, lambda index: self._annotations(index, config)):
+        slices = ((i, image, self._annotations(i, config)) for i, image in images)
+        for batch in _within(slices, _TASKS_PER_REQUEST, lambda row: len(json.dumps(row[2]))):
             rows = []
             for index, image, labelled in batch:
-                data = {"image": image, "volume": self.name, "axis": self.axis, "z": index}
+                slice_ = {"volume": self.name, "axis": self.axis, "z": index}
+                data = {**slice_, config.value_field: image}
                 rows.append({"data": data, **labelled})
                 annotated += bool(labelled)
             import_tasks(self.studio, project.id, rows)
@@ -344,14 +380,15 @@ class _Import:
     def _uploaded(
         self, project: Project, missing: Sequence[int], window: Window
     ) -> Iterator[tuple[int, str]]:
-        rest = iter(missing)
         stem = self.request.path.name.partition(".")[0]
-        while batch := list(islice(rest, _FILES_PER_REQUEST)):
-            files = [
-                (f"{stem}_{self.axis}{i:05d}.png", encode_png(render(self.volume[i], window)))
-                for i in batch
-            ]
-            yield from zip(batch, upload_images(self.studio, project.id, files), strict=True)
+        pictures = (
+            (i, f"{stem}_{self.axis}{i:05d}.png", encode_png(render(self.volume[i], window)))
+            for i in missing
+        )
+        for batch in _within(pictures, _FILES_PER_REQUEST, lambda picture: len(picture[2])):
+            files = [(name, data) for _, name, data in batch]
+            uploaded = upload_images(self.studio, project.id, files)
+            yield from zip((i for i, _, _ in batch), uploaded, strict=True)
 
     def _annotations(self, index: int, config: LabelConfig) -> dict[str, Any]:
         """``{"annotations": […]}`` of a slice that somebody labelled, else nothing."""
@@ -363,29 +400,29 @@ class _Import:
         return {"annotations": [{"result": regions(mask, config)}]}
 
 
-def _batches(
-    images: Iterator[tuple[int, str]], labelled: Callable[[int], dict[str, Any]]
-) -> Iterator[list[tuple[int, str, dict[str, Any]]]]:
-    """Slices with their annotations, so many that a request stays within Label Studio's limits."""
-    batch: list[tuple[int, str, dict[str, Any]]] = []
-    size = 0
-    for index, image in images:
-        entry = (index, image, labelled(index))
-        length = len(json.dumps(entry[2]))
-        if batch and (len(batch) == _TASKS_PER_REQUEST or size + length > _BYTES_PER_REQUEST):
+def _within(items: Iterator[Item], most: int, size: Callable[[Item], int]) -> Iterator[list[Item]]:
+    """``items`` in batches of ``most`` that stay within Label Studio's limit of a request."""
+    batch: list[Item] = []
+    total = 0
+    for item in items:
+        length = size(item)
+        if batch and (len(batch) == most or total + length > _BYTES_PER_REQUEST):
             yield batch
-            batch, size = [], 0
-        batch.append(entry)
-        size += length
+            batch, total = [], 0
+        batch.append(item)
+        total += length
     if batch:
         yield batch
 
 
 def _check_labels(
     labels: Volume, volume: Volume, indices: range, config: LabelConfig, progress: Progress
-) -> None:
-    """Raise VolumeError unless every label of ``indices`` is a class, called so in the file too if
-    it names them, or 255 where that can be said in the project."""
+) -> list[int]:
+    """Which of ``indices`` somebody labelled.
+
+    Raises VolumeError unless every label of theirs is a class, called so in the file too if it
+    names them, or 255 where that can be said in the project.
+    """
     if labels.shape != volume.shape:
         raise VolumeError(
             f"{labels.path} has the shape {labels.shape}, {volume.path} {volume.shape}: expected "
@@ -398,9 +435,12 @@ def _check_labels(
             f"{', '.join(config.classes)}: expected the same in the same order, or bone would be "
             "taken for something else. Give --labels in the file's order, or write its values anew"
         )
+    labelled: list[int] = []
     for done, index in enumerate(indices, start=1):
         mask = _mask(labels, index, config)
         unlabelled = mask == IGNORE
+        if not unlabelled.all():
+            labelled.append(index)
         if unlabelled.any() and not unlabelled.all() and not config.has_background_label:
             raise VolumeError(
                 f"{labels.path}, slice {index}, is labelled in part ({IGNORE} = unlabelled), but "
@@ -408,6 +448,7 @@ def _check_labels(
                 "is background: add it to the labels, as in --labels background,bone"
             )
         progress("check labels", done, len(indices))
+    return labelled
 
 
 def _mask(labels: Volume, index: int, config: LabelConfig) -> npt.NDArray[np.uint8]:

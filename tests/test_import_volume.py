@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ import pytest
 from ml_backend.import_volume import ImportReport, ImportRequest, import_volume
 from ml_backend.rounds.service import Service, slice_keys
 from ml_backend.settings import Settings
+from ml_backend.studio.client import StudioError
 from ml_backend.studio.label_config import bitmask_config
+from ml_backend.studio.projects import shortened_title
 from ml_backend.volumes.address import SliceAddress, SliceKeys
+from ml_backend.volumes.opening import ReadOptions
 from ml_backend.volumes.window import Window
 from tests.memory_studio import MemoryStudio
 
@@ -39,6 +43,10 @@ class Imported:
     def address(self, z: int, window: Window | None = None) -> SliceAddress:
         return SliceAddress("scans/scan.npy", "z", z, window)
 
+    def url(self, z: int, window: Window | None = None) -> str:
+        """What the address of a slice is today."""
+        return self.address(z, window).url(NEW, self.keys)
+
     def put(self, z: int, image: str, **data: Any) -> None:
         row = {"image": image, "volume": "scans/scan.npy", "axis": "z", "z": z, **data}
         self.studio.request("PATCH", f"api/tasks/{z}/", json={"data": row})
@@ -60,21 +68,23 @@ def imported(make_settings: Callable[..., Settings], tmp_path: Path) -> Imported
 
 def test_tasks_under_another_base_get_todays_and_nothing_else_changes(imported: Imported) -> None:
     window = Window(100, 900)
-    todays = imported.address(1).url(f"{NEW}/", imported.keys)
-    foreign = imported.address(2).url(OLD, OTHERS)
+    todays = imported.url(1)
+    foreign = imported.address(2, window).url(OLD, OTHERS)
+    forged = SliceAddress("scans/secret.npy", "z", 4).url(NEW, OTHERS)
     elsewhere = SliceAddress("scans/other.npy", "z", 3).url(OLD, imported.keys)
     imported.put(0, imported.address(0, window).url(OLD, imported.keys), patient="p7")
     imported.put(1, todays)
     imported.put(2, foreign)
     imported.put(3, elsewhere, volume="scans/other.npy")
+    imported.put(4, forged)
     before = imported.data()
 
     report = imported.repeat(span=(4, 6))
 
     after = {
-        0: {**before[0], "image": imported.address(0, window).url(NEW, imported.keys)},
-        **{z: before[z] for z in (1, 2, 3)},
-        **{z: {**before[z], "image": imported.address(z).url(NEW, imported.keys)} for z in (4, 5)},
+        **before,
+        **{z: {**before[z], "image": imported.url(z, window)} for z in (0, 2)},
+        5: {**before[5], "image": imported.url(5)},
     }
     assert imported.data() == after
     assert (report.added, report.kept, report.moved) == (0, 2, 3)
@@ -91,3 +101,57 @@ def test_done_again_no_address_is_changed(imported: Imported) -> None:
     assert (first.moved, again.moved) == (SLICES, 0)
     assert imported.data() == after
     assert ("addresses", SLICES, SLICES) in seen
+
+
+def test_the_window_stays_unless_another_is_asked_for(imported: Imported) -> None:
+    for z in range(SLICES):
+        imported.put(z, imported.url(z, Window(100, 900)))
+
+    kept = imported.repeat()
+    assert (kept.window, kept.moved) == (Window(100, 900), 0)
+
+    other = imported.repeat(window=Window(5, 60), span=(0, 1))
+    assert (other.window, other.moved) == (Window(5, 60), SLICES)
+    assert {z: row["image"] for z, row in imported.data().items()} == {
+        z: imported.url(z, Window(5, 60)) for z in range(SLICES)
+    }
+
+
+def test_two_readings_of_a_raw_file_do_not_meet_in_a_project(imported: Imported) -> None:
+    raw = imported.path.with_suffix(".raw")
+    np.load(imported.path).tofile(raw)
+    there = ReadOptions(shape=(SLICES, 8, 9), dtype=">u2")
+    for z in range(SLICES):
+        address = SliceAddress("scans/scan.raw", "z", z, options=there)
+        imported.put(z, address.url(NEW, imported.keys), volume="scans/scan.raw")
+    before = imported.data()
+    imported.path = raw
+
+    with pytest.raises(
+        StudioError, match=r"another reading of scans/scan\.raw \(dtype >u2 there, "
+    ):
+        imported.repeat(options=replace(there, dtype="<u2"))
+    assert imported.data() == before
+    assert imported.repeat(options=there).kept == SLICES
+
+
+def test_labels_of_slices_that_are_there_are_counted_and_left(imported: Imported) -> None:
+    masks = np.full((SLICES, 8, 9), 255, np.uint8)
+    masks[1:3] = 1
+    labels = imported.path.with_name("labels.npy")
+    np.save(labels, masks)
+    assert imported.repeat(with_labels=labels).labels_left == 2
+
+
+@pytest.mark.parametrize("title", ["ct", "a" * 51])
+def test_a_title_that_label_studio_refuses_is_said_first(imported: Imported, title: str) -> None:
+    asked = ImportRequest(imported.path, labels=("bone",), title=title, connect=False)
+    with pytest.raises(StudioError, match=rf"has {len(title)} characters.*3 to 50.*--title"):
+        import_volume(imported.service, asked)
+
+
+def test_a_file_name_that_is_no_title_is_made_one() -> None:
+    long = f"{'week12_' * 9}recon.h5"
+    assert shortened_title("scan.h5") == "scan.h5"
+    assert len(shortened_title(long)) == 50
+    assert shortened_title(long).endswith("recon.h5")

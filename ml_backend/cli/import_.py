@@ -44,7 +44,9 @@ def import_command(
     ] = None,
     window: Annotated[
         str | None,
-        typer.Option(help="Grey values shown black and white: 1200:9800; default: percentiles."),
+        typer.Option(
+            help="Grey values shown black and white: 1200:9800; default: as before, or percentiles."
+        ),
     ] = None,
     with_labels: Annotated[
         Path | None,
@@ -70,8 +72,8 @@ def import_command(
 ) -> None:
     """Create or extend a Label Studio project with the slices of a volume.
 
-    Done again it adds what is missing and gives tasks of the volume whose address has another base
-    (PUBLIC_URL changed) today's; nothing else is changed. Slices are rendered on demand from the
+    Done again it adds what is missing and gives tasks of the volume today's address, if PUBLIC_URL,
+    the secret or --window changed; nothing else is changed. Slices are rendered on demand from the
     volume, which must lie in a folder of NEXTSLICE_VOLUMES.
     """
     service = Service.from_environment()
@@ -97,8 +99,14 @@ def import_command(
     _say(report, service.settings.label_studio_url)
     if report.moved:
         console.print(
-            f"{report.moved} tasks had the address of another backend: they have "
-            f"{as_written(service.settings.slices_url)} now.",
+            f"{report.moved} tasks got a new address, under "
+            f"{as_written(service.settings.slices_url)}.",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
+    if report.labels_left:
+        console.print(
+            f"{report.labels_left} of the slices that were there are labelled in "
+            f"{as_written(str(with_labels))} too: they keep what they have in Label Studio.",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
 

@@ -73,6 +73,6 @@ class ProjectSlices:
                     f"The address of a slice {url} is not signed with this process's secret "
                     f"({error}). Set the same NEXTSLICE_SLICE_SECRET for the backend, every worker "
                     "and `nextslice import`: without it each derives one from its own "
-                    "LABEL_STUDIO_API_KEY."
+                    "LABEL_STUDIO_API_KEY. If it was changed, `nextslice import` the volume again."
                 ) from error
             return None

@@ -14,11 +14,13 @@ from ml_backend.studio.client import Filter, Project, Studio, StudioError, draft
 from ml_backend.studio.task_order import BackendLink
 
 __all__ = [
+    "check_title",
     "create_project",
     "delete_project",
     "import_tasks",
     "projects_called",
     "register_backend",
+    "shortened_title",
     "upload_images",
 ]
 
@@ -26,6 +28,27 @@ _PRIVATE_ADDRESS = (
     "Label Studio refuses an ML backend on a private address ({url}). Since 1.23.1 its environment "
     "needs ML_BLOCK_LOCAL_IP=false and SSRF_PROTECTION_ENABLED=false; set both and restart it."
 )
+
+
+_TITLE = range(3, 51)
+"""Lengths of a title that Label Studio takes."""
+
+
+def check_title(title: str) -> None:
+    """Raise StudioError for a title that Label Studio would refuse for its length."""
+    if len(title) not in _TITLE:
+        raise StudioError(
+            f"The title {title!r} has {len(title)} characters, Label Studio takes {_TITLE[0]} to "
+            f"{_TITLE[-1]}: give another --title"
+        )
+
+
+def shortened_title(title: str) -> str:
+    """``title``, with its middle left out where it is too long for Label Studio."""
+    if len(title) <= _TITLE[-1]:
+        return title
+    half = _TITLE[-1] // 2
+    return f"{title[: half - 1]}…{title[-half:]}"
 
 
 def create_project(studio: Studio, title: str, label_config: str) -> Project:

@@ -25,7 +25,6 @@ __all__ = [
     "AddressRefused",
     "SliceAddress",
     "SliceKeys",
-    "dataset_of",
     "is_slice_address",
     "slice_of",
 ]
@@ -146,6 +145,19 @@ class SliceAddress:
             raise AddressRefused(f"slice address: it is no address ({error})") from None
         return cls._read(path, signed, time.time() if now is None else now)
 
+    @classmethod
+    def claimed(cls, url: str) -> SliceAddress | None:
+        """What the address in ``url`` says, whoever signed it: to compare it, never to serve it.
+
+        None for what cannot be read.
+        """
+        try:
+            parts = urlsplit(url)
+            path = next(_paths(unquote(parts.path)), None)
+            return None if path is None else cls._read(path, dict(parse_qsl(parts.query)), now=0)
+        except ValueError:  # AddressRefused is one
+            return None
+
     def _pairs(self) -> Pairs:
         """What the query says, but for key and signature."""
         found: dict[str, Any] = {}
@@ -184,11 +196,6 @@ class SliceAddress:
 def is_slice_address(url: Any) -> bool:
     """Whether ``url`` has the form of a slice address. Says nothing about its signature."""
     return isinstance(url, str) and _FORM.search(url) is not None
-
-
-def dataset_of(url: str) -> str | None:
-    """The dataset that the slice address ``url`` reads, whoever signed it; None: the only one."""
-    return dict(parse_qsl(urlsplit(url).query)).get("dataset")
 
 
 def slice_of(url: str) -> str:

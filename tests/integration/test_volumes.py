@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pytest
 import requests
 
+from ml_backend import import_volume as volume_import
 from ml_backend.embedded.annotator import Annotator
 from ml_backend.embedded.label_studio import Session
 from ml_backend.embedded.stack import Stack
@@ -24,9 +25,14 @@ from ml_backend.import_volume import ImportReport, ImportRequest, import_volume
 from ml_backend.rounds.service import Service
 from ml_backend.rounds.source import ProjectSource
 from ml_backend.rounds.store import DatasetRecord
-from ml_backend.studio.client import StudioError
+from ml_backend.studio.client import Studio, StudioError
 from ml_backend.studio.label_config import bitmask_config, parse_label_config
-from ml_backend.studio.projects import create_project, projects_called
+from ml_backend.studio.projects import (
+    create_project,
+    delete_project,
+    projects_called,
+    upload_images,
+)
 from ml_backend.volumes.opening import ReadOptions, open_volume, write_volume
 from ml_backend.volumes.phantom import CLASSES, PhantomSample
 from ml_backend.volumes.volume import VolumeError, VolumeSpec
@@ -212,7 +218,7 @@ def test_another_dataset_of_a_file_is_another_volume(
     with h5py.File(path, "w") as file:
         file["a"] = file["b"] = explant(4)[0]
     importing(path, labels=LABELS, options=ReadOptions("a"), connect=False)
-    with pytest.raises(StudioError, match=r"holds another dataset of scans/two\.h5 \(a\)"):
+    with pytest.raises(StudioError, match=r"another reading of scans/two\.h5 \(dataset a "):
         importing(path, labels=LABELS, options=ReadOptions("b"), connect=False)
 
 
@@ -340,9 +346,18 @@ def test_files_are_uploaded_where_browsers_cannot_reach_us(
     service: Service,
     session: Session,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     values, _ = explant(6)
-    path = write(tmp_path / "elsewhere.npy", values)  # under no root
+    path = write(tmp_path / f"{'elsewhere ' * 6}.npy", values)  # under no root; no title for long
+    sent: list[int] = []
+
+    def noted(studio: Studio, number: int, files: Sequence[tuple[str, bytes]]) -> list[str]:
+        sent.append(len(files))
+        return upload_images(studio, number, files)
+
+    monkeypatch.setattr(volume_import, "upload_images", noted)
+    monkeypatch.setattr(volume_import, "_BYTES_PER_REQUEST", 2 * values[:, :, 0].size)
 
     report = importing(path, labels=LABELS, upload=True, connect=False, axis="x", span=(10, 14))
 
@@ -352,6 +367,23 @@ def test_files_are_uploaded_where_browsers_cannot_reach_us(
     for number, data in tasks.items():
         image = service.images(project.key).image(number, data["image"])
         assert (image == render(values[:, :, data["z"]], report.window)).all()
+    assert sum(sent) == 4
+    assert len(sent) > 1  # Label Studio limits a request
+
+
+def test_the_image_goes_where_the_labelling_config_reads_it(
+    service: Service, session: Session, volumes: Path
+) -> None:
+    config = bitmask_config(["bone"]).replace("$image", "$slice")
+    made = create_project(service.studio, "a field of its own", config)
+    path = write(volumes / "field.npy", explant(8)[0])
+
+    for added in (DEPTH, 0):
+        asked = ImportRequest(path, project=made.id, connect=False)
+        assert import_volume(service, asked).added == added
+    rows = service.studio.tasks(made.id)
+    assert all(set(row.data) == {"slice", "volume", "axis", "z"} for row in rows)
+    delete_project(service.studio, made.id)
 
 
 def test_the_example_script_puts_a_folder_into_one_project(
