@@ -5,10 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import h5py
+import hdf5plugin
 import nibabel
 import numpy as np
 import pytest
@@ -221,6 +224,18 @@ class TestHdf5:
             file["note"] = "a scan"
             file["profile"] = np.zeros(9)
         opened_as(tmp_path / "a.h5", array)
+
+    @pytest.mark.parametrize("name", ["Bitshuffle", "LZ4", "Blosc", "Blosc2", "Zstd", "BZip2"])
+    def test_compressions_of_detectors(self, tmp_path: Path, name: str) -> None:
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            chosen = getattr(hdf5plugin, name)()
+            file.create_dataset("data", data=GREY, chunks=(1, 16, 32), compression=chosen)
+        # h5py reads it in a process that has opened nothing but our volume
+        read = "import sys; from ml_backend.volumes.opening import open_volume as o; "
+        run = [sys.executable, "-c", f"{read}print(o(sys.argv[1])[4].sum())", tmp_path / "a.h5"]
+        done = subprocess.run(run, capture_output=True, text=True, check=True)
+        assert int(done.stdout) == GREY[4].sum()
+        opened_as(tmp_path / "a.h5", GREY)
 
     def test_nexus_defaults_lead_to_the_signal(self, tmp_path: Path) -> None:
         with h5py.File(tmp_path / "a.nxs", "w") as file:

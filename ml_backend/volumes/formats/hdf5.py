@@ -3,6 +3,7 @@
 NeXus: ``default`` attributes from the root down to an NXdata group whose ``signal`` names the
 dataset and whose ``axes`` give the voxel size; before 2014, ``signal=1`` on the dataset itself.
 ``element_size_um`` (z, y, x), as ilastik and BigDataViewer write it, is read as well.
+Detectors compress with Bitshuffle, LZ4, Blosc, Zstandard, …: hdf5plugin knows them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import hdf5plugin  # noqa: F401  (h5py reads its compressions once it is imported)
 import numpy as np
 import numpy.typing as npt
 
@@ -81,7 +83,7 @@ def _open(path: Path, file: Any, name: str | None) -> Volume:
     native = number_type(place, dataset.dtype)
     axes = three_axes(place, dataset.shape)
     _check_sources(place, path, dataset)
-    expected = "a whole dataset; is the plugin of its compression installed (hdf5plugin)?"
+    expected = "a whole dataset, in a compression that HDF5 or hdf5plugin knows"
 
     def block(axis: int, start: int, stop: int) -> npt.NDArray[Any]:
         index: list[Any] = [0] * dataset.ndim
