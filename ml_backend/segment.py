@@ -43,6 +43,7 @@ from ml_backend.segmentation.neighbourhood import with_neighbours
 from ml_backend.volumes.opening import check_target, write_volume
 from ml_backend.volumes.partial import PartialFolder, Place
 from ml_backend.volumes.slice_file import SliceFile
+from ml_backend.volumes.staging import clear
 from ml_backend.volumes.volume import AXES, Volume, VolumeError, VolumeSpec
 
 __all__ = ["Extra", "SegmentationReport", "VolumeSlices", "partial_folder", "segment_volume"]
@@ -147,9 +148,10 @@ def segment_volume(
     same arguments (device and ``overwrite`` may change), and ends with the same bytes on the same
     device: precision "auto" and the size of the batches follow it.
 
-    Raises VolumeError: an output that exists (unless ``overwrite``), a working folder of another
-    job, too little room on the disk, a slice that cannot be read, grey values on another scale than
-    the model's.
+    Raises VolumeError: an output that exists (unless ``overwrite``) or that another process is
+    writing, an output or a working folder inside the folder that the volume is, a working folder of
+    another job, too little room on the disk, a slice that cannot be read, grey values on another
+    scale than the model's.
     """
     started = time.monotonic()
     if isinstance(model, HRNetLearner):
@@ -231,6 +233,11 @@ class _Job:
             ]
         return (*extras, _Output("labels", self.out, self.model.classes))
 
+    @property
+    def written(self) -> tuple[Path, ...]:
+        """The outputs and the record."""
+        return (*(output.path for output in self.outputs), self.record)
+
     def spec(self, output: _Output) -> VolumeSpec:
         """What is written besides the values."""
         volume, byte = self.volume, np.dtype(np.uint8)
@@ -286,10 +293,13 @@ class _Segmentation:
 
     def __call__(self) -> dict[str, int]:
         """Do what is not done yet; how many voxels each class has got."""
+        self._check_apart()
         place = self._folder.place()
         self._check_outputs(place)
         self._check_grey_values()
         self._check_format()
+        for output in self._job.outputs:
+            clear(output.path.absolute())  # a killed call may have left it, as large as the output
         self._check_room()
         with self._folder.held():
             place = self._folder.place()  # another process may have been on it just now
@@ -300,9 +310,20 @@ class _Segmentation:
 
     # -- before
 
+    def _check_apart(self) -> None:
+        """A folder that is written into is another volume afterwards, or none at all."""
+        source = self._job.volume.path.resolve()
+        places = dict.fromkeys(self._job.written, "output") | {self._folder.path: "working folder"}
+        for path, what in places.items():
+            if source in path.resolve().parents:
+                raise VolumeError(
+                    f"{path} is inside {source}, the volume that is read: give another {what}, "
+                    "outside of it"
+                )
+
     def _check_outputs(self, place: Place | None) -> None:
         job = self._job
-        for path in (*(output.path for output in job.outputs), job.record):
+        for path in job.written:
             if path.resolve() == job.volume.path.resolve():
                 raise VolumeError(f"{path} is the volume itself: give another output")
             # While outputs are written, one that is there is our own.

@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import runpy
+import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,8 +33,9 @@ from ml_backend.export import (
     round_tasks,
     source_finder,
 )
+from ml_backend.export.files import whole
 from ml_backend.rounds.service import slice_keys
-from ml_backend.rounds.store import StoreError, TaskRecord
+from ml_backend.rounds.store import DatasetRecord, StoreError, TaskRecord
 from ml_backend.settings import Settings, load_settings
 from ml_backend.studio.annotations import label_map
 from ml_backend.studio.client import StudioError
@@ -486,6 +489,25 @@ def test_a_record_gives_nobody_the_right_to_fetch_slices(imported: ExportStore) 
             SliceAddress.parse(image, keys)
 
 
+@pytest.mark.parametrize(
+    "warning",
+    ["its slice {} cannot be read: gone", "The image of task 2 ({}): found 7 bytes", "{}#a, '{}'"],
+)
+def test_nor_do_the_warnings_of_a_record(imported: ExportStore, warning: str) -> None:
+    folder = imported.folder.round(1)
+    dataset = folder.need("dataset.json", DatasetRecord)
+    image = dataset.tasks[0].image
+    assert "&sig=" in image
+    said = warning.format(image, image)
+    folder.save("dataset.json", dataset.model_copy(update={"warnings": [said]}))
+
+    found = round_record(folder)
+
+    unsigned = image.partition("&sig=")[0]
+    assert found["dataset"]["warnings"] == [warning.format(unsigned, unsigned)]
+    assert "sig=" not in json.dumps(found)
+
+
 # -- the curve
 
 
@@ -604,6 +626,88 @@ def test_only_an_earlier_export_is_overwritten(store: ExportStore, tmp_path: Pat
         export_round(store.service, KEY, mine, round=1, overwrite=True)
     assert (mine / "thesis.tex").read_text() == "years of work"
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("format", sorted(MASK_FORMATS))
+def test_earlier_masks_are_overwritten(store: ExportStore, tmp_path: Path, format: str) -> None:
+    curve_rounds(store)
+    for number in (2, 1):
+        export_masks(store.folder.round(number), tmp_path / "out", format, overwrite=True)
+        assert index(tmp_path / "out")["round"] == number
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("labels.json", '{"labels": ["cat", "dog"]}'),
+        ("labels.json", '{"format": "nextslice masks", "vol'),
+        ("export.json", "[]"),
+        ("export.json", '{"format": "another tool", "files": [{"file": "thesis.tex"}]}'),
+    ],
+)
+def test_a_folder_with_another_tools_index_is_kept(
+    store: ExportStore, tmp_path: Path, name: str, content: str
+) -> None:
+    curve_rounds(store)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("years of work")
+    (mine / name).write_text(content)
+
+    with pytest.raises(ExportError, match="a folder with other things in it"):
+        export_round(store.service, KEY, mine, round=1, overwrite=True)
+    with pytest.raises(ExportError, match="a folder with other things in it"):
+        export_masks(store.folder.round(1), mine, overwrite=True)
+    assert (mine / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("added", ["notes.txt", "masks/corrected.tif"])
+def test_an_earlier_export_with_something_added_is_kept(
+    store: ExportStore, tmp_path: Path, added: str
+) -> None:
+    curve_rounds(store)
+    export_round(store.service, KEY, tmp_path / "out", round=2)
+    (tmp_path / "out" / added).write_text("hours of work")
+
+    with pytest.raises(ExportError, match=rf"other things in it .*{added}"):
+        export_round(store.service, KEY, tmp_path / "out", round=1, overwrite=True)
+    assert (tmp_path / "out" / added).read_text() == "hours of work"
+
+
+def test_what_is_added_while_an_export_is_written_is_kept(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    with (  # noqa: PT012
+        pytest.raises(ExportError, match="other things in it"),
+        whole(out, overwrite=True) as partial,
+    ):
+        partial.mkdir()
+        (out / "thesis.tex").write_text("years of work")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "thesis.tex"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from ml_backend.export.files import whole
+
+with whole(Path(sys.argv[1])) as partial:
+    partial.mkdir()
+    (partial / "half").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_export_leaves_nothing_for_good(store: ExportStore, tmp_path: Path) -> None:
+    one_volume(store)
+    out = tmp_path / "new" / "out"
+    done = subprocess.run([sys.executable, "-c", KILLED, out], check=False)
+    assert done.returncode == -signal.SIGKILL
+
+    export_masks(store.folder.round(1), out)
+
+    assert list(out.parent.iterdir()) == [out]
 
 
 def test_an_empty_folder_may_be_filled(store: ExportStore, tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -223,14 +226,103 @@ def test_an_ending_that_names_no_format_is_refused(tmp_path: Path) -> None:
         write(tmp_path / "a.mhd", values("u1"))
 
 
-@pytest.mark.parametrize("name", ["a_png", "a.zarr", "a.tif"])
-def test_a_folder_of_something_else_is_not_overwritten(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("a_png", r"something else \(thesis\.tex\), expected png that nextslice has written"),
+        ("a.zarr", r"something else \(thesis\.tex\), expected ome-zarr that"),
+        ("a.tif", "is a folder, expected a file"),
+    ],
+)
+def test_a_folder_of_something_else_is_not_overwritten(
+    tmp_path: Path, name: str, says: str
+) -> None:
     (tmp_path / name).mkdir()
     (tmp_path / name / "thesis.tex").write_text("years")
+    refuse_to_overwrite(tmp_path / name, says)
+
+
+@pytest.mark.parametrize("name", ["a_png", "a.zarr"])
+def test_what_was_added_to_a_volume_is_not_removed_with_it(tmp_path: Path, name: str) -> None:
+    write(tmp_path / name, values("u1"))
+    (tmp_path / name / "labels").mkdir()
+    refuse_to_overwrite(tmp_path / name, r"holds something else \(labels\)")
+
+
+NOTES = {"voxel_size": None, "unit": "", "classes": None}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"bone 1.png": ""},
+        {"0000.png": "", "0001.png": ""},
+        {"0000.png": "", "volume.json": json.dumps({"voxel_size": [1, 1, 1]})},
+        {"0000-corrected.png": "", "volume.json": json.dumps(NOTES)},
+        {"0000.png": "", "volume.json": "no JSON"},
+    ],
+    ids=["names", "numbers", "a note by hand", "another name", "damaged"],
+)
+def test_masks_drawn_by_hand_are_not_overwritten(tmp_path: Path, content: dict[str, str]) -> None:
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    for name, text in content.items():
+        (folder / name).write_text(text)
+    refuse_to_overwrite(folder, "holds something else|cannot be read")
+
+
+def refuse_to_overwrite(path: Path, says: str) -> None:
+    before = {one: one.is_file() and one.read_bytes() for one in path.rglob("*")}
     spec = VolumeSpec(SHAPE, np.dtype("u1"))
-    with pytest.raises(VolumeError, match="holds something else"):
-        write_volume(tmp_path / name, values("u1"), spec, overwrite=True)
-    assert (tmp_path / name / "thesis.tex").read_text() == "years"
+    with pytest.raises(VolumeError, match=says):
+        write_volume(path, values("u1"), spec, overwrite=True)
+    assert {one: one.is_file() and one.read_bytes() for one in path.rglob("*")} == before
+
+
+def test_a_folder_of_ten_thousand_slices_is_overwritten(tmp_path: Path) -> None:
+    write(tmp_path / "a_png", values("u1"))
+    (tmp_path / "a_png" / "0000.png").rename(tmp_path / "a_png" / "10000.png")
+    spec = VolumeSpec(SHAPE, np.dtype("u1"))
+    write_volume(tmp_path / "a_png", values("u1"), spec, overwrite=True)
+    assert not (tmp_path / "a_png" / "10000.png").exists()
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+from ml_backend.volumes.opening import write_volume
+from ml_backend.volumes.volume import VolumeSpec
+
+def slices():
+    yield np.zeros((7, 6), np.uint8)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+write_volume(sys.argv[1], slices(), VolumeSpec((5, 7, 6), np.dtype("u1")))
+"""
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a_png"])
+def test_a_killed_writer_leaves_nothing_for_good(tmp_path: Path, name: str) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED, tmp_path / name], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert not (tmp_path / name).exists()
+
+    array = write(tmp_path / name, values("u1"))
+
+    assert list(tmp_path.glob(".*")) == []
+    with open_volume(tmp_path / name) as volume:
+        assert_holds(volume, array)
+
+
+def test_one_volume_is_not_written_twice_at_once(tmp_path: Path) -> None:
+    def slices() -> Iterator[np.ndarray]:
+        with pytest.raises(VolumeError, match=r"another process is writing .*a\.npy"):
+            write(tmp_path / "a.npy", values("u1"))
+        yield from values("u1")
+
+    write_volume(tmp_path / "a.npy", slices(), VolumeSpec(SHAPE, np.dtype("u1")))
+    with open_volume(tmp_path / "a.npy") as volume:
+        assert_holds(volume, values("u1"))
 
 
 def test_a_file_is_not_overwritten_by_a_folder(tmp_path: Path) -> None:

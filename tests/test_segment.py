@@ -33,9 +33,9 @@ from ml_backend.segmentation.model import Model
 from ml_backend.segmentation.network import build_network
 from ml_backend.segmentation.preprocessing import Preprocessing
 from ml_backend.settings import load_settings
-from ml_backend.volumes.opening import open_volume
+from ml_backend.volumes.opening import open_volume, write_volume
 from ml_backend.volumes.partial import PartialFolder
-from ml_backend.volumes.volume import Volume, VolumeError
+from ml_backend.volumes.volume import Volume, VolumeError, VolumeSpec
 from tests.segmentation_phantom import CLASSES, Phantom
 
 SHAPE = (9, 20, 24)
@@ -356,6 +356,41 @@ def killed_after(moment: int, arguments: list[str]) -> list[str]:
     return lines
 
 
+KILLED_WRITER = """
+import os, signal, sys
+from pathlib import Path
+import numpy as np
+from ml_backend.volumes.opening import write_volume
+from ml_backend.volumes.volume import VolumeSpec
+
+def slices():
+    out = Path(sys.argv[1])
+    for folder in out.parent.glob(f".{out.name}.*/"):
+        (folder / "half").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+    yield
+
+write_volume(sys.argv[1], slices(), VolumeSpec((9, 20, 24), np.dtype("u1")))
+"""
+
+
+@pytest.mark.parametrize("output", ["a-uncertainty.npy", "a.npy"])
+def test_what_a_kill_while_writing_has_left_takes_no_room(
+    tmp_path: Path, learner: HRNetLearner, volume: Volume, output: str
+) -> None:
+    killed = subprocess.run([sys.executable, "-c", KILLED_WRITER, tmp_path / output], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.rglob("half"))) == 1
+
+    def progress(*_: Any) -> None:
+        assert list(tmp_path.rglob("half")) == []
+
+    segment_volume(learner, volume, tmp_path / "a.npy", extra="uncertainty", progress=progress)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".json") == [
+        "a-uncertainty.npy", "a.npy", "scan.npy"
+    ]  # fmt: skip
+
+
 def test_a_slice_that_cannot_be_read_is_named_and_the_rest_is_kept(
     tmp_path: Path, learner: HRNetLearner, volume: Volume
 ) -> None:
@@ -411,13 +446,43 @@ def test_a_folder_of_other_things_is_refused_before_the_first_slice(
     steps: list[str] = []
 
     refused(
-        "holds something else", learner, volume, out, overwrite=True,
+        "holds something else|is a folder", learner, volume, out, overwrite=True,
         progress=lambda step, *_: steps.append(step),
     )  # fmt: skip
 
     assert steps == []
     assert (out / "thesis.tex").read_text() == "mine"
     assert not partial_folder(out).exists()
+
+
+@pytest.mark.parametrize("source", ["slices_png", "scan.zarr"])
+@pytest.mark.parametrize(
+    ("out", "work", "says"),
+    [
+        ("{}/labels.tif", None, "give another output"),
+        ("{}/new/labels_png", None, "give another output"),
+        ("elsewhere/../{}/labels.tif", None, "give another output"),
+        ("link/labels.tif", "work", "give another output"),
+        ("a.tif", "{}/work", "give another working folder"),
+    ],
+)
+def test_nothing_is_written_into_a_volume_that_is_a_folder(
+    tmp_path: Path, learner: HRNetLearner, values: Any, source: str, out: str, work: str | None,
+    says: str,
+) -> None:  # fmt: skip
+    folder = tmp_path / source
+    write_volume(folder, values, VolumeSpec(SHAPE, values.dtype))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(folder)
+    before = sorted(tmp_path.rglob("*"))
+
+    with open_volume(folder) as opened:
+        refused(
+            f"is inside .*{source}, .*{says}", learner, opened, tmp_path / out.format(source),
+            work=None if work is None else tmp_path / work.format(source), overwrite=True,
+        )  # fmt: skip
+
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_the_partial_result_of_another_job_is_refused(

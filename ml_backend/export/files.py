@@ -1,20 +1,20 @@
-"""Files and folders that appear whole: written beside under another name, then renamed."""
+"""Files and folders that appear whole: written in a folder beside, then moved."""
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ml_backend.volumes.staging import staging
+
 __all__ = ["ExportError", "file_name", "to_json", "whole"]
 
-_INDEXES = ("export.json", "labels.json")
-"""An index of ours in a folder says that it may be replaced."""
+_INDEXES = {"export.json": "nextslice export", "labels.json": "nextslice masks"}
+"""Name of an index → its ``format``. What it names in its folder may be replaced."""
 
 
 class ExportError(ValueError):
@@ -23,26 +23,24 @@ class ExportError(ValueError):
 
 @contextmanager
 def whole(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A name beside ``path`` to write a file or a folder to; at the end it becomes ``path``.
+    """A name on the disk of ``path`` to write a file or folder to; at the end it becomes ``path``.
 
     After an error nothing is left of it, and what was at ``path`` is still there. ExportError, at
     once, when there is something and ``overwrite`` is False, or when it is a folder that is neither
-    empty nor an earlier export: those are never deleted.
+    empty nor an earlier export and nothing besides: those are never deleted. VolumeError when
+    another process is writing ``path``.
     """
     path = path.resolve()
     _check_free(path, overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
+    with staging(path) as folder:
+        partial = folder / path.name
         yield partial
+        # writing may take hours: look again
+        _check_free(path, overwrite)
         if path.is_dir():
-            shutil.rmtree(path)
+            # goes with the staging folder; a folder cannot be replaced in one step
+            path.replace(folder / ".replaced")
         partial.replace(path)
-    finally:
-        if partial.is_dir():
-            shutil.rmtree(partial)
-        else:
-            partial.unlink(missing_ok=True)
 
 
 def _check_free(path: Path, overwrite: bool) -> None:
@@ -50,11 +48,43 @@ def _check_free(path: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise ExportError(f"{path} is there already: choose another name or overwrite it")
-    if path.is_dir() and not any((path / name).exists() for name in _INDEXES):
+    strange = _strange(path) if path.is_dir() else []
+    if strange:
         raise ExportError(
-            f"{path} is a folder with other things in it (no {' or '.join(_INDEXES)}): it is not "
-            "overwritten. Choose another name."
+            f"{path} is a folder with other things in it than an earlier export ({strange[0]}): it "
+            "is not overwritten. Choose another name."
         )
+
+
+def _strange(folder: Path) -> list[Path]:
+    """What is in ``folder`` and not of an earlier export, as the export's own index has it."""
+    written = _written(folder)
+    strange = [path for path in sorted(folder.iterdir()) if path.name not in written]
+    if "export.json" in written and "masks" in written and (folder / "masks").is_dir():
+        strange += _strange(folder / "masks")
+    return strange
+
+
+def _written(folder: Path) -> set[str]:
+    """The names that an index of ours in ``folder`` says were written there."""
+    export, masks = (_index(folder / name) for name in _INDEXES)
+    if export is not None:
+        return {"export.json", *(row["file"] for row in export["files"])}
+    if masks is not None:
+        files = [row["file"] for row in masks["volumes"] if row["file"] is not None]
+        # an array has its voxel size beside it
+        sidecars = [f"{file}.json" for file in files if file.endswith(".npy")]
+        return {"labels.json", "labels.csv", *files, *sidecars}
+    return set()
+
+
+def _index(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    ours = isinstance(content, dict) and content.get("format") == _INDEXES[path.name]
+    return content if ours else None
 
 
 def file_name(text: str) -> str:

@@ -27,6 +27,8 @@ __all__ = ["RECORD_VERSION", "annotators", "export_record", "round_record"]
 
 RECORD_VERSION = 1
 """Goes up when a key changes its meaning or goes away; new keys may come without."""
+_SIGNATURE = re.compile(r"[?&]sig=[\w%]*")
+"""In an address or in a sentence, which goes on behind it."""
 
 
 def annotators(service: Service) -> dict[int, str]:
@@ -99,12 +101,13 @@ def _unsigned(dataset: DatasetRecord) -> DatasetRecord:
     """Without the signatures of our slice addresses: a record is made to be handed on, and whoever
     has a signature can fetch the slice."""
     tasks = [
-        task.model_copy(update={"image": re.sub(r"[?&]sig=[^&#]*", "", task.image)})
+        task.model_copy(update={"image": _SIGNATURE.sub("", task.image)})
         if is_slice_address(task.image)
         else task
         for task in dataset.tasks
     ]
-    return dataset.model_copy(update={"tasks": tasks})
+    warnings = [_SIGNATURE.sub("", warning) for warning in dataset.warnings]  # they name addresses
+    return dataset.model_copy(update={"tasks": tasks, "warnings": warnings})
 
 
 def _plain(record: BaseModel | None) -> dict[str, Any] | None:

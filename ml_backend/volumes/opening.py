@@ -7,7 +7,7 @@ one. Libraries are imported with the format that needs them.
 from __future__ import annotations
 
 import math
-import tempfile
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -19,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from al_strategies.learner import Progress
+from ml_backend.volumes.formats.notes import Notes, read_sidecar
+from ml_backend.volumes.staging import staging
 from ml_backend.volumes.volume import ReadOptions, Volume, VolumeError, VolumeSpec
 
 __all__ = ["FORMATS", "ReadOptions", "check_target", "open_volume", "write_volume"]
@@ -92,23 +94,23 @@ def write_volume(
 
     They are taken one at a time; chunked formats keep a row of chunks in memory. The volume appears
     under its name when it is whole, an interrupted one not at all. Raises VolumeError where
-    ``path`` exists (unless ``overwrite``), the format cannot hold the type, or ``slices`` are not
-    what ``spec`` says: as many, of that shape and type.
+    ``path`` exists (unless ``overwrite``; of folders only an empty one, or one that was written
+    here and holds nothing besides), another process is writing it, the format cannot hold the type,
+    or ``slices`` are not what ``spec`` says: as many, of that shape and type.
     """
     target = Path(path).absolute()
     kind = _format_for(target)
     spec = _checked_spec(target, spec)
     _refuse_existing(target, kind, overwrite)
-    target.parent.mkdir(parents=True, exist_ok=True)
     source = iter(slices)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as staging:
-        part = Path(staging) / target.name
+    with staging(target) as folder:
+        part = folder / target.name
         kind.load().write(part, _checked(target, source, spec, progress), spec)
         if next(source, None) is not None:
             raise VolumeError(f"{target}: there are more slices than the {spec.shape[0]} expected")
         # a writer may take hours: look again
         _refuse_existing(target, kind, overwrite)
-        _publish(Path(staging), target)
+        _publish(folder, target)
 
 
 def check_target(path: str | Path, *, overwrite: bool = False) -> None:
@@ -205,18 +207,25 @@ def _refuse_existing(target: Path, kind: _Format, overwrite: bool) -> None:
         if there and kind in (_ZARR, _PNG):
             raise VolumeError(f"{target} is a file, expected a folder to overwrite: choose another")
         return
-    # only what we might have written is removed with all that is in it
-    names = {one.name for one in target.iterdir()}
-    ours = bool(names & set(_ZARR_MARKS)) if kind is _ZARR else _is_png_volume(names)
-    if kind not in (_ZARR, _PNG) or not (ours or not names):
+    if kind not in (_ZARR, _PNG):
+        raise VolumeError(f"{target} is a folder, expected a file to overwrite: choose another")
+    # what was written here is removed with all that is in it, and nothing else ever
+    if strange := _strange(target, kind):
         raise VolumeError(
-            f"{target} is a folder that holds something else, expected {kind.name} to overwrite: "
-            "choose another name"
+            f"{target} is a folder that holds something else ({strange[0]}), expected {kind.name} "
+            "that nextslice has written and nothing besides: choose another name"
         )
 
 
-def _is_png_volume(names: set[str]) -> bool:
-    return all(name.endswith(".png") or name == "volume.json" for name in names)
+def _strange(folder: Path, kind: _Format) -> list[str]:
+    """Names in ``folder`` that `write_volume` has not written there."""
+    names = sorted(one.name for one in folder.iterdir())
+    if kind is _ZARR and "zarr.json" in names:
+        return [name for name in names if name not in ("zarr.json", "0")]
+    # anyone numbers images: the note that is written with them has to be there
+    if kind is _PNG and read_sidecar(folder).keys() == Notes().to_json().keys():
+        return [name for name in names if not re.fullmatch(r"volume\.json|\d{4,}\.png", name)]
+    return names
 
 
 def _sidecar(target: Path) -> Path:

@@ -1,0 +1,65 @@
+"""A folder beside an output to write it in: one for each output, and one process in it.
+
+Its name is always the same, so what a killed process has left is found, and removed, by the next.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ml_backend.volumes.volume import VolumeError
+
+__all__ = ["clear", "staging"]
+
+
+@contextmanager
+def staging(target: Path) -> Iterator[Path]:
+    """A new folder on the disk of ``target``; it is removed at the end with all that is in it.
+
+    Raises VolumeError when another process is writing ``target``.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = _folder(target)
+    with _locked(target):
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder)
+
+
+def clear(target: Path) -> None:
+    """Remove what a killed process has left of ``target``. Raises VolumeError as `staging` does."""
+    if _folder(target).exists():
+        with staging(target):
+            pass
+
+
+def _folder(target: Path) -> Path:
+    return target.with_name(f".{target.name}.nextslice-part")
+
+
+@contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    # not in the folder: on NFS an open file keeps its folder from being removed
+    path = _folder(target).with_suffix(".nextslice-lock")
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # the one before may have removed it since it was opened
+            free = os.path.samestat(os.fstat(lock.fileno()), path.stat())
+        except (BlockingIOError, FileNotFoundError):
+            free = False
+        if not free:
+            raise VolumeError(f"another process is writing {target}: wait for it, or end it")
+        try:
+            yield
+        finally:
+            path.unlink()
