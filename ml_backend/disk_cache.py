@@ -30,11 +30,16 @@ class DiskCache:
         self._size: int | None = None
 
     def read(self, name: str) -> bytes | None:
-        """What is kept as ``name``, None when nothing is (any more). ``name`` may have folders."""
+        """What is kept as ``name``, None when nothing is (any more). ``name`` may have folders.
+
+        An empty file, as a crash may leave it, is nothing.
+        """
         file = self._root / name
         try:
             data = file.read_bytes()
         except OSError:  # not there, or a disk that is not: it can be had again
+            return None
+        if not data:
             return None
         with suppress(OSError):  # deleted since, or not ours: the bytes are good all the same
             os.utime(file)
@@ -55,6 +60,11 @@ class DiskCache:
             return
         with self._lock:
             self._make_room(len(data))
+
+    def drop(self, name: str) -> None:
+        """Delete what is kept as ``name``, if anything is."""
+        with suppress(OSError):  # deleted since, or another user's
+            (self._root / name).unlink()
 
     def _make_room(self, length: int) -> None:
         """Count ``length`` more bytes, and delete files if that is too much."""

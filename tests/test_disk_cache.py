@@ -33,6 +33,16 @@ def test_what_is_kept_is_read_by_any_cache_of_the_folder(tmp_path: Path) -> None
     assert [f.name for f in tmp_path.rglob("*") if f.is_file()] == ["b.png"]
 
 
+def test_what_is_dropped_or_empty_is_not_there(tmp_path: Path) -> None:
+    """Empty: as a crash may leave it."""
+    cache = DiskCache(tmp_path, 1)
+    cache.keep("a", b"x")
+    cache.drop("a")
+    cache.drop("a")
+    cache.keep("b", b"")
+    assert (cache.read("a"), cache.read("b")) == (None, None)
+
+
 def test_what_was_read_lately_stays(tmp_path: Path) -> None:
     cache = DiskCache(tmp_path, 10 * KIB)
     for number in range(9):

@@ -80,6 +80,22 @@ def test_without_a_z_of_its_own_for_each_slice_the_order_counts(
     assert [source.position(i).z for i in source.ids] == [0.0, 1.0, 2.0]
 
 
+def test_a_last_number_that_all_names_have_is_not_z(tmp_path: Path) -> None:
+    for z in (1, 2, 10, 12):
+        pair(tmp_path, f"slice{z}_8bit")
+    source = FolderSource(tmp_path)
+    assert source.ids == ("slice1_8bit", "slice2_8bit", "slice10_8bit", "slice12_8bit")
+    assert [source.position(i).z for i in source.ids] == [1.0, 2.0, 10.0, 12.0]
+
+
+def test_the_order_of_names_is_that_of_the_numbers_in_them(tmp_path: Path) -> None:
+    for name in ("s10_1", "s2_2", "s2_1", "s1_1"):
+        pair(tmp_path, name)
+    source = FolderSource(tmp_path)
+    assert source.ids == ("s1_1", "s2_1", "s2_2", "s10_1")
+    assert [source.position(i).z for i in source.ids] == [0.0, 1.0, 2.0, 3.0]
+
+
 def test_folder_given_as_dot_still_has_a_name(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(root)
     assert FolderSource(".").position("0000").volume == "scan7"

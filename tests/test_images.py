@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import threading
 import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +117,94 @@ def test_the_address_of_an_upload(server: str, url: str, address: str) -> None:
     assert Studio(server, "token").absolute(url, 1) == address
 
 
+class Server(ThreadingHTTPServer):
+    """Answers every path; ``moved``: path → address that it redirects to. ``seen``: path and token
+    of each request."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.moved: dict[str, str] = {}
+        self.seen: list[tuple[str, str | None]] = []
+
+    def url(self, path: str = "", scheme: str = "http", host: str = "127.0.0.1") -> str:
+        return f"{scheme}://{host}:{self.server_port}{path}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        self.server.seen.append((self.path, self.headers.get("Authorization")))
+        target = self.server.moved.get(self.path)
+        self.send_response(200 if target is None else 302)
+        if target is not None:
+            self.send_header("Location", target)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as running:
+        thread = threading.Thread(target=running.serve_forever, daemon=True)
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+TOKEN = "Token a-legacy-token"
+
+
+@pytest.mark.parametrize("below", ["", "/studio"])
+def test_label_studio_gets_the_token(server: Server, below: str) -> None:
+    studio = Studio(server.url(below), "a-legacy-token")
+    server.moved = {f"{below}/a.png": f"{below}/b.png"}
+    studio.download("/a.png", 1)
+    studio.download(server.url(f"{below}/b.png"), 1)
+    assert server.seen == [(f"{below}/{name}.png", TOKEN) for name in "abb"]
+
+
+@pytest.mark.parametrize(
+    ("path", "host"),
+    [
+        ("/other/a.png", "127.0.0.1"),
+        ("/studio2/a.png", "127.0.0.1"),
+        ("/studio/../other/a.png", "127.0.0.1"),
+        ("/studio/%2e%2e/other/a.png", "127.0.0.1"),
+        ("/studio/..%2fother/a.png", "127.0.0.1"),
+        ("/studio/a.png", "localhost"),
+    ],
+)
+def test_the_token_goes_to_no_other_application(server: Server, path: str, host: str) -> None:
+    studio = Studio(server.url("/studio"), "a-legacy-token")
+    studio.download(server.url(path, host=host), 1)
+    server.moved = {"/studio/moved.png": server.url(path, host=host)}
+    studio.download("/moved.png", 1)
+    assert [token for _, token in server.seen] == [None, TOKEN, None]
+
+
+def test_an_address_with_a_password_of_its_own_keeps_it(server: Server) -> None:
+    studio = Studio(server.url("/studio"), "a-legacy-token")
+    studio.download(server.url("/a.png", host="ada:lovelace@127.0.0.1"), 1)
+    assert server.seen == [("/a.png", "Basic YWRhOmxvdmVsYWNl")]
+
+
+def test_the_token_of_https_is_not_sent_in_plain_text(server: Server) -> None:
+    studio = Studio(server.url(scheme="https"), "a-legacy-token")
+    studio.download(server.url("/a.png"), 1)
+    assert server.seen == [("/a.png", None)]
+
+
+@pytest.mark.parametrize("address", ["http://ls/a\x00.png", "http://ls:port/a.png"])
+def test_an_address_that_cannot_be_one_is_named(address: str) -> None:
+    with pytest.raises(StudioError, match=r"The image of task 5 at http://ls.* cannot be fetched"):
+        Studio("http://ls", "token").download(address, 5)
+
+
 class CountingStudio:
     """Stands where Label Studio does: hands out bytes, and counts how often it is asked."""
 
@@ -146,18 +237,41 @@ def test_a_new_address_or_another_project_is_fetched_again(tmp_path: Path) -> No
     assert len(studio.asked) == 3
 
 
+def test_what_is_no_image_is_not_kept(tmp_path: Path) -> None:
+    """As a login or maintenance page that is answered with 200."""
+    studio = CountingStudio()
+    image, studio.data = studio.data, b"<html>Please log in</html>"
+    with pytest.raises(StudioError, match=r"task 1 .*found 26 bytes"):
+        cache(studio, tmp_path).image(1, "/a.png")
+    assert not [f for f in tmp_path.rglob("*") if f.is_file()]
+    studio.data = image
+    np.testing.assert_array_equal(cache(studio, tmp_path).image(1, "/a.png"), GREY)
+    assert len(studio.asked) == 2
+
+
+@pytest.mark.parametrize("broken", [b"", b"<html>Please log in</html>", b"\x89PNG\r\n\x1a\n"])
+def test_a_kept_file_that_is_no_image_is_fetched_once_more(tmp_path: Path, broken: bytes) -> None:
+    studio = CountingStudio()
+    cache(studio, tmp_path).image(1, "/a.png")
+    (kept,) = (f for f in tmp_path.rglob("*") if f.is_file())
+    kept.write_bytes(broken)
+    for _ in range(2):
+        np.testing.assert_array_equal(cache(studio, tmp_path).image(1, "/a.png"), GREY)
+    assert len(studio.asked) == 2
+
+
 def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
     studio = CountingStudio(size=100_000)
     small = cache(studio, tmp_path, gib=350_000 / 2**30)
     for task in (1, 2, 3):
-        small.data(task, "/x.png")
+        small.image(task, "/x.png")
         time.sleep(0.02)
-    small.data(1, "/x.png")
+    small.image(1, "/x.png")
     time.sleep(0.02)
-    small.data(4, "/x.png")
+    small.image(4, "/x.png")
     asked = len(studio.asked)
-    small.data(1, "/x.png")
+    small.image(1, "/x.png")
     assert len(studio.asked) == asked, "1 was used lately and must still be there"
-    small.data(2, "/x.png")
+    small.image(2, "/x.png")
     assert len(studio.asked) == asked + 1, "2 was the oldest and must have gone"
     assert sum(f.stat().st_size for f in tmp_path.rglob("*") if f.is_file()) <= 450_000

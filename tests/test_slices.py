@@ -31,7 +31,7 @@ from ml_backend.settings import Settings, SettingsError
 from ml_backend.volumes import shelf
 from ml_backend.volumes.address import SliceAddress, SliceKeys
 from ml_backend.volumes.roots import VolumeRoots
-from ml_backend.volumes.shelf import OpenVolumes
+from ml_backend.volumes.shelf import FileState, OpenVolumes
 from ml_backend.volumes.volume import ReadOptions, Volume, VolumeError
 from ml_backend.volumes.window import Window, fit_window, render
 
@@ -268,6 +268,30 @@ def test_a_replaced_file_is_shown_anew(
     assert client.get(url(), headers={"If-None-Match": before.headers["ETag"]}).status_code == 200
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_corrected_sidecar_is_shown_anew(
+    make_client: Callable[..., FlaskClient],
+    scans: Path,
+    scan: npt.NDArray[np.uint16],
+    restarted: bool,
+) -> None:
+    scan.tofile(scans / "scan.raw")
+    sidecar = scans / "scan.raw.json"
+    sidecar.write_text('{"shape": [5, 48, 37], "dtype": ">u2"}')
+    os.utime(sidecar, ns=(1, 1))
+    wanted = SliceAddress("scans/scan.raw", "z", 2, WINDOW).url("", KEYS)
+    client = make_client()
+    before = client.get(wanted)
+    np.testing.assert_array_equal(pixels(before.data), render(scan[2].byteswap(), WINDOW))
+
+    sidecar.write_text('{"shape": [5, 48, 37], "dtype": "<u2"}')
+
+    client = make_client() if restarted else client
+    after = client.get(wanted, headers={"If-None-Match": before.headers["ETag"]})
+    assert after.status_code == 200
+    np.testing.assert_array_equal(pixels(after.data), render(scan[2], WINDOW))
+
+
 def test_what_expires_is_not_kept_for_longer(client: FlaskClient) -> None:
     answer = client.get(url(expires=int(time.time()) + 100))
     age = int(answer.headers["Cache-Control"].split("max-age=")[1].split(",")[0])
@@ -428,6 +452,26 @@ def test_a_replaced_file_is_opened_again(three: VolumeRoots, watched: dict[str, 
     os.utime(three.folders["all"] / "1.npy", ns=(1, 1))
     assert volumes.slice(one)[0, 0] == 2
     assert watched["closed"] == ["1.npy"]
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_the_sidecar_is_part_of_the_state(tmp_path: Path, folder: bool) -> None:
+    volume = tmp_path / "scan"
+    volume.mkdir() if folder else volume.write_bytes(b"x")
+    sidecar = volume / "volume.json" if folder else tmp_path / "scan.json"
+
+    def state(text: str | None = None, modified_ns: int = 1) -> FileState:
+        if text is not None:
+            sidecar.write_text(text)
+            os.utime(sidecar, ns=(1, modified_ns))
+        os.utime(volume, ns=(1, 1))
+        return FileState.of(volume)
+
+    states = [state(), state("{}"), state("{ }"), state("{ }", 2)]
+    assert len(set(states)) == 4
+    assert state("{ }", 2) == states[-1]
+    sidecar.unlink()
+    assert state() == states[0]
 
 
 def test_neighbours_stop_at_the_ends(tmp_path: Path) -> None:

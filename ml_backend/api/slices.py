@@ -80,7 +80,7 @@ class SliceServer:
         return SliceAddress.parse(url, slice_keys(self._settings))
 
     def tag(self, address: SliceAddress) -> str:
-        """The slice's ETag: another one when the file is replaced. Raises VolumeError."""
+        """The slice's ETag: another one when file or sidecar is replaced. Raises VolumeError."""
         state = self._volumes.state(address)
         shown = (_FORM, state, address.options, address.axis, address.index, address.window)
         return hashlib.sha256(repr(shown).encode()).hexdigest()[:32]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import posixpath
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -379,16 +380,20 @@ class Studio:
         return urljoin(self.url + "/", path.lstrip("/"))
 
     def download(self, url: str, task_id: int) -> bytes:
-        """The bytes of a task's image. The token is sent to Label Studio only, never elsewhere."""
+        """The bytes of a task's image. The token is sent to Label Studio only, never elsewhere: not
+        to another scheme, host or port, nor outside the path that it is under."""
         address = self.absolute(url, task_id)
-        ours = urlsplit(address).netloc == urlsplit(self.url).netloc
-        headers = self.sdk._client_wrapper.get_headers() if ours else {}
-        auth = {k: v for k, v in headers.items() if k.lower() == "authorization"}
         try:
-            answer = httpx.get(
-                address, headers=auth, timeout=self._timeout_s, follow_redirects=True
-            )
-        except httpx.HTTPError as error:
+            there, here = httpx.URL(address), httpx.URL(self.url)
+            ours = _origin(there) == _origin(here) and _within(there, here)
+            headers = self.sdk._client_wrapper.get_headers() if ours else {}
+            auth = {k: v for k, v in headers.items() if k.lower() == "authorization"}
+            hooks = {"request": [self._guard_token]} if ours else {}
+            with httpx.Client(
+                timeout=self._timeout_s, follow_redirects=True, event_hooks=hooks
+            ) as client:
+                answer = client.get(there, headers=auth)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise StudioError(
                 f"The image of task {task_id} at {address} cannot be fetched: {error}"
             ) from error
@@ -398,3 +403,20 @@ class Studio:
                 "expected 200 and an image. Is the address reachable from this machine?"
             )
         return answer.content
+
+    def _guard_token(self, request: httpx.Request) -> None:
+        """Take the token off where a redirect leads to another application on the host; where it
+        leads to another host, httpx does it."""
+        if not _within(request.url, httpx.URL(self.url)):
+            request.headers.pop("Authorization", None)
+
+
+def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
+    return url.scheme, url.host, url.port  # no port: the scheme's own
+
+
+def _within(url: httpx.URL, top: httpx.URL) -> bool:
+    """Whether the path of ``url`` is in that of ``top``, as servers read it: decoded, without
+    ".."."""
+    path, folder = (posixpath.normpath(one.path).rstrip("/") + "/" for one in (url, top))
+    return path.startswith(folder)

@@ -85,15 +85,22 @@ class ImageCache:
         self._folder = project_key
 
     def image(self, task_id: int, url: str) -> npt.NDArray[Any]:
-        """The task's image as stored, native grey values."""
-        return decode_image(self.data(task_id, url), f"The image of task {task_id} ({url})")
+        """The task's image as stored, native grey values; from disk if it was fetched before.
 
-    def data(self, task_id: int, url: str) -> bytes:
-        """The image's bytes, from disk if they were fetched before."""
+        Only what can be decoded is kept: a login or maintenance page is answered with 200 too.
+        Raises StudioError for an image that cannot be fetched or is none.
+        """
         digest = hashlib.sha256(f"{task_id} {url}".encode()).hexdigest()[:32]
         name = f"{self._folder}/{digest[:2]}/{digest}"
-        data = self._files.read(name)
-        if data is None:
-            data = self._studio.download(url, task_id)
-            self._files.keep(name, data)
-        return data
+        title = f"The image of task {task_id} ({url})"
+        kept = self._files.read(name)
+        if kept is not None:
+            try:
+                return decode_image(kept, title)
+            except StudioError as error:
+                logger.warning("a file of the cache is broken, it is fetched again: %s", error)
+                self._files.drop(name)
+        data = self._studio.download(url, task_id)
+        image = decode_image(data, title)
+        self._files.keep(name, data)
+        return image

@@ -22,6 +22,7 @@ from PIL import Image, UnidentifiedImageError
 
 from al_strategies.evidence import Position, SliceId
 from al_strategies.learner import IGNORE
+from ml_backend.volumes.formats.pages import files_in
 
 __all__ = ["FolderError", "FolderSource", "MissingMaskError", "held_out_block"]
 
@@ -44,10 +45,10 @@ class FolderSource:
     """The slices of ``directory``, a `SliceSource`; files are read when asked for, every time.
 
     ids are file names without suffix, ordered by volume and z. z is the last number in the name
-    (``z013``, ``0050``); where one lacks it or two of a volume share it, z is the place in the
-    order of names. Raises FolderError when there is no ``images/`` with at least one image, when
-    two files have the same name but for the suffix, or when ``classes.json`` or ``volumes.json``
-    is malformed.
+    (``z013``, ``0050``) that is not the same in all names of the volume (``z013_8bit``); where one
+    lacks it or two share it, z is the place in the order of names, ``s2`` before ``s10``. Raises
+    FolderError when there is no ``images/`` with at least one image, when two files have the same
+    name but for the suffix, or when ``classes.json`` or ``volumes.json`` is malformed.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -140,17 +141,13 @@ class FolderSource:
 
     def _place(self) -> dict[str, Position]:
         members: dict[str, list[str]] = {}
-        for name in sorted(self._images):
+        for name in self._images:
             members.setdefault(self._volume_of(name), []).append(name)
         order = {volume: i for i, volume in enumerate(self._volumes)}
         positions: dict[str, Position] = {}
         for volume in sorted(members, key=lambda v: (order.get(v, -1), v)):
-            numbers = [_last_number(name) for name in members[volume]]
-            known = {n for n in numbers if n is not None}
-            if len(known) < len(numbers):
-                numbers = [float(i) for i in range(len(numbers))]
-            places = zip(numbers, members[volume], strict=True)
-            ordered = sorted((z, name) for z, name in places if z is not None)
+            names = members[volume]
+            ordered = sorted(zip(_zs(names), names, strict=True))
             positions |= {name: Position(volume, z) for z, name in ordered}
         return positions
 
@@ -211,11 +208,9 @@ def _block(ordered: Sequence[SliceId], fraction: float, centre: float) -> Sequen
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Stem → image file, hidden ones (half written) left out."""
+    """Stem → image file, ``s2`` before ``s10``; hidden ones (half written) left out."""
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in _SUFFIXES or path.name.startswith("."):
-            continue
+    for path in files_in(folder, _SUFFIXES):
         if path.stem in found:
             raise FolderError(
                 f"{folder} has both {found[path.stem].name} and {path.name}, expected one file"
@@ -225,9 +220,16 @@ def _files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _last_number(name: str) -> float | None:
-    numbers = re.findall(r"\d+", name)
-    return float(numbers[-1]) if numbers else None
+def _zs(names: Sequence[str]) -> list[float]:
+    """z of each of a volume's ``names``, which are in order."""
+    numbers = [[float(n) for n in re.findall(r"\d+", name)] for name in names]
+    for place in range(1, min(map(len, numbers)) + 1):
+        found = [of_name[-place] for of_name in numbers]
+        if len(set(found)) == len(names):
+            return found
+        if len(set(found)) > 1:
+            break
+    return [float(i) for i in range(len(names))]
 
 
 def _read_image(path: Path) -> npt.NDArray[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ml_backend.volumes.address import SliceAddress
+from ml_backend.volumes.formats.notes import sidecar_path
 from ml_backend.volumes.opening import open_volume
 from ml_backend.volumes.roots import NoSuchVolume, VolumeRoots
 from ml_backend.volumes.volume import ReadOptions, Volume
@@ -25,11 +26,13 @@ _EIGHT_BIT = Window(0, 255)
 
 @dataclass(frozen=True)
 class FileState:
-    """What changes when a file is replaced. Of a folder: when a file in it comes or goes."""
+    """What changes when a volume's file or its sidecar is replaced. Of a folder: when a file in it
+    comes or goes. ``sidecar``: time and size, None without one."""
 
     path: Path
     modified_ns: int
     size: int
+    sidecar: tuple[int, int] | None = None
 
     @classmethod
     def of(cls, path: Path) -> FileState:
@@ -38,7 +41,11 @@ class FileState:
             found = path.stat()
         except OSError as error:
             raise NoSuchVolume(f"{path} cannot be found ({error})") from None
-        return cls(path, found.st_mtime_ns, found.st_size)
+        sidecar = None
+        with suppress(OSError):
+            beside = sidecar_path(path).stat()
+            sidecar = beside.st_mtime_ns, beside.st_size
+        return cls(path, found.st_mtime_ns, found.st_size, sidecar)
 
 
 @dataclass(eq=False)
@@ -72,8 +79,8 @@ class _Held:
 class OpenVolumes:
     """Volumes under ``roots``, opened when first asked for; at most ``limit`` stay open.
 
-    The least recently used is closed beyond that, once nobody reads in it. A file that was replaced
-    is opened again. Safe to use from many threads.
+    The least recently used is closed beyond that, once nobody reads in it. Where the file or its
+    sidecar was replaced, it is opened again. Safe to use from many threads.
     """
 
     def __init__(self, roots: VolumeRoots, limit: int = 16) -> None:
