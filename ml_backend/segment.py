@@ -56,6 +56,8 @@ _FLUSH_EVERY_S = 2.0
 """What a kill costs at most, besides one batch. A flush waits for the disk."""
 _SCALES_APART = 8.0
 """How many times wider than the other one of two windows is for their scales to be different."""
+_LOOKED_AT = 5
+"""Slices that say what grey values a volume has: the middles of as many equal parts."""
 _WRITE = "write"
 _SCALED = {
     "uncertainty": "entropy of the class probabilities as a part of its maximum; 0 … 255 is 0 … 1",
@@ -127,6 +129,7 @@ def segment_volume(
     device: str | None = None,
     inference: InferenceConfig | None = None,
     overwrite: bool = False,
+    any_scale: bool = False,
     progress: Progress | None = None,
     work: Path | None = None,
     model_version: str = "",
@@ -139,19 +142,20 @@ def segment_volume(
     model (``model_version``: its name for people) made what of which volume. ``three_axes``: along
     z, y and x, the class with the highest sum of probabilities wins; the volume's own axis does not
     matter then.
-    ``device``: None is where the model is. ``work``: the working folder, `partial_folder` by
+    ``device``: None is where the model is. ``any_scale``: do not compare the volume's grey values
+    with those that the model learned. ``work``: the working folder, `partial_folder` by
     default; it is removed at the end. ``progress(step, done, total)``: steps ``"segment"`` or
     ``"along y"``, ``"along x"``, ``"along z"`` (before y and x ``"copy for y"``, ``"copy for x"``),
     then ``"write labels"`` and the like.
 
     Interrupted or killed, it goes on from the last flushed slice when it is called again with the
-    same arguments (device and ``overwrite`` may change), and ends with the same bytes on the same
-    device: precision "auto" and the size of the batches follow it.
+    same arguments (device, ``overwrite`` and ``any_scale`` may change), and ends with the same
+    bytes on the same device: precision "auto" and the size of the batches follow it.
 
     Raises VolumeError: an output that exists (unless ``overwrite``) or that another process is
     writing, an output or a working folder inside the folder that the volume is, a working folder of
     another job, too little room on the disk, a slice that cannot be read, grey values on another
-    scale than the model's.
+    scale than the model's (unless ``any_scale``).
     """
     started = time.monotonic()
     if isinstance(model, HRNetLearner):
@@ -162,7 +166,7 @@ def segment_volume(
         raise VolumeError(f"the model has {len(model.classes)} classes, a label is one byte")
     job = _Job(model, config, volume, Path(out), extra, three_axes, model_version)
     folder = PartialFolder(work or partial_folder(job.out), job.description)
-    run = _Segmentation(job, folder, device, overwrite, progress or (lambda *_: None))
+    run = _Segmentation(job, folder, device, overwrite, any_scale, progress or (lambda *_: None))
     try:
         voxels = run()
     except OSError as error:
@@ -283,10 +287,11 @@ class _Segmentation:
         folder: PartialFolder,
         device: str | None,
         overwrite: bool,
+        any_scale: bool,
         progress: Progress,
     ) -> None:
         self._job, self._folder, self._progress = job, folder, progress
-        self._overwrite = overwrite
+        self._overwrite, self._any_scale = overwrite, any_scale
         self._device = device
         self.predicted = 0
         self.resumed = 0
@@ -296,7 +301,8 @@ class _Segmentation:
         self._check_apart()
         place = self._folder.place()
         self._check_outputs(place)
-        self._check_grey_values()
+        if place is None and not self._any_scale:  # else it was looked at before
+            self._check_grey_values()
         self._check_format()
         for output in self._job.outputs:
             clear(output.path.absolute())  # a killed call may have left it, as large as the output
@@ -339,7 +345,11 @@ class _Segmentation:
         """Raise VolumeError when what the model takes for black and white says nothing of the
         volume: 8-bit pictures and native values are scales apart, every slice would look flat."""
         job, model = self._job, self._job.model.preprocessing
-        finite = job.middle[np.isfinite(job.middle)]
+        # Along z: cut along y or x, most formats are read whole for each slice.
+        along_z = job.volume.along("z")
+        middles = [len(along_z) * part // (2 * _LOOKED_AT) for part in range(1, 2 * _LOOKED_AT, 2)]
+        values = np.concatenate([np.ravel(along_z[index]) for index in dict.fromkeys(middles)])
+        finite = values[np.isfinite(values)]
         low, high = np.percentile(finite, (0.5, 99.5)) if finite.size else (0.0, 0.0)
         ratio = (high - low) / (model.window_high - model.window_low)
         apart = high < model.window_low or low > model.window_high
@@ -348,7 +358,9 @@ class _Segmentation:
                 f"{job.volume.path} has grey values from about {low:g} to {high:g}, the model "
                 f"learned slices with {model.window_low:g} to {model.window_high:g}: that is "
                 "another scale, as of 8-bit pictures (uploaded ones, import --upload) and native "
-                "values. Convert the volume to what those slices are, or train on the volume itself"
+                "values. Convert the volume to what those slices are, or train on the volume "
+                "itself. If the scale is the same and only this sample lacks what is brightest "
+                "elsewhere, give --any-scale"
             )
 
     def _check_format(self) -> None:

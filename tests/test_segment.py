@@ -418,6 +418,20 @@ def test_grey_values_of_another_scale_are_refused(
     refused(r"has grey values from about .*the model learned", learner, other, tmp_path / "a.npy")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other.npy"]
 
+    segment_volume(learner, other, tmp_path / "a.npy", any_scale=True)
+    assert np.load(tmp_path / "a.npy").shape == SHAPE
+
+
+def test_one_slice_does_not_stand_for_the_grey_values_of_a_volume(
+    tmp_path: Path, learner: HRNetLearner, values: npt.NDArray[np.uint16]
+) -> None:
+    """As where the slice in the middle holds no metal and the model has seen some."""
+    metal = values.copy()
+    metal[len(metal) // 2] = metal[len(metal) // 2].min()
+    metal[len(metal) // 2, 0] += 1
+    volume = written(tmp_path / "metal.npy", metal)
+    assert segment_volume(learner, volume, tmp_path / "a.npy").predicted == len(metal)
+
 
 def test_what_exists_is_not_overwritten_unless_asked(
     tmp_path: Path, learner: HRNetLearner, volume: Volume

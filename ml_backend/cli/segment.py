@@ -148,6 +148,9 @@ def segment(
     axis: Annotated[str, typer.Option(help="Along which slices are cut: z, y or x.")] = "z",
     device: Annotated[str, typer.Option(help="cuda, cuda:1, cpu; auto: cuda when there.")] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    any_scale: Annotated[
+        bool, typer.Option("--any-scale", help="Do not compare grey values with the model's.")
+    ] = False,
     work: Annotated[
         Path | None, typer.Option(help="Working folder (default: OUT.partial).")
     ] = None,
@@ -173,8 +176,9 @@ def segment(
         )
         console.print(f"{volume}: {_size(opened)}, segmented by {version}", highlight=False)
         report = _segment(
-            data, version, opened.along(axis), out, extra, three_axes, device, overwrite, work
-        )
+            data, version, opened.along(axis), out, extra, three_axes, device, overwrite,
+            any_scale, work,
+        )  # fmt: skip
         console.print(
             f"{', '.join(str(path) for path in (report.out, *report.extras))}: "
             f"{report.predicted} slices predicted in {report.seconds:.0f} s"
@@ -193,6 +197,7 @@ def _segment(
     three_axes: bool,
     device: str,
     overwrite: bool,
+    any_scale: bool,
     work: Path | None,
 ) -> SegmentationReport:
     from ml_backend.rounds.training import load_learner
@@ -203,7 +208,7 @@ def _segment(
         try:
             return segment_volume(
                 learner, volume, out, extra=extra, three_axes=three_axes, overwrite=overwrite,
-                progress=bars, work=work, model_version=version,
+                any_scale=any_scale, progress=bars, work=work, model_version=version,
             )  # fmt: skip
         except KeyboardInterrupt:
             stopped = bars.place
