@@ -18,7 +18,14 @@ import numpy.typing as npt
 
 from al_strategies.base import Query, Selection, Strategy, get_strategy
 from al_strategies.evidence import Evidence, Position, SliceId
-from al_strategies.learner import FitReport, Learner, Metrics, Progress, SliceSource
+from al_strategies.learner import (
+    FitReport,
+    Learner,
+    Metrics,
+    Progress,
+    SliceSource,
+    Surrounded,
+)
 from al_strategies.spacing import Spacing, even_spacing
 
 __all__ = [
@@ -143,6 +150,18 @@ class _Part:
         return self.source.position(slice_id)
 
 
+class _SurroundedPart(_Part):
+    """Of a source that knows what is around its slices."""
+
+    def around(self, slice_id: SliceId, neighbours: int) -> npt.NDArray[Any]:
+        assert isinstance(self.source, Surrounded)
+        return self.source.around(slice_id, neighbours)
+
+
+def _part(source: SliceSource, ids: tuple[SliceId, ...]) -> SliceSource:
+    return (_SurroundedPart if isinstance(source, Surrounded) else _Part)(source, ids)
+
+
 def begin(source: SliceSource, protocol: Protocol) -> Start:
     """The start of round 1: ``protocol.first`` slices chosen by the cold start, without a model."""
     places = _positions(source, protocol.pool)
@@ -169,11 +188,11 @@ def learn(
     """Train on all that is annotated, and measure on the test slices, once.
 
     The learner sees the pool alone, so that nothing (its grey values included) comes from the test
-    slices.
+    slices; one that takes neighbours sees those of the pool's slices, whichever part they are in.
     """
     begun = time.perf_counter()
     report = learner.fit(
-        _Part(source, protocol.pool),
+        _part(source, protocol.pool),
         start.training,
         pseudo=dict(start.pseudo),
         seed=protocol.fit_seed(start.round),

@@ -209,6 +209,37 @@ def test_masks_that_do_not_fit_are_refused() -> None:
         labelled(Source(images, {"a": np.full((8, 8), 7, np.uint8)}))
 
 
+def test_slices_that_cannot_be_used_are_left_out_where_somebody_is_told() -> None:
+    class Torn(Source):
+        def image(self, slice_id: str) -> np.ndarray:
+            if slice_id in "ae":
+                raise OSError("404")
+            return super().image(slice_id)
+
+    images = {name: np.zeros((8, 8)) for name in "abcde"}
+    masks = {name: np.ones((8, 8), np.uint8) for name in "abd"} | {"c": np.ones((4, 4), np.uint8)}
+    told: dict[object, str] = {}
+
+    slices = LabelledSlices(
+        Torn(images, masks), ["a", "b", "c", "d"], IDENTITY, 3, pseudo={"e": masks["a"]},
+        unusable=lambda slice_id, error: told.update({slice_id: str(error)}),
+    )  # fmt: skip
+
+    assert slices.ids == ["b", "d"]
+    assert slices.counts.tolist() == [0, 128, 0]
+    assert list(told) == ["a", "c", "e"]
+    assert told["a"] == "404"
+    assert "shape (4, 4), its image (8, 8)" in told["c"]
+
+
+def test_where_nothing_can_be_used_the_error_names_the_last_reason() -> None:
+    images = {"a": np.zeros((8, 8)), "b": np.zeros((8, 8))}
+    masks = {"a": np.full((8, 8), IGNORE, np.uint8), "b": np.ones((4, 4), np.uint8)}
+
+    with pytest.raises(NothingLabelled, match=r"None of the 2 slices .* 1 are left out.*'b'"):
+        labelled(Source(images, masks), unusable=lambda slice_id, error: None)
+
+
 def test_grey_levels_change_but_stay_near() -> None:
     images = torch.linspace(-1, 1, 32).expand(64, 1, 32, 32).clone()
     generator = torch.Generator().manual_seed(0)

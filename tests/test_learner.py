@@ -163,6 +163,36 @@ def test_a_pool_slice_that_cannot_be_read_is_named_and_stops_no_training(
     assert report.settings["preprocessing"] == expected.settings["preprocessing"]
 
 
+def test_labelled_slices_that_cannot_be_used_are_left_out_where_somebody_is_told(
+    trained: HRNetLearner,
+) -> None:
+    class Torn(Phantom):
+        def image(self, slice_id: str) -> npt.NDArray[Any]:
+            if slice_id == "z001":
+                raise OSError("404")
+            return super().image(slice_id)
+
+        def mask(self, slice_id: str) -> npt.NDArray[np.uint8]:
+            mask = super().mask(slice_id)
+            if slice_id == "z003":
+                return np.full_like(mask, IGNORE)
+            return mask[:-1] if slice_id == "z002" else mask
+
+    source = Torn(5)
+    told: list[Any] = []
+    learner = HRNetLearner.from_bytes(trained.to_bytes(), SHORT)
+
+    report = learner.fit(source, source.ids, unusable=lambda i, error: told.append(i))
+    judges = learner.usable(source, source.ids, lambda i, error: told.append(i))
+
+    assert report.slices == 2
+    assert judges == ["z000", "z004"]
+    assert told == ["z001", "z002"] * 2
+    assert learner.evaluate(source, judges).slices == 2
+    with pytest.raises(OSError, match="404"):
+        learner.fit(source, source.ids)
+
+
 def test_pseudo_labels_train_too() -> None:
     source = Phantom(3)
     learner = HRNetLearner(CLASSES, SHORT)

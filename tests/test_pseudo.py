@@ -49,7 +49,7 @@ FINGERPRINT = parse_label_config(CONFIG).fingerprint
 SLICES = 20
 K = 3
 LABELLED = range(12)
-BLOCK = {"volume": "phantom", "low": 2.0, "high": 7.0}
+BLOCK = {"volume": "phantom", "low": 3.0, "high": 6.0}
 """Held out with `LABELLED`'s 2 … 7 in it."""
 SKIPPED, DRAFTED, GONE = 17, 18, 99
 OPEN = [16, 13]
@@ -73,7 +73,7 @@ class Live:
             "selection.json",
             SelectionRecord(strategy="ceal", seed=1, chosen=[], reserve=[], pseudo=wanted),
         )
-        first.save("metrics.json", MetricsRecord(blocks=[BLOCK], validation=[2, 3]))
+        first.save("metrics.json", MetricsRecord(blocks=[BLOCK], validation=[3, 5]))
         self.folder.published = Published(
             round=1,
             model_version="nextslice-r001-abcdef",

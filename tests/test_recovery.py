@@ -32,9 +32,10 @@ from ml_backend.rounds.store import (
     SelectionRecord,
 )
 from ml_backend.rounds.sync import sync
+from ml_backend.rounds.training import SlicesUnreadable
 from ml_backend.segmentation.dataset import NothingLabelled
 from ml_backend.segmentation.learner import HRNetLearner
-from ml_backend.segmentation.validation import split_validation
+from ml_backend.segmentation.validation import ZBlock, split_validation
 from ml_backend.settings import Settings
 from ml_backend.studio.annotations import regions
 from ml_backend.studio.client import Backend, StudioError
@@ -97,6 +98,12 @@ class MemoryProject:
     def forget_jobs(self) -> None:
         self.service.schedule.queue(GPU).empty()
 
+    def forget_images(self) -> None:
+        """As on a machine that has read none yet."""
+        for file in self.service.settings.cache_dir.rglob("*"):
+            if file.is_file():
+                file.unlink()
+
     def note(self, **fields: Any) -> None:
         self.folder.record = self.record.model_copy(update=fields)
 
@@ -114,6 +121,9 @@ class MemoryProject:
 
     def dataset(self, number: int = 1) -> DatasetRecord:
         return self.folder.round(number).need("dataset.json", DatasetRecord)
+
+    def metrics(self, number: int = 1) -> MetricsRecord:
+        return self.folder.round(number).need("metrics.json", MetricsRecord)
 
     def selection(self, number: int = 1) -> SelectionRecord:
         return self.folder.round(number).need("selection.json", SelectionRecord)
@@ -498,10 +508,26 @@ def test_slices_without_a_labelled_pixel_judge_nothing(make_project: MakeProject
     record = project.run()
 
     assert record is not None
-    metrics = project.folder.round(1).need("metrics.json", MetricsRecord)
+    metrics = project.metrics()
     assert metrics.validation == []
     assert metrics.miou is None
     assert not set(metrics.trained) & set(held_out)
+
+
+def test_what_is_held_out_is_selected_last_once_it_is_enough(make_project: MakeProject) -> None:
+    """A strategy of uncertain slices would go on taking them: nothing is learned from them."""
+    project = make_project(annotated=(0, 1, 3, 4, 6, 8, 9, 11, 13, 15), NEXTSLICE_SPACING="false")
+
+    project.run()
+
+    (block,) = project.metrics().blocks
+    order = project.selection().chosen + project.selection().reserve
+    places = positions(project.dataset())
+    held_out = [places[task] in ZBlock(**block) for task in order]
+    assert len(project.metrics().validation) == 2
+    assert sorted(order) == [2, 5, 7, 10, 12, 14]
+    assert any(held_out)
+    assert held_out == sorted(held_out)
 
 
 # -- slices that cannot be read
@@ -542,10 +568,7 @@ def test_a_slice_that_cannot_be_read_any_more_is_published_without_a_mask(
             project.run()
     gone = project.selection().chosen[1]
     project.studio.unreadable = {gone}
-    project.service.settings.cache_dir.mkdir(parents=True, exist_ok=True)
-    for file in project.service.settings.cache_dir.rglob("*"):
-        if file.is_file():
-            file.unlink()
+    project.forget_images()
 
     project.run()
 
@@ -566,6 +589,130 @@ def test_a_rest_that_cannot_be_read_does_not_hold_a_round_up(make_project: MakeP
     assert project.selection().chosen == []
     publish.top_up(project.service, KEY)
     assert set(project.stored()) == project.studio.unreadable
+
+
+def test_a_labelled_slice_whose_image_is_gone_is_left_out_by_name(
+    make_project: MakeProject, caplog: pytest.LogCaptureFixture
+) -> None:
+    project = make_project()
+    project.label(range(K))
+    project.job()
+    project.studio.unreadable = {1}
+    project.forget_images()
+    project.label([K])
+    with caplog.at_level(logging.WARNING):
+        project.job()
+
+    assert project.published.round == 2
+    assert project.metrics(2).trained == [0, 2, K]
+    assert project.metrics(2).left_out == [1]
+    assert [label.task for label in project.dataset(2).labels] == [0, 1, 2, K]
+    assert "slice 1 is left out of training and validation" in caplog.text
+    assert "answered 404" in caplog.text
+    assert caplog.text.count("left out of training") == 1
+
+    project.label([K + 1])
+    project.job()
+    assert "task 1: its annotation cannot be used" in project.dataset(3).warnings[0]
+
+    project.studio.unreadable = set()
+    project.label([K + 2])
+    project.job()
+    assert project.metrics(4).trained == list(range(K + 3))
+
+
+def test_a_labelled_slice_that_changes_its_size_is_left_out_and_then_rendered_anew(
+    make_project: MakeProject, caplog: pytest.LogCaptureFixture
+) -> None:
+    project = make_project()
+    project.label(range(K))
+    project.job()
+    project.studio.show("/1.png", np.zeros((128, 160), np.uint16))
+    project.forget_images()
+    project.label([K])
+    with caplog.at_level(logging.WARNING):
+        project.job()
+
+    assert project.published.round == 2
+    assert project.metrics(2).trained == [0, 2, K]
+    assert project.metrics(2).left_out == [1]
+    assert "slice 1 is left out of training and validation" in caplog.text
+    assert "shape (64, 80), its image (128, 160)" in caplog.text
+
+    project.label([K + 1])
+    project.job()
+    masks = {label.task: label.mask for label in project.dataset(3).labels}
+    assert mask_of(project, masks[1]).shape == (128, 160)
+    assert masks[0] == f"round-0001/{masks[0].partition('/')[2]}"
+    assert project.metrics(3).trained == list(range(K + 2))
+    assert project.metrics(3).left_out == []
+
+
+@pytest.mark.parametrize("lost", ["image", "size"])
+def test_a_slice_that_is_lost_judges_no_checkpoint(make_project: MakeProject, lost: str) -> None:
+    project = make_project()
+    project.label(range(12))
+    project.job()
+    held_out = project.metrics().validation
+    assert len(held_out) >= 2
+    project.forget_images()
+    if lost == "image":
+        project.studio.unreadable = {held_out[0]}
+    else:
+        project.studio.show(f"/{held_out[0]}.png", np.zeros((128, 160), np.uint16))
+    project.label([12])
+    project.job()
+
+    metrics = project.metrics(2)
+    assert metrics.validation == [i for i in held_out if i != held_out[0]]
+    assert metrics.left_out == held_out[:1]
+    assert metrics.published_miou is not None
+    assert project.published.round == 2
+
+
+@pytest.mark.parametrize("gone", [[0, 1], [*range(2, 12)], [*range(12)]])
+def test_where_many_images_are_gone_the_attempt_fails_and_is_made_again(
+    make_project: MakeProject, gone: list[int]
+) -> None:
+    """That is a server that does not answer, not a lost image."""
+    project = make_project()
+    project.label(range(12))
+    project.job()
+    project.studio.unreadable = set(gone)
+    project.forget_images()
+    project.label([12])
+    with pytest.raises(SlicesUnreadable, match=r"2 of the 13 labelled slices.*answered 404"):
+        project.job()
+
+    assert project.published.round == 1
+    assert project.record.failures == 1
+    assert not project.folder.round(2).has("metrics.json")
+    project.wait(60)
+    assert project.starts_a_round()
+    project.studio.unreadable = set()
+    project.job()
+    assert project.metrics(2).left_out == []
+    assert project.published.round == 2
+
+
+def test_without_a_slice_that_can_be_trained_on_the_error_says_why(
+    make_project: MakeProject,
+) -> None:
+    project = make_project(annotated=())
+    project.label(range(2))
+    project.job()
+    for task in range(2):
+        project.studio.show(f"/{task}.png", np.zeros((128, 160), np.uint16))
+    project.forget_images()
+    reconcile.request_start(project.service, KEY)
+    with pytest.raises(NothingLabelled, match=r"2 slices .* 2 are left out.*\(128, 160\)"):
+        project.job()
+
+    # The very same annotation, submitted again.
+    project.label([0])
+    project.job()
+    assert project.metrics(2).trained == [0]
+    assert project.metrics(2).left_out == [1]
 
 
 def test_another_strategy_scores_again(

@@ -70,6 +70,9 @@ class Graded:
         self.model = (self.grade, {*self.model[1], *labelled})
         return SimpleNamespace(settings={"warm_started": warm}, seconds=0.0, steps=1, losses=[])
 
+    def usable(self, source: Any, ids: Sequence[SliceId], _: Any) -> list[SliceId]:
+        return list(ids)
+
     def evaluate(self, source: Any, ids: Sequence[SliceId], **_: Any) -> Metrics:
         grade, learned = self.model
         iou = float(np.mean([1.0 if i in learned else grade for i in ids]))
@@ -111,7 +114,7 @@ class Rounds:
                 ],
             }
         )
-        source: Any = SimpleNamespace(mask=lambda _: np.zeros((1, 1), np.uint8))
+        source: Any = None  # nothing is read
         outcome = training.train(
             self.settings, self.project, data, self.published, source, seed=number
         )
@@ -161,6 +164,26 @@ def test_after_a_flag_honest_successors_are_served(rounds: Rounds) -> None:
     fourth = rounds.train(41, 0.5)
     assert fourth.flagged is not None
     assert "of round 3 has" in fourth.flagged
+
+
+def test_a_pseudo_labelled_slice_that_is_lost_is_no_part_of_the_round(
+    rounds: Rounds, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    lost, kept = ORDER[-2:]
+    mask = np.zeros((1, 1), np.uint8)
+    monkeypatch.setattr(training, "_pseudo_labels", lambda *_: {lost: mask, kept: mask})
+    fit = Graded.fit
+
+    def losing(self: Graded, *args: Any, unusable: Any, **options: Any) -> Any:
+        unusable(lost, OSError("404"))
+        return fit(self, *args, **options)
+
+    monkeypatch.setattr(Graded, "fit", losing)
+
+    metrics = rounds.train(8, 0.8)
+
+    assert (metrics.pseudo, metrics.left_out) == ([kept], [])
+    assert f"not pseudo-labelled: slice {lost}: 404" in caplog.text
 
 
 def test_a_second_bad_checkpoint_is_measured_against_the_one_that_is_served(

@@ -13,7 +13,7 @@ import pytest
 
 from al_strategies import get_strategy
 from al_strategies.evidence import Evidence, Position, SliceId
-from al_strategies.learner import FitReport, Metrics, Prediction, Progress, SliceSource
+from al_strategies.learner import FitReport, Metrics, Prediction, Progress, SliceSource, Surrounded
 from al_strategies.simulation import (
     Protocol,
     SimulatedRound,
@@ -130,6 +130,31 @@ def test_the_test_slices_are_measured_once_a_round_and_shown_to_no_training() ->
     seen = {i for call in learner.all("fit") for i in (*call[1], *call[4])}
     seen |= {i for call in learner.all("evidence") for i in call[1]}
     assert not seen & set(TEST)
+
+
+def test_trainings_see_the_neighbours_that_tests_see() -> None:
+    class Stack(Column):
+        def around(self, slice_id: SliceId, neighbours: int) -> npt.NDArray[Any]:
+            z = self.ids.index(slice_id)
+            return np.arange(z - neighbours, z + neighbours + 1).reshape(1, 1, -1)
+
+    class Watchful(Ledger):
+        def fit(self, source: SliceSource, labelled: Sequence[SliceId], **_: Any) -> FitReport:
+            self.calls.append(("fit", source))
+            return FitReport(steps=1, slices=len(labelled), seconds=0.0)
+
+    def given(source: SliceSource) -> SliceSource:
+        learner = Watchful()
+        learn(learner, source, protocol(), begin(source, protocol()))
+        ((_, found),) = learner.all("fit")
+        assert isinstance(found, SliceSource)
+        assert tuple(found.ids) == tuple(POOL)
+        return found
+
+    stack = given(Stack())
+    assert isinstance(stack, Surrounded)
+    assert stack.around("z07", 2).ravel().tolist() == [5, 6, 7, 8, 9]
+    assert not isinstance(given(Column()), Surrounded)
 
 
 def test_only_the_evidence_that_the_strategy_needs_is_gathered() -> None:

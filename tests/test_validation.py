@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from al_strategies.evidence import Position
 from al_strategies.learner import Metrics
-from ml_backend.segmentation.validation import ZBlock, is_worse, split_validation
+from ml_backend.segmentation.validation import ZBlock, held_back, is_worse, split_validation
 
 Z = {f"s{i}": Position("v", 10.0 * i) for i in range(10)}
 MANY = {f"{v}{z}": Position(v, float(z)) for v in "abcdef" for z in range(2)}
@@ -88,6 +89,57 @@ def test_every_dense_volume_holds_a_block_out() -> None:
 
     assert [block.volume for block in split.blocks] == ["a", "b"]
     assert len(split.validation) == 4
+
+
+def test_a_block_reaches_half_way_to_the_labels_around_it() -> None:
+    split = split_validation(list(Z), Z, seed=1)
+
+    heights = [Z[i].z for i in split.validation]
+    (block,) = split.blocks
+    assert block.low is None or block.low == heights[0] - 5
+    assert block.high is None or block.high == heights[-1] + 5
+    ends = {split_validation(list(Z), Z, seed=seed).blocks[0] for seed in range(50)}
+    assert {block.low for block in ends if block.high is None} == {75.0}
+    assert {block.high for block in ends if block.low is None} == {15.0}
+
+
+@pytest.mark.parametrize(("volumes", "k"), [(1, 10), (2, 5), (2, 6), (3, 8), (7, 4), (8, 8)])
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_held_out_grows_with_the_labels(volumes: int, k: int, seed: int) -> None:
+    """Ten rounds of labels anywhere: about a fifth of them judges, from the third round on."""
+    rng = np.random.default_rng([volumes, k, seed])
+    positions = {f"{v}-{z}": Position(str(v), float(z)) for v in range(volumes) for z in range(100)}
+    order = [list(positions)[i] for i in rng.permutation(len(positions))]
+    blocks: tuple[ZBlock, ...] = ()
+    for number in range(1, 11):
+        ids = order[: k * number]
+        split = split_validation(ids, positions, blocks=blocks, seed=seed)
+        blocks = split.blocks
+        if number >= 3 and len(ids) >= 15:
+            assert 0.09 <= len(split.validation) / len(ids) <= 0.35
+
+
+def test_volumes_held_out_whole_give_way_to_blocks() -> None:
+    """One of three volumes is a third of the labels, once there are enough for blocks."""
+    positions = {f"{v}{z}": Position(v, float(z)) for v in "abc" for z in range(20)}
+
+    split = split_validation(list(positions), positions, blocks=[ZBlock("b")])
+
+    assert [block.volume for block in split.blocks] == ["a", "b", "c"]
+    assert len(split.validation) == 12
+
+
+def test_slices_of_a_block_wait_once_it_holds_its_part() -> None:
+    places = {i: Position("v", float(i)) for i in range(40)}
+    block = ZBlock("v", 10, 19)
+
+    def waiting(labelled: list[int]) -> set[int]:
+        pool = [i for i in places if i not in labelled]
+        return {int(i) for i in held_back(pool, labelled, places, [block])}  # type: ignore[arg-type]
+
+    assert waiting([10, *range(20, 24)]) == set(range(11, 20))
+    assert waiting([10, *range(20, 25)]) == set()
+    assert held_back(range(40), [1, 2], places, []) == frozenset()  # type: ignore[arg-type]
 
 
 def test_a_clear_drop_is_worse_and_a_small_one_is_not() -> None:

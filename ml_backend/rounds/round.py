@@ -32,6 +32,7 @@ from ml_backend.rounds.store import (
     SelectionRecord,
 )
 from ml_backend.rounds.sync import sync
+from ml_backend.segmentation.validation import ZBlock, held_back
 from ml_backend.studio import task_order
 from ml_backend.studio.annotations import regions
 from ml_backend.studio.client import annotated
@@ -327,6 +328,13 @@ class _Round:
         pool = [i for i, t in enumerate(evidence.ids) if state[int(t)] != "labelled"]
         labelled = [i for i, t in enumerate(evidence.ids) if state[int(t)] == "labelled"]
         reserve = queue_target(settings) - settings.k
+        metrics = self.folder.load("metrics.json", MetricsRecord)
+        held = held_back(
+            evidence.take(pool).ids,
+            evidence.take(labelled).ids,
+            places,  # type: ignore[arg-type]  # int is a SliceId
+            [ZBlock(**block) for block in metrics.blocks] if metrics else (),
+        )
         selection = get_strategy(name).select(
             Query(
                 pool=evidence.take(pool),
@@ -336,7 +344,7 @@ class _Round:
                 round=max(self.folder.number, 1),
                 seed=self._seed,
                 spacing=even_spacing(places.values(), settings.k) if settings.spacing else None,
-                deferred=frozenset(
+                deferred=held.union(
                     evidence.ids[i] for i in pool if state[int(evidence.ids[i])] != "pool"
                 ),
             )

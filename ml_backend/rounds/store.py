@@ -134,6 +134,8 @@ class MetricsRecord(_Record):
     inherited: list[int] = Field(default_factory=list)
     """What the weights that a warm start went on from had learned."""
     validation: list[int] = Field(default_factory=list)
+    left_out: list[int] = Field(default_factory=list)
+    """Labelled slices that were neither: not to be read, or not of the size of their masks."""
     blocks: list[dict[str, Any]] = Field(default_factory=list)
     """The z-blocks held out, kept from round to round."""
     published_miou: float | None = None

@@ -16,7 +16,13 @@ from typing import Any, Literal
 from al_strategies.learner import Progress
 from ml_backend.rounds.service import Service, project_id
 from ml_backend.rounds.slices import ProjectSlices
-from ml_backend.rounds.store import DatasetRecord, LabelRecord, RoundFolder, TaskRecord
+from ml_backend.rounds.store import (
+    DatasetRecord,
+    LabelRecord,
+    MetricsRecord,
+    RoundFolder,
+    TaskRecord,
+)
 from ml_backend.studio.annotations import (
     Annotation,
     AnnotationError,
@@ -135,11 +141,12 @@ class _Sync:
     def label(
         self, chosen: Annotation, record: TaskRecord, previous: LabelRecord | None
     ) -> LabelRecord:
-        """The task's label, rendered anew only when the annotation or the slice is another."""
+        """The task's label, rendered anew only when the annotation was submitted again, or the
+        slice is another."""
         digest = self._digest(chosen, record)
-        stamps: dict[str, Any] = {"annotation": chosen.id, "updated_at": _stamp(chosen)}
-        if previous is not None and previous.hash == digest:
-            return previous.model_copy(update=stamps)
+        seen = previous and (previous.hash, previous.annotation, previous.updated_at)
+        if previous is not None and seen == (digest, chosen.id, _stamp(chosen)):
+            return previous
         # The size comes from the slice: it may have been shown to the annotator at another one.
         try:
             height, width = self.images.image(record.id, record.image).shape[:2]
@@ -151,11 +158,20 @@ class _Sync:
         self.folder.write(name, encode_png(mask))
         return LabelRecord(
             task=record.id,
+            annotation=chosen.id,
+            updated_at=_stamp(chosen),
             completed_by=chosen.completed_by,
             hash=digest,
             mask=f"{self.folder.name}/{name}",
-            **stamps,
         )
+
+    def left_out(self, previous: DatasetRecord | None) -> set[int]:
+        """Slices that the training on ``previous`` went on without: their masks may be outdated."""
+        if previous is None:
+            return set()
+        folder = self.folder.project.round(previous.round)
+        metrics = folder.load("metrics.json", MetricsRecord)
+        return set(metrics.left_out) if metrics else set()
 
     def kept(self, labels: Iterable[LabelRecord]) -> dict[int, LabelRecord]:
         """Those by task whose mask is still in the store: one listing for each round's folder."""
@@ -195,8 +211,9 @@ def sync(
 
     ``previous``: the dataset of the round before, or None (then everything is read). A previous
     dataset of another labelling config, or of another policy for unlabelled pixels, is not used. A
-    label whose mask is gone from the store is rendered anew. An annotation that cannot be read is
-    left out and named in ``warnings``, so that one broken annotation does not stop the loop.
+    label whose mask is gone from the store, or that could not be trained on, is rendered anew. An
+    annotation that cannot be read is left out and named in ``warnings``, so that one broken
+    annotation does not stop the loop.
     """
     step = _Sync(service, key, project, config, folder, images)
     if previous is not None and (
@@ -204,10 +221,13 @@ def sync(
     ):
         previous = None
     tasks, newest = step.tasks(previous)
+    left_out = step.left_out(previous)
     labels = step.kept(
         label
         for label in (previous.labels if previous else ())
-        if label.task in tasks and tasks[label.task].state == "labelled"
+        if label.task in tasks
+        and tasks[label.task].state == "labelled"
+        and label.task not in left_out
     )
     filters = [annotated()]
     if previous is not None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 from al_strategies.evidence import SliceId
-from al_strategies.learner import IGNORE, Metrics, Progress
+from al_strategies.learner import Metrics, Progress
 from ml_backend.rounds.pseudo import Mask, pseudo_labels, pseudo_slices
 from ml_backend.rounds.source import ProjectSource, positions
 from ml_backend.rounds.store import (
@@ -21,14 +21,27 @@ from ml_backend.rounds.store import (
     SelectionRecord,
 )
 from ml_backend.segmentation.checks import check_architecture, check_gpu
+from ml_backend.segmentation.dataset import InvalidMask
 from ml_backend.segmentation.inference import InferenceConfig
 from ml_backend.segmentation.learner import HRNetLearner, LearnerConfig
 from ml_backend.segmentation.validation import Split, ZBlock, is_worse, split_validation
 from ml_backend.settings import Settings, SettingsError
 
-__all__ = ["Outcome", "check_network", "device_of", "learner_config", "load_learner", "train"]
+__all__ = [
+    "Outcome",
+    "SlicesUnreadable",
+    "check_network",
+    "device_of",
+    "learner_config",
+    "load_learner",
+    "train",
+]
 
 logger = logging.getLogger(__name__)
+
+
+class SlicesUnreadable(RuntimeError):
+    """Too many labelled slices cannot be read for their images to be lost: something is down."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +114,10 @@ def train(
     trained on: the first held-out block was training data of the checkpoints before it. The blocks
     are those of the published round; what the published checkpoint has trained on says the round
     that made it, an older one after a flag. Slices without a labelled pixel judge nothing.
+
+    A slice that cannot be read any more, or whose image has another size than its mask, is neither
+    trained nor validated on; it is named in the log and in ``left_out``. Raises SlicesUnreadable
+    when more than a tenth, and two at least, cannot be read.
     """
     before = project.round(published.round).load("metrics.json", MetricsRecord)
     served = _served_metrics(project, published)
@@ -118,15 +135,20 @@ def train(
     if settings.warm_start and old is not None:
         learner.model = old.model
     pseudo = _pseudo_labels(old, project, dataset, published, source, split, progress)
-    report = learner.fit(source, split.train, pseudo=pseudo, seed=seed, progress=progress)
-    validation = [i for i in split.validation if (source.mask(i) != IGNORE).any()]
+    left_out = _LeftOut(dataset)
+    report = learner.fit(
+        source, split.train, pseudo=pseudo, seed=seed, progress=progress, unusable=left_out
+    )
+    validation = learner.usable(source, split.validation, left_out)
+    pseudo = {i: mask for i, mask in pseudo.items() if i not in left_out.ids}
     record = MetricsRecord(
         training={**report.settings, "seconds": round(report.seconds, 2), "steps": report.steps},
         losses=list(report.losses),
-        trained=[int(i) for i in split.train],
+        trained=[int(i) for i in split.train if i not in left_out.ids],
         pseudo=[int(i) for i in pseudo],
         inherited=sorted(served.learned) if served and report.settings["warm_started"] else [],
         validation=[int(i) for i in validation],
+        left_out=[i for i in labelled if i in left_out.ids],
         blocks=[dataclasses.asdict(block) for block in split.blocks],
     )
     if validation:
@@ -138,6 +160,36 @@ def train(
     if record.flagged is not None:
         logger.warning("round %d is flagged: %s", dataset.round, record.flagged)
     return Outcome(learner.to_bytes(), record, pseudo)
+
+
+class _LeftOut:
+    """Is told of the slices that the training goes on without: ``ids``."""
+
+    def __init__(self, dataset: DatasetRecord) -> None:
+        self.ids: set[SliceId] = set()
+        self._round = dataset.round
+        self._labelled = {label.task for label in dataset.labels}
+        self._unreadable = 0
+
+    def __call__(self, slice_id: SliceId, error: Exception) -> None:
+        self.ids.add(slice_id)
+        if slice_id not in self._labelled:
+            logger.warning("not pseudo-labelled: slice %s: %s", slice_id, error)
+            return
+        logger.warning(
+            "round %d: slice %s is left out of training and validation; look at its image, the "
+            "next round renders its mask anew: %s", self._round, slice_id, error,
+        )  # fmt: skip
+        if isinstance(error, InvalidMask):
+            return
+        self._unreadable += 1
+        if self._unreadable > max(1, len(self._labelled) // 10):
+            raise SlicesUnreadable(
+                f"{self._unreadable} of the {len(self._labelled)} labelled slices cannot be read, "
+                "expected a tenth at most. Are Label Studio, its storage and the volumes in reach "
+                "of this machine? The next attempt reads them again. Delete the tasks of images "
+                f"that are gone for good. The last: {error}"
+            ) from error
 
 
 def _compare(record: MetricsRecord, new: Metrics, old: Metrics, published: Published) -> None:

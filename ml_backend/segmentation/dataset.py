@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import OrderedDict
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -22,15 +22,28 @@ from torch import Tensor
 from al_strategies.evidence import SliceId
 from al_strategies.learner import IGNORE, Progress, SliceSource
 from ml_backend.segmentation.augmentation import Augmentation, resample
-from ml_backend.segmentation.preprocessing import FloatImage, Preprocessing
+from ml_backend.segmentation.preprocessing import Preprocessing
 
-__all__ = ["Crops", "InvalidMask", "LabelledSlices", "NothingLabelled", "prefetch"]
+__all__ = [
+    "Crops",
+    "InvalidMask",
+    "LabelledSlices",
+    "NothingLabelled",
+    "Pair",
+    "Unusable",
+    "prefetch",
+    "read_pair",
+]
 
 _ANCHORS = 2048  # remembered pixels of each class and slice
 _CENTRED = 0.8  # an anchor lies in this central part of its crop's side
 
 T = TypeVar("T")
 Mask = npt.NDArray[np.uint8]
+
+Unusable = Callable[[SliceId, Exception], None]
+"""What is told of a labelled slice that cannot be read, or whose mask does not fit its image; the
+pass goes on without it."""
 
 
 class InvalidMask(ValueError):
@@ -42,9 +55,38 @@ class NothingLabelled(ValueError):
 
 
 @dataclass(frozen=True)
-class _Pair:
+class Pair:
+    """A preprocessed slice and its mask."""
+
     image: Tensor  # (channels, H, W) float32
     mask: Tensor  # (H, W) uint8
+
+
+def read_pair(
+    source: SliceSource,
+    slice_id: SliceId,
+    preprocessing: Preprocessing,
+    classes: int,
+    pseudo: Mask | None = None,
+) -> Pair:
+    """The slice with its label, or with ``pseudo`` (H, W).
+
+    Raises InvalidMask, and whatever the source raises.
+    """
+    image = preprocessing(source.image(slice_id))
+    mask = np.asarray(source.mask(slice_id) if pseudo is None else pseudo)
+    if mask.shape != image.shape[1:]:
+        raise InvalidMask(
+            f"The mask of slice {slice_id!r} has shape {mask.shape}, its image "
+            f"{image.shape[1:]}; they must be equal."
+        )
+    wrong = mask[(mask >= classes) & (mask != IGNORE)]
+    if wrong.size:
+        raise InvalidMask(
+            f"The mask of slice {slice_id!r} holds the class {int(wrong.max())}; there are "
+            f"{classes} classes (0 … {classes - 1}) and {IGNORE} for unlabelled."
+        )
+    return Pair(torch.from_numpy(image), torch.from_numpy(mask.astype(np.uint8)))
 
 
 class LabelledSlices:
@@ -52,7 +94,9 @@ class LabelledSlices:
 
     ``pseudo``: id → (H, W) uint8 mask made by a model, used like a label; not of slices among
     ``ids``, since a person's label comes first. ``cache_bytes``: beyond it slices are read again
-    when a crop needs them. Slices without a labelled pixel are left out.
+    when a crop needs them. Slices without a labelled pixel are left out. ``unusable``: is given
+    each slice that cannot be read or whose mask does not fit, which is left out too; without it
+    that is raised.
 
     ``counts`` (classes,) int64: labelled pixels of each class, all slices together. ``largest``:
     the largest height and width.
@@ -71,6 +115,7 @@ class LabelledSlices:
         cache_bytes: int = 4 << 30,
         seed: int = 0,
         progress: Progress | None = None,
+        unusable: Unusable | None = None,
     ) -> None:
         self._source = source
         labelled = set(ids)
@@ -78,7 +123,7 @@ class LabelledSlices:
         self._preprocessing = preprocessing
         self._classes = classes
         self._cache_bytes = cache_bytes
-        self._cache: OrderedDict[SliceId, _Pair] = OrderedDict()
+        self._cache: OrderedDict[SliceId, Pair] = OrderedDict()
         self._cached = 0
         self.counts = np.zeros(classes, dtype=np.int64)
         self.largest = (0, 0)
@@ -87,15 +132,21 @@ class LabelledSlices:
         self._labelled: list[npt.NDArray[np.int64]] = []
         rng = np.random.default_rng(seed)
         every = [*ids, *self._pseudo]
+        lost: list[Exception] = []
         for done, slice_id in enumerate(every, start=1):
-            self._index(slice_id, rng)
+            try:
+                pair = self._read(slice_id)
+            except Exception as error:
+                if unusable is None:
+                    raise
+                unusable(slice_id, error)
+                lost.append(error)
+            else:
+                self._index(slice_id, pair, rng)
             if progress is not None:
                 progress("load", done, len(every))
         if not self.ids:
-            raise NothingLabelled(
-                f"None of the {len(every)} slices to train on has a labelled pixel "
-                f"(every pixel is {IGNORE}, which means ignored). Label at least one slice."
-            )
+            raise _nothing_labelled(len(every), lost)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -124,27 +175,11 @@ class LabelledSlices:
         y, x = pixels[rng.integers(len(pixels))]
         return int(y), int(x)
 
-    def _read(self, slice_id: SliceId) -> _Pair:
-        image = self._preprocessing(self._source.image(slice_id))
+    def _read(self, slice_id: SliceId) -> Pair:
         pseudo = self._pseudo.get(slice_id)
-        mask = np.asarray(self._source.mask(slice_id) if pseudo is None else pseudo)
-        self._check(slice_id, image, mask)
-        return _Pair(torch.from_numpy(image), torch.from_numpy(mask.astype(np.uint8)))
+        return read_pair(self._source, slice_id, self._preprocessing, self._classes, pseudo)
 
-    def _check(self, slice_id: SliceId, image: FloatImage, mask: npt.NDArray[np.uint8]) -> None:
-        if mask.shape != image.shape[1:]:
-            raise InvalidMask(
-                f"The mask of slice {slice_id!r} has shape {mask.shape}, its image "
-                f"{image.shape[1:]}; they must be equal."
-            )
-        wrong = mask[(mask >= self._classes) & (mask != IGNORE)]
-        if wrong.size:
-            raise InvalidMask(
-                f"The mask of slice {slice_id!r} holds the class {int(wrong.max())}; there are "
-                f"{self._classes} classes (0 … {self._classes - 1}) and {IGNORE} for unlabelled."
-            )
-
-    def _remember(self, slice_id: SliceId, pair: _Pair) -> _Pair:
+    def _remember(self, slice_id: SliceId, pair: Pair) -> Pair:
         self._cache[slice_id] = pair
         self._cached += pair.image.nbytes + pair.mask.nbytes
         while self._cached > self._cache_bytes and len(self._cache) > 1:
@@ -152,8 +187,7 @@ class LabelledSlices:
             self._cached -= oldest.image.nbytes + oldest.mask.nbytes
         return pair
 
-    def _index(self, slice_id: SliceId, rng: np.random.Generator) -> None:
-        pair = self._read(slice_id)
+    def _index(self, slice_id: SliceId, pair: Pair, rng: np.random.Generator) -> None:
         mask = pair.mask.numpy()
         counts = np.bincount(mask.ravel(), minlength=IGNORE + 1)[: self._classes]
         if not counts.any():
@@ -168,6 +202,21 @@ class LabelledSlices:
         self._anchors.append(anchors)
         self._labelled.append(_some_pixels(mask != IGNORE, rng))
         self._remember(slice_id, pair)
+
+
+def _nothing_labelled(slices: int, lost: Sequence[Exception]) -> NothingLabelled:
+    ignored = f"every pixel is {IGNORE}, which means ignored"
+    if not lost:
+        return NothingLabelled(
+            f"None of the {slices} slices to train on has a labelled pixel ({ignored}). "
+            "Label at least one slice."
+        )
+    return NothingLabelled(
+        f"None of the {slices} slices to train on can be used: {len(lost)} are left out, the "
+        f"others have no labelled pixel ({ignored}). Look at their images, and submit the "
+        "annotations again to have their masks rendered anew, or label another slice. The last: "
+        f"{lost[-1]}"
+    )
 
 
 def _some_pixels(chosen: npt.NDArray[np.bool_], rng: np.random.Generator) -> npt.NDArray[np.int64]:

@@ -16,6 +16,7 @@ import torch
 
 from al_strategies.evidence import Evidence, SliceId
 from al_strategies.learner import (
+    IGNORE,
     FitReport,
     Metrics,
     Prediction,
@@ -23,7 +24,7 @@ from al_strategies.learner import (
     SliceSource,
 )
 from ml_backend.segmentation import checkpoints, inference
-from ml_backend.segmentation.dataset import LabelledSlices
+from ml_backend.segmentation.dataset import LabelledSlices, Unusable, read_pair
 from ml_backend.segmentation.inference import InferenceConfig, Unreadable
 from ml_backend.segmentation.model import Model
 from ml_backend.segmentation.neighbourhood import with_neighbours
@@ -107,11 +108,14 @@ class HRNetLearner:
         pseudo: dict[SliceId, npt.NDArray[np.uint8]] | None = None,
         seed: int = 0,
         progress: Progress | None = None,
+        unusable: Unusable | None = None,
     ) -> FitReport:
         """Train on ``labelled`` and ``pseudo``; the learner holds the new weights afterwards.
 
-        ``progress`` steps: ``"load"``, ``"train"``. Raises NothingLabelled, InvalidMask,
-        InvalidImage, TrainingDiverged; the weights of before are kept then.
+        ``progress`` steps: ``"load"``, ``"train"``. ``unusable``: is given each slice that cannot
+        be read or whose mask does not fit, which is left out; without it that is raised. Raises
+        NothingLabelled, InvalidMask, InvalidImage, TrainingDiverged; the weights of before are kept
+        then.
         """
         model, warm = self._start(source, seed)
         slices = LabelledSlices(
@@ -123,6 +127,7 @@ class HRNetLearner:
             cache_bytes=self.config.cache_bytes,
             seed=seed,
             progress=progress,
+            unusable=unusable,
         )
         training = self._training(slices.largest, len(labelled))
         run = train(model.network, slices, training, seed=seed, progress=progress)
@@ -170,6 +175,23 @@ class HRNetLearner:
         """The segmentation of one image as read: (H, W), (H, W, 3 or 4), or (H, W, 2 n + 1) with
         its `neighbours`."""
         return inference.segment_image(self._optimised(), image, self._inference())
+
+    def usable(
+        self, source: SliceSource, ids: Sequence[SliceId], unusable: Unusable
+    ) -> list[SliceId]:
+        """Those of ``ids`` that can be evaluated on: readable, with a mask that fits and has a
+        labelled pixel. ``unusable`` as in `fit`. Each is read once."""
+        source, preprocessing = self._read(source), self.model.preprocessing
+        found = []
+        for slice_id in ids:
+            try:
+                pair = read_pair(source, slice_id, preprocessing, len(self.classes))
+            except Exception as error:
+                unusable(slice_id, error)
+            else:
+                if (pair.mask != IGNORE).any():
+                    found.append(slice_id)
+        return found
 
     def evaluate(
         self, source: SliceSource, ids: Sequence[SliceId], *, progress: Progress | None = None

@@ -3,13 +3,14 @@
 Neighbouring slices are near-copies, so slices held out at random would be answered from memory: a
 part of each volume's z is held out in one block. The block stays the same from round to round (it
 goes into the round's record), so no checkpoint is trained on the slices that judge it; one that
-goes on from the weights of the round before may have inherited some of them.
+goes on from the weights of the round before may have inherited some of them. It reaches half-way to
+the labels around it: labels that come later fall into it in proportion.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,16 +18,17 @@ import numpy as np
 from al_strategies.evidence import Position, SliceId
 from al_strategies.learner import Metrics
 
-__all__ = ["Split", "ZBlock", "is_worse", "split_validation"]
+__all__ = ["Split", "ZBlock", "held_back", "is_worse", "split_validation"]
 
 MINIMUM_LABELLED = 10
+FRACTION = 0.2
 TOLERANCE = 0.02
 MINIMUM_COMPARED = 3
 
 
 @dataclass(frozen=True)
 class ZBlock:
-    """Slices of ``volume`` with ``low`` ≤ z ≤ ``high``; the whole volume where they are None."""
+    """Slices of ``volume`` with ``low`` ≤ z ≤ ``high``; to the volume's end where one is None."""
 
     volume: str
     low: float | None = None
@@ -58,7 +60,7 @@ def split_validation(
     positions: Mapping[SliceId, Position],
     *,
     blocks: Sequence[ZBlock] = (),
-    fraction: float = 0.2,
+    fraction: float = FRACTION,
     minimum: int = MINIMUM_LABELLED,
     seed: int = 0,
 ) -> Split:
@@ -66,18 +68,44 @@ def split_validation(
 
     Below ``minimum`` labelled slices everything is trained on. From then on: in each volume with at
     least 5 labelled slices, ``fraction`` of them (at least one), neighbours in z, from a place that
-    ``seed`` chooses; if no volume has 5, ``fraction`` of the volumes (at least one) as a whole.
+    ``seed`` chooses; if such volumes have less than half of the labels, whole volumes with about
+    ``fraction`` of them (at least one).
 
     ``blocks``: those of the round before; they are kept, and slices labelled inside them since then
-    validate too. They are chosen anew only when no labelled slice is left in them (annotations were
-    deleted) or nothing would be left to train on.
+    validate too. They are chosen anew when nothing would be left to train on, and when they hold
+    less than half of ``fraction`` or more than one and a half of it and others are nearer to it: so
+    it is where annotations were deleted, or where most labels came from outside or from inside.
     """
     if len(ids) < minimum:
         return Split(tuple(ids), (), ())
+
+    def off(split: Split) -> float:
+        """How far the part that validates is from ``fraction``."""
+        return abs(len(split.validation) / len(ids) - fraction)
+
     kept = _apply(ids, positions, blocks)
-    if kept.validation and kept.train:
+    if kept.train and off(kept) <= fraction / 2:
         return kept
-    return _apply(ids, positions, _choose(ids, positions, fraction, np.random.default_rng(seed)))
+    anew = _apply(ids, positions, _choose(ids, positions, fraction, np.random.default_rng(seed)))
+    return kept if kept.train and kept.validation and off(kept) <= off(anew) else anew
+
+
+def held_back(
+    pool: Iterable[SliceId],
+    labelled: Collection[SliceId],
+    positions: Mapping[SliceId, Position],
+    blocks: Sequence[ZBlock],
+    fraction: float = FRACTION,
+) -> frozenset[SliceId]:
+    """Slices of ``pool`` that are to be labelled last: those inside ``blocks``, once these hold
+    ``fraction`` of the ``labelled``. Nothing is learned from them, so they stay uncertain, and a
+    strategy that looks for uncertain ones would take more and more of them."""
+
+    def inside(ids: Iterable[SliceId]) -> frozenset[SliceId]:
+        return frozenset(i for i in ids if any(positions[i] in block for block in blocks))
+
+    enough = len(inside(labelled)) >= fraction * len(labelled)
+    return inside(pool) if enough else frozenset()
 
 
 def is_worse(new: Metrics, published: Metrics, *, tolerance: float = TOLERANCE) -> bool:
@@ -127,13 +155,22 @@ def _choose(
         heights.setdefault(positions[slice_id].volume, []).append(positions[slice_id].z)
     volumes = sorted(heights)
     dense = [volume for volume in volumes if len(heights[volume]) >= 5]
-    if dense:
+    if 2 * sum(len(heights[volume]) for volume in dense) >= len(ids):
         return [_block(volume, sorted(heights[volume]), fraction, rng) for volume in dense]
-    chosen = rng.permutation(len(volumes))[: max(1, round(fraction * len(volumes)))]
-    return [ZBlock(volumes[i]) for i in sorted(chosen)]
+    held: list[str] = []
+    count, wanted = 0, fraction * len(ids)
+    for i in rng.permutation(len(volumes)):
+        more = count + len(heights[volumes[i]])
+        if count < wanted and more <= 1.5 * wanted:
+            held, count = [*held, volumes[i]], more
+    return [ZBlock(v) for v in sorted(held or [min(volumes, key=lambda v: len(heights[v]))])]
 
 
 def _block(volume: str, z: list[float], fraction: float, rng: np.random.Generator) -> ZBlock:
+    """``fraction`` of the labelled ``z`` (sorted), and half of the way to those around them."""
     length = max(1, round(fraction * len(z)))
     start = int(rng.integers(len(z) - length + 1))
-    return ZBlock(volume, z[start], z[start + length - 1])
+    stop = start + length
+    low = (z[start - 1] + z[start]) / 2 if start else None
+    high = (z[stop - 1] + z[stop]) / 2 if stop < len(z) else None
+    return ZBlock(volume, low, high)
