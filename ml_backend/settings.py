@@ -162,7 +162,7 @@ class Settings(BaseSettings):
     seed: int = Field(0, ge=0, description="Seed of everything random.")
     unlabelled: Literal["auto", "ignore", "background"] = Field(
         "auto",
-        description="Pixels no one labelled: ignored by the loss, or background. auto: ignored "
+        description="Pixels no one labelled: ignore (by the loss), background, or auto: ignored "
         "when the labelling config has a background label, background when it has none.",
     )
 
@@ -171,7 +171,9 @@ class Settings(BaseSettings):
         "auto", description="hrnet_w18, hrnet_w18_small, …, or unet, fpn, …; auto: by device."
     )
     pretrained: Literal["auto", "true", "false"] = Field(
-        "auto", description="Start from timm's ImageNet weights; auto: when they can be had."
+        "auto",
+        description="Start from timm's ImageNet weights: true (an error where they cannot be had), "
+        "false, or auto: when they can be had.",
     )
     train_device: str = Field("auto", description="cuda, cuda:1, cpu; auto: cuda when there.")
     predict_device: str = Field(

@@ -97,7 +97,7 @@ def test_what_browsers_are_told_follows_the_ports(name: str) -> None:
 def test_every_variable_that_a_page_names_exists(page: str) -> None:
     label_studio = set(SERVICES["label-studio"]["environment"])
     named = variables_used((DOCKER / page).read_text())
-    assert named <= settings_variables() | label_studio | {"LABEL_STUDIO_PORT"}
+    assert named <= settings_variables() | label_studio | {"LABEL_STUDIO_PORT", "LABEL_STUDIO_HOST"}
 
 
 def test_every_part_of_ours_sees_the_same_queues_and_store() -> None:

@@ -14,7 +14,7 @@ __all__ = ["strategies"]
 
 @app.command()
 def strategies() -> None:
-    """List the acquisition functions, and which of them a project gets unless it says otherwise."""
+    """List the acquisition functions, and which of them is the default."""
     table = Table()
     for column in ("name", "summary", "evidence", "source"):
         table.add_column(column, overflow="fold")
