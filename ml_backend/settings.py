@@ -152,9 +152,7 @@ class Settings(BaseSettings):
         description="R: how many annotators may work at once; K + 2 R slices are kept ahead. "
         "Empty: the larger of 4 K and 32.",
     )
-    strategy: str = Field(
-        "max_representation", description="Acquisition function, see `strategies`."
-    )
+    strategy: str = Field("entropy", description="Acquisition function, see `strategies`.")
     cold_start: str = Field("strided", description="Strategy of round 0, before any model.")
     spacing: bool = Field(
         True, description="Keep selected slices apart along z and share them between volumes."
