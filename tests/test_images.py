@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +16,7 @@ from PIL import Image
 
 from ml_backend.studio.client import Studio, StudioError
 from ml_backend.studio.images import ImageCache, decode_image
+from tests.http_server import serving
 
 
 def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
@@ -148,12 +148,8 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with Server() as running:
-        thread = threading.Thread(target=running.serve_forever, daemon=True)
-        thread.start()
+    with serving(Server()) as running:
         yield running
-        running.shutdown()
-        thread.join()
 
 
 TOKEN = "Token a-legacy-token"

@@ -17,7 +17,7 @@ from al_strategies.evidence import Position, SliceId
 from al_strategies.learner import Progress, SliceSource
 from ml_backend.rounds.store import DatasetRecord
 from ml_backend.segmentation.learner import HRNetLearner
-from ml_backend.segmentation.validation import ZBlock
+from ml_backend.segmentation.validation import ZBlock, inside
 
 __all__ = ["Mask", "pseudo_labels", "pseudo_slices"]
 
@@ -38,11 +38,9 @@ def pseudo_slices(
     gone, and slices inside a held-out block of ``blocks``, whose near-copies judge the checkpoint.
     """
     untouched = {task.id for task in dataset.tasks if task.state == "pool"}
-    return [
-        task
-        for task in wanted
-        if task in untouched and not any(places[task] in block for block in blocks)
-    ]
+    open_ = [task for task in wanted if task in untouched]
+    held = inside(open_, places, blocks)  # type: ignore[arg-type]  # int is a SliceId
+    return [task for task in open_ if task not in held]
 
 
 def pseudo_labels(

@@ -32,7 +32,7 @@ from ml_backend.rounds.store import (
     SelectionRecord,
 )
 from ml_backend.rounds.sync import sync
-from ml_backend.segmentation.validation import ZBlock, held_back
+from ml_backend.segmentation.validation import held_back
 from ml_backend.studio import task_order
 from ml_backend.studio.annotations import regions
 from ml_backend.studio.client import annotated
@@ -325,28 +325,28 @@ class _Round:
         places = positions(dataset)
         evidence = self._evidence(dataset)
         state = {task.id: task.state for task in dataset.tasks}
-        pool = [i for i, t in enumerate(evidence.ids) if state[int(t)] != "labelled"]
-        labelled = [i for i, t in enumerate(evidence.ids) if state[int(t)] == "labelled"]
+        rows = range(len(evidence.ids))
+        known = [state[int(t)] for t in evidence.ids]
+        pool = evidence.take([i for i in rows if known[i] != "labelled"])
+        labelled = evidence.take([i for i in rows if known[i] == "labelled"])
         reserve = queue_target(settings) - settings.k
         metrics = self.folder.load("metrics.json", MetricsRecord)
         held = held_back(
-            evidence.take(pool).ids,
-            evidence.take(labelled).ids,
+            pool.ids,
+            labelled.ids,
             places,  # type: ignore[arg-type]  # int is a SliceId
-            [ZBlock(**block) for block in metrics.blocks] if metrics else (),
+            metrics.held_out if metrics else (),
         )
         selection = get_strategy(name).select(
             Query(
-                pool=evidence.take(pool),
-                labelled=evidence.take(labelled),
+                pool=pool,
+                labelled=labelled,
                 k=settings.k,
                 reserve=reserve * (1 + _BACKLOGS),
                 round=max(self.folder.number, 1),
                 seed=self._seed,
                 spacing=even_spacing(places.values(), settings.k) if settings.spacing else None,
-                deferred=held.union(
-                    evidence.ids[i] for i in pool if state[int(evidence.ids[i])] != "pool"
-                ),
+                deferred=held.union(i for i in pool.ids if state[int(i)] != "pool"),
             )
         )
         following = [int(i) for i in selection.reserve]

@@ -28,6 +28,8 @@ import numpy as np
 import psutil
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ml_backend.segmentation.validation import ZBlock
+
 __all__ = [
     "Claim",
     "ClaimLost",
@@ -144,6 +146,11 @@ class MetricsRecord(_Record):
     """Why the new checkpoint is kept but not served."""
     training: dict[str, Any] = Field(default_factory=dict)
     losses: list[tuple[int, float]] = Field(default_factory=list)
+
+    @property
+    def held_out(self) -> list[ZBlock]:
+        """``blocks`` as such."""
+        return [ZBlock(**block) for block in self.blocks]
 
     @property
     def learned(self) -> set[int]:

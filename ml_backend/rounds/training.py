@@ -24,7 +24,7 @@ from ml_backend.segmentation.checks import check_architecture, check_gpu
 from ml_backend.segmentation.dataset import InvalidMask
 from ml_backend.segmentation.inference import InferenceConfig
 from ml_backend.segmentation.learner import HRNetLearner, LearnerConfig
-from ml_backend.segmentation.validation import Split, ZBlock, is_worse, split_validation
+from ml_backend.segmentation.validation import Split, is_worse, split_validation
 from ml_backend.settings import Settings, SettingsError
 
 __all__ = [
@@ -125,7 +125,7 @@ def train(
     split = split_validation(
         labelled,
         positions(dataset),  # type: ignore[arg-type]  # int is a SliceId
-        blocks=[ZBlock(**block) for block in before.blocks] if before else (),
+        blocks=before.held_out if before else (),
         seed=settings.seed,
     )
     device = device_of(settings.train_device)
@@ -151,12 +151,13 @@ def train(
         left_out=[i for i in labelled if i in left_out.ids],
         blocks=[dataclasses.asdict(block) for block in split.blocks],
     )
+    unseen = [i for i in validation if served is not None and i not in served.learned]
     if validation:
         metrics = learner.evaluate(source, validation, progress=progress)
         record.miou, record.iou = metrics.miou, _finite(metrics)
-    unseen = [i for i in validation if served is not None and i not in served.learned]
-    if old is not None and unseen:
-        _compare(record, learner.evaluate(source, unseen), old.evaluate(source, unseen), published)
+        if old is not None and unseen:
+            new = metrics if unseen == validation else learner.evaluate(source, unseen)
+            _compare(record, new, old.evaluate(source, unseen), published)
     if record.flagged is not None:
         logger.warning("round %d is flagged: %s", dataset.round, record.flagged)
     return Outcome(learner.to_bytes(), record, pseudo)

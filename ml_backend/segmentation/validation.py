@@ -18,7 +18,7 @@ import numpy as np
 from al_strategies.evidence import Position, SliceId
 from al_strategies.learner import Metrics
 
-__all__ = ["Split", "ZBlock", "held_back", "is_worse", "split_validation"]
+__all__ = ["Split", "ZBlock", "held_back", "inside", "is_worse", "split_validation"]
 
 MINIMUM_LABELLED = 10
 FRACTION = 0.2
@@ -90,6 +90,13 @@ def split_validation(
     return kept if kept.train and kept.validation and off(kept) <= off(anew) else anew
 
 
+def inside(
+    ids: Iterable[SliceId], positions: Mapping[SliceId, Position], blocks: Collection[ZBlock]
+) -> frozenset[SliceId]:
+    """Those of ``ids`` that lie in one of ``blocks``."""
+    return frozenset(i for i in ids if any(positions[i] in block for block in blocks))
+
+
 def held_back(
     pool: Iterable[SliceId],
     labelled: Collection[SliceId],
@@ -100,12 +107,8 @@ def held_back(
     """Slices of ``pool`` that are to be labelled last: those inside ``blocks``, once these hold
     ``fraction`` of the ``labelled``. Nothing is learned from them, so they stay uncertain, and a
     strategy that looks for uncertain ones would take more and more of them."""
-
-    def inside(ids: Iterable[SliceId]) -> frozenset[SliceId]:
-        return frozenset(i for i in ids if any(positions[i] in block for block in blocks))
-
-    enough = len(inside(labelled)) >= fraction * len(labelled)
-    return inside(pool) if enough else frozenset()
+    enough = len(inside(labelled, positions, blocks)) >= fraction * len(labelled)
+    return inside(pool, positions, blocks) if enough else frozenset()
 
 
 def is_worse(new: Metrics, published: Metrics, *, tolerance: float = TOLERANCE) -> bool:
@@ -136,7 +139,7 @@ def is_worse(new: Metrics, published: Metrics, *, tolerance: float = TOLERANCE) 
 def _apply(
     ids: Sequence[SliceId], positions: Mapping[SliceId, Position], blocks: Sequence[ZBlock]
 ) -> Split:
-    held = {i for i in ids if any(positions[i] in block for block in blocks)}
+    held = inside(ids, positions, blocks)
     return Split(
         train=tuple(i for i in ids if i not in held),
         validation=tuple(i for i in ids if i in held),
