@@ -678,7 +678,7 @@ def test_an_earlier_export_with_something_added_is_kept(
 def test_what_is_added_while_an_export_is_written_is_kept(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    with (  # noqa: PT012
+    with (  # noqa: PT012  (what is refused happens at the end of the block)
         pytest.raises(ExportError, match="other things in it"),
         whole(out, overwrite=True) as partial,
     ):

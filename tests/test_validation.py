@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from al_strategies.evidence import Position
+from al_strategies.evidence import Position, SliceId
 from al_strategies.learner import Metrics
 from ml_backend.segmentation.validation import ZBlock, held_back, is_worse, split_validation
 
@@ -130,16 +130,16 @@ def test_volumes_held_out_whole_give_way_to_blocks() -> None:
 
 
 def test_slices_of_a_block_wait_once_it_holds_its_part() -> None:
-    places = {i: Position("v", float(i)) for i in range(40)}
+    places: dict[SliceId, Position] = {i: Position("v", float(i)) for i in range(40)}
     block = ZBlock("v", 10, 19)
 
-    def waiting(labelled: list[int]) -> set[int]:
+    def waiting(labelled: list[SliceId]) -> set[SliceId]:
         pool = [i for i in places if i not in labelled]
-        return {int(i) for i in held_back(pool, labelled, places, [block])}  # type: ignore[arg-type]
+        return set(held_back(pool, labelled, places, [block]))
 
     assert waiting([10, *range(20, 24)]) == set(range(11, 20))
     assert waiting([10, *range(20, 25)]) == set()
-    assert held_back(range(40), [1, 2], places, []) == frozenset()  # type: ignore[arg-type]
+    assert held_back(range(40), [1, 2], places, []) == frozenset()
 
 
 def test_a_clear_drop_is_worse_and_a_small_one_is_not() -> None:
