@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from al_strategies.learner import IGNORE, Progress
 from ml_backend.rounds.adopt import connect
+from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.service import Service, slice_keys
 from ml_backend.studio.annotations import regions
 from ml_backend.studio.client import Project, StudioError, TaskRow
@@ -176,7 +177,7 @@ class _Import:
                 delete_project(self.studio, project.id)
             raise
         if self.request.connect:
-            connect(self.service, project.id)
+            connect(ConnectedProject(self.service, project.key))
         return ImportReport(
             project=project.id,
             title=project.title,

@@ -12,7 +12,7 @@ import os
 import re
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 import fsspec
@@ -20,6 +20,7 @@ from pydantic import (
     AliasChoices,
     BeforeValidator,
     Field,
+    JsonValue,
     SecretStr,
     ValidationError,
     ValidationInfo,
@@ -32,6 +33,7 @@ from al_strategies import available_strategies, get_strategy
 
 __all__ = [
     "DEVICE",
+    "Local",
     "Settings",
     "SettingsError",
     "absolute_address",
@@ -68,6 +70,11 @@ def absolute_address(value: str) -> str:
 
 
 Seconds = Annotated[float, Field(gt=0)]
+_V = TypeVar("_V")
+_LOCAL = object()
+Local = Annotated[_V, _LOCAL]
+"""A setting that says where things are or how long they may take, not what a round computes: it is
+not recorded with the round. Every other setting is, a new one too."""
 
 
 class Settings(BaseSettings):
@@ -78,71 +85,71 @@ class Settings(BaseSettings):
     )
 
     # -- addresses and secrets
-    label_studio_url: str = Field(
+    label_studio_url: Local[str] = Field(
         "http://127.0.0.1:8080",
         validation_alias=_shared("LABEL_STUDIO_URL"),
         description="Label Studio, as this machine sees it.",
     )
-    label_studio_api_key: SecretStr = Field(
+    label_studio_api_key: Local[SecretStr] = Field(
         SecretStr(""),
         validation_alias=_shared("LABEL_STUDIO_API_KEY"),
         description="Personal access token (Account & Settings) or legacy token.",
     )
-    backend_url: str = Field(
+    backend_url: Local[str] = Field(
         "http://127.0.0.1:9090",
         description="This backend, as Label Studio and the workers see it.",
     )
-    public_url: str = Field(
+    public_url: Local[str] = Field(
         "",
         validation_alias=_shared("PUBLIC_URL"),
         description="This backend, as browsers see the slices; empty: NEXTSLICE_BACKEND_URL.",
     )
-    redis_url: str = Field(
+    redis_url: Local[str] = Field(
         "redis://127.0.0.1:6379/0",
         validation_alias=_shared("REDIS_URL"),
         description="Redis, for the RQ queues.",
     )
-    basic_auth_user: str = Field(
+    basic_auth_user: Local[str] = Field(
         "",
         validation_alias=_shared("BASIC_AUTH_USER"),
         description="User that Label Studio must present; empty: no authentication.",
     )
-    basic_auth_pass: SecretStr = Field(
+    basic_auth_pass: Local[SecretStr] = Field(
         SecretStr(""),
         validation_alias=_shared("BASIC_AUTH_PASS"),
         description="Password that goes with the user.",
     )
-    webhook_secret: SecretStr = Field(
+    webhook_secret: Local[SecretStr] = Field(
         SecretStr(""),
         description="Secret header of the webhook; empty: derived from the API key.",
     )
-    slice_secret: SecretStr = Field(
+    slice_secret: Local[SecretStr] = Field(
         SecretStr(""),
         description="Signs the addresses of slices; several, separated by commas: the first signs, "
         "all are good. Empty: derived from the API key, so a new key makes old addresses void.",
     )
-    cors_origins: str = Field(
+    cors_origins: Local[str] = Field(
         "",
         description="Origins that may show slices besides that of `LABEL_STUDIO_URL`, separated by "
         "commas, as https://labelstudio.example; *: all.",
     )
 
     # -- files
-    volumes: str = Field(
+    volumes: Local[str] = Field(
         "",
         description="Folders whose volumes are shown slice by slice, separated by commas: "
         "/data/scans or name=/data/scans.",
     )
-    store: str = Field(
+    store: Local[str] = Field(
         ".nextslice/store",
         description="Root of the rounds: a folder or any fsspec URL (s3://…), the same everywhere. "
         "A relative one is under the folder that a command is started in.",
     )
-    cache_dir: Path = Field(
+    cache_dir: Local[Path] = Field(
         Path(".nextslice/cache"),
         description="Downloaded and rendered slices; may be deleted at any time.",
     )
-    cache_gib: float = Field(20.0, gt=0, description="Size limit of the cache, GiB.")
+    cache_gib: Local[float] = Field(20.0, gt=0, description="Size limit of the cache, GiB.")
 
     # -- the loop
     k: int = Field(8, ge=1, description="Slices per round: new annotations that start a round.")
@@ -174,7 +181,7 @@ class Settings(BaseSettings):
         "false, or auto: when they can be had.",
     )
     train_device: str = Field("auto", description="cuda, cuda:1, cpu; auto: cuda when there.")
-    predict_device: str = Field(
+    predict_device: Local[str] = Field(
         "auto",
         validation_alias=_shared("PREDICT_DEVICE"),
         description="Device of /predict; auto: cuda when there.",
@@ -208,19 +215,21 @@ class Settings(BaseSettings):
     )
 
     # -- timing
-    round_timeout_s: Seconds = Field(86_400, description="Longest a round may take, seconds.")
-    reconcile_s: Seconds = Field(30, description="Seconds between two looks of reconcile.")
-    claim_ttl_s: Seconds = Field(
+    round_timeout_s: Local[Seconds] = Field(
+        86_400, description="Longest a round may take, seconds."
+    )
+    reconcile_s: Local[Seconds] = Field(30, description="Seconds between two looks of reconcile.")
+    claim_ttl_s: Local[Seconds] = Field(
         120, description="A round's claim without a sign of life is void after this, seconds."
     )
-    published_ttl_s: Seconds = Field(
+    published_ttl_s: Local[Seconds] = Field(
         2, description="How long /setup and /predict may serve a cached published.json, seconds."
     )
-    queue_prefix: str = Field(
+    queue_prefix: Local[str] = Field(
         "nextslice", pattern=r"^[A-Za-z0-9_-]+$", description="Prefix of the RQ queues."
     )
-    log_level: Annotated[
-        Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)
+    log_level: Local[
+        Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)]
     ] = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
 
     @field_validator("label_studio_url", "backend_url", "public_url")
@@ -300,6 +309,13 @@ class Settings(BaseSettings):
     def label_studio_host(self) -> str:
         """Folder name of this Label Studio in the store: ``host`` or ``host_port``."""
         return urlsplit(self.label_studio_url).netloc.split("@")[-1].replace(":", "_")
+
+    def of_a_round(self) -> dict[str, JsonValue]:
+        """What a round records, so that it can be replayed: every setting that is not `Local`."""
+        recorded = {
+            name for name, field in type(self).model_fields.items() if _LOCAL not in field.metadata
+        }
+        return self.model_dump(mode="json", include=recorded)
 
     @property
     def basic_auth(self) -> tuple[str, str] | None:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.rounds.service import Service
-from ml_backend.rounds.store import (
+from ml_backend.rounds.artefacts import DATASET, MASKS, METRICS, QUEUE, ROUND, SELECTION
+from ml_backend.rounds.project import ConnectedProject
+from ml_backend.rounds.records import (
     DatasetRecord,
     LabelRecord,
     MetricsRecord,
     ProjectRecord,
-    ProjectStore,
     Published,
     QueueEntry,
     QueueRecord,
@@ -23,8 +22,8 @@ from ml_backend.rounds.store import (
     SelectionRecord,
     TaskRecord,
 )
+from ml_backend.rounds.service import Service
 from ml_backend.settings import Settings
-from ml_backend.studio.images import encode_png
 from ml_backend.studio.label_config import bitmask_config, parse_label_config
 
 KEY = "7.1763865028"
@@ -43,15 +42,14 @@ def a_mask(seed: int, shape: tuple[int, int]) -> Mask:
     return np.kron(blocks, np.ones((4, 4))).astype(np.uint8)[: shape[0], : shape[1]]
 
 
-@dataclass
-class ExportStore:
+class ExportStore(ConnectedProject):
     """Builds rounds of one project; ``masks`` holds every label map that was written, ``tasks``
     those of the last round."""
 
-    service: Service
-    key: str = KEY
-    tasks: list[TaskRecord] = field(default_factory=list)
-    masks: dict[int, Mask] = field(default_factory=dict)
+    def __init__(self, service: Service, key: str = KEY) -> None:
+        super().__init__(service, key)
+        self.tasks: list[TaskRecord] = []
+        self.masks: dict[int, Mask] = {}
 
     @classmethod
     def of(cls, settings: Settings) -> ExportStore:
@@ -59,10 +57,6 @@ class ExportStore:
         made = cls(Service(settings))
         made.folder.record = ProjectRecord(project=7, key=KEY, adopted_at="2026-11-01T08:00:00")
         return made
-
-    @property
-    def folder(self) -> ProjectStore:
-        return self.service.folder(self.key)
 
     def add_round(
         self,
@@ -86,14 +80,14 @@ class ExportStore:
         folder = self.folder.round(number)
         labels = []
         for task, mask in masks.items():
-            folder.write(f"masks/{task}.png", encode_png(mask))
+            folder.save(MASKS[task], mask)
             label = LabelRecord(
                 task=task,
                 annotation=1000 + task,
                 updated_at=f"2026-11-0{number + 1}T09:00:00+00:00",
                 completed_by=users[task % len(users)],
                 hash=f"{task:032x}",
-                mask=f"{folder.name}/masks/{task}.png",
+                mask=folder.relative(MASKS[task]),
             )
             labels.append(label)
         self.masks |= masks
@@ -102,26 +96,26 @@ class ExportStore:
             round=number, label_config=config, synced_at="2026-11-09T09:00:00+00:00",
             tasks=tasks, labels=labels, **shared,
         )  # fmt: skip
-        folder.save("dataset.json", dataset)
+        folder.save(DATASET, dataset)
         if number:
             ious: dict[str, float | None] = {} if miou is None else dict.fromkeys(CLASSES, miou)
             folder.save(
-                "metrics.json",
+                METRICS,
                 MetricsRecord(miou=miou, iou=ious, validation=[1, 2, 3] if ious else []),
             )
         folder.save(
-            "selection.json",
+            SELECTION,
             SelectionRecord(strategy="coreset", seed=40 + number, chosen=[4, 5], reserve=[6],
                             scores={4: 0.5, 5: 0.25}),
         )  # fmt: skip
         entries = [QueueEntry(task=4, score=0.0001, kind="chosen")]
-        folder.save("queue.json", QueueRecord(model_version=version, entries=entries))
+        folder.save(QUEUE, QueueRecord(model_version=version, entries=entries))
         record: dict[str, Any] = {
             "round": number, "model_version": version, "annotated": len(labels),
             "strategy": "coreset", "committed_at": f"2026-11-0{number + 1}T10:00:00+00:00",
             "seconds": {"train": 60.5, "score": 2.0}, "settings": {"seed": 40, "k": 2}, **shared,
         }  # fmt: skip
-        folder.save("round.json", RoundRecord(**{**record, **changes}))
+        folder.save(ROUND, RoundRecord(**{**record, **changes}))
         self.folder.published = Published(round=number, model_version=version, **shared)
 
 

@@ -20,8 +20,10 @@ from rq import Queue
 from ml_backend.app import create_app
 from ml_backend.embedded.processes import ProcessGroup, free_port
 from ml_backend.embedded.stack import settings_from
+from ml_backend.rounds.artefacts import ROUND
+from ml_backend.rounds.project import ConnectedProject
+from ml_backend.rounds.records import Published, RoundRecord
 from ml_backend.rounds.service import WEBHOOK_HEADER, Service, webhook_secret
-from ml_backend.rounds.store import Published, RoundRecord
 from ml_backend.settings import Settings
 from ml_backend.studio.label_config import bitmask_config, parse_label_config
 from ml_backend.studio.task_order import LIVE_SCORE, PENDING_VERSION
@@ -138,11 +140,11 @@ def queue(adapter: Adapter, kind: str = "control") -> Queue:
 def publish(adapter: Adapter) -> None:
     config = parse_label_config(CONFIG)
     fields = {"classes": list(config.classes), "fingerprint": config.fingerprint}
-    folder = Service(adapter.settings).folder(KEY)
+    folder = ConnectedProject(Service(adapter.settings), KEY).folder
     folder.published = Published(round=1, model_version=VERSION, **fields)
     for number, version in enumerate(["nextslice-r000-123456", VERSION]):
         record = RoundRecord(round=number, model_version=version, **fields)
-        folder.round(number).save("round.json", record)
+        folder.round(number).save(ROUND, record)
 
 
 def setup_body(**fields: object) -> dict[str, object]:

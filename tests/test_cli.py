@@ -16,8 +16,10 @@ from al_strategies import available_strategies
 from ml_backend.cli import _sentence
 from ml_backend.cli.tables import whole
 from ml_backend.experiment.files import RunFiles
+from ml_backend.rounds.claim import ClaimLost, ClaimTaken
+from ml_backend.rounds.records import ProjectRecord
 from ml_backend.rounds.round import UnusableLabels
-from ml_backend.rounds.store import ClaimLost, ClaimTaken, ProjectRecord, Store
+from ml_backend.rounds.store import Store
 from ml_backend.settings import Settings
 from tests.tiny_experiment import write_slices
 

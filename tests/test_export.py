@@ -34,8 +34,11 @@ from ml_backend.export import (
     source_finder,
 )
 from ml_backend.export.files import whole
+from ml_backend.rounds.artefacts import DATASET, MASKS
+from ml_backend.rounds.project import ConnectedProject
+from ml_backend.rounds.records import TaskRecord
 from ml_backend.rounds.service import slice_keys
-from ml_backend.rounds.store import DatasetRecord, StoreError, TaskRecord
+from ml_backend.rounds.store import StoreError
 from ml_backend.settings import Settings, load_settings
 from ml_backend.studio.annotations import label_map
 from ml_backend.studio.client import StudioError
@@ -128,7 +131,7 @@ def test_as_png_the_bytes_of_the_store_are_copied(store: ExportStore, tmp_path: 
     files = sorted(path.name for path in (tmp_path / "out" / "bone").iterdir())
     assert files == ["y03.png", "y11.png"]
     written = (tmp_path / "out" / "bone" / "y11.png").read_bytes()
-    assert written == store.folder.read("round-0001/masks/111.png")
+    assert written == store.folder.read_at("round-0001/masks/111.png")
     with Image.open(io.BytesIO(written)) as image:
         np.testing.assert_array_equal(np.asarray(image), store.masks[111])
 
@@ -298,9 +301,9 @@ def test_a_damaged_label_map_stops_the_export_and_leaves_nothing(
 ) -> None:
     one_volume(store)
     if damage is None:
-        store.folder.round(1).remove("masks/104.png")
+        store.folder.round(1).remove(MASKS[104])
     else:
-        store.folder.round(1).write("masks/104.png", damage)
+        store.folder.round(1).write(MASKS[104], damage)
     with pytest.raises(StoreError, match=rf"masks/104\.png.*{says}"):
         export_masks(store.folder.round(1), tmp_path / "out", format)
     assert not list(tmp_path.glob("*out*"))
@@ -409,7 +412,7 @@ def test_an_older_rounds_annotations_render_to_its_label_maps(
     store.add_round(1, tasks, {102: mask}, config=config)
     store.add_round(2, tasks, {102: a_mask(4, SIZES["z"])}, config=config)
 
-    count = export_studio_json(store.service, KEY, tmp_path / "a.json", round=1)
+    count = export_studio_json(store, tmp_path / "a.json", round=1)
 
     (task,) = json.loads((tmp_path / "a.json").read_text())
     assert count == 1
@@ -495,11 +498,11 @@ def test_a_record_gives_nobody_the_right_to_fetch_slices(imported: ExportStore) 
 )
 def test_nor_do_the_warnings_of_a_record(imported: ExportStore, warning: str) -> None:
     folder = imported.folder.round(1)
-    dataset = folder.need("dataset.json", DatasetRecord)
+    dataset = folder.need(DATASET)
     image = dataset.tasks[0].image
     assert "&sig=" in image
     said = warning.format(image, image)
-    folder.save("dataset.json", dataset.model_copy(update={"warnings": [said]}))
+    folder.save(DATASET, dataset.model_copy(update={"warnings": [said]}))
 
     found = round_record(folder)
 
@@ -518,7 +521,7 @@ def curve_rounds(store: ExportStore) -> None:
     store.add_round(1, tasks, dict(list(masks.items())[:2]))
     store.add_round(2, tasks, dict(list(masks.items())[:4]), miou=0.5, pseudo=[105])
     store.add_round(3, tasks, masks, miou=0.25, flagged="worse than round 2")
-    store.folder.round(4).write("dataset.json", b"{}")  # in progress
+    store.folder.round(4).write(DATASET, b"{}")  # in progress
 
 
 def test_the_curve_has_a_row_for_each_committed_round(store: ExportStore, tmp_path: Path) -> None:
@@ -568,7 +571,7 @@ def test_a_round_is_written_into_one_folder(store: ExportStore, tmp_path: Path) 
     steps: list[tuple[str, int, int]] = []
 
     report = export_round(
-        store.service, KEY, tmp_path / "out", round=2, format="nifti",
+        store, tmp_path / "out", round=2, format="nifti",
         progress=lambda *step: steps.append(step),
     )  # fmt: skip
 
@@ -595,35 +598,35 @@ def test_the_latest_round_needs_no_label_studio_without_its_json(
     curve_rounds(store)
     parts = ("masks", "record", "curve")
 
-    assert export_round(store.service, KEY, tmp_path / "out", parts=parts).round == 3
+    assert export_round(store, tmp_path / "out", parts=parts).round == 3
 
 
 def test_when_label_studio_is_away_nothing_is_left(store: ExportStore, tmp_path: Path) -> None:
     curve_rounds(store)
 
     with pytest.raises(StudioError, match="cannot be reached"):
-        export_round(store.service, KEY, tmp_path / "out")
+        export_round(store, tmp_path / "out")
     assert not list(tmp_path.glob("*out*"))
 
 
 def test_only_an_earlier_export_is_overwritten(store: ExportStore, tmp_path: Path) -> None:
     curve_rounds(store)
     out = tmp_path / "out"
-    export_round(store.service, KEY, out, round=2)
+    export_round(store, out, round=2)
     before = (out / "export.json").read_bytes()
 
     with pytest.raises(ExportError, match="is there already"):
-        export_round(store.service, KEY, out, round=1)
+        export_round(store, out, round=1)
     assert (out / "export.json").read_bytes() == before
 
-    export_round(store.service, KEY, out, round=1, parts=["record"], overwrite=True)
+    export_round(store, out, round=1, parts=["record"], overwrite=True)
     assert sorted(path.name for path in out.iterdir()) == ["export.json", "record.json"]
 
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.tex").write_text("years of work")
     with pytest.raises(ExportError, match="a folder with other things in it"):
-        export_round(store.service, KEY, mine, round=1, overwrite=True)
+        export_round(store, mine, round=1, overwrite=True)
     assert (mine / "thesis.tex").read_text() == "years of work"
     assert not list(tmp_path.glob(".*"))
 
@@ -656,7 +659,7 @@ def test_a_folder_with_another_tools_index_is_kept(
     (mine / name).write_text(content)
 
     with pytest.raises(ExportError, match="a folder with other things in it"):
-        export_round(store.service, KEY, mine, round=1, overwrite=True)
+        export_round(store, mine, round=1, overwrite=True)
     with pytest.raises(ExportError, match="a folder with other things in it"):
         export_masks(store.folder.round(1), mine, overwrite=True)
     assert (mine / "thesis.tex").read_text() == "years of work"
@@ -667,11 +670,11 @@ def test_an_earlier_export_with_something_added_is_kept(
     store: ExportStore, tmp_path: Path, added: str
 ) -> None:
     curve_rounds(store)
-    export_round(store.service, KEY, tmp_path / "out", round=2)
+    export_round(store, tmp_path / "out", round=2)
     (tmp_path / "out" / added).write_text("hours of work")
 
     with pytest.raises(ExportError, match=rf"other things in it .*{added}"):
-        export_round(store.service, KEY, tmp_path / "out", round=1, overwrite=True)
+        export_round(store, tmp_path / "out", round=1, overwrite=True)
     assert (tmp_path / "out" / added).read_text() == "hours of work"
 
 
@@ -722,7 +725,7 @@ def test_projects_and_rounds_are_found_or_named(store: ExportStore) -> None:
         find_round(store.folder)
     curve_rounds(store)
 
-    assert find_project(store.service, 7) == find_project(store.service, KEY) == KEY
+    assert find_project(store.service, 7).key == find_project(store.service, KEY).key == KEY
     assert find_round(store.folder).number == 3
     assert find_round(store.folder, 1).number == 1
     with pytest.raises(ExportError, match=rf"project 8 is not in .*it has {KEY}"):
@@ -734,9 +737,9 @@ def test_projects_and_rounds_are_found_or_named(store: ExportStore) -> None:
 def test_of_two_projects_with_one_number_the_younger_is_meant(store: ExportStore) -> None:
     record = store.folder.record
     for key in ("7.999", "7.1863865028"):
-        store.service.folder(key).record = record
-    assert find_project(store.service, 7) == "7.1863865028"
-    assert find_project(store.service, "7.999") == "7.999"
+        ConnectedProject(store.service, key).folder.record = record
+    assert find_project(store.service, 7).key == "7.1863865028"
+    assert find_project(store.service, "7.999").key == "7.999"
 
 
 # -- the command and the scripts

@@ -32,11 +32,10 @@ class Imported:
     def __init__(self, settings: Settings, path: Path) -> None:
         np.save(path, np.random.default_rng(0).integers(0, 4000, (SLICES, 8, 9), np.uint16))
         self.path = path
-        self.service = Service(settings)
         self.keys = slice_keys(settings)
         self.studio = MemoryStudio(bitmask_config(["bone"]), SLICES, lambda _: np.zeros((8, 9)))
         self.studio.fields["title"] = "scan"
-        self.service.__dict__["studio"] = self.studio
+        self.service = Service(settings, studio=self.studio)
         for z in range(SLICES):
             self.put(z, self.address(z).url(OLD, self.keys))
 

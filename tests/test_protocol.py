@@ -19,8 +19,9 @@ from ml_backend.api.server import PREDICTIONS, SLICES, gunicorn_argv
 from ml_backend.api.serving import Serving
 from ml_backend.app import create_app
 from ml_backend.embedded.processes import ProcessGroup, free_port, wait_until
-from ml_backend.rounds.service import WEBHOOK_HEADER, Service, slice_keys, webhook_secret
-from ml_backend.rounds.store import Published, RoundRecord
+from ml_backend.rounds.artefacts import DATASET, ROUND
+from ml_backend.rounds.records import Published, RoundRecord
+from ml_backend.rounds.service import WEBHOOK_HEADER, slice_keys, webhook_secret
 from ml_backend.settings import Settings
 from ml_backend.studio.label_config import bitmask_config, parse_label_config
 from ml_backend.studio.task_order import LIVE_SCORE, PENDING_VERSION
@@ -68,8 +69,7 @@ def publish(app: Flask, **fields: object) -> Published:
         fingerprint=config.fingerprint,
         **fields,  # type: ignore[arg-type]
     )
-    service: Service = serving(app).service
-    service.folder(KEY).published = published
+    serving(app).project(KEY).folder.published = published
     return published
 
 
@@ -269,11 +269,11 @@ def test_a_webhook_says_so_when_redis_is_gone(make_settings: Callable[..., Setti
 
 
 def test_versions_are_the_committed_rounds(app: Flask, client: FlaskClient) -> None:
-    folder = serving(app).service.folder(KEY)
+    folder = serving(app).project(KEY).folder
     for number, version in enumerate(["nextslice-r000-a", "nextslice-r001-b"]):
         record = RoundRecord(round=number, model_version=version, classes=[], fingerprint="")
-        folder.round(number).save("round.json", record)
-    folder.round(2).write("dataset.json", b"{}")
+        folder.round(number).save(ROUND, record)
+    folder.round(2).write(DATASET, b"{}")
     found = client.get("/versions", query_string={"project": KEY}).get_json()
     assert found == {"versions": ["nextslice-r001-b", "nextslice-r000-a"]}
 

@@ -18,27 +18,35 @@ from PIL import Image
 from al_strategies.evidence import Position
 from ml_backend.cli.rounds import rounds_table
 from ml_backend.rounds import training
+from ml_backend.rounds.artefacts import (
+    DATASET,
+    MASKS,
+    METRICS,
+    PUBLISHED,
+    QUEUE,
+    ROUND,
+    SELECTION,
+    WEIGHTS,
+)
+from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.pseudo import pseudo_labels, pseudo_slices
-from ml_backend.rounds.round import run_round
-from ml_backend.rounds.service import Service
-from ml_backend.rounds.source import ProjectSource
-from ml_backend.rounds.store import (
+from ml_backend.rounds.records import (
     DatasetRecord,
     LabelRecord,
     MetricsRecord,
-    ProjectStore,
     Published,
-    QueueRecord,
     RoundRecord,
     SelectionRecord,
     TaskRecord,
 )
+from ml_backend.rounds.round import run_round
+from ml_backend.rounds.service import Service
+from ml_backend.rounds.source import ProjectSource
 from ml_backend.segmentation.learner import HRNetLearner, LearnerConfig
 from ml_backend.segmentation.training import TrainingConfig
 from ml_backend.segmentation.validation import ZBlock
 from ml_backend.settings import Settings
 from ml_backend.studio.annotations import regions
-from ml_backend.studio.images import encode_png
 from ml_backend.studio.label_config import bitmask_config, parse_label_config
 from tests.memory_studio import MemoryStudio
 from tests.segmentation_phantom import CLASSES, Phantom
@@ -58,22 +66,20 @@ PHANTOM = Phantom(SLICES)
 LiveRound = Callable[..., "Live"]
 
 
-class Live:
+class Live(ConnectedProject):
     """A project whose round 1 is published, with the labels of round 2 synced."""
 
     def __init__(self, settings: Settings, weights: bytes, wanted: list[int]) -> None:
-        self.service = Service(settings)
-        self.studio = MemoryStudio(CONFIG, SLICES, lambda i: PHANTOM.image(PHANTOM.ids[i]))
-        self.service.__dict__["studio"] = self.studio
-        self.folder: ProjectStore = self.service.folder(KEY)
+        studio: Any = MemoryStudio(CONFIG, SLICES, lambda i: PHANTOM.image(PHANTOM.ids[i]))
+        super().__init__(Service(settings, studio=studio), KEY)
         self.weights = weights
         first = self.folder.round(1)
-        first.write("weights.safetensors", weights)
+        first.write(WEIGHTS, weights)
         first.save(
-            "selection.json",
+            SELECTION,
             SelectionRecord(strategy="ceal", seed=1, chosen=[], reserve=[], pseudo=wanted),
         )
-        first.save("metrics.json", MetricsRecord(blocks=[BLOCK], validation=[3, 5]))
+        first.save(METRICS, MetricsRecord(blocks=[BLOCK], validation=[3, 5]))
         self.folder.published = Published(
             round=1,
             model_version="nextslice-r001-abcdef",
@@ -87,8 +93,9 @@ class Live:
         """Round 2's dataset: people have labelled ``ids``."""
         labels = []
         for i in ids:
-            mask = f"round-0002/masks/{i}.png"
-            self.folder.round(2).write(f"masks/{i}.png", encode_png(PHANTOM.mask(PHANTOM.ids[i])))
+            folder, file = self.folder.round(2), MASKS[i]
+            folder.save(file, PHANTOM.mask(PHANTOM.ids[i]))
+            mask = folder.relative(file)
             labels.append(LabelRecord(task=i, annotation=i, updated_at="", hash="", mask=mask))
             self.studio.submit(i, [])
         states = dict.fromkeys((label.task for label in labels), "labelled")
@@ -111,11 +118,11 @@ class Live:
             ],
             labels=labels,
         )
-        self.folder.round(2).save("dataset.json", self.dataset)
+        self.folder.round(2).save(DATASET, self.dataset)
 
     @property
     def source(self) -> ProjectSource:
-        return ProjectSource(self.dataset, self.folder, self.service.images(KEY))
+        return ProjectSource(self.dataset, self.folder, self.images)
 
     def publish(self, **changes: Any) -> None:
         published = self.folder.published
@@ -123,7 +130,7 @@ class Live:
         self.folder.published = published.model_copy(update=changes)
 
     def run(self, **options: Any) -> RoundRecord:
-        record = run_round(self.service, KEY, "test", **options)
+        record = run_round(self, "test", **options)
         assert record is not None
         return record
 
@@ -132,11 +139,11 @@ class Live:
         published = self.folder.published
         assert published is not None
         return training.train(
-            self.service.settings, self.folder, self.dataset, published, self.source, 2, **options
+            self.settings, self.folder, self.dataset, published, self.source, 2, **options
         )
 
     def metrics(self) -> MetricsRecord:
-        return self.folder.round(2).need("metrics.json", MetricsRecord)
+        return self.folder.round(2).need(METRICS)
 
 
 @pytest.fixture(scope="module")
@@ -266,7 +273,7 @@ def test_pseudo_labels_train_the_round_and_are_in_its_record_alone(
     assert list(given) == OPEN
     for task, mask in given.items():
         np.testing.assert_array_equal(mask, published.predict_image(live.source.image(task)).mask)
-        kept = live.folder.read(f"round-0002/pseudo/{task}.png")
+        kept = live.folder.read_at(f"round-0002/pseudo/{task}.png")
         np.testing.assert_array_equal(a_mask(kept), mask)
     assert record.pseudo == live.metrics().pseudo == OPEN
     assert record.annotated == len(LABELLED)
@@ -278,25 +285,25 @@ def test_pseudo_labels_train_the_round_and_are_in_its_record_alone(
 def test_nothing_of_them_is_published(make_live: LiveRound) -> None:
     live = make_live(OPEN)
     # Nothing unseen to compare on, or two steps of training would be flagged and not served.
-    live.folder.round(1).save("metrics.json", MetricsRecord(blocks=[BLOCK], trained=[*LABELLED]))
+    live.folder.round(1).save(METRICS, MetricsRecord(blocks=[BLOCK], trained=[*LABELLED]))
 
     record = live.run()
 
-    queue = live.folder.round(2).need("queue.json", QueueRecord)
+    queue = live.folder.round(2).need(QUEUE)
     stored = {row["task"]: row["result"] for row in live.studio.imported}
     assert record.weights == "round-0002/weights.safetensors"
     assert list(stored) == [entry.task for entry in queue.entries]
     # They are still in the pool and may be handed out, like any other slice: with the new mask.
     assert set(OPEN) <= set(stored)
-    served = HRNetLearner.from_bytes(live.folder.read(record.weights))
+    served = HRNetLearner.from_bytes(live.folder.read_at(record.weights))
     config = parse_label_config(CONFIG)
     for task, result in stored.items():
         mask = served.predict_image(live.source.image(task)).mask
         assert values(result) == values(regions(mask, config))
     for task in OPEN:
-        pseudo = a_mask(live.folder.read(f"round-0002/pseudo/{task}.png"))
+        pseudo = a_mask(live.folder.read_at(f"round-0002/pseudo/{task}.png"))
         assert values(stored[task]) != values(regions(pseudo, config))
-    written = (live.folder.read("round-0002/queue.json"), live.folder.read("published.json"))
+    written = (live.folder.read_at("round-0002/queue.json"), live.folder.read(PUBLISHED))
     assert "pseudo" not in json.dumps(live.studio.imported) + repr(written)
 
 
@@ -313,7 +320,7 @@ def test_slices_in_the_held_out_block_do_not_train(
 
     outcome = live.train()
 
-    assert outcome.metrics.blocks == [BLOCK]
+    assert outcome.metrics.blocks == [ZBlock(**BLOCK)]
     assert outcome.metrics.pseudo == list(fitted[0]) == list(outcome.pseudo) == [13]
 
 
@@ -335,8 +342,8 @@ def test_the_weights_that_are_served_make_them(
 ) -> None:
     """The published round's own checkpoint may have been flagged: an older one goes on."""
     live = make_live(OPEN)
-    live.folder.round(0).write("weights.safetensors", live.weights)
-    live.folder.round(1).write("weights.safetensors", b"flagged, never loaded")
+    live.folder.round(0).write(WEIGHTS, live.weights)
+    live.folder.round(1).write(WEIGHTS, b"flagged, never loaded")
     live.publish(weights="round-0000/weights.safetensors", flagged="worse")
 
     live.train()
@@ -361,7 +368,7 @@ def test_the_published_selection_decides_not_todays_strategy(
 
     assert list(fitted[0]) == record.pseudo == OPEN
     assert record.strategy == "random"
-    assert live.folder.round(2).need("selection.json", SelectionRecord).pseudo == []
+    assert live.folder.round(2).need(SELECTION).pseudo == []
 
 
 def test_they_change_neither_the_validation_nor_what_is_compared(make_live: LiveRound) -> None:
@@ -379,7 +386,7 @@ def test_checkpoints_compare_only_on_what_neither_has_learned(
     live = make_live([], NEXTSLICE_WARM_START=warm)
     held_out = live.train().metrics.validation
     seen = {"trained": held_out[:1], "pseudo": held_out[1:2], "inherited": held_out[2:]}
-    live.folder.round(1).save("metrics.json", MetricsRecord(blocks=[BLOCK], **seen))
+    live.folder.round(1).save(METRICS, MetricsRecord(blocks=[BLOCK], **seen))
 
     metrics = live.train().metrics
 
@@ -399,7 +406,7 @@ def test_a_training_that_was_killed_makes_them_anew(
         patch.setattr(HRNetLearner, "fit", killed)
         with pytest.raises(KeyboardInterrupt):
             live.run()
-    assert not live.folder.round(2).has("pseudo")
+    assert not live.folder.store.exists(f"{live.folder.round(2).path}/pseudo")
 
     assert live.run().pseudo == OPEN
 
@@ -432,11 +439,11 @@ def test_records_from_before_there_were_pseudo_labels_are_read() -> None:
 def test_the_list_of_rounds_tells_labels_from_pseudo_labels(
     make_settings: Callable[..., Settings], pseudo: list[int], shown: str
 ) -> None:
-    folder = Service(make_settings()).folder(KEY)
+    folder = ConnectedProject(Service(make_settings()), KEY).folder
     record = RoundRecord(
         round=1, model_version="v", classes=[], fingerprint="f", annotated=16, pseudo=pseudo
     )
-    folder.round(1).save("round.json", record)
+    folder.round(1).save(ROUND, record)
 
     table = rounds_table(folder)
 

@@ -7,9 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from ml_backend.embedded.processes import free_port
+from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.reconcile import reconcile
+from ml_backend.rounds.records import ProjectRecord
 from ml_backend.rounds.service import Service
-from ml_backend.rounds.store import ProjectRecord
 from ml_backend.settings import Settings
 
 KEY = "7.1763865028"
@@ -21,11 +22,12 @@ def test_while_label_studio_is_down_nothing_changes_and_it_is_said_once(
     url = f"http://127.0.0.1:{free_port()}"
     service = Service(make_settings(LABEL_STUDIO_URL=url))
     record = ProjectRecord(project=7, key=KEY)
-    service.folder(KEY).record = record
+    project = ConnectedProject(service, KEY)
+    project.folder.record = record
 
     reconcile(service)
 
     (said,) = caplog.messages
     assert said.startswith("no project can be looked at: ")
     assert url in said
-    assert service.folder(KEY).record == record
+    assert project.folder.record == record

@@ -16,21 +16,20 @@ import pytest
 
 from ml_backend.api.serving import Serving
 from ml_backend.rounds import jobs, publish, reconcile
+from ml_backend.rounds.artefacts import DATASET, METRICS, QUEUE, ROUND, SELECTION
 from ml_backend.rounds.attempt import may_try_again
+from ml_backend.rounds.project import ConnectedProject
+from ml_backend.rounds.records import (
+    DatasetRecord,
+    MetricsRecord,
+    ProjectRecord,
+    RoundRecord,
+    SelectionRecord,
+)
 from ml_backend.rounds.round import UnusableLabels, run_round
 from ml_backend.rounds.schedule import GPU
 from ml_backend.rounds.service import Service, slice_keys
 from ml_backend.rounds.source import positions
-from ml_backend.rounds.store import (
-    DatasetRecord,
-    MetricsRecord,
-    ProjectRecord,
-    ProjectStore,
-    Published,
-    QueueRecord,
-    RoundRecord,
-    SelectionRecord,
-)
 from ml_backend.rounds.sync import sync
 from ml_backend.rounds.training import SlicesUnreadable
 from ml_backend.segmentation.dataset import NothingLabelled
@@ -57,17 +56,15 @@ EXPLICIT = bitmask_config(CLASSES)
 MakeProject = Callable[..., "MemoryProject"]
 
 
-class MemoryProject:
+class MemoryProject(ConnectedProject):
     """A project that was just connected: round 0 is published."""
 
     def __init__(self, settings: Settings, config: str, annotated: Iterable[int] = ()) -> None:
-        self.service = Service(settings)
-        self.studio = MemoryStudio(config, SLICES, lambda i: PHANTOM.image(PHANTOM.ids[i]))
-        self.service.__dict__["studio"] = self.studio
-        self.folder: ProjectStore = self.service.folder(KEY)
-        self.folder.record = ProjectRecord(project=7, key=KEY)
+        studio = MemoryStudio(config, SLICES, lambda i: PHANTOM.image(PHANTOM.ids[i]))
+        super().__init__(Service(settings, studio=studio), KEY)
+        self.update(lambda record: None)
         self.label(annotated)
-        reconcile.count(self.service, KEY)
+        reconcile.count(self)
         self.forget_jobs()
 
     def label(self, tasks: Iterable[int]) -> None:
@@ -77,7 +74,7 @@ class MemoryProject:
             self.studio.submit(task, regions(PHANTOM.mask(PHANTOM.ids[task]), config))
 
     def run(self) -> RoundRecord | None:
-        return run_round(self.service, KEY, "test")
+        return run_round(self, "test")
 
     def job(self) -> None:
         """The round as a gpu worker runs it."""
@@ -85,7 +82,7 @@ class MemoryProject:
 
     def starts_a_round(self) -> bool:
         """Whether a look at the project has a gpu worker run a round."""
-        reconcile.count(self.service, KEY)
+        reconcile.count(self)
         waiting = bool(self.service.schedule.queue(GPU).job_ids)
         self.forget_jobs()
         return waiting
@@ -100,33 +97,21 @@ class MemoryProject:
 
     def forget_images(self) -> None:
         """As on a machine that has read none yet."""
-        for file in self.service.settings.cache_dir.rglob("*"):
+        for file in self.settings.cache_dir.rglob("*"):
             if file.is_file():
                 file.unlink()
 
     def note(self, **fields: Any) -> None:
         self.folder.record = self.record.model_copy(update=fields)
 
-    @property
-    def record(self) -> ProjectRecord:
-        found = self.folder.record
-        assert found is not None
-        return found
-
-    @property
-    def published(self) -> Published:
-        found = self.folder.published
-        assert found is not None
-        return found
-
     def dataset(self, number: int = 1) -> DatasetRecord:
-        return self.folder.round(number).need("dataset.json", DatasetRecord)
+        return self.folder.round(number).need(DATASET)
 
     def metrics(self, number: int = 1) -> MetricsRecord:
-        return self.folder.round(number).need("metrics.json", MetricsRecord)
+        return self.folder.round(number).need(METRICS)
 
     def selection(self, number: int = 1) -> SelectionRecord:
-        return self.folder.round(number).need("selection.json", SelectionRecord)
+        return self.folder.round(number).need(SELECTION)
 
     def stored(self) -> dict[int, list[Any]]:
         """Task → regions of the published version."""
@@ -177,7 +162,7 @@ def test_a_round_that_failed_for_its_labels_reads_them_again(make_project: MakeP
     project.label([1, 2])
     project.job()
 
-    record = project.folder.round(1).need("round.json", RoundRecord)
+    record = project.folder.round(1).need(ROUND)
     assert record.annotated == 3
     assert project.published.round == 1
     assert (project.record.failures, project.record.unended) == (0, 0)
@@ -194,7 +179,7 @@ def test_after_a_request_the_labels_are_read_again_too(make_project: MakeProject
     project.label([1])
     assert not project.starts_a_round()
 
-    reconcile.request_start(project.service, KEY)
+    reconcile.request_start(project)
     assert project.starts_a_round()
     project.job()
 
@@ -279,7 +264,7 @@ def test_a_round_that_was_published_meanwhile_is_not_followed_by_another(
     """A look that began before the publication asks for the round when its job is over."""
     project = make_project()
     project.label(range(K))
-    reconcile.count(project.service, KEY)
+    reconcile.count(project)
     (asked,) = project.service.schedule.queue(GPU).jobs
     project.forget_jobs()
     assert asked.args == [KEY, "3 new annotations", 1]
@@ -289,7 +274,7 @@ def test_a_round_that_was_published_meanwhile_is_not_followed_by_another(
     jobs.round(*asked.args)
 
     assert project.published.round == 1
-    assert not project.folder.round(2).has("dataset.json")
+    assert not project.folder.round(2).has(DATASET)
 
 
 def test_without_an_attempt_there_is_no_pause() -> None:
@@ -368,7 +353,7 @@ def test_unusable_annotations_that_were_deleted_leave_nothing_to_do(
     project.job()
 
     assert project.record.last_error is None
-    assert not project.folder.round(1).has("dataset.json")
+    assert not project.folder.round(1).has(DATASET)
     assert not project.starts_a_round()
 
 
@@ -423,14 +408,10 @@ def test_another_meaning_of_unlabelled_pixels_renders_every_label_anew(
     project.studio.submit(0, regions(half, parse_label_config(EXPLICIT)))
     before = project.run()
     assert before is not None
-    settings = project.service.settings.model_copy(update={"unlabelled": "background"})
-    service = Service(settings)
-    service.__dict__["studio"] = project.studio
+    settings = project.settings.model_copy(update={"unlabelled": "background"})
+    anew = ConnectedProject(Service(settings, studio=project.studio), KEY)
 
-    dataset = sync(
-        service, KEY, project.studio.project(7), parse_label_config(EXPLICIT),
-        project.folder.round(2), project.dataset(), service.images(KEY),
-    )  # fmt: skip
+    dataset = sync(anew, anew.in_studio(), project.folder.round(2), project.dataset())
 
     (old,), (new,) = project.dataset().labels, dataset.labels
     assert dataset.unlabelled == "background"
@@ -441,11 +422,7 @@ def test_another_meaning_of_unlabelled_pixels_renders_every_label_anew(
 
 def synced(project: MemoryProject) -> DatasetRecord:
     """The sync of round 2, after round 1."""
-    config = parse_label_config(project.studio.fields["label_config"])
-    return sync(
-        project.service, KEY, project.studio.project(7), config, project.folder.round(2),
-        project.dataset(), project.service.images(KEY),
-    )  # fmt: skip
+    return sync(project, project.in_studio(), project.folder.round(2), project.dataset())
 
 
 def test_a_mask_that_is_gone_with_its_round_is_rendered_anew(make_project: MakeProject) -> None:
@@ -455,7 +432,7 @@ def test_a_mask_that_is_gone_with_its_round_is_rendered_anew(make_project: MakeP
     before = {label.task: label for label in project.dataset().labels}
     project.label([K])
     folder = project.folder.round(1)
-    folder.remove(before[1].mask.removeprefix("round-0001/"))
+    folder.store.remove(f"{project.folder.path}/{before[1].mask}")
 
     dataset = synced(project)
 
@@ -493,7 +470,7 @@ def test_a_task_that_gets_another_slice_gets_another_mask_or_none(
 
 
 def mask_of(project: MemoryProject, path: str) -> npt.NDArray[Any]:
-    return decode_image(project.folder.read(path), path)
+    return decode_image(project.folder.read_at(path), path)
 
 
 def test_slices_without_a_labelled_pixel_judge_nothing(make_project: MakeProject) -> None:
@@ -587,7 +564,7 @@ def test_a_rest_that_cannot_be_read_does_not_hold_a_round_up(make_project: MakeP
 
     assert project.published.round == 1
     assert project.selection().chosen == []
-    publish.top_up(project.service, KEY)
+    publish.top_up(project)
     assert set(project.stored()) == project.studio.unreadable
 
 
@@ -683,7 +660,7 @@ def test_where_many_images_are_gone_the_attempt_fails_and_is_made_again(
 
     assert project.published.round == 1
     assert project.record.failures == 1
-    assert not project.folder.round(2).has("metrics.json")
+    assert not project.folder.round(2).has(METRICS)
     project.wait(60)
     assert project.starts_a_round()
     project.studio.unreadable = set()
@@ -701,7 +678,7 @@ def test_without_a_slice_that_can_be_trained_on_the_error_says_why(
     for task in range(2):
         project.studio.show(f"/{task}.png", np.zeros((128, 160), np.uint16))
     project.forget_images()
-    reconcile.request_start(project.service, KEY)
+    reconcile.request_start(project)
     with pytest.raises(NothingLabelled, match=r"2 slices .* 2 are left out.*\(128, 160\)"):
         project.job()
 
@@ -721,7 +698,7 @@ def test_another_strategy_scores_again(
         patch.setattr("ml_backend.rounds.round.get_strategy", lambda _: interrupted())
         with pytest.raises(KeyboardInterrupt):
             project.run()
-    object.__setattr__(project.service.settings, "strategy", "coreset")
+    object.__setattr__(project.settings, "strategy", "coreset")
 
     record = project.run()
 
@@ -763,7 +740,7 @@ def test_the_last_labels_make_a_round_that_is_published(
     if connected:
         assert project.studio.fields["model_version"] == record.model_version
         assert project.studio.backend.title == record.model_version
-    publish.repair(project.service, KEY, project.studio.project(7))
+    publish.repair(project, project.in_studio())
     assert project.published == published
 
 
@@ -783,7 +760,7 @@ def test_classes_change_when_nothing_is_left_to_annotate(make_project: MakeProje
     project.run()
     project.studio.fields["label_config"] = bitmask_config(["bone", "screw"])
 
-    reconcile.count(project.service, KEY)
+    reconcile.count(project)
 
     assert project.published.retired is not None
     assert project.published.weights is None
@@ -801,18 +778,18 @@ def test_a_queue_that_is_retired_meanwhile_is_not_filled(
     old = project.published
     folder = project.folder.round(1)
     # The queue runs low: what it holds was annotated.
-    project.label(entry.task for entry in folder.need("queue.json", QueueRecord).entries[:5])
+    project.label(entry.task for entry in folder.need(QUEUE).entries[:5])
 
-    def retires(service: Service, key: str, tasks: list[Any]) -> list[Any]:
-        publish.retire(service, key, "another class", ["background", "screw"], "f" * 8)
+    def retires(project: ConnectedProject, tasks: list[Any]) -> list[Any]:
+        publish.retire(project, "another class", ["background", "screw"], "f" * 8)
         return [[] for _ in tasks]
 
     monkeypatch.setattr(publish, "_predict", retires)
     before = len([r for r in project.studio.imported if r["model_version"] == old.model_version])
 
-    assert publish.top_up(project.service, KEY) == 0
+    assert publish.top_up(project) == 0
 
-    queue = folder.need("queue.json", QueueRecord)
+    queue = folder.need(QUEUE)
     assert queue.model_version == project.published.model_version != old.model_version
     after = len([r for r in project.studio.imported if r["model_version"] == old.model_version])
     assert after == before
@@ -824,8 +801,8 @@ def test_one_project_that_fails_does_not_stop_the_others(
     project = make_project()
     looked: list[str] = []
 
-    def count(service: Service, key: str, _: Any) -> None:
-        looked.append(key)
+    def count(project: ConnectedProject, _: Any) -> None:
+        looked.append(project.key)
         raise ValueError("something nobody thought of")
 
     monkeypatch.setattr(reconcile, "count", count)
@@ -833,8 +810,8 @@ def test_one_project_that_fails_does_not_stop_the_others(
     monkeypatch.setattr(reconcile, "protect_webhook", lambda *_: False)
     here = project.studio.project(7)
     other = here.model_copy(update={"id": 8})
-    project.service.folder(other.key).record = ProjectRecord(project=8, key=other.key)
-    project.service.folder(here.key).record = ProjectRecord(project=7, key=here.key)
+    for seen in (other, here):
+        ConnectedProject(project.service, seen.key).update(lambda record: None)
     project.studio.projects = lambda: iter([here, other])  # type: ignore[attr-defined]
 
     reconcile.reconcile(project.service)
@@ -844,10 +821,10 @@ def test_one_project_that_fails_does_not_stop_the_others(
 
 
 def test_colours_are_no_neighbours(make_settings: Callable[..., Settings], redis_url: str) -> None:
-    service = Service(make_settings(REDIS_URL=redis_url))
     rgb = np.random.default_rng(0).integers(0, 256, (6, 8, 3)).astype(np.uint8)
-    service.__dict__["studio"] = MemoryStudio(IMPLICIT, 1, lambda _: rgb)
-    images = service.images(KEY)
+    studio: Any = MemoryStudio(IMPLICIT, 1, lambda _: rgb)
+    service = Service(make_settings(REDIS_URL=redis_url), studio=studio)
+    images = ConnectedProject(service, KEY).images
 
     assert images.around(0, "/a.png", 0).shape == (6, 8, 3)
     np.testing.assert_allclose(
@@ -882,14 +859,14 @@ def test_an_address_signed_with_another_secret_is_not_downloaded(
     make_settings: Callable[..., Settings], redis_url: str
 ) -> None:
     backend = make_settings(LABEL_STUDIO_API_KEY="the backend's token", REDIS_URL=redis_url)
-    worker = Service(make_settings(LABEL_STUDIO_API_KEY="the worker's", REDIS_URL=redis_url))
-    studio = MemoryStudio(IMPLICIT, 1, lambda i: PHANTOM.image(PHANTOM.ids[i]))
-    worker.__dict__["studio"] = studio
+    studio: Any = MemoryStudio(IMPLICIT, 1, lambda i: PHANTOM.image(PHANTOM.ids[i]))
+    settings = make_settings(LABEL_STUDIO_API_KEY="the worker's", REDIS_URL=redis_url)
+    worker = ConnectedProject(Service(settings, studio=studio), KEY)
     address = SliceAddress("scans/a.tif", "z", 0)
 
     ours = address.url(backend.slices_url, slice_keys(backend))
     with pytest.raises(StudioError, match="NEXTSLICE_SLICE_SECRET"):
-        worker.images(KEY).image(0, ours)
+        worker.images.image(0, ours)
 
     elsewhere = address.url("http://another.example", slice_keys(backend))
-    assert worker.images(KEY).image(0, elsewhere).shape == (64, 80)
+    assert worker.images.image(0, elsewhere).shape == (64, 80)

@@ -14,16 +14,16 @@ import pytest
 from al_strategies.evidence import Position, SliceId
 from al_strategies.learner import Metrics
 from ml_backend.rounds import training
-from ml_backend.rounds.source import PROJECT_VOLUME, positions
-from ml_backend.rounds.store import (
+from ml_backend.rounds.artefacts import METRICS, WEIGHTS
+from ml_backend.rounds.records import (
     DatasetRecord,
     LabelRecord,
     MetricsRecord,
-    ProjectStore,
     Published,
-    Store,
     TaskRecord,
 )
+from ml_backend.rounds.source import PROJECT_VOLUME, positions
+from ml_backend.rounds.store import ProjectStore, Store
 from ml_backend.settings import Settings
 
 
@@ -119,8 +119,8 @@ class Rounds:
             self.settings, self.project, data, self.published, source, seed=number
         )
         folder = self.project.round(number)
-        folder.write("weights.safetensors", outcome.weights)
-        folder.save("metrics.json", outcome.metrics)
+        folder.write(WEIGHTS, outcome.weights)
+        folder.save(METRICS, outcome.metrics)
         flagged = outcome.metrics.flagged
         weights = self.published.weights if flagged else f"{folder.name}/weights.safetensors"
         self.published = self.published.model_copy(

@@ -45,10 +45,10 @@ def start(schedule: Schedule, name: str, heartbeat: datetime) -> Job:
 
 
 def test_training_goes_to_the_gpu_and_the_rest_does_not(schedule: Schedule) -> None:
-    schedule.round(KEY, "8 new annotations", 1)
-    schedule.adopt(KEY, "http://backend")
-    schedule.start(KEY)
-    schedule.tidy(KEY)
+    schedule.of(KEY).round("8 new annotations", 1)
+    schedule.of(KEY).adopt("http://backend")
+    schedule.of(KEY).start()
+    schedule.of(KEY).tidy()
     assert jobs(schedule, GPU) == [("round", [KEY, "8 new annotations", 1])]
     assert jobs(schedule, CONTROL) == [
         ("adopt", [KEY, "http://backend"]),
@@ -58,35 +58,35 @@ def test_training_goes_to_the_gpu_and_the_rest_does_not(schedule: Schedule) -> N
 
 
 def test_only_one_round_of_a_project_waits(schedule: Schedule) -> None:
-    assert schedule.round(KEY, "first")
-    assert not schedule.round(KEY, "second")
-    assert schedule.round("8.1", "another project")
+    assert schedule.of(KEY).round("first")
+    assert not schedule.of(KEY).round("second")
+    assert schedule.of("8.1").round("another project")
     assert len(jobs(schedule, GPU)) == 2
 
 
 def test_a_round_has_time_enough(schedule: Schedule) -> None:
-    schedule.round(KEY, "x")
+    schedule.of(KEY).round("x")
     assert job_of(schedule, "round").timeout == 86_400
 
 
 def test_a_hint_during_a_count_is_followed_by_one_more_count(schedule: Schedule) -> None:
-    schedule.count(KEY)
+    schedule.of(KEY).count()
     start(schedule, "count", datetime.now(UTC))
     for _ in range(5):
-        schedule.count(KEY)
+        schedule.of(KEY).count()
     assert jobs(schedule, CONTROL) == [("count", [KEY])]
 
 
 def test_a_running_round_is_not_started_again(schedule: Schedule) -> None:
-    schedule.round(KEY, "x")
+    schedule.of(KEY).round("x")
     start(schedule, "round", datetime.now(UTC))
-    assert not schedule.round(KEY, "again")
+    assert not schedule.of(KEY).round("again")
 
 
 def test_a_round_whose_worker_went_silent_is_started_again(schedule: Schedule) -> None:
-    schedule.round(KEY, "x")
+    schedule.of(KEY).round("x")
     start(schedule, "round", datetime.now(UTC) - timedelta(minutes=5))
-    assert schedule.round(KEY, "again")
+    assert schedule.of(KEY).round("again")
     assert jobs(schedule, GPU) == [("round", [KEY, "again", None])]
 
 
@@ -94,10 +94,10 @@ def test_a_round_whose_worker_went_silent_is_started_again(schedule: Schedule) -
 def test_a_job_that_ended_does_not_block_its_successor(
     schedule: Schedule, status: JobStatus
 ) -> None:
-    schedule.round(KEY, "x")
+    schedule.of(KEY).round("x")
     job = start(schedule, "round", datetime.now(UTC))
     job.set_status(status)
-    assert schedule.round(KEY, "next")
+    assert schedule.of(KEY).round("next")
 
 
 @pytest.fixture
@@ -118,15 +118,17 @@ def ending(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_job_that_ends_while_it_is_looked_at_does_not_block_its_successor(
     schedule: Schedule, name: str
 ) -> None:
-    arguments = {"count": (KEY,), "round": (KEY, "x"), "reconcile": ()}[name]
-    getattr(schedule, name)(*arguments)
+    of_a_project = name != "reconcile"
+    ask = getattr(schedule.of(KEY) if of_a_project else schedule, name)
+    arguments = ("x",) if name == "round" else ()
+    ask(*arguments)
     kind = GPU if name == "round" else CONTROL
     schedule.queue(kind).empty()
     schedule.connection.hset(
-        Job.key_for(schedule.job_id(name, KEY if arguments else "all")),
+        Job.key_for(schedule.job_id(name, KEY if of_a_project else "all")),
         mapping={"status": "started", "data": b"", "created_at": "2026-01-01T00:00:00Z"},
     )
-    getattr(schedule, name)(*arguments)
+    ask(*arguments)
     assert [job for job, _ in jobs(schedule, kind)] == [name]
 
 
@@ -134,19 +136,19 @@ def test_a_job_that_ends_while_it_is_looked_at_does_not_block_its_successor(
 def test_a_job_that_ends_while_it_is_looked_at_has_ended(schedule: Schedule) -> None:
     job_id = schedule.run("ml_backend.experiment.runner.run_one", "out", "random", 0)
     assert schedule.ended(job_id)
-    schedule.round(KEY, "x")
-    assert schedule.round_progress(KEY) is None
+    schedule.of(KEY).round("x")
+    assert schedule.of(KEY).round_progress() is None
 
 
 def test_what_a_worker_writes_after_its_job_was_deleted_does_not_block_its_successor(
     schedule: Schedule,
 ) -> None:
-    schedule.round(KEY, "x")
+    schedule.of(KEY).round("x")
     job = start(schedule, "round", datetime.now(UTC))
     schedule.connection.delete(job.key)
     job.meta.update(step="train", done=3, total=10)
     job.save_meta()
-    assert schedule.round(KEY, "next")
+    assert schedule.of(KEY).round("next")
 
 
 def take(schedule: Schedule, ago: timedelta) -> None:
@@ -158,34 +160,34 @@ def take(schedule: Schedule, ago: timedelta) -> None:
 
 
 def test_a_job_that_was_taken_and_never_begun_is_started_again(schedule: Schedule) -> None:
-    schedule.round(KEY, "x")
+    schedule.of(KEY).round("x")
     take(schedule, timedelta(seconds=10))
-    assert not schedule.round(KEY, "its worker may be about to begin")
+    assert not schedule.of(KEY).round("its worker may be about to begin")
     take(schedule, timedelta(minutes=5))
-    assert schedule.round(KEY, "again")
+    assert schedule.of(KEY).round("again")
     assert jobs(schedule, GPU) == [("round", [KEY, "again", None])]
 
 
 def test_runs_of_experiments_do_not_stand_before_rounds(schedule: Schedule) -> None:
     schedule.run("ml_backend.experiment.runner.run_one", "out", "random", 0)
-    schedule.round(KEY, "x")
+    schedule.of(KEY).round("x")
     assert jobs(schedule, GPU) == [("round", [KEY, "x", None])]
     assert jobs(schedule, SIMULATE) == [("run_one", ["out", "random", 0])]
 
 
 def test_progress_is_read_from_the_job(schedule: Schedule) -> None:
-    assert schedule.round_progress(KEY) is None
-    schedule.round(KEY, "x")
+    assert schedule.of(KEY).round_progress() is None
+    schedule.of(KEY).round("x")
     job = job_of(schedule, "round")
     job.meta.update(step="train", done=3, total=10)
     job.save_meta()
-    found = schedule.round_progress(KEY)
+    found = schedule.of(KEY).round_progress()
     assert found is not None
-    assert (found["step"], found["done"], found["total"]) == ("train", 3, 10)
+    assert (found.step, found.done, found.total) == ("train", 3, 10)
 
 
 def test_jobs_are_json_and_never_pickled(schedule: Schedule) -> None:
-    schedule.adopt(KEY, None)
+    schedule.of(KEY).adopt(None)
     data = schedule.connection.hget(f"rq:job:{schedule.job_id('adopt', KEY)}", "data")
     assert isinstance(data, bytes)
     import json

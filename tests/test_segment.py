@@ -24,7 +24,9 @@ from typer.testing import CliRunner
 from ml_backend import cli, segment
 from ml_backend.cli import segment as command
 from ml_backend.cli import strategies
-from ml_backend.rounds.store import ProjectRecord, Published, RoundRecord, Store
+from ml_backend.rounds.artefacts import ROUND, WEIGHTS
+from ml_backend.rounds.records import ProjectRecord, Published, RoundRecord
+from ml_backend.rounds.store import Store
 from ml_backend.segment import VolumeSlices, partial_folder, segment_volume
 from ml_backend.segmentation import checkpoints
 from ml_backend.segmentation.inference import InferenceConfig
@@ -554,7 +556,7 @@ def store(
     store = Store(str(tmp_path / "store"))
     project = store.project("127.0.0.1_9", "7.1763865028")
     project.record = ProjectRecord(project=7, key="7.1763865028")
-    project.round(1).write("weights.safetensors", learner.to_bytes())
+    project.round(1).write(WEIGHTS, learner.to_bytes())
     project.published = published("round-0001/weights.safetensors")
     yield store
     load_settings.cache_clear()
@@ -625,7 +627,7 @@ def test_the_command_says_what_is_wrong(tmp_path: Path, store: Store, volume: Vo
     project.published = published(None)
     says("has no trained model yet", "--project", 7)
     # As `publish.retire` leaves it: a version of its own, and no weights.
-    project.round(1).save("round.json", committed("round-0001/weights.safetensors"))
+    project.round(1).save(ROUND, committed("round-0001/weights.safetensors"))
     project.published = published(None, "the classes changed").model_copy(
         update={"model_version": "nextslice-r001-def"}
     )
@@ -633,7 +635,7 @@ def test_the_command_says_what_is_wrong(tmp_path: Path, store: Store, volume: Vo
     says("the model nextslice-r001-abc of project 7 is retired (the classes changed): wait for")
     says(f"--weights {kept}")
     assert kept.exists()
-    project.round(1).save("round.json", committed(None))
+    project.round(1).save(ROUND, committed(None))
     says("has no trained model yet", "--project", 7)
     other = store.project("127.0.0.1_9", "8.1")
     other.record = ProjectRecord(project=8, key="8.1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import time
 from pathlib import Path
@@ -9,16 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ml_backend.rounds.store import (
-    ClaimLost,
-    ClaimTaken,
-    ProjectStore,
-    Published,
-    RoundFolder,
-    RoundRecord,
-    Store,
-    StoreError,
+from ml_backend.rounds.artefacts import (
+    DATASET,
+    EVIDENCE,
+    MASKS,
+    ROUND,
+    WEIGHTS,
+    EvidenceArrays,
+    Step,
+    of_a_round,
+    written_after,
 )
+from ml_backend.rounds.claim import ClaimLost, ClaimTaken, claimed
+from ml_backend.rounds.records import Published, RoundRecord
+from ml_backend.rounds.store import ProjectStore, RoundFolder, Store, StoreError
 
 PUBLISHED = Published(
     round=3, model_version="nextslice-r003-abcdef", classes=["background", "bone"], fingerprint="f"
@@ -44,18 +49,47 @@ def test_a_record_is_read_back_as_it_was_written(project: ProjectStore) -> None:
 
 def test_rounds_are_numbered_folders(project: ProjectStore) -> None:
     for number in (0, 12, 3):
-        project.round(number).write("dataset.json", b"{}")
+        project.round(number).write(DATASET, b"{}")
     assert project.rounds() == [0, 3, 12]
-    assert project.round(12).has("dataset.json")
-    assert not project.round(12).has("round.json")
+    assert project.round(12).has(DATASET)
+    assert not project.round(12).has(ROUND)
 
 
-def test_arrays_come_back_without_pickle(project: ProjectStore) -> None:
-    arrays = {"ids": np.arange(5), "score.entropy": np.linspace(0, 1, 5)}
-    project.round(1).write_arrays("evidence.npz", arrays)
-    found = project.round(1).read_arrays("evidence.npz")
-    assert found.keys() == arrays.keys()
-    np.testing.assert_array_equal(found["score.entropy"], arrays["score.entropy"])
+def test_evidence_comes_back_without_pickle(project: ProjectStore) -> None:
+    entropy, embedding = np.linspace(0, 1, 5), np.ones((5, 3), np.float32)
+    evidence = EvidenceArrays(tuple(range(5)), {"entropy": entropy}, {"embedding": embedding})
+    project.round(1).save(EVIDENCE, evidence)
+    found = project.round(1).need(EVIDENCE)
+    assert found.ids == evidence.ids
+    assert found.names == {"entropy", "embedding"}
+    np.testing.assert_array_equal(found.scores["entropy"], entropy)
+    np.testing.assert_array_equal(found.features["embedding"], embedding)
+
+
+def pickled() -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, ids=np.arange(2), **{"score.entropy": np.array([object(), object()])})
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("data", [b"", b"PK\x03\x04", b"no archive", pickled()])
+def test_evidence_that_is_damaged_or_pickled_is_named(project: ProjectStore, data: bytes) -> None:
+    project.round(1).write(EVIDENCE, data)
+    with pytest.raises(StoreError, match=r"evidence\.npz is not a file of evidence"):
+        project.round(1).load(EVIDENCE)
+
+
+def test_what_a_step_makes_out_of_date_goes_last_first() -> None:
+    names = [artefact.name for artefact in written_after(Step.SYNC)]
+    assert names == [
+        "round.json", "selection.json", "evidence.npz", "metrics.json", "weights.safetensors",
+    ]  # fmt: skip
+
+
+def test_every_file_of_a_round_names_its_step() -> None:
+    steps = [artefact.step for artefact in of_a_round()]
+    assert steps == sorted(steps)
+    assert set(steps) == set(Step)
 
 
 def test_a_damaged_record_is_named(project: ProjectStore) -> None:
@@ -66,10 +100,10 @@ def test_a_damaged_record_is_named(project: ProjectStore) -> None:
 
 def test_a_missing_record_is_named(project: ProjectStore) -> None:
     with pytest.raises(StoreError, match=r"round-0004/round\.json is missing"):
-        project.round(4).need("round.json", Published)
+        project.round(4).need(ROUND)
 
 
-FILES = ("dataset.json", "masks/1-a.png", "weights.safetensors", "evidence.npz", "round.json")
+FILES = (DATASET, MASKS["1-a"], WEIGHTS, EVIDENCE, ROUND)
 
 
 @pytest.mark.parametrize("retired", [False, True])
@@ -79,27 +113,28 @@ def test_pruning_takes_old_weights_and_evidence_but_never_what_is_served(
     """Round 3 was flagged: it serves the weights of round 1. Round 4 is at work."""
     served = "round-0001/weights.safetensors"
     for number in range(5):
-        for name in FILES:
-            project.round(number).write(name, b"{}")
+        for file in FILES:
+            project.round(number).write(file, b"{}")
     record = RoundRecord(
         round=3, model_version="v", classes=[], fingerprint="", weights=served, flagged="worse"
     )
-    project.round(3).save("round.json", record)
+    project.round(3).save(ROUND, record)
     project.published = PUBLISHED.model_copy(update={"weights": None if retired else served})
 
     assert project.prune() == 5
 
-    there = {(n, name) for n in range(5) for name in FILES if project.round(n).has(name)}
-    gone = {(n, name) for n in range(3) for name in ("weights.safetensors", "evidence.npz")}
-    assert {(n, name) for n in range(5) for name in FILES} - there == gone - {(1, FILES[2])}
+    there = {(n, file.name) for n in range(5) for file in FILES if project.round(n).has(file)}
+    gone = {(n, file.name) for n in range(3) for file in (WEIGHTS, EVIDENCE)}
+    every = {(n, file.name) for n in range(5) for file in FILES}
+    assert every - there == gone - {(1, WEIGHTS.name)}
     assert project.prune() == 0
 
 
 def test_nothing_is_pruned_before_something_is_published(project: ProjectStore) -> None:
-    project.round(0).write("weights.safetensors", b"")
+    project.round(0).write(WEIGHTS, b"")
 
     assert project.prune() == 0
-    assert project.round(0).has("weights.safetensors")
+    assert project.round(0).has(WEIGHTS)
 
 
 def test_the_round_of_the_weights_is_not_the_published_one_after_a_flag() -> None:
@@ -128,28 +163,28 @@ def test_a_failed_write_leaves_the_old_file(
 def test_create_never_overwrites(project: ProjectStore) -> None:
     assert project.store.create(f"{project.path}/x", b"first")
     assert not project.store.create(f"{project.path}/x", b"second")
-    assert project.read("x") == b"first"
+    assert project.read_at("x") == b"first"
 
 
 def test_a_round_is_claimed_once(project: ProjectStore) -> None:
     folder = project.round(1)
-    with folder.claim(ttl_s=60), pytest.raises(ClaimTaken, match="is held by process"):
-        folder.claim(ttl_s=60).__enter__()
-    with folder.claim(ttl_s=60) as after_release:
-        assert after_release.token == 2
+    with claimed(folder, ttl_s=60), pytest.raises(ClaimTaken, match="is held by process"):
+        claimed(folder, ttl_s=60).__enter__()
+    with claimed(folder, ttl_s=60) as after_release:
+        assert after_release.claim.token == 2
 
 
 def test_a_claim_without_a_sign_of_life_is_taken_over(project: ProjectStore) -> None:
     folder = project.round(1)
-    with folder.claim(ttl_s=600) as stale, folder.claim(ttl_s=1e-9) as taker:
-        taker.check()
+    with claimed(folder, ttl_s=600) as stale, claimed(folder, ttl_s=1e-9) as taker:
+        taker.claim.check()
         with pytest.raises(ClaimLost, match="taken over with token 2"):
-            stale.check()
+            stale.claim.check()
 
 
 def _hold(root: str, held: multiprocessing.synchronize.Event) -> None:
     folder = Store(root).project("h", "1.1").round(1)
-    with folder.claim(ttl_s=600):
+    with claimed(folder, ttl_s=600):
         held.set()
         time.sleep(600)
 
@@ -162,10 +197,10 @@ def test_a_killed_holder_does_not_block_the_next_worker(tmp_path: Path) -> None:
     assert held.wait(30)
     folder: RoundFolder = Store(str(tmp_path)).project("h", "1.1").round(1)
     with pytest.raises(ClaimTaken):
-        folder.claim(ttl_s=600).__enter__()
+        claimed(folder, ttl_s=600).__enter__()
 
     holder.kill()
     holder.join()
 
-    with folder.claim(ttl_s=600) as claim:
-        assert claim.token == 2
+    with claimed(folder, ttl_s=600) as held:
+        assert held.claim.token == 2

@@ -17,7 +17,7 @@ from ml_backend.volumes.opening import open_volume
 
 def main(project: str, out: Path, format: str = "tiff") -> None:
     service = Service.from_environment()
-    latest = find_round(service.folder(find_project(service, project)))
+    latest = find_round(find_project(service, project).folder)
     report = export_masks(latest, out, format, find_source=source_finder(service))
     for written in report.volumes:
         if written.file is None:  # nobody has labelled a slice of it

@@ -14,8 +14,8 @@ from ml_backend.rounds.service import Service
 
 
 def main(project: str, out: Path, number: int | None = None) -> None:
-    service = Service.from_environment()
-    folder = find_round(service.folder(find_project(service, project)), number)
+    found = find_project(Service.from_environment(), project)
+    folder = find_round(found.folder, number)
     record = export_record(folder, out)
     people = Counter(label["completed_by"] for label in record["dataset"]["labels"])
     for person, slices in people.most_common():

@@ -13,9 +13,8 @@ from ml_backend.rounds.service import Service
 
 
 def main(project: str, out: Path) -> None:
-    service = Service.from_environment()
-    store = service.folder(find_project(service, project))
-    points = export_learning_curve(store, out / "curve.csv", out / "curve.png")
+    found = find_project(Service.from_environment(), project)
+    points = export_learning_curve(found.folder, out / "curve.csv", out / "curve.png")
     measured = [(point.annotated, point.miou) for point in points if point.miou is not None]
     for (before, old), (after, new) in zip(measured[-2:-1], measured[-1:], strict=True):
         print(f"{after - before} more slices: mIoU {new - old:+.3f}, now {new:.3f}")

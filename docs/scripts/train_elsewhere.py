@@ -15,17 +15,16 @@ import tifffile
 from PIL import Image
 
 from ml_backend.export import find_project, find_round
+from ml_backend.rounds.artefacts import DATASET
 from ml_backend.rounds.service import Service
 from ml_backend.rounds.source import ProjectSource
-from ml_backend.rounds.store import DatasetRecord
 
 
 def main(project: str, out: Path) -> None:
-    service = Service.from_environment()
-    key = find_project(service, project)
-    folder = find_round(service.folder(key))
-    dataset = folder.need("dataset.json", DatasetRecord)
-    source = ProjectSource(dataset, folder.project, service.images(key))
+    found = find_project(Service.from_environment(), project)
+    folder = find_round(found.folder)
+    dataset = folder.need(DATASET)
+    source = ProjectSource(dataset, found.folder, found.images)
     for part in ("images", "masks"):
         (out / part).mkdir(parents=True)
     for label in dataset.labels:

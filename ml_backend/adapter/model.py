@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 
 from ml_backend.api.protocol import COUNTED, TRAIN_NOW
 from ml_backend.api.serving import Serving
-from ml_backend.rounds.service import project_id
+from ml_backend.rounds.project import ConnectedProject
 from ml_backend.studio.client import Project
 from ml_backend.studio.label_config import LabelConfigError, parse_label_config
 from ml_backend.studio.task_order import LIVE_SCORE, PENDING_VERSION
@@ -37,16 +37,14 @@ class NextsliceModel(LabelStudioMLBase):  # type: ignore[misc]
         super().__init__(project_id, label_config)
 
     @cached_property
-    def key(self) -> str:
-        """The project's key ``<id>.<created timestamp>``, from the request's own words."""
-        project = request.get_json().get("project")
-        try:
-            if isinstance(project, dict):  # a webhook carries the whole project
-                return Project.model_validate(project).key
-            project_id(str(project or ""))
+    def project(self) -> ConnectedProject:
+        """The project, from the request's own words."""
+        said = request.get_json().get("project")
+        try:  # a webhook carries the whole project
+            key = Project.model_validate(said).key if isinstance(said, dict) else str(said or "")
+            return self.serving.project(key)
         except ValueError as error:
             raise _refused(str(error)) from None
-        return str(project)
 
     @property
     def serving(self) -> Serving:
@@ -58,7 +56,11 @@ class NextsliceModel(LabelStudioMLBase):  # type: ignore[misc]
 
     def get(self, key: str) -> Any:
         """The published version as ``model_version``; else what this request has set, or None."""
-        return self.serving.version(self.key) if key == "model_version" else self._values.get(key)
+        return (
+            self.serving.version(self.project.key)
+            if key == "model_version"
+            else self._values.get(key)
+        )
 
     def set(self, key: str, value: Any) -> None:
         """Keep a value for the rest of this request."""
@@ -89,11 +91,11 @@ class NextsliceModel(LabelStudioMLBase):  # type: ignore[misc]
             parse_label_config(self.get("label_config") or "")
         except LabelConfigError as error:
             raise _refused(f"this labelling config cannot be segmented: {error}") from None
-        if self.serving.published(self.key) is None:
+        if self.serving.published(self.project.key) is None:
             try:
-                self.serving.service.schedule.adopt(self.key, request.host_url.rstrip("/"))
+                self.project.schedule.adopt(request.host_url.rstrip("/"))
             except RedisError as error:
-                logger.error("project %s cannot be adopted: Redis: %s", self.key, error)
+                logger.error("project %s cannot be adopted: Redis: %s", self.project.key, error)
 
     def predict(
         self, tasks: list[dict[str, Any]], context: dict[str, Any] | None = None, **params: Any
@@ -104,11 +106,11 @@ class NextsliceModel(LabelStudioMLBase):  # type: ignore[misc]
         """
         if not isinstance(tasks, list):
             raise _refused(f"tasks: found {type(tasks).__name__}, expected a list of tasks")
-        found = self.serving.predict(self.key, tasks, self.get("label_config") or "")
+        found = self.serving.predict(self.project.key, tasks, self.get("label_config") or "")
         nothing = {
             "result": [],
             "score": LIVE_SCORE,
-            "model_version": self.serving.version(self.key),
+            "model_version": self.serving.version(self.project.key),
         }
         # upstream's server knows one prediction per task, not none
         return [answer if isinstance(answer, dict) else nothing for answer in found]
@@ -118,15 +120,15 @@ class NextsliceModel(LabelStudioMLBase):  # type: ignore[misc]
 
         Training itself is done by ``nextslice worker gpu``.
         """
-        schedule = self.serving.service.schedule
+        schedule = self.project.schedule
         try:
             if event == TRAIN_NOW:
-                schedule.start(self.key)
+                schedule.start()
             elif event in COUNTED:
-                schedule.count(self.key)
+                schedule.count()
         except RedisError as error:
             # Nothing is lost: reconcile looks at the project anyway.
-            logger.error("webhook %s of project %s: Redis: %s", event, self.key, error)
+            logger.error("webhook %s of project %s: Redis: %s", event, self.project.key, error)
             abort(make_response(jsonify(error="the queue cannot be reached"), 503))
 
 

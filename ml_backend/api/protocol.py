@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from ml_backend.api.auth import refuse
 from ml_backend.api.serving import Serving
-from ml_backend.rounds.service import project_id
+from ml_backend.rounds.project import ConnectedProject, InvalidKey
 from ml_backend.studio.label_config import LabelConfigError, parse_label_config
 from ml_backend.studio.task_order import PENDING_VERSION
 
@@ -71,21 +71,20 @@ def health() -> Response:
 def setup() -> Response | tuple[Response, int]:
     """The version that is served. A project that we do not know is adopted by a job."""
     body = _body()
-    key = str(body.get("project") or "")
+    serving = _serving()
     try:
-        project_id(key)
+        project = serving.project(str(body.get("project") or ""))
         parse_label_config(str(body.get("schema") or ""))
     except LabelConfigError as error:
         return _bad(f"this labelling config cannot be segmented: {error}")
-    except ValueError as error:
+    except InvalidKey as error:
         return _bad(str(error))
-    serving = _serving()
-    if serving.published(key) is None:
+    if serving.published(project.key) is None:
         try:
-            serving.service.schedule.adopt(key, request.host_url.rstrip("/"))
+            project.schedule.adopt(request.host_url.rstrip("/"))
         except RedisError as error:
-            logger.error("project %s cannot be adopted: Redis: %s", key, error)
-    return jsonify(model_version=serving.version(key))
+            logger.error("project %s cannot be adopted: Redis: %s", project.key, error)
+    return jsonify(model_version=serving.version(project.key))
 
 
 @protocol.post("/predict")
@@ -95,12 +94,13 @@ def predict() -> Response | tuple[Response, int]:
     tasks = body.get("tasks")
     if not isinstance(tasks, list):
         return _bad(f"tasks: found {type(tasks).__name__}, expected a list of tasks")
-    key = str(body.get("project") or "")
+    serving = _serving()
     try:
-        project_id(key)
-    except ValueError as error:
+        project = serving.project(str(body.get("project") or ""))
+    except InvalidKey as error:
         return _bad(str(error))
-    return jsonify(results=_serving().predict(key, tasks, str(body.get("label_config") or "")))
+    config = str(body.get("label_config") or "")
+    return jsonify(results=serving.predict(project.key, tasks, config))
 
 
 @protocol.get("/versions")
@@ -113,8 +113,8 @@ def versions() -> Response:
     named = str(request.args.get("project") or _body().get("project") or "")
     keys = [named] if named else serving.service.project_keys()
     try:
-        found = [version for key in keys if project_id(key) for version in serving.versions(key)]
-    except ValueError:
+        found = [version for key in keys for version in serving.versions(key)]
+    except InvalidKey:
         found = []
     return jsonify(versions=found or [PENDING_VERSION])
 
@@ -124,25 +124,25 @@ def webhook() -> Response | tuple[Response, int]:
     """Enqueue a look at the project, and nothing else."""
     body = _body()
     action = body.get("action")
-    key = _project_key(body.get("project"))
-    if key is None:
+    project = _project(body.get("project"))
+    if project is None:
         return _bad("project: expected an object with id and created_at")
-    schedule = _serving().service.schedule
     try:
         if action == TRAIN_NOW:
-            schedule.start(key)
+            project.schedule.start()
         elif action in COUNTED:
-            schedule.count(key)
+            project.schedule.count()
     except RedisError as error:
         # Nothing is lost: reconcile looks at the project anyway.
-        logger.error("webhook %s of project %s: Redis: %s", action, key, error)
+        logger.error("webhook %s of project %s: Redis: %s", action, project.key, error)
         return jsonify(error="the queue cannot be reached"), 503
     return jsonify(status="ok")
 
 
-def _project_key(project: Any) -> str | None:
+def _project(said: Any) -> ConnectedProject | None:
+    """The project of a webhook, which carries it whole."""
     try:
-        created = datetime.fromisoformat(str(project["created_at"]))
-        return f"{int(project['id'])}.{int(created.timestamp())}"
+        created = datetime.fromisoformat(str(said["created_at"]))
+        return _serving().project(f"{int(said['id'])}.{int(created.timestamp())}")
     except (KeyError, TypeError, ValueError):
         return None

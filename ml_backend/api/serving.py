@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ml_backend.api.server import PREDICTIONS
+from ml_backend.rounds.artefacts import ROUND
+from ml_backend.rounds.project import ConnectedProject
+from ml_backend.rounds.records import Published
 from ml_backend.rounds.service import Service
-from ml_backend.rounds.slices import ProjectSlices
-from ml_backend.rounds.store import Published, RoundRecord
 from ml_backend.studio.annotations import regions
 from ml_backend.studio.client import StudioError
 from ml_backend.studio.label_config import LabelConfig, LabelConfigError, parse_label_config
@@ -58,16 +59,22 @@ class Serving:
         self._warmed: set[tuple[str, str]] = set()
         self._forward = threading.Lock()
         self._places = threading.BoundedSemaphore(PREDICTIONS)
-        self._images: dict[str, ProjectSlices] = {}
+        self._projects: dict[str, ConnectedProject] = {}
+
+    def project(self, key: str) -> ConnectedProject:
+        """The project ``key``. Made once for those that something is published of: anybody may ask
+        for others. Raises InvalidKey."""
+        return self._projects.get(key) or ConnectedProject(self.service, key)
 
     def published(self, key: str) -> Published | None:
         """What is published for the project, at most ``published_ttl_s`` old."""
         seen = self._seen.get(key)
         moment = time.monotonic()
         if seen is None or moment - seen.at > self.service.settings.published_ttl_s:
-            seen = _Seen(self.service.folder(key).published, moment)
+            project = self.project(key)
+            seen = _Seen(project.published, moment)
             if seen.published is not None:  # the first publication must not wait to be seen
-                self._seen[key] = seen
+                self._seen[key], self._projects[key] = seen, project
                 self._warm(key, seen.published)
         return seen.published
 
@@ -94,8 +101,8 @@ class Serving:
 
     def versions(self, key: str) -> list[str]:
         """Versions of the project's committed rounds, newest first."""
-        folder = self.service.folder(key)
-        records = (folder.round(n).load("round.json", RoundRecord) for n in folder.rounds())
+        folder = self.project(key).folder
+        records = (folder.round(n).load(ROUND) for n in folder.rounds())
         return [record.model_version for record in records if record is not None][::-1]
 
     def predict(
@@ -147,7 +154,8 @@ class Serving:
         try:
             task_id = int(task["id"])
             url = task["data"][config.value_field]
-            image = self._cache(key).around(task_id, url, self._neighbours(key, weights, until))
+            neighbours = self._neighbours(key, weights, until)
+            image = self.project(key).images.around(task_id, url, neighbours)
             with self._forward_before(until):
                 mask = self._model(key, weights).predict_image(image).mask
             return regions(mask, config)
@@ -179,11 +187,6 @@ class Serving:
                 model = self._model(key, weights)
         return model.neighbours
 
-    def _cache(self, key: str) -> ProjectSlices:
-        if key not in self._images:
-            self._images[key] = self.service.images(key)
-        return self._images[key]
-
     def _model(self, key: str, weights: str) -> HRNetLearner:
         """The network of these weights; loaded once. Called under the forward's lock."""
         name = (key, weights)
@@ -191,7 +194,7 @@ class Serving:
             from ml_backend.rounds.training import load_learner
 
             settings = self.service.settings
-            data = self.service.folder(key).read(weights)
+            data = self.project(key).folder.read_at(weights)
             model = load_learner(settings, data, settings.predict_device)
             while len(self._models) >= _MODELS_KEPT:
                 self._models.pop(next(iter(self._models)))

@@ -58,7 +58,7 @@ def main() -> None:
     """Entry point. Errors that a person can act on are one sentence, not a traceback."""
     load_commands()
     from ml_backend.experiment.files import RunTaken
-    from ml_backend.rounds.store import ClaimTaken
+    from ml_backend.rounds.claim import ClaimTaken
 
     # libgomp's threads spin at every barrier; beside other busy processes that made a training step
     # on two cores take 16 s instead of 3. Inherited by the workers, before they load torch.

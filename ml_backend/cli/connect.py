@@ -8,6 +8,7 @@ import typer
 
 from ml_backend.cli import app, as_written, console
 from ml_backend.rounds import adopt
+from ml_backend.rounds.project import find_project
 from ml_backend.rounds.service import Service
 from ml_backend.settings import absolute_address, configure_logging, load_settings
 
@@ -30,10 +31,10 @@ def connect(
     configure_logging(settings.log_level)
     if backend is not None:
         settings = settings.model_copy(update={"backend_url": _address(backend)})
-    service = Service(settings)
+    found = find_project(Service(settings), project)
     with console.status("adopting the project: sampling, webhook, round 0"):
-        added = adopt.connect(service, project)
-    published = service.folder(service.find_key(project)).published
+        added = adopt.connect(found)
+    published = found.published
     version = published.model_version if published else "none yet: the project has no tasks"
     state = "added" if added else "was there already"
     console.print(f"Project {project}: ML backend {as_written(settings.backend_url)} {state}.")

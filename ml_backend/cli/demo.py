@@ -30,8 +30,10 @@ from ml_backend.embedded.processes import ProcessGroup, StartError, stop_on_sigt
 from ml_backend.embedded.stack import Stack, default_home, start_stack
 from ml_backend.embedded.uploads import UploadedSlice, create_project
 from ml_backend.experiment.files import RunTaken, locked
+from ml_backend.rounds.artefacts import SELECTION
+from ml_backend.rounds.project import find_project
+from ml_backend.rounds.records import Published
 from ml_backend.rounds.service import Service
-from ml_backend.rounds.store import Published, SelectionRecord
 from ml_backend.settings import Settings
 from ml_backend.studio.client import Studio
 from ml_backend.studio.label_config import bitmask_config, parse_label_config
@@ -120,12 +122,11 @@ class _Loop:
     """The demo's rounds: what Label Studio hands out, what is submitted, what comes back."""
 
     def __init__(self, stack: Stack, project: int, data: _Data, group: ProcessGroup) -> None:
-        self.service = Service(stack.settings())
-        self.key = self.service.find_key(project)
-        self.folder = self.service.folder(self.key)
+        self.project = find_project(Service(stack.settings()), project)
+        self.folder = self.project.folder
         self.data = data
         self.group = group
-        config = parse_label_config(self.service.studio.project(project).label_config)
+        config = parse_label_config(self.project.in_studio().label_config)
         login = stack.label_studio
         session = Session(login.url, login.email, login.password)
         self.annotator = Annotator(
@@ -142,9 +143,9 @@ class _Loop:
             record = self.folder.record
             if record is not None and record.failures:
                 raise StartError(f"round {after + 1} failed: {record.last_error}")
-            progress = self.service.schedule.round_progress(self.key) or {}
-            if progress.get("step"):
-                report(f"{progress['step']} {progress['done']}/{progress['total'] or '?'}")
+            progress = self.project.schedule.round_progress()
+            if progress is not None and progress.step:
+                report(f"{progress.step} {progress.done}/{progress.total or '?'}")
             found = self.folder.published
             return found is not None and found.round > after
 
@@ -157,7 +158,7 @@ class _Loop:
         """Label the next ``count`` tasks; which they were, and whether they are the selection."""
         published = self.folder.published
         assert published is not None
-        selection = self.folder.round(published.round).need("selection.json", SelectionRecord)
+        selection = self.folder.round(published.round).need(SELECTION)
         handed: list[int] = []
         for _ in range(count):
             task = self.annotator.label_next()
@@ -171,8 +172,8 @@ class _Loop:
         from ml_backend.rounds.training import load_learner
 
         assert published.weights is not None
-        settings = self.service.settings
-        data = self.folder.read(published.weights)
+        settings = self.project.settings
+        data = self.folder.read_at(published.weights)
         learner = load_learner(settings, data, settings.predict_device)
         metrics = learner.evaluate(self.data.source, self.data.held_out)
         return metrics.miou, metrics.iou

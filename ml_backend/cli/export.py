@@ -47,15 +47,15 @@ def export(
 
     service = Service.from_environment()
     configure_logging(service.settings.log_level)
-    key = find_project(service, project)
+    found = find_project(service, project)
     people = annotators(service) if names else None
     parts = [part.strip() for part in what.split(",") if part.strip()]
     with round_progress(console) as progress:
         report = export_round(
-            service, key, out, round=round_, parts=parts, format=format, names=people,
+            found, out, round=round_, parts=parts, format=format, names=people,
             overwrite=overwrite, progress=progress,
         )  # fmt: skip
-    table = Table(title=f"Round {report.round} of project {key}, {report.model_version}")
+    table = Table(title=f"Round {report.round} of project {found.key}, {report.model_version}")
     for column in ("file", "content"):
         table.add_column(column)
     for written in report.written:

@@ -11,9 +11,12 @@ from rich.table import Table
 from ml_backend.cli import app, as_written, console
 from ml_backend.cli.progress import round_progress
 from ml_backend.cli.tables import whole
+from ml_backend.rounds.artefacts import METRICS, ROUND
 from ml_backend.rounds.attempt import attempt
+from ml_backend.rounds.project import find_project, known_project, stored_projects
+from ml_backend.rounds.records import MetricsRecord, Published, RoundRecord
 from ml_backend.rounds.service import Service
-from ml_backend.rounds.store import MetricsRecord, ProjectStore, Published, RoundRecord
+from ml_backend.rounds.store import ProjectStore
 from ml_backend.settings import configure_logging
 
 __all__ = ["rounds_app"]
@@ -48,11 +51,11 @@ def rounds_table(folder: ProjectStore) -> Table:
     table.add_column("state", overflow="fold")
     published = folder.published
     for number in folder.rounds():
-        record = folder.round(number).load("round.json", RoundRecord)
+        record = folder.round(number).load(ROUND)
         if record is None:
             table.add_row(str(number), "", "", "", "", "", "in progress")
             continue
-        metrics = folder.round(number).load("metrics.json", MetricsRecord)
+        metrics = folder.round(number).load(METRICS)
         state = "; ".join(s for s in (_state(record, published), record.flagged) if s)
         table.add_row(
             str(number), record.model_version, _annotated(record), record.strategy,
@@ -67,20 +70,19 @@ def list_rounds(
 ) -> None:
     """Show every round of a project."""
     service = Service.from_environment()
-    keys = service.project_keys() if project is None else [service.known_key(project)]
-    if not keys:
+    found = stored_projects(service) if project is None else [known_project(service, project)]
+    if not found:
         console.print(
             f"No project is known in {as_written(service.store.root)}. Connect one first."
         )
         raise typer.Exit(1)
-    for key in keys:
-        folder = service.folder(key)
-        typer.echo(whole(rounds_table(folder)))
-        record = folder.record
-        if record is not None and record.last_error:
+    for one in found:
+        typer.echo(whole(rounds_table(one.folder)))
+        record = one.record
+        if record.last_error:
             times = f" ({record.failures}×)" if record.failures else ""
             console.print(f"The last attempt failed{times}: {as_written(record.last_error)}")
-        if record is not None and record.unended:
+        if record.unended:
             began = datetime.fromtimestamp(record.began_at).isoformat(" ", "minutes")
             console.print(
                 f"A round is running since {began}."
@@ -100,13 +102,13 @@ def run(
     """Run a round now, without waiting for K annotations."""
     service = Service.from_environment()
     configure_logging(service.settings.log_level)
-    key = service.find_key(project)
+    found = find_project(service, project)
     if not here:
-        service.schedule.start(key)
+        found.schedule.start()
         console.print(f"Project {project}: asked for a round. Watch it: nextslice rounds list")
         return
     with round_progress(console) as progress:
-        record = attempt(service, key, "nextslice rounds run", progress)
+        record = attempt(found, "nextslice rounds run", progress)
     if record is None:
         console.print(f"Project {project}: nothing to train on: nobody has annotated a slice yet.")
         raise typer.Exit(1)
@@ -119,6 +121,5 @@ def prune(project: Annotated[int, typer.Argument(help="Project number.")]) -> No
 
     Labels, records and metrics of every round are kept.
     """
-    service = Service.from_environment()
-    deleted = service.folder(service.known_key(project)).prune()
+    deleted = known_project(Service.from_environment(), project).folder.prune()
     console.print(f"Project {project}: {deleted} files of earlier rounds are deleted.")

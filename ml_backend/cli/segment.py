@@ -25,8 +25,9 @@ from ml_backend.cli import app, console
 from ml_backend.cli.reading import DatasetOption, DtypeOption, OffsetOption, ShapeOption, reading
 from ml_backend.cli.tables import whole
 from ml_backend.embedded.processes import stop_on_sigterm
-from ml_backend.rounds.service import Service, project_id
-from ml_backend.rounds.store import RoundRecord
+from ml_backend.rounds.artefacts import ROUND
+from ml_backend.rounds.project import ConnectedProject, stored_project, stored_projects
+from ml_backend.rounds.service import Service
 from ml_backend.settings import load_settings
 from ml_backend.volumes.opening import open_volume
 from ml_backend.volumes.volume import Volume
@@ -40,44 +41,43 @@ _SPEED_OVER_S = 60.0
 _STOPPED = 130  # what shells report for Ctrl-C
 
 
-def _key(service: Service, project: int | None) -> str:
-    """The key of the project in the store; the only one there when no number is given."""
-    numbers = sorted({project_id(key) for key in service.project_keys()})
+def _project(service: Service, project: int | None) -> ConnectedProject:
+    """The project in the store; the only one there when no number is given."""
+    numbers = sorted({one.number for one in stored_projects(service)})
     if project is None and len(numbers) > 1:
         raise ValueError(f"give --project, one of {', '.join(map(str, numbers))}, or --weights")
     number = project if project is not None else next(iter(numbers), None)
-    key = None if number is None else service.stored_key(number)
-    if key is None:
+    found = None if number is None else stored_project(service, number)
+    if found is None:
         known = ", ".join(map(str, numbers)) or "none"
         what = "no project" if project is None else f"no project {project}"
         raise ValueError(
             f"{service.settings.store} holds {what} of {service.settings.label_studio_url} (known: "
             f"{known}). Connect it first, or give --weights FILE."
         )
-    return key
+    return found
 
 
 def _published(project: int | None) -> tuple[bytes, str]:
     """The weights that a project serves, and their model version. No call on Label Studio."""
     service = Service.from_environment()
-    key = _key(service, project)
-    folder = service.folder(key)
-    published = folder.published
+    found = _project(service, project)
+    folder, published = found.folder, found.published
     if published is not None and published.retired is not None:
         # The round's own record: `published.json` names no weights any more.
-        record = folder.round(published.round).load("round.json", RoundRecord)
+        record = folder.round(published.round).load(ROUND)
         if record is not None and record.weights is not None:
             raise ValueError(
-                f"the model {record.model_version} of project {project_id(key)} is retired "
+                f"the model {record.model_version} of project {found.number} is retired "
                 f"({published.retired}): wait for the next round, or give --weights "
                 f"{service.store.root}/{folder.path}/{record.weights}"
             )
     if published is None or published.weights is None:
         raise ValueError(
-            f"project {project_id(key)} has no trained model yet: none is published before round 1 "
+            f"project {found.number} has no trained model yet: none is published before round 1 "
             "is done. Annotate some slices, or give --weights FILE."
         )
-    return folder.read(published.weights), published.model_version
+    return folder.read_at(published.weights), published.model_version
 
 
 class _Rate(ProgressColumn):

@@ -4,8 +4,8 @@
     from ml_backend.export import export_round, find_project
     from ml_backend.rounds.service import Service
 
-    service = Service.from_environment()
-    export_round(service, find_project(service, 7), Path("round"))
+    project = find_project(Service.from_environment(), 7)
+    export_round(project, Path("round"))
 
 `export_round` writes all into one folder; `export_masks`, `export_studio_json`, `export_record` and
 `export_learning_curve` write one part, `round_record`, `learning_curve`, `studio_tasks` and

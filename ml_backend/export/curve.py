@@ -15,7 +15,9 @@ from matplotlib.ticker import MaxNLocator
 
 from ml_backend.experiment.canvas import BLUE, SMALL, clean, new_figure, to_png
 from ml_backend.export.files import whole
-from ml_backend.rounds.store import MetricsRecord, ProjectStore, RoundRecord
+from ml_backend.rounds.artefacts import METRICS, ROUND
+from ml_backend.rounds.records import MetricsRecord
+from ml_backend.rounds.store import ProjectStore
 
 __all__ = ["CurvePoint", "export_learning_curve", "learning_curve"]
 
@@ -50,10 +52,10 @@ def learning_curve(project: ProjectStore, until: int | None = None) -> list[Curv
     """Every committed round in order, up to round ``until``."""
     points = []
     for number in project.rounds():
-        record = project.round(number).load("round.json", RoundRecord)
+        record = project.round(number).load(ROUND)
         if record is None or (until is not None and number > until):
             continue
-        metrics = project.round(number).load("metrics.json", MetricsRecord) or MetricsRecord()
+        metrics = project.round(number).load(METRICS) or MetricsRecord()
         points.append(
             CurvePoint(
                 round=number,

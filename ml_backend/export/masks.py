@@ -7,7 +7,6 @@ source volume. Memory holds one slice of it at a time; slices cut along y or x w
 from __future__ import annotations
 
 import csv
-import io
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -17,20 +16,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
 
 from al_strategies.learner import IGNORE, Progress
 from ml_backend.export.files import ExportError, file_name, to_json, whole
 from ml_backend.export.source import FindSource, Source, SourceError
+from ml_backend.rounds.artefacts import DATASET, ROUND
+from ml_backend.rounds.records import DatasetRecord, LabelRecord, RoundRecord, TaskRecord
 from ml_backend.rounds.source import PROJECT_VOLUME
-from ml_backend.rounds.store import (
-    DatasetRecord,
-    LabelRecord,
-    RoundFolder,
-    RoundRecord,
-    StoreError,
-    TaskRecord,
-)
+from ml_backend.rounds.store import RoundFolder
 from ml_backend.volumes.opening import write_volume
 from ml_backend.volumes.volume import AXES, VolumeError, VolumeSpec, axis_index
 
@@ -98,28 +91,9 @@ class MasksReport:
 
 
 def read_mask(folder: RoundFolder, label: LabelRecord) -> Mask:
-    """The label map as the round saw it, (H, W) uint8. StoreError when its file is damaged."""
-    return _decode(_mask_bytes(folder, label), label)
-
-
-def _mask_bytes(folder: RoundFolder, label: LabelRecord) -> bytes:
-    try:
-        return folder.project.read(label.mask)
-    except FileNotFoundError:
-        raise StoreError(
-            f"{folder.project.path}/{label.mask} is missing: the label map of task {label.task} "
-            "in this round. Was it deleted?"
-        ) from None
-
-
-def _decode(data: bytes, label: LabelRecord) -> Mask:
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image.convert("L"))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise StoreError(
-            f"{label.mask}, the label map of task {label.task}, is damaged: {error}"
-        ) from error
+    """The label map as the round saw it, (H, W) uint8. StoreError when its file is gone or
+    damaged."""
+    return folder.project.mask(label)
 
 
 @dataclass
@@ -195,8 +169,8 @@ def export_masks(
     """
     if format not in MASK_FORMATS:
         raise ExportError(f"format is {format!r}, expected one of {', '.join(MASK_FORMATS)}")
-    record = folder.need("round.json", RoundRecord)
-    dataset = folder.need("dataset.json", DatasetRecord)
+    record = folder.need(ROUND)
+    dataset = folder.need(DATASET)
     stacks = _stacks(dataset)
     with whole(out, overwrite=overwrite) as partial:
         partial.mkdir()
@@ -339,9 +313,8 @@ class _Writer:
         for label in stack.labels:
             place = f"{stack.axis}{stack.places[label.task]:0{digits}d}"
             file = f"{name}/{place if by_place else f'task-{label.task}'}.png"
-            data = _mask_bytes(self.folder, label)
-            _decode(data, label)
-            (self.out / file).write_bytes(data)
+            read_mask(self.folder, label)  # raises where it is damaged
+            (self.out / file).write_bytes(self.folder.project.mask_bytes(label))
             self._written(stack, label, file)
         return name
 

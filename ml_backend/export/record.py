@@ -11,16 +11,12 @@ from typing import Any
 from pydantic import BaseModel
 
 from ml_backend.export.files import to_json, whole
-from ml_backend.rounds.service import Service
-from ml_backend.rounds.store import (
+from ml_backend.rounds.artefacts import DATASET, METRICS, QUEUE, ROUND, SELECTION
+from ml_backend.rounds.records import (
     DatasetRecord,
-    MetricsRecord,
-    ProjectStore,
-    QueueRecord,
-    RoundFolder,
-    RoundRecord,
-    SelectionRecord,
 )
+from ml_backend.rounds.service import Service
+from ml_backend.rounds.store import ProjectStore, RoundFolder
 from ml_backend.volumes.address import is_slice_address
 
 __all__ = ["RECORD_VERSION", "annotators", "export_record", "round_record"]
@@ -49,9 +45,9 @@ def round_record(folder: RoundFolder, names: Mapping[int, str] | None = None) ->
     for a round that never committed. Slice addresses are without their signatures.
     """
     project = folder.project
-    record = folder.need("round.json", RoundRecord)
-    dataset = folder.need("dataset.json", DatasetRecord)
-    selection = folder.load("selection.json", SelectionRecord)
+    record = folder.need(ROUND)
+    dataset = folder.need(DATASET)
+    selection = folder.load(SELECTION)
     adopted = project.record
     content: dict[str, Any] = {
         "format": "nextslice round",
@@ -69,8 +65,8 @@ def round_record(folder: RoundFolder, names: Mapping[int, str] | None = None) ->
         },
         "dataset": _unsigned(dataset).model_dump(mode="json"),
         "selection": _plain(selection),
-        "metrics": _plain(folder.load("metrics.json", MetricsRecord)),
-        "queue": _plain(folder.load("queue.json", QueueRecord)),
+        "metrics": _plain(folder.load(METRICS)),
+        "queue": _plain(folder.load(QUEUE)),
         "published": _plain(project.published),
         "rounds": _rounds(project),
     }
@@ -119,7 +115,7 @@ def _rounds(project: ProjectStore) -> list[dict[str, Any]]:
     published = project.published
     rows = []
     for number in project.rounds():
-        record = project.round(number).load("round.json", RoundRecord)
+        record = project.round(number).load(ROUND)
         if record is not None:
             rows.append(
                 {

@@ -13,8 +13,10 @@ from ml_backend.export.masks import MASK_FORMATS, export_masks
 from ml_backend.export.record import export_record
 from ml_backend.export.source import source_finder
 from ml_backend.export.studio_json import export_studio_json
+from ml_backend.rounds.artefacts import ROUND
+from ml_backend.rounds.project import ConnectedProject, known_project
 from ml_backend.rounds.service import Service
-from ml_backend.rounds.store import ProjectStore, RoundFolder, RoundRecord, StoreError
+from ml_backend.rounds.store import ProjectStore, RoundFolder, StoreError
 
 __all__ = ["PARTS", "ExportReport", "Written", "export_round", "find_project", "find_round"]
 
@@ -42,17 +44,17 @@ class ExportReport:
     warnings: tuple[str, ...] = ()
 
 
-def find_project(service: Service, project: int | str) -> str:
-    """`Service.known_key`, as an ExportError where there is none."""
+def find_project(service: Service, project: int | str) -> ConnectedProject:
+    """`known_project`, as an ExportError where there is none."""
     try:
-        return service.known_key(project)
+        return known_project(service, project)
     except StoreError as error:
         raise ExportError(str(error)) from None
 
 
 def find_round(project: ProjectStore, number: int | None = None) -> RoundFolder:
     """The folder of a committed round; None: the latest. ExportError names those there are."""
-    numbers = [n for n in project.rounds() if project.round(n).has("round.json")]
+    numbers = [n for n in project.rounds() if project.round(n).has(ROUND)]
     if not numbers:
         raise ExportError(f"{project.path} has no round that committed yet: nothing to export")
     if number is None:
@@ -65,8 +67,7 @@ def find_round(project: ProjectStore, number: int | None = None) -> RoundFolder:
 
 
 def export_round(
-    service: Service,
-    key: str,
+    project: ConnectedProject,
     out: Path,
     *,
     round: int | None = None,
@@ -92,9 +93,8 @@ def export_round(
         raise ExportError(f"parts are {sorted(parts)}, expected some of {', '.join(PARTS)}")
     if format not in MASK_FORMATS:
         raise ExportError(f"format is {format!r}, expected one of {', '.join(MASK_FORMATS)}")
-    project = service.folder(key)
-    folder = find_round(project, round)
-    record = folder.need("round.json", RoundRecord)
+    folder = find_round(project.folder, round)
+    record = folder.need(ROUND)
     out = out.resolve()
     written: list[Written] = []
     warnings: tuple[str, ...] = ()
@@ -110,7 +110,7 @@ def export_round(
             note("record", "record.json", f"round {record.round}, {record.model_version}")
         if "curve" in parts:
             points = export_learning_curve(
-                project, partial / "learning_curve.csv", partial / "learning_curve.png",
+                project.folder, partial / "learning_curve.csv", partial / "learning_curve.png",
                 until=record.round,
             )  # fmt: skip
             measured = sum(point.miou is not None for point in points)
@@ -118,7 +118,7 @@ def export_round(
             note("curve", "learning_curve.csv", rounds)
             note("curve", "learning_curve.png", rounds)
         if "masks" in parts:
-            finder = source_finder(service)
+            finder = source_finder(project.service)
             report = export_masks(
                 folder, partial / "masks", format, find_source=finder, progress=progress
             )
@@ -128,12 +128,12 @@ def export_round(
             note("masks", "masks", content)
         if "json" in parts:
             count = export_studio_json(
-                service, key, partial / "annotations.json", round=round, progress=progress
+                project, partial / "annotations.json", round=round, progress=progress
             )
             when = "in Label Studio now" if round is None else f"as round {round} saw them"
             note("json", "annotations.json", f"{count} annotated tasks {when}")
         result = ExportReport(out, record.round, record.model_version, tuple(written), warnings)
-        (partial / "export.json").write_text(_index(project, result), encoding="utf-8")
+        (partial / "export.json").write_text(_index(project.folder, result), encoding="utf-8")
     return result
 
 

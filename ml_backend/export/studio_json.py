@@ -14,9 +14,10 @@ from typing import Any
 
 from al_strategies.learner import Progress
 from ml_backend.export.files import whole
-from ml_backend.export.masks import read_mask
-from ml_backend.rounds.service import Service, project_id
-from ml_backend.rounds.store import DatasetRecord, LabelRecord, RoundFolder, TaskRecord
+from ml_backend.rounds.artefacts import DATASET
+from ml_backend.rounds.project import ConnectedProject
+from ml_backend.rounds.records import LabelRecord, TaskRecord
+from ml_backend.rounds.store import RoundFolder
 from ml_backend.studio.annotations import regions
 from ml_backend.studio.client import annotated
 from ml_backend.studio.label_config import LabelConfig, parse_label_config
@@ -35,18 +36,18 @@ _SHOWN = ("created_username", "created_ago")
 
 
 def studio_tasks(
-    service: Service, key: str, progress: Progress | None = None
+    project: ConnectedProject, progress: Progress | None = None
 ) -> Iterator[dict[str, Any]]:
     """Every annotated task of the project as Label Studio holds it now, in its export's form.
 
     Raises StudioError when Label Studio cannot be reached, or has another project under that
     number now.
     """
-    service.check_identity(key)
-    number = project_id(key)
+    project.check_identity()
+    studio, number = project.studio, project.number
     # By id: pages of "annotated tasks" shift, and lose some, while people go on annotating.
-    ids = [row.id for row in service.studio.tasks(number, [annotated()])]
-    for done, row in enumerate(service.studio.full_tasks_by_id(number, ids), 1):
+    ids = [row.id for row in studio.tasks(number, [annotated()])]
+    for done, row in enumerate(studio.full_tasks_by_id(number, ids), 1):
         yield _exported(row)
         if progress is not None:
             progress("annotations", done, len(ids))
@@ -76,11 +77,11 @@ def round_tasks(folder: RoundFolder, progress: Progress | None = None) -> Iterat
     pixels that were ignored in a project without a background label: Label Studio cannot say that
     of them. Raises StoreError for a round without a dataset.
     """
-    dataset = folder.need("dataset.json", DatasetRecord)
+    dataset = folder.need(DATASET)
     config = parse_label_config(dataset.label_config)
     tasks = {task.id: task for task in dataset.tasks}
     for done, label in enumerate(dataset.labels, 1):
-        result = regions(read_mask(folder, label), config)
+        result = regions(folder.project.mask(label), config)
         yield _task(tasks[label.task], label, result, config)
         if progress is not None:
             progress("annotations", done, len(dataset.labels))
@@ -106,8 +107,7 @@ def _task(
 
 
 def export_studio_json(
-    service: Service,
-    key: str,
+    project: ConnectedProject,
     out: Path,
     *,
     round: int | None = None,
@@ -122,9 +122,9 @@ def export_studio_json(
     """
     tasks: Iterable[dict[str, Any]]
     if round is None:
-        tasks = studio_tasks(service, key, progress)
+        tasks = studio_tasks(project, progress)
     else:
-        tasks = round_tasks(service.folder(key).round(round), progress)
+        tasks = round_tasks(project.folder.round(round), progress)
     with whole(out, overwrite=overwrite) as partial, partial.open("w", encoding="utf-8") as stream:
         return _write_list(stream, tasks)
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 import time
 
-from ml_backend.rounds.publish import now
+from ml_backend.rounds.claim import ClaimTaken
+from ml_backend.rounds.project import ConnectedProject, now
+from ml_backend.rounds.records import ProjectRecord
 from ml_backend.rounds.round import run_round
-from ml_backend.rounds.service import WEBHOOK_HEADER, Service, project_id, webhook_secret
-from ml_backend.rounds.store import ClaimTaken, ProjectRecord
+from ml_backend.rounds.service import WEBHOOK_HEADER, webhook_secret
 from ml_backend.studio import task_order
 from ml_backend.studio.client import Backend
 from ml_backend.studio.label_config import parse_label_config
@@ -27,20 +28,20 @@ _APPEAR_S = 15.0
 """Label Studio asks /setup before it saves the backend: wait this long for it to be there."""
 
 
-def connect(service: Service, number: int) -> bool:
-    """Register the backend in project ``number`` and adopt it. True when it was added.
+def connect(project: ConnectedProject) -> bool:
+    """Register the backend in the project and adopt it. True when it was added.
 
     Registering makes Label Studio ask /setup, so that a control worker adopts the project too; who
     comes second waits for what the first one publishes. Raises what `adopt` does, and ClaimTaken
     when the other one does not get done.
     """
-    key = service.find_key(number)
-    link = BackendLink(service.settings.backend_url, service.settings.basic_auth)
-    added = register_backend(service.studio, number, link)
-    deadline = time.monotonic() + service.settings.claim_ttl_s
+    settings = project.settings
+    link = BackendLink(settings.backend_url, settings.basic_auth)
+    added = register_backend(project.studio, project.number, link)
+    deadline = time.monotonic() + settings.claim_ttl_s
     while True:
         try:
-            adopt(service, key, link.url)
+            adopt(project, link.url)
         except ClaimTaken:
             if time.monotonic() > deadline:
                 raise
@@ -49,34 +50,32 @@ def connect(service: Service, number: int) -> bool:
             return added
 
 
-def adopt(service: Service, key: str, backend_url: str | None = None) -> ProjectRecord:
-    """Adopt the project ``key``.
+def adopt(project: ConnectedProject, backend_url: str | None = None) -> ProjectRecord:
+    """Adopt the project.
 
     ``backend_url``: our URL as Label Studio sees it (the Host of its request). Raises StudioError
     when the project is gone, LabelConfigError when its labelling config cannot be segmented.
     """
-    service.check_identity(key)
-    number = project_id(key)
-    project = service.studio.project(number)
-    parse_label_config(project.label_config)
-    backend = _backend(service, number, backend_url or service.record(key).backend_url)
-    task_order.prepare(service.studio, project)
-    known = {} if backend is None else {"backend_url": backend.url.rstrip("/")}
-    service.update_record(key, lambda _: known)
-    protect_webhook(service, key)
-    if service.folder(key).published is None:
-        run_round(service, key, "cold start")
-    record = service.update_record(key, lambda r: {"adopted_at": r.adopted_at or now()})
-    logger.info("project %s (%s) is adopted", key, project.title)
+    seen = project.check_identity()
+    parse_label_config(seen.label_config)
+    backend = _backend(project, backend_url or project.record.backend_url)
+    task_order.prepare(project.studio, seen)
+    url = None if backend is None else backend.url.rstrip("/")
+    project.update(lambda record: record.linked(url))
+    protect_webhook(project)
+    if project.published is None:
+        run_round(project, "cold start")
+    record = project.update(lambda record: record.adopted(now()))
+    logger.info("project %s (%s) is adopted", project.key, seen.title)
     return record
 
 
-def _backend(service: Service, number: int, url: str | None) -> Backend | None:
+def _backend(project: ConnectedProject, url: str | None) -> Backend | None:
     """Our backend in the project, waited for while Label Studio is still saving it."""
-    urls = [u for u in (url, service.settings.backend_url) if u]
+    urls = [u for u in (url, project.settings.backend_url) if u]
     deadline = time.monotonic() + _APPEAR_S
     while True:
-        found = service.studio.backends(number)
+        found = project.studio.backends(project.number)
         for wanted in urls:
             for backend in found:
                 if backend.url.rstrip("/") == wanted.rstrip("/"):
@@ -85,7 +84,7 @@ def _backend(service: Service, number: int, url: str | None) -> Backend | None:
             logger.info(
                 "project %s has no ML backend at %s (found: %s): publishing works without one, "
                 "live predictions do not",
-                number,
+                project.number,
                 " or ".join(urls),
                 [backend.url for backend in found] or "none",
             )
@@ -93,11 +92,11 @@ def _backend(service: Service, number: int, url: str | None) -> Backend | None:
         time.sleep(0.5)
 
 
-def protect_webhook(service: Service, key: str) -> bool:
+def protect_webhook(project: ConnectedProject) -> bool:
     """Give our webhook its secret header: basic auth does not reach it. True when it was found."""
-    return service.studio.set_webhook_header(
-        project_id(key),
-        f"{service.link(key).url}/webhook",
+    return project.studio.set_webhook_header(
+        project.number,
+        f"{project.link.url}/webhook",
         WEBHOOK_HEADER,
-        webhook_secret(service.settings),
+        webhook_secret(project.settings),
     )

@@ -9,9 +9,10 @@ import logging
 import time
 
 from al_strategies.learner import Progress
+from ml_backend.rounds.claim import ClaimLost, ClaimTaken
+from ml_backend.rounds.project import ConnectedProject
+from ml_backend.rounds.records import ProjectRecord, RoundRecord
 from ml_backend.rounds.round import run_round
-from ml_backend.rounds.service import Service
-from ml_backend.rounds.store import ClaimLost, ClaimTaken, ProjectRecord, RoundRecord
 
 __all__ = ["attempt", "may_try_again"]
 
@@ -22,33 +23,23 @@ _LONGEST_BACKOFF_S = 3600.0
 
 
 def attempt(
-    service: Service, key: str, reason: str, progress: Progress | None = None
+    project: ConnectedProject, reason: str, progress: Progress | None = None
 ) -> RoundRecord | None:
     """`run_round`, noted in `project.json`: its errors are counted and raised."""
-    before = service.update_record(
-        key, lambda record: {"unended": record.unended + 1, "began_at": time.time()}
-    )
+    before = project.update(lambda record: record.attempt_began(time.time()))
     if before.unended > 1:
         logger.warning("project %s: %d attempts at the round did not end: was a worker killed?",
-                       key, before.unended - 1)  # fmt: skip
+                       project.key, before.unended - 1)  # fmt: skip
     try:
-        done = run_round(service, key, reason, progress)
+        done = run_round(project, reason, progress)
     except (ClaimTaken, ClaimLost):
-        service.update_record(key, lambda record: {"unended": max(record.unended - 1, 0)})
+        project.update(ProjectRecord.attempt_ended)
         raise
     except Exception as error:
         told = f"{type(error).__name__}: {error}"
-        service.update_record(
-            key,
-            lambda record: {
-                "unended": max(record.unended - 1, 0),
-                "failures": record.failures + 1,
-                "failed_at": time.time(),
-                "last_error": told,
-            },
-        )
+        project.update(lambda record: record.attempt_failed(time.time(), told))
         raise
-    service.update_record(key, lambda _: {"failures": 0, "unended": 0, "last_error": None})
+    project.update(ProjectRecord.round_succeeded)
     return done
 
 

@@ -20,9 +20,10 @@ from ml_backend.rounds import adopt as adoption
 from ml_backend.rounds import publish
 from ml_backend.rounds import reconcile as reconciliation
 from ml_backend.rounds.attempt import attempt
+from ml_backend.rounds.claim import ClaimLost, ClaimTaken
+from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.schedule import Schedule, outlast_restarts
 from ml_backend.rounds.service import Service
-from ml_backend.rounds.store import ClaimLost, ClaimTaken
 from ml_backend.settings import Settings, configure_logging
 
 __all__ = ["adopt", "count", "reconcile", "round", "start", "tidy"]
@@ -69,28 +70,32 @@ def _service() -> Service:
     return service
 
 
+def _project(key: str) -> ConnectedProject:
+    return ConnectedProject(_service(), key)
+
+
 def adopt(key: str, backend_url: str | None) -> None:
     """Make the project ours, then look whether it has labels already."""
-    service = _service()
-    adoption.adopt(service, key, backend_url)
-    reconciliation.count(service, key)
+    project = _project(key)
+    adoption.adopt(project, backend_url)
+    reconciliation.count(project)
 
 
 def count(key: str) -> None:
     """Something changed in the project: look, and act on it."""
-    reconciliation.count(_service(), key)
+    reconciliation.count(_project(key))
 
 
 def start(key: str) -> None:
     """A person asked for a training now."""
-    service = _service()
-    reconciliation.request_start(service, key)
-    reconciliation.count(service, key)
+    project = _project(key)
+    reconciliation.request_start(project)
+    reconciliation.count(project)
 
 
 def tidy(key: str) -> None:
     """Remove what is no longer served."""
-    publish.tidy(_service(), key)
+    publish.tidy(_project(key))
 
 
 def reconcile() -> None:
@@ -104,17 +109,17 @@ def round(key: str, reason: str, number: int | None = None) -> None:
     ``number``: of the round that is asked for. When it is published already, nothing is done but
     another look, or the next round would learn the same labels again.
     """
-    service = _service()
-    published = service.folder(key).published
+    project = _project(key)
+    published = project.published
     if number is not None and published is not None and published.round >= number:
         logger.info("project %s: round %d is published already", key, number)
-        service.schedule.count(key)
+        project.schedule.count()
         return
     try:
-        attempt(service, key, reason, _job_progress(service.settings))
+        attempt(project, reason, _job_progress(project.settings))
     except (ClaimTaken, ClaimLost) as error:
         logger.info("project %s: %s", key, error)
         return
-    service.schedule.tidy(key)
+    project.schedule.tidy()
     # The last act of a round: what was submitted meanwhile may already be enough for the next.
-    service.schedule.count(key)
+    project.schedule.count()

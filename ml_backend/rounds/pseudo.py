@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from al_strategies.evidence import Position, SliceId
 from al_strategies.learner import Progress, SliceSource
-from ml_backend.rounds.store import DatasetRecord
+from ml_backend.rounds.records import DatasetRecord
 from ml_backend.segmentation.learner import HRNetLearner
 from ml_backend.segmentation.validation import ZBlock, inside
 

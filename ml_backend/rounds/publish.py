@@ -8,27 +8,27 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
 
 import requests
 
-from ml_backend.rounds.service import Service, project_id
-from ml_backend.rounds.store import (
+from ml_backend.rounds.artefacts import QUEUE, ROUND, SELECTION
+from ml_backend.rounds.project import ConnectedProject, now
+from ml_backend.rounds.records import (
     Published,
     QueueEntry,
     QueueRecord,
-    RoundFolder,
     RoundRecord,
     SelectionRecord,
 )
+from ml_backend.rounds.store import RoundFolder
 from ml_backend.settings import Settings
 from ml_backend.studio import task_order
 from ml_backend.studio.client import Project, not_annotated, not_skipped
 from ml_backend.studio.task_order import QueuedPrediction, queue_score
 
-__all__ = ["now", "publish", "queue_of", "queue_target", "repair", "retire", "tidy", "top_up"]
+__all__ = ["publish", "queue_of", "queue_target", "repair", "retire", "tidy", "top_up"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,11 +48,6 @@ class StaleQueue(RuntimeError):
     """The queue that was to be filled is no longer the published one."""
 
 
-def now() -> str:
-    """This moment, ISO 8601, UTC."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
 def queue_target(settings: Settings) -> int:
     """How many slices are kept ahead of the annotators: K + 2 R.
 
@@ -62,16 +57,16 @@ def queue_target(settings: Settings) -> int:
     return settings.k + 2 * settings.reserve_size
 
 
-def queue_of(service: Service, key: str, selection: SelectionRecord, version: str) -> QueueRecord:
+def queue_of(project: ConnectedProject, selection: SelectionRecord, version: str) -> QueueRecord:
     """The queue as a round publishes it: the K, then the reserve, scores ascending.
 
     Slices that were annotated while the round trained are left out, and the backlog moves up: the
     queue must be as long as promised at the moment of the switch.
     """
     ranked = [*selection.chosen, *selection.reserve, *selection.backlog]
-    open_tasks = task_order.still_open(service.studio, project_id(key), ranked)
+    open_tasks = task_order.still_open(project.studio, project.number, ranked)
     chosen = set(selection.chosen)
-    places = [task for task in ranked if task in open_tasks][: queue_target(service.settings)]
+    places = [task for task in ranked if task in open_tasks][: queue_target(project.settings)]
     return QueueRecord(
         model_version=version,
         entries=[
@@ -86,8 +81,7 @@ def queue_of(service: Service, key: str, selection: SelectionRecord, version: st
 
 
 def publish(
-    service: Service,
-    key: str,
+    project: ConnectedProject,
     folder: RoundFolder,
     record: RoundRecord,
     queue: QueueRecord,
@@ -100,40 +94,39 @@ def publish(
     ``predicted``: regions per task of the queue (any order, consumed lazily in
     batches); tasks it leaves out get a prediction without regions.
     """
-    number = project_id(key)
     scores = {entry.task: entry.score for entry in queue.entries}
     done: set[int] = set()
     rows = iter(predicted)
     while batch := list(islice(rows, 16)):
         done.update(task for task, _ in batch)
         task_order.store_predictions(
-            service.studio,
-            number,
+            project.studio,
+            project.number,
             record.model_version,
             [QueuedPrediction(task, scores[task], regions) for task, regions in batch],
         )
     bare = [QueuedPrediction(task, score, []) for task, score in scores.items() if task not in done]
-    task_order.store_predictions(service.studio, number, record.model_version, bare)
-    folder.save("queue.json", queue)
-    return _serve(service, key, record, before, None)
+    task_order.store_predictions(project.studio, project.number, record.model_version, bare)
+    folder.save(QUEUE, queue)
+    return _serve(project, record, before, None)
 
 
 def _serve(
-    service: Service, key: str, record: RoundRecord, before: Published | None, retired: str | None
+    project: ConnectedProject, record: RoundRecord, before: Published | None, retired: str | None
 ) -> Published:
     """Switch to the record's version and write `published.json`, unless another did meanwhile.
 
     Held alone until the file is written: a repair in between would see a project that is not on
     the published version, and switch it back.
     """
-    folder = service.folder(key)
-    with service.schedule.alone("switch", key, _SWITCH_S, wait=True):
-        if (now_published := folder.published) != before:
-            logger.warning("project %s: %s was published in this moment", key, now_published)
-            return now_published or _published(record, retired)
-        task_order.switch(service.studio, project_id(key), service.link(key), record.model_version)
+    folder = project.folder
+    with project.schedule.alone("switch", _SWITCH_S, wait=True):
+        if (other := folder.published) != before:
+            logger.warning("project %s: %s was published in this moment", project.key, other)
+            return other or _published(record, retired)
+        task_order.switch(project.studio, project.number, project.link, record.model_version)
         folder.published = published = _published(record, retired)
-    logger.info("project %s: %s is published", key, record.model_version)
+    logger.info("project %s: %s is published", project.key, record.model_version)
     return published
 
 
@@ -150,101 +143,100 @@ def _published(record: RoundRecord, retired: str | None) -> Published:
     )
 
 
-def repair(service: Service, key: str, project: Project) -> None:
+def repair(project: ConnectedProject, seen: Project) -> None:
     """Put the switch back when a race or a person moved it, but not during a publication.
 
-    ``project``: as it was a moment ago. Only when it looks moved is it read again.
+    ``seen``: the project as Label Studio had it a moment ago. Only when it looks moved is it read
+    again.
     """
-    with service.schedule.alone("switch", key, _SWITCH_S, wait=False) as alone:
-        published = service.folder(key).published
+    with project.schedule.alone("switch", _SWITCH_S, wait=False) as alone:
+        published = project.published
         if not alone or published is None:
             return
-        number, link, version = project_id(key), service.link(key), published.model_version
-        task_order.prepare(service.studio, project)
-        if task_order.switched(service.studio, project, link, version):
+        studio, link, version = project.studio, project.link, published.model_version
+        task_order.prepare(studio, seen)
+        if task_order.switched(studio, seen, link, version):
             return
-        if not task_order.switched(service.studio, service.studio.project(number), link, version):
-            logger.warning("project %s was not on %s: switching again", key, version)
-            task_order.switch(service.studio, number, link, version)
+        if not task_order.switched(studio, project.in_studio(), link, version):
+            logger.warning("project %s was not on %s: switching again", project.key, version)
+            task_order.switch(studio, project.number, link, version)
 
 
 def _open_tasks(
-    service: Service, key: str, folder: RoundFolder, queue: QueueRecord
+    project: ConnectedProject, folder: RoundFolder, queue: QueueRecord
 ) -> Iterator[int]:
     """Tasks that may be appended to the queue: the round's backlog, then the rest of the pool."""
     queued = {entry.task for entry in queue.entries}
-    selection = folder.load("selection.json", SelectionRecord)
+    selection = folder.load(SELECTION)
     for task in selection.backlog if selection else ():
         if task not in queued:
             queued.add(task)
             yield task
-    for row in service.studio.tasks(project_id(key), [not_annotated(), not_skipped()]):
+    for row in project.studio.tasks(project.number, [not_annotated(), not_skipped()]):
         if row.id not in queued:
             yield row.id
 
 
-def _predict(service: Service, key: str, tasks: list[dict[str, Any]]) -> list[Regions]:
+def _predict(project: ConnectedProject, tasks: list[dict[str, Any]]) -> list[Regions]:
     """Ask the backend itself: it holds the network, and this process must not import torch.
 
     A backend that does not answer must not starve annotators: they get the slice without a mask.
     """
-    config = service.studio.project(project_id(key)).label_config
+    config = project.in_studio().label_config
     try:
         answer = requests.post(
-            f"{service.settings.backend_url}/predict",
-            json={"tasks": tasks, "project": key, "label_config": config, "params": {}},
-            auth=service.settings.basic_auth,
+            f"{project.settings.backend_url}/predict",
+            json={"tasks": tasks, "project": project.key, "label_config": config, "params": {}},
+            auth=project.settings.basic_auth,
             timeout=_PREDICT_TIMEOUT_S,
         )
         answer.raise_for_status()
         results = answer.json()["results"]
         return [result["result"] if result else [] for result in results]
     except (requests.RequestException, ValueError, KeyError, TypeError) as error:
-        logger.warning("top-up without masks: %s/predict: %s", service.settings.backend_url, error)
+        logger.warning("top-up without masks: %s/predict: %s", project.settings.backend_url, error)
         return [[] for _ in tasks]
 
 
-def top_up(service: Service, key: str) -> int:
+def top_up(project: ConnectedProject) -> int:
     """Append to the published queue when it runs low; returns how many slices.
 
     `queue_target` slices are kept ahead. Appended after the last score, in `queue.json`.
     """
-    with service.schedule.alone("top-up", key, _TOP_UP_S, wait=False) as alone:
-        return _top_up(service, key) if alone else 0
+    with project.schedule.alone("top-up", _TOP_UP_S, wait=False) as alone:
+        return _top_up(project) if alone else 0
 
 
-def _top_up(service: Service, key: str) -> int:
-    published = service.folder(key).published
+def _top_up(project: ConnectedProject) -> int:
+    published = project.published
     if published is None:
         return 0
-    number = project_id(key)
     version = published.model_version
-    target = queue_target(service.settings)
-    length = task_order.queue_length(service.studio, number, version)
+    target = queue_target(project.settings)
+    length = task_order.queue_length(project.studio, project.number, version)
     if length >= target:
         return 0
-    folder = service.folder(key).round(published.round)
-    queue = folder.load("queue.json", QueueRecord)
+    folder = project.folder.round(published.round)
+    queue = folder.load(QUEUE)
     if queue is None or queue.model_version != version:
         return 0
     # A few more than are missing, so that not every submission is a request.
-    room = target + service.settings.k - length
-    candidates = islice(_open_tasks(service, key, folder, queue), room)
+    room = target + project.settings.k - length
+    candidates = islice(_open_tasks(project, folder, queue), room)
     added = 0
     try:
         while chunk := list(islice(candidates, _PREDICT_CHUNK)):
-            _append(service, key, folder, queue, chunk, masks=published.weights is not None)
+            _append(project, folder, queue, chunk, masks=published.weights is not None)
             added += len(chunk)
     except StaleQueue as error:  # the one that took its place is looked at by itself
-        logger.info("project %s: %s", key, error)
+        logger.info("project %s: %s", project.key, error)
     if added:
-        logger.info("project %s: %d slices appended to %s", key, added, version)
+        logger.info("project %s: %d slices appended to %s", project.key, added, version)
     return added
 
 
 def _append(
-    service: Service,
-    key: str,
+    project: ConnectedProject,
     folder: RoundFolder,
     queue: QueueRecord,
     tasks: list[int],
@@ -255,33 +247,32 @@ def _append(
 
     Raises StaleQueue, with nothing stored, when another version took its place meanwhile.
     """
-    number = project_id(key)
     regions: dict[int, Regions] = {}
     if masks:
-        rows = list(service.studio.tasks_by_id(number, tasks))
-        predicted = _predict(service, key, [{"id": row.id, "data": row.data} for row in rows])
+        rows = list(project.studio.tasks_by_id(project.number, tasks))
+        predicted = _predict(project, [{"id": row.id, "data": row.data} for row in rows])
         regions = {row.id: result for row, result in zip(rows, predicted, strict=True)}
     place = len(queue.entries)
     entries = [
         QueueEntry(task=task, score=queue_score(place + i), kind="top-up")
         for i, task in enumerate(tasks)
     ]
-    with service.schedule.alone("queue", key, _QUEUE_S, wait=True):
-        published = service.folder(key).published
+    with project.schedule.alone("queue", _QUEUE_S, wait=True):
+        published = project.published
         if published is None or published.model_version != queue.model_version:
             raise StaleQueue(f"{queue.model_version} is no longer published")
         task_order.store_predictions(
-            service.studio,
-            number,
+            project.studio,
+            project.number,
             queue.model_version,
             [QueuedPrediction(e.task, e.score, regions.get(e.task, [])) for e in entries],
         )
         queue.entries.extend(entries)
-        folder.save("queue.json", queue)
+        folder.save(QUEUE, queue)
 
 
 def retire(
-    service: Service, key: str, reason: str, classes: list[str], fingerprint: str
+    project: ConnectedProject, reason: str, classes: list[str], fingerprint: str
 ) -> Published:
     """Stop serving masks of classes that no longer exist; the order of the queue stays.
 
@@ -289,56 +280,56 @@ def retire(
     """
     # Held alone: a top-up would write the queue of before over ours, a tidy-up delete what it
     # takes for predictions of an attempt that came to nothing.
-    with service.schedule.alone("queue", key, _QUEUE_S, wait=True):
-        return _retire(service, key, reason, classes, fingerprint)
+    with project.schedule.alone("queue", _QUEUE_S, wait=True):
+        return _retire(project, reason, classes, fingerprint)
 
 
 def _retire(
-    service: Service, key: str, reason: str, classes: list[str], fingerprint: str
+    project: ConnectedProject, reason: str, classes: list[str], fingerprint: str
 ) -> Published:
-    folder = service.folder(key)
+    folder = project.folder
     published = folder.published
     if published is None:
-        raise ValueError(f"project {key}: nothing is published, so nothing can be retired")
-    logger.warning("project %s: %s is retired: %s", key, published.model_version, reason)
+        raise ValueError(f"project {project.key}: nothing is published, so nothing can be retired")
+    logger.warning("project %s: %s is retired: %s", project.key, published.model_version, reason)
     round_folder = folder.round(published.round)
-    old = round_folder.load("queue.json", QueueRecord)
+    old = round_folder.load(QUEUE)
     version = task_order.round_version(published.round, fingerprint)
     queue = QueueRecord(model_version=version, entries=old.entries if old else [])
     task_order.store_predictions(
-        service.studio,
-        project_id(key),
+        project.studio,
+        project.number,
         version,
         [QueuedPrediction(entry.task, entry.score, []) for entry in queue.entries],
     )
-    round_folder.save("queue.json", queue)
+    round_folder.save(QUEUE, queue)
     record = RoundRecord(
         round=published.round,
         model_version=version,
         classes=classes,
         fingerprint=fingerprint,
     )
-    return _serve(service, key, record, published, reason)
+    return _serve(project, record, published, reason)
 
 
-def tidy(service: Service, key: str) -> int:
+def tidy(project: ConnectedProject) -> int:
     """Delete our stored predictions of versions that are no longer served; returns how many."""
-    with service.schedule.alone("queue", key, _QUEUE_S, wait=True):
-        return _tidy(service, key)
+    with project.schedule.alone("queue", _QUEUE_S, wait=True):
+        return _tidy(project)
 
 
-def _tidy(service: Service, key: str) -> int:
-    folder = service.folder(key)
+def _tidy(project: ConnectedProject) -> int:
+    folder = project.folder
     published = folder.published
     if published is None:
         return 0
     versions = {task_order.PENDING_VERSION}
     for number in folder.rounds()[-_TIDIED_ROUNDS:]:
         if number <= published.round:
-            committed = folder.round(number).load("round.json", RoundRecord)
-            queue = folder.round(number).load("queue.json", QueueRecord)
+            committed = folder.round(number).load(ROUND)
+            queue = folder.round(number).load(QUEUE)
             versions |= {record.model_version for record in (committed, queue) if record}
     return sum(
-        task_order.remove_predictions(service.studio, project_id(key), version)
+        task_order.remove_predictions(project.studio, project.number, version)
         for version in sorted(versions - {published.model_version})
     )

@@ -11,17 +11,14 @@ from rq.timeouts import JobTimeoutException
 
 from ml_backend.rounds import publish
 from ml_backend.rounds.adopt import protect_webhook
+from ml_backend.rounds.artefacts import DATASET, METRICS
 from ml_backend.rounds.attempt import may_try_again
-from ml_backend.rounds.publish import now
+from ml_backend.rounds.claim import ClaimTaken
+from ml_backend.rounds.project import ConnectedProject, now
+from ml_backend.rounds.records import ProjectRecord, Published
 from ml_backend.rounds.round import run_round
-from ml_backend.rounds.service import Service, project_id
-from ml_backend.rounds.store import (
-    ClaimTaken,
-    DatasetRecord,
-    Published,
-    RoundFolder,
-    StoreError,
-)
+from ml_backend.rounds.service import Service
+from ml_backend.rounds.store import RoundFolder, StoreError
 from ml_backend.rounds.sync import new_labels
 from ml_backend.studio.client import Project, StudioError, annotated
 from ml_backend.studio.label_config import LabelConfigError, explain_change, parse_label_config
@@ -33,85 +30,81 @@ logger = logging.getLogger(__name__)
 _MAX_FAILURES = 5
 
 
-def request_start(service: Service, key: str) -> None:
-    """Remember that a person asked for a training; the next round's sync forgets it.
-
-    Attempts that failed count no more, though the error stays until a round succeeds: the next
-    attempt begins with a new look at the labels.
-    """
-    service.update_record(key, lambda _: {"start_requested_at": now(), "failures": 0, "unended": 0})
+def request_start(project: ConnectedProject) -> None:
+    """Remember that a person asked for a training; the next round's sync forgets it."""
+    project.update(lambda record: record.asked_to_train(now()))
 
 
-def count(service: Service, key: str, project: Project | None = None) -> None:
+def count(project: ConnectedProject, seen: Project | None = None) -> None:
     """Look at the project and act on what is there: retire, start a round, fill the queue.
 
-    ``project``: as it was a moment ago; None: it is read.
+    ``seen``: the project as Label Studio had it a moment ago; None: it is read.
     """
-    folder = service.folder(key)
-    published = folder.published
+    published = project.published
     if published is None:
-        if service.studio.count_tasks(project_id(key)):
+        if project.studio.count_tasks(project.number):
             try:
-                run_round(service, key, "cold start")
+                run_round(project, "cold start")
             except ClaimTaken as error:
-                logger.info("project %s: %s", key, error)
-            published = folder.published
+                logger.info("project %s: %s", project.key, error)
+            published = project.published
         if published is None:
             return
-    project = project or service.studio.project(project_id(key))
-    published = _follow_config(service, key, published, project.label_config)
-    reason = _reason(service, key, published)
+    seen = seen or project.in_studio()
+    published = _follow_config(project, published, seen.label_config)
+    reason = _reason(project, published)
     if reason is not None:
-        service.schedule.round(key, reason, published.round + 1)
-    publish.top_up(service, key)
+        project.schedule.round(reason, published.round + 1)
+    publish.top_up(project)
 
 
-def _follow_config(service: Service, key: str, published: Published, xml: str) -> Published:
+def _follow_config(project: ConnectedProject, published: Published, xml: str) -> Published:
     """Retire the checkpoint when a class was added, removed or renamed."""
     try:
         config = parse_label_config(xml)
     except LabelConfigError as error:
-        logger.warning("project %s: the labelling config cannot be used: %s", key, error)
+        logger.warning("project %s: the labelling config cannot be used: %s", project.key, error)
         return published
     if config.fingerprint == published.fingerprint:
         return published
-    dataset = service.folder(key).round(published.round).need("dataset.json", DatasetRecord)
+    dataset = project.folder.round(published.round).need(DATASET)
     change = explain_change(parse_label_config(dataset.label_config), config)
     reason = change or "the labelling config changed"
-    return publish.retire(service, key, reason, list(config.classes), config.fingerprint)
+    return publish.retire(project, reason, list(config.classes), config.fingerprint)
 
 
-def _reason(service: Service, key: str, published: Published) -> str | None:
+def _reason(project: ConnectedProject, published: Published) -> str | None:
     """Why a round should start now, or None."""
-    folder = service.folder(key)
-    record = service.record(key)
+    record = project.record
     if not may_try_again(record):
         return None
+    following = project.folder.round(published.round + 1)
     if record.failures >= _MAX_FAILURES:
-        return _new_reason(service, key, folder.round(published.round + 1))
-    if folder.round(published.round + 1).has("dataset.json"):
+        return _new_reason(project, following)
+    if following.has(DATASET):
         return "go on with the round that a worker left"
-    dataset = folder.round(published.round).need("dataset.json", DatasetRecord)
+    dataset = project.folder.round(published.round).need(DATASET)
     if record.start_requested_at is not None:
-        if service.studio.count_tasks(project_id(key), [annotated()]):
+        if project.studio.count_tasks(project.number, [annotated()]):
             return "start training"
-        logger.warning("project %s: asked to train, but nobody has annotated a slice yet", key)
-        service.update_record(key, lambda _: {"start_requested_at": None})
+        logger.warning("project %s: asked to train, but nobody has annotated a slice yet",
+                       project.key)  # fmt: skip
+        project.update(ProjectRecord.request_met)
         return None
-    fresh = new_labels(service, key, dataset)
+    fresh = new_labels(project, dataset)
     if not published.round:
         # There when the project was adopted: nothing has learned from them.
         fresh += len(dataset.labels)
-    return f"{fresh} new annotations" if fresh >= service.settings.k else None
+    return f"{fresh} new annotations" if fresh >= project.settings.k else None
 
 
-def _new_reason(service: Service, key: str, left: RoundFolder) -> str | None:
+def _new_reason(project: ConnectedProject, left: RoundFolder) -> str | None:
     """Why to try again what has failed too often: K labels that no attempt has seen."""
-    dataset = left.load("dataset.json", DatasetRecord)
-    if dataset is None or left.has("metrics.json"):
+    dataset = left.load(DATASET)
+    if dataset is None or left.has(METRICS):
         return None  # other labels would change nothing
-    fresh = new_labels(service, key, dataset)
-    return f"{fresh} new annotations" if fresh >= service.settings.k else None
+    fresh = new_labels(project, dataset)
+    return f"{fresh} new annotations" if fresh >= project.settings.k else None
 
 
 def reconcile(service: Service) -> None:
@@ -129,16 +122,19 @@ def reconcile(service: Service) -> None:
     if gone := [key for key in keys if key not in there]:
         logger.info("deleted, or not to be seen with this token: %s", ", ".join(gone))
     for key in keys:
-        project = there.get(key)
-        if project is None:
-            continue
-        try:
-            publish.repair(service, key, project)
-            protect_webhook(service, key)
-            count(service, key, project)
-        except (StudioError, StoreError) as error:
-            logger.warning("project %s: reconcile failed: %s", key, error)
-        except JobTimeoutException:  # of the whole look, not of this project
-            raise
-        except Exception:
-            logger.exception("project %s: reconcile failed", key)
+        if key in there:
+            _look(ConnectedProject(service, key), there[key])
+
+
+def _look(project: ConnectedProject, seen: Project) -> None:
+    """One project's turn of `reconcile`: its errors end here."""
+    try:
+        publish.repair(project, seen)
+        protect_webhook(project)
+        count(project, seen)
+    except (StudioError, StoreError) as error:
+        logger.warning("project %s: reconcile failed: %s", project.key, error)
+    except JobTimeoutException:  # of the whole look, not of this project
+        raise
+    except Exception:
+        logger.exception("project %s: reconcile failed", project.key)

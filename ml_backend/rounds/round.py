@@ -1,8 +1,8 @@
 """One round: sync → train → score → select → publish, each step a file, the next one's ground.
 
 A step whose file is there is not done again, so a worker that takes over goes on from the last
-finished step. `round.json` commits; what follows (publishing) can be repeated. Before every file
-is written the claim is checked: a worker that was taken over writes nothing more.
+finished step. `round.json` commits; what follows (publishing) can be repeated. The folder is a
+`ClaimedRound`: a worker that was taken over writes nothing more.
 """
 
 from __future__ import annotations
@@ -11,32 +11,40 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING, TypeVar
 
 from al_strategies import Query, even_spacing, get_strategy
 from al_strategies.evidence import Evidence
 from al_strategies.learner import Progress
-from ml_backend.rounds.publish import now, publish, queue_of, queue_target
-from ml_backend.rounds.service import Service, project_id
-from ml_backend.rounds.source import ProjectSource, positions
-from ml_backend.rounds.store import (
-    Claim,
+from ml_backend.rounds.artefacts import (
+    DATASET,
+    EVIDENCE,
+    METRICS,
+    PSEUDO,
+    ROUND,
+    SELECTION,
+    WEIGHTS,
+    EvidenceArrays,
+    Step,
+    written_after,
+)
+from ml_backend.rounds.claim import ClaimedRound, claimed
+from ml_backend.rounds.project import ConnectedProject, now
+from ml_backend.rounds.publish import Regions, publish, queue_of, queue_target
+from ml_backend.rounds.records import (
     DatasetRecord,
     MetricsRecord,
-    ProjectStore,
+    ProjectRecord,
     Published,
-    RoundFolder,
     RoundRecord,
     SelectionRecord,
 )
+from ml_backend.rounds.source import ProjectSource, positions
 from ml_backend.rounds.sync import sync
 from ml_backend.segmentation.validation import held_back
 from ml_backend.studio import task_order
 from ml_backend.studio.annotations import regions
 from ml_backend.studio.client import annotated
-from ml_backend.studio.images import encode_png
 from ml_backend.studio.label_config import LabelConfig, parse_label_config
 
 if TYPE_CHECKING:  # torch: only where a round trains, never in a control worker
@@ -48,13 +56,7 @@ logger = logging.getLogger(__name__)
 
 _BACKLOGS = 4
 """How many times the reserve is ranked behind it, for top-ups."""
-_LATER_FILES = (
-    "round.json", "selection.json", "evidence.npz", "metrics.json", "weights.safetensors",
-)  # fmt: skip
-"""Files of the steps after sync, last first: a kill in between never leaves a gap."""
-_RECORDED = ("k", "strategy", "cold_start", "seed", "spacing", "unlabelled", "architecture",
-             "pretrained", "train_steps", "crop", "warm_start", "neighbours",
-             "max_tile")  # fmt: skip
+T = TypeVar("T")
 
 
 class UnusableLabels(RuntimeError):
@@ -62,7 +64,7 @@ class UnusableLabels(RuntimeError):
 
 
 def run_round(
-    service: Service, key: str, reason: str, progress: Progress | None = None
+    project: ConnectedProject, reason: str, progress: Progress | None = None
 ) -> RoundRecord | None:
     """Run the next round of the project, or the rest of one that a worker left.
 
@@ -71,14 +73,13 @@ def run_round(
     ClaimTaken when another worker is on it, ClaimLost when one took over, UnusableLabels when no
     annotation can be read as a mask.
     """
-    folder = service.folder(key)
-    published = folder.published
+    published = project.published
     number = 0 if published is None else published.round + 1
-    with folder.round(number).claim(service.settings.claim_ttl_s) as claim:
-        if folder.published != published:
-            logger.info("project %s: round %d was published in this moment", key, number)
+    with claimed(project.folder.round(number), project.settings.claim_ttl_s) as folder:
+        if project.published != published:
+            logger.info("project %s: round %d was published in this moment", project.key, number)
             return None
-        return _Round(service, key, folder.round(number), claim, reason, progress).run(published)
+        return _Round(project, folder, reason, progress).run(published)
 
 
 def _annotated(dataset: DatasetRecord) -> bool:
@@ -87,88 +88,72 @@ def _annotated(dataset: DatasetRecord) -> bool:
 
 
 class _Round:
-    """The steps of one round, under one claim."""
+    """The steps of one round, in a folder that this process holds."""
 
     def __init__(
         self,
-        service: Service,
-        key: str,
-        folder: RoundFolder,
-        claim: Claim,
+        project: ConnectedProject,
+        folder: ClaimedRound,
         reason: str,
         progress: Progress | None,
     ) -> None:
-        self.service = service
-        self.settings = service.settings
-        self.key = key
-        self.id = project_id(key)
+        self.project = project
+        self.settings = project.settings
         self.folder = folder
-        self.project: ProjectStore = folder.project
-        self.claim = claim
         self.reason = reason
         self.progress: Progress = progress or (lambda step, done, total: None)
-        self.images = service.images(key)
         self.seconds: dict[str, float] = {}
         self._learner: HRNetLearner | None = None
 
     def run(self, published: Published | None) -> RoundRecord | None:
         """All steps that are not done yet."""
         started = now()
-        dataset = self._timed("sync", lambda: self._sync(published))
+        dataset = self._timed(Step.SYNC, lambda: self._sync(published))
         if self.folder.number and not dataset.labels:
             self._refuse_unusable(dataset)
-            logger.warning("project %s: nobody has annotated a slice yet", self.key)
+            logger.warning("project %s: nobody has annotated a slice yet", self.project.key)
             return None
         if not dataset.tasks:
-            logger.info("project %s has no slices yet", self.key)
+            logger.info("project %s has no slices yet", self.project.key)
             return None
-        config = parse_label_config(dataset.label_config)
-        record = self.folder.load("round.json", RoundRecord)
+        record = self.folder.load(ROUND)
         if record is None:
             record = self._compute(dataset, published, started)
-        selection = self.folder.need("selection.json", SelectionRecord)
-        self.claim.check()
-        self._timed("publish", lambda: self._publish(record, selection, dataset, config, published))
-        logger.info("project %s: round %d took %s s", self.key, record.round, self.seconds)
+        self.folder.claim.check()
+        self._timed(Step.PUBLISH, lambda: self._publish(record, dataset, published))
+        logger.info("project %s: round %d took %s s", self.project.key, record.round, self.seconds)
         return record
 
-    def _timed(self, step: str, work: Callable[[], Any]) -> Any:
-        self.progress(step, 0, 0)
+    def _timed(self, step: Step, work: Callable[[], T]) -> T:
+        name = step.name.lower()
+        self.progress(name, 0, 0)
         begin = time.perf_counter()
         result = work()
-        self.seconds[step] = round(time.perf_counter() - begin, 2)
+        self.seconds[name] = round(time.perf_counter() - begin, 2)
         return result
 
     # -- sync
 
     def _sync(self, published: Published | None) -> DatasetRecord:
-        done = self.folder.load("dataset.json", DatasetRecord)
-        project = self.service.studio.project(self.id)
-        config = parse_label_config(project.label_config)
+        done = self.folder.load(DATASET)
+        seen = self.project.in_studio()
+        config = parse_label_config(seen.label_config)
         if done is not None:
             outdated = self._outdated(done, config)
             if outdated is None:
                 return done
-            logger.warning("project %s: %s: round %d begins again", self.key, outdated,
+            logger.warning("project %s: %s: round %d begins again", self.project.key, outdated,
                            self.folder.number)  # fmt: skip
-            self.folder.remove(*_LATER_FILES)
-        previous = (
-            self.project.round(published.round).load("dataset.json", DatasetRecord)
-            if published
-            else None
-        )
-        dataset = sync(
-            self.service, self.key, project, config, self.folder, previous, self.images,
-            self.progress,
-        )  # fmt: skip
-        self.claim.check()
-        record = self.project.record
-        if record is not None and record.start_requested_at is not None:
-            self.service.update_record(self.key, lambda _: {"start_requested_at": None})
+            self.folder.remove(*written_after(Step.SYNC))
+        previous = self.folder.project.round(published.round).load(DATASET) if published else None
+        dataset = sync(self.project, seen, self.folder, previous, self.progress)
+        self.folder.claim.check()
+        if self.project.record.start_requested_at is not None:
+            self.project.update(ProjectRecord.request_met)
         if _annotated(dataset) or (dataset.tasks and not self.folder.number):
-            self.folder.save("dataset.json", dataset)
+            self.folder.save(DATASET, dataset)
         else:
-            self.folder.remove("dataset.json")  # of an attempt whose annotations are gone
+            self.folder.remove(DATASET)  # of an attempt whose annotations are gone
         return dataset
 
     def _outdated(self, done: DatasetRecord, config: LabelConfig) -> str | None:
@@ -177,16 +162,15 @@ class _Round:
             return "the classes changed"
         if done.unlabelled not in (None, config.unlabelled(self.settings.unlabelled)):
             return "what unlabelled pixels mean changed"
-        record = self.project.record
-        failed = record is not None and record.last_error is not None
-        if failed and self.folder.number and not self.folder.has("metrics.json"):
+        failed = self.project.record.last_error is not None
+        if failed and self.folder.number and not self.folder.has(METRICS):
             # Its labels may be why: by now there may be others.
             return "the attempt before failed"
         return None
 
     def _refuse_unusable(self, dataset: DatasetRecord) -> None:
         """Raise UnusableLabels when there are annotations, though no label came of them."""
-        count = self.service.studio.count_tasks(self.id, [annotated()])
+        count = self.project.studio.count_tasks(self.project.number, [annotated()])
         if not count:
             return
         warnings = dataset.warnings or [
@@ -207,15 +191,15 @@ class _Round:
         metrics = MetricsRecord()
         if self.folder.number:
             assert published is not None
-            metrics = self._timed("train", lambda: self._train(dataset, published))
+            metrics = self._timed(Step.TRAIN, lambda: self._train(dataset, published))
             weights, flagged = self._served(metrics, published)
-        if not self.folder.has("selection.json"):
+        if not self.folder.has(SELECTION):
             if weights is not None and not self._scored():
-                self._timed("score", lambda: self._score(dataset, weights))
-            self._timed("select", lambda: self._select(dataset))
-        digest = hashlib.sha256(self.folder.read("selection.json"))
+                self._timed(Step.SCORE, lambda: self._score(dataset, weights))
+            self._timed(Step.SELECT, lambda: self._select(dataset))
+        digest = hashlib.sha256(self.folder.read(SELECTION))
         if weights is not None:
-            digest.update(self.project.read(weights))
+            digest.update(self.folder.project.read_at(weights))
         record = RoundRecord(
             round=self.folder.number,
             model_version=task_order.round_version(self.folder.number, digest.hexdigest()),
@@ -225,15 +209,14 @@ class _Round:
             flagged=flagged,
             annotated=len(dataset.labels),
             pseudo=metrics.pseudo,
-            strategy=self.folder.need("selection.json", SelectionRecord).strategy,
+            strategy=self.folder.need(SELECTION).strategy,
             reason=self.reason,
             started_at=started,
             committed_at=now(),
             seconds=self.seconds,
-            settings={name: getattr(self.settings, name) for name in _RECORDED},
+            settings=self.settings.of_a_round(),
         )
-        self.claim.check()
-        self.folder.save("round.json", record)
+        self.folder.save(ROUND, record)
         return record
 
     @property
@@ -245,7 +228,7 @@ class _Round:
         if self._learner is None:
             from ml_backend.rounds.training import load_learner
 
-            data = self.project.read(weights)
+            data = self.folder.project.read_at(weights)
             self._learner = load_learner(self.settings, data, self.settings.train_device)
         return self._learner
 
@@ -253,52 +236,47 @@ class _Round:
         """Train, validate, keep: `metrics.json` comes last, and says that the step is done."""
         from ml_backend.rounds.training import train
 
-        done = self.folder.load("metrics.json", MetricsRecord)
+        done = self.folder.load(METRICS)
         if done is not None:
             return done
-        source = ProjectSource(dataset, self.project, self.images)
-        outcome = train(self.settings, self.project, dataset, published, source, self._seed,
+        source = self._source(dataset)
+        outcome = train(self.settings, self.folder.project, dataset, published, source, self._seed,
                         self.progress)  # fmt: skip
-        self.claim.check()
         for slice_id, mask in outcome.pseudo.items():
-            self.folder.write(f"pseudo/{slice_id}.png", encode_png(mask))
-        self.folder.write("weights.safetensors", outcome.weights)
-        self.folder.save("metrics.json", outcome.metrics)
+            self.folder.save(PSEUDO[slice_id], mask)
+        self.folder.save(WEIGHTS, outcome.weights)
+        self.folder.save(METRICS, outcome.metrics)
         return outcome.metrics
 
     def _served(self, metrics: MetricsRecord, published: Published) -> tuple[str, str | None]:
         """The weights that the round serves, and why not the new ones."""
         if metrics.flagged is not None and published.weights is not None:
             return published.weights, metrics.flagged
-        return f"{self.folder.name}/weights.safetensors", None
+        return self.folder.relative(WEIGHTS), None
 
     @property
     def _evidence_names(self) -> frozenset[str]:
         strategy = get_strategy(self.settings.strategy)
         return frozenset((*strategy.evidence, *strategy.labelled_evidence))
 
+    def _source(self, dataset: DatasetRecord) -> ProjectSource:
+        return ProjectSource(dataset, self.folder.project, self.project.images)
+
     def _scored(self) -> bool:
         """Whether the evidence is there, and is what today's strategy needs."""
-        if not self.folder.has("evidence.npz"):
-            return False
-        there = {name.partition(".")[2] for name in self.folder.read_arrays("evidence.npz")}
-        return self._evidence_names <= there
+        evidence = self.folder.load(EVIDENCE)
+        return evidence is not None and self._evidence_names <= evidence.names
 
     def _score(self, dataset: DatasetRecord, weights: str) -> None:
-        source = ProjectSource(dataset, self.project, self.images)
         ids = [task.id for task in dataset.tasks]
-        evidence = self._gather(weights, source, ids)
-        arrays: dict[str, Any] = {"ids": np.asarray(evidence.ids, dtype=np.int64)}
-        arrays |= {f"score.{name}": values for name, values in evidence.scores.items()}
-        arrays |= {f"feature.{name}": values for name, values in evidence.features.items()}
-        self.claim.check()
-        self.folder.write_arrays("evidence.npz", arrays)
+        evidence = self._gather(weights, self._source(dataset), ids)
+        self.folder.save(EVIDENCE, EvidenceArrays.of(evidence))
 
     def _gather(self, weights: str, source: ProjectSource, ids: list[int]) -> Evidence:
         """One pass over ``ids``; a slice that cannot be read is left out and named in the log."""
 
         def leave_out(error: Exception) -> None:
-            logger.warning("project %s: left out of the selection: %s", self.key, error)
+            logger.warning("project %s: left out of the selection: %s", self.project.key, error)
 
         return self._serving(weights).evidence(
             source, ids, self._evidence_names, seed=self._seed, progress=self.progress,
@@ -307,17 +285,10 @@ class _Round:
 
     def _evidence(self, dataset: DatasetRecord) -> Evidence:
         places = positions(dataset)
-        if not self.folder.number:
-            ids = tuple(task.id for task in dataset.tasks)
-            return Evidence(ids=ids, positions=tuple(places[i] for i in ids))
-        arrays = self.folder.read_arrays("evidence.npz")
-        ids = tuple(int(i) for i in arrays["ids"])
-        return Evidence(
-            ids=ids,
-            positions=tuple(places[i] for i in ids),
-            scores={n[6:]: v for n, v in arrays.items() if n.startswith("score.")},
-            features={n[8:]: v for n, v in arrays.items() if n.startswith("feature.")},
-        )
+        if self.folder.number:
+            return self.folder.need(EVIDENCE).at(places)
+        ids = tuple(task.id for task in dataset.tasks)
+        return Evidence(ids=ids, positions=tuple(places[i] for i in ids))
 
     def _select(self, dataset: DatasetRecord) -> None:
         settings = self.settings
@@ -330,12 +301,12 @@ class _Round:
         pool = evidence.take([i for i in rows if known[i] != "labelled"])
         labelled = evidence.take([i for i in rows if known[i] == "labelled"])
         reserve = queue_target(settings) - settings.k
-        metrics = self.folder.load("metrics.json", MetricsRecord)
+        metrics = self.folder.load(METRICS)
         held = held_back(
             pool.ids,
             labelled.ids,
             places,  # type: ignore[arg-type]  # int is a SliceId
-            metrics.held_out if metrics else (),
+            metrics.blocks if metrics else (),
         )
         selection = get_strategy(name).select(
             Query(
@@ -350,9 +321,8 @@ class _Round:
             )
         )
         following = [int(i) for i in selection.reserve]
-        self.claim.check()
         self.folder.save(
-            "selection.json",
+            SELECTION,
             SelectionRecord(
                 strategy=selection.strategy,
                 seed=self._seed,
@@ -367,33 +337,24 @@ class _Round:
     # -- publish
 
     def _publish(
-        self,
-        record: RoundRecord,
-        selection: SelectionRecord,
-        dataset: DatasetRecord,
-        config: LabelConfig,
-        before: Published | None,
+        self, record: RoundRecord, dataset: DatasetRecord, before: Published | None
     ) -> None:
-        queue = queue_of(self.service, self.key, selection, record.model_version)
-        tasks = [entry.task for entry in queue.entries]
-        predicted = self._regions(record, tasks, dataset, config)
-        publish(self.service, self.key, self.folder, record, queue, before, predicted)
+        queue = queue_of(self.project, self.folder.need(SELECTION), record.model_version)
+        predicted = self._regions(record, [entry.task for entry in queue.entries], dataset)
+        publish(self.project, self.folder, record, queue, before, predicted)
 
     def _regions(
-        self,
-        record: RoundRecord,
-        tasks: list[int],
-        dataset: DatasetRecord,
-        config: LabelConfig,
-    ) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+        self, record: RoundRecord, tasks: list[int], dataset: DatasetRecord
+    ) -> Iterator[tuple[int, Regions]]:
         """The masks of the queue, one slice at a time; none in round 0, nor of an unreadable slice:
         those are published without one."""
         if record.weights is None:
             return
-        source = ProjectSource(dataset, self.project, self.images)
+        config = parse_label_config(dataset.label_config)
         predictions = self._serving(record.weights).predict(
-            source, tasks, unreadable=lambda error: logger.warning("without a mask: %s", error)
-        )
+            self._source(dataset), tasks,
+            unreadable=lambda error: logger.warning("without a mask: %s", error),
+        )  # fmt: skip
         for done, (task, prediction) in enumerate(predictions, 1):
             self.progress("publish", done, len(tasks))
             yield int(task), regions(prediction.mask, config)

@@ -11,9 +11,10 @@ import hashlib
 import logging
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from redis import Redis
 from redis.backoff import ExponentialBackoff
@@ -27,20 +28,32 @@ from rq.serializers import JSONSerializer
 
 from ml_backend.settings import Settings
 
-__all__ = ["CONTROL", "GPU", "SIMULATE", "Schedule", "outlast_restarts"]
+__all__ = [
+    "CONTROL",
+    "GPU",
+    "SIMULATE",
+    "Kind",
+    "ProjectSchedule",
+    "RoundProgress",
+    "Schedule",
+    "outlast_restarts",
+]
 
 logger = logging.getLogger(__name__)
 
-CONTROL = "control"
+Kind = Literal["control", "gpu", "simulate"]
+CONTROL: Kind = "control"
 """Short jobs, no torch."""
-GPU = "gpu"
+GPU: Kind = "gpu"
 """Rounds of projects."""
-SIMULATE = "simulate"
+SIMULATE: Kind = "simulate"
 """Runs of experiments. A gpu worker takes one when no round waits."""
 HEARTBEAT_S = 5
 """RQ's job monitoring interval in our workers: a started job shows a sign of life this often."""
 _DEAD_AFTER_S = 60
 _LIVE = (JobStatus.QUEUED, JobStatus.STARTED, JobStatus.SCHEDULED, JobStatus.DEFERRED)
+_Job = Literal["adopt", "count", "reconcile", "round", "start", "tidy"]
+"""The functions of `jobs`."""
 _JOBS = "ml_backend.rounds.jobs"
 _ALL = "all"
 _ANSWERS_WITHIN_S = 5
@@ -64,22 +77,26 @@ def outlast_restarts(connection: Redis) -> None:
 
 
 class Schedule:
-    """Enqueues the service's jobs. Each project has at most one of a kind waiting."""
+    """The queues and their jobs. `ProjectSchedule` knows what a project asks for."""
 
     def __init__(self, settings: Settings) -> None:
         self.connection = Redis.from_url(
             settings.redis_url, socket_connect_timeout=2, socket_timeout=_ANSWERS_WITHIN_S
         )
+        self.round_timeout_s = int(settings.round_timeout_s)
         self._prefix = settings.queue_prefix
-        self._round_timeout = int(settings.round_timeout_s)
 
-    def queue(self, kind: str) -> Queue:
-        """The RQ queue of ``kind`` (`CONTROL`, `GPU` or `SIMULATE`)."""
+    def of(self, key: str) -> ProjectSchedule:
+        """What the project ``key`` asks for."""
+        return ProjectSchedule(self, key)
+
+    def queue(self, kind: Kind) -> Queue:
+        """The RQ queue of ``kind``."""
         return Queue(
             f"{self._prefix}-{kind}", connection=self.connection, serializer=JSONSerializer
         )
 
-    def listening(self, kind: str) -> int:
+    def listening(self, kind: Kind) -> int:
         """How many workers take jobs of ``kind``, wherever they run."""
         return Worker.count(queue=self.queue(kind))
 
@@ -87,35 +104,9 @@ class Schedule:
         """RQ job id of job ``name`` for the project ``key``: letters, digits, dashes."""
         return f"{self._prefix}-{name}-{key.replace('.', '-')}"
 
-    # -- what others ask for
-
-    def count(self, key: str) -> None:
-        """Look at what changed in the project and act on it. Storms of hints become one job."""
-        if not self._enqueue(CONTROL, "count", key, key):
-            found = self._job(self.job_id("count", key))
-            # The running count may have looked before this change: one more follows it.
-            if found is not None and found[1] == JobStatus.STARTED:
-                self._enqueue(CONTROL, "count", key, key, suffix="-again")
-
-    def start(self, key: str) -> None:
-        """Train now, without waiting for K."""
-        self._enqueue(CONTROL, "start", key, key)
-
-    def adopt(self, key: str, backend_url: str | None) -> None:
-        """Make the project ours."""
-        self._enqueue(CONTROL, "adopt", key, key, backend_url)
-
-    def tidy(self, key: str) -> None:
-        """Remove predictions of versions that are no longer served."""
-        self._enqueue(CONTROL, "tidy", key, key)
-
-    def round(self, key: str, reason: str, number: int | None = None) -> bool:
-        """Run the next round. False when one is already waiting or running.
-
-        ``number``: only if it is the next one still, when a worker begins: who asks has looked a
-        moment before, and the round may be published by then. None: whichever is next.
-        """
-        return self._enqueue(GPU, "round", key, key, reason, number, timeout=self._round_timeout)
+    def reconcile(self) -> None:
+        """Look at every project."""
+        self.enqueue(CONTROL, self.job_id("reconcile", _ALL), f"{_JOBS}.reconcile")
 
     def run(self, entry_point: str, *arguments: Any) -> str:
         """Call ``entry_point``, a dotted name, once for the same arguments, on a gpu worker that
@@ -124,35 +115,20 @@ class Schedule:
         Returns the job's id, which `ended` takes.
         """
         name = entry_point.rpartition(".")[2].replace("_", "-")
-        key = hashlib.sha256(repr(arguments).encode()).hexdigest()[:16]
-        self._enqueue(
-            SIMULATE, name, key, *arguments, entry_point=entry_point, timeout=self._round_timeout
-        )
-        return self.job_id(name, key)
+        job_id = self.job_id(name, hashlib.sha256(repr(arguments).encode()).hexdigest()[:16])
+        self.enqueue(SIMULATE, job_id, entry_point, *arguments, timeout=self.round_timeout_s)
+        return job_id
 
     def ended(self, job_id: str) -> bool:
         """Whether a job is over: done, failed, or its worker died."""
         self._clear_dead(job_id)
-        return self._job(job_id) is None
+        return self.job(job_id) is None
 
-    def reconcile(self) -> None:
-        """Look at every project."""
-        self._enqueue(CONTROL, "reconcile", _ALL)
-
-    # -- plumbing
-
-    def _enqueue(
-        self,
-        kind: str,
-        name: str,
-        key: str,
-        *arguments: Any,
-        entry_point: str | None = None,
-        suffix: str = "",
-        timeout: int = 600,
+    def enqueue(
+        self, kind: Kind, job_id: str, entry_point: str, *arguments: Any, timeout: int = 600
     ) -> bool:
-        """Call a job of ours with ``arguments``; False where its like is waiting or running."""
-        job_id = self.job_id(name, key) + suffix
+        """Call ``entry_point``, a dotted name, with ``arguments``; False where its like is waiting
+        or running."""
         self._clear_dead(job_id)
         options: dict[str, Any] = {
             "job_id": job_id,
@@ -163,12 +139,12 @@ class Schedule:
             "job_timeout": timeout,
         }
         try:
-            self.queue(kind).enqueue(entry_point or f"{_JOBS}.{name}", *arguments, **options)
+            self.queue(kind).enqueue(entry_point, *arguments, **options)
         except DuplicateJobError:
             return False
         return True
 
-    def _job(self, job_id: str) -> tuple[Job, JobStatus] | None:
+    def job(self, job_id: str) -> tuple[Job, JobStatus] | None:
         """The job and its status as it is now; None when there is no such job (any more)."""
         try:
             job = Job.fetch(job_id, connection=self.connection, serializer=JSONSerializer)
@@ -178,7 +154,7 @@ class Schedule:
 
     def _clear_dead(self, job_id: str) -> None:
         """Forget a job that ended, or whose worker died without saying so."""
-        found = self._job(job_id)
+        found = self.job(job_id)
         if found is None:
             # What its worker wrote after it was deleted would refuse its successor for good.
             self.connection.eval(_FORGET_WITHOUT_STATUS, 1, Job.key_for(job_id))
@@ -207,13 +183,13 @@ class Schedule:
         )
 
     @contextmanager
-    def alone(self, what: str, key: str, timeout_s: float, *, wait: bool) -> Iterator[bool]:
-        """Hold the project's lock for ``what``; False, without it, when another process has it.
+    def alone(self, what: str, timeout_s: float, *, wait: bool) -> Iterator[bool]:
+        """Hold the lock called ``what``; False, without it, when another process has it.
 
         ``wait``: wait for the other instead. The lock is void after ``timeout_s`` seconds, so a
         process that was killed does not keep it.
         """
-        lock = self.connection.lock(f"{self._prefix}:{what}:{key}", timeout=timeout_s)
+        lock = self.connection.lock(f"{self._prefix}:{what}", timeout=timeout_s)
         held = lock.acquire(blocking=wait)
         try:
             yield held
@@ -221,13 +197,80 @@ class Schedule:
             if held and lock.owned():
                 lock.release()
 
-    def round_progress(self, key: str) -> dict[str, Any] | None:
-        """``{"status", "step", "done", "total"}`` of the project's round job, or None."""
-        found = self._job(self.job_id("round", key))
+
+@dataclass(frozen=True)
+class RoundProgress:
+    """Where a project's round job is. ``step`` is empty before the first one; ``total`` is 0 where
+    nobody knows how much there is to do."""
+
+    status: JobStatus
+    step: str = ""
+    done: int = 0
+    total: int = 0
+
+
+class ProjectSchedule:
+    """What one project asks for: at most one job of a kind waits."""
+
+    def __init__(self, schedule: Schedule, key: str) -> None:
+        self._schedule = schedule
+        self._key = key
+
+    def count(self) -> None:
+        """Look at what changed in the project and act on it. Storms of hints become one job."""
+        if not self._enqueue(CONTROL, "count"):
+            found = self._schedule.job(self.job_id("count"))
+            # The running count may have looked before this change: one more follows it.
+            if found is not None and found[1] == JobStatus.STARTED:
+                self._enqueue(CONTROL, "count", suffix="-again")
+
+    def start(self) -> None:
+        """Train now, without waiting for K."""
+        self._enqueue(CONTROL, "start")
+
+    def adopt(self, backend_url: str | None) -> None:
+        """Make the project ours."""
+        self._enqueue(CONTROL, "adopt", backend_url)
+
+    def tidy(self) -> None:
+        """Remove predictions of versions that are no longer served."""
+        self._enqueue(CONTROL, "tidy")
+
+    def round(self, reason: str, number: int | None = None) -> bool:
+        """Run the next round. False when one is already waiting or running.
+
+        ``number``: only if it is the next one still, when a worker begins: who asks has looked a
+        moment before, and the round may be published by then. None: whichever is next.
+        """
+        timeout = self._schedule.round_timeout_s
+        return self._enqueue(GPU, "round", reason, number, timeout=timeout)
+
+    def job_id(self, name: _Job) -> str:
+        """RQ job id of the project's job ``name``."""
+        return self._schedule.job_id(name, self._key)
+
+    def alone(self, what: str, timeout_s: float, *, wait: bool) -> AbstractContextManager[bool]:
+        """Hold the project's lock for ``what``, as `Schedule.alone`."""
+        return self._schedule.alone(f"{what}:{self._key}", timeout_s, wait=wait)
+
+    def round_progress(self) -> RoundProgress | None:
+        """Where the project's round job is, or None when there is none."""
+        found = self._schedule.job(self.job_id("round"))
         if found is None:
             return None
         job, status = found
-        return {"status": str(status), **job.get_meta(refresh=False)}
+        meta = job.get_meta(refresh=False)
+        return RoundProgress(
+            status, meta.get("step", ""), meta.get("done", 0), meta.get("total", 0)
+        )
+
+    def _enqueue(
+        self, kind: Kind, name: _Job, *arguments: Any, suffix: str = "", timeout: int = 600
+    ) -> bool:
+        job_id, entry_point = self.job_id(name) + suffix, f"{_JOBS}.{name}"
+        return self._schedule.enqueue(
+            kind, job_id, entry_point, self._key, *arguments, timeout=timeout
+        )
 
 
 def _age_s(moment: datetime | None) -> float:

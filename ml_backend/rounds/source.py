@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from al_strategies.evidence import Position, SliceId
+from ml_backend.rounds.records import DatasetRecord, TaskRecord
 from ml_backend.rounds.slices import ProjectSlices
-from ml_backend.rounds.store import DatasetRecord, ProjectStore, TaskRecord
+from ml_backend.rounds.store import ProjectStore
 
 __all__ = ["PROJECT_VOLUME", "ProjectSource", "positions"]
 
@@ -62,9 +61,7 @@ class ProjectSource:
 
     def mask(self, slice_id: SliceId) -> npt.NDArray[np.uint8]:
         """The label as this round saw it. KeyError for an unlabelled slice."""
-        data = self._folder.read(self._labels[int(slice_id)].mask)
-        with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image.convert("L"))
+        return self._folder.mask(self._labels[int(slice_id)])
 
     def position(self, slice_id: SliceId) -> Position:
         """Volume and z."""

@@ -11,18 +11,13 @@ import hashlib
 import logging
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Any
 
 from al_strategies.learner import Progress
-from ml_backend.rounds.service import Service, project_id
-from ml_backend.rounds.slices import ProjectSlices
-from ml_backend.rounds.store import (
-    DatasetRecord,
-    LabelRecord,
-    MetricsRecord,
-    RoundFolder,
-    TaskRecord,
-)
+from ml_backend.rounds.artefacts import MASKS, METRICS
+from ml_backend.rounds.project import ConnectedProject
+from ml_backend.rounds.records import DatasetRecord, LabelRecord, TaskRecord, TaskState
+from ml_backend.rounds.store import RoundFolder
 from ml_backend.studio.annotations import (
     Annotation,
     AnnotationError,
@@ -40,8 +35,7 @@ from ml_backend.studio.client import (
     drafted,
     not_annotated,
 )
-from ml_backend.studio.images import encode_png
-from ml_backend.studio.label_config import LabelConfig
+from ml_backend.studio.label_config import LabelConfig, parse_label_config
 from ml_backend.volumes.address import is_slice_address, slice_of
 
 __all__ = ["new_labels", "sync"]
@@ -61,7 +55,7 @@ def _moment(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
-def _state(row: TaskRow) -> Literal["pool", "labelled", "skipped"]:
+def _state(row: TaskRow) -> TaskState:
     if row.total_annotations:
         return "labelled"
     return "skipped" if row.cancelled_annotations else "pool"
@@ -93,21 +87,13 @@ def _record(row: TaskRow, config: LabelConfig) -> TaskRecord | None:
 class _Sync:
     """One run of the step: what it reads from and writes to."""
 
-    def __init__(
-        self,
-        service: Service,
-        key: str,
-        project: Project,
-        config: LabelConfig,
-        folder: RoundFolder,
-        images: ProjectSlices,
-    ) -> None:
-        self.studio = service.studio
-        self.policy = config.unlabelled(service.settings.unlabelled)
-        self.id = project_id(key)
+    def __init__(self, project: ConnectedProject, config: LabelConfig, folder: RoundFolder) -> None:
+        self.studio = project.studio
+        self.policy = config.unlabelled(project.settings.unlabelled)
+        self.id = project.number
         self.config = config
         self.folder = folder
-        self.images = images
+        self.images = project.images
         self.warnings: list[str] = []
 
     def tasks(self, previous: DatasetRecord | None) -> tuple[dict[int, TaskRecord], datetime]:
@@ -123,7 +109,7 @@ class _Sync:
             newest = self._update(known, self.studio.tasks(self.id), newest)
         for row in self.studio.tasks(self.id, [drafted(), not_annotated()]):
             if row.id in known:
-                known[row.id] = known[row.id].model_copy(update={"state": "drafted"})
+                known[row.id] = known[row.id].in_state("drafted")
         return known, newest
 
     def _update(
@@ -154,23 +140,22 @@ class _Sync:
             raise StudioError(f"its slice {record.image} cannot be read: {error}") from error
         mask, warnings = label_map(chosen.result, self.config, height, width, self.policy)
         self.warnings += [f"task {record.id}, annotation {chosen.id}: {w}" for w in warnings]
-        name = f"masks/{record.id}-{digest[:12]}.png"
-        self.folder.write(name, encode_png(mask))
+        file = MASKS[f"{record.id}-{digest[:12]}"]
+        self.folder.save(file, mask)
         return LabelRecord(
             task=record.id,
             annotation=chosen.id,
             updated_at=_stamp(chosen),
             completed_by=chosen.completed_by,
             hash=digest,
-            mask=f"{self.folder.name}/{name}",
+            mask=self.folder.relative(file),
         )
 
     def left_out(self, previous: DatasetRecord | None) -> set[int]:
         """Slices that the training on ``previous`` went on without: their masks may be outdated."""
         if previous is None:
             return set()
-        folder = self.folder.project.round(previous.round)
-        metrics = folder.load("metrics.json", MetricsRecord)
+        metrics = self.folder.project.round(previous.round).load(METRICS)
         return set(metrics.left_out) if metrics else set()
 
     def kept(self, labels: Iterable[LabelRecord]) -> dict[int, LabelRecord]:
@@ -198,24 +183,22 @@ class _Sync:
 
 
 def sync(
-    service: Service,
-    key: str,
-    project: Project,
-    config: LabelConfig,
+    project: ConnectedProject,
+    seen: Project,
     folder: RoundFolder,
     previous: DatasetRecord | None,
-    images: ProjectSlices,
     progress: Progress | None = None,
 ) -> DatasetRecord:
-    """Read the project and render its labels.
+    """Read the project and render its labels into ``folder``.
 
-    ``previous``: the dataset of the round before, or None (then everything is read). A previous
-    dataset of another labelling config, or of another policy for unlabelled pixels, is not used. A
-    label whose mask is gone from the store, or that could not be trained on, is rendered anew. An
-    annotation that cannot be read is left out and named in ``warnings``, so that one broken
-    annotation does not stop the loop.
+    ``seen``: the project as Label Studio has it. ``previous``: the dataset of the round before, or
+    None (then everything is read); one of another labelling config, or of another policy for
+    unlabelled pixels, is not used. A label whose mask is gone from the store, or that could not be
+    trained on, is rendered anew. An annotation that cannot be read is left out and named in
+    ``warnings``, so that one broken annotation does not stop the loop.
     """
-    step = _Sync(service, key, project, config, folder, images)
+    config = parse_label_config(seen.label_config)
+    step = _Sync(project, config, folder)
     if previous is not None and (
         previous.fingerprint != config.fingerprint or previous.unlabelled not in (None, step.policy)
     ):
@@ -247,7 +230,7 @@ def sync(
     return DatasetRecord(
         round=folder.number,
         classes=list(config.classes),
-        label_config=project.label_config,
+        label_config=seen.label_config,
         fingerprint=config.fingerprint,
         unlabelled=step.policy,
         synced_at=newest.isoformat(),
@@ -279,7 +262,7 @@ def _apply(
         return 0
     labels[number] = label
     # It may have been submitted since the tasks were listed.
-    tasks[number] = record.model_copy(update={"state": "labelled"})
+    tasks[number] = record.in_state("labelled")
     return 1
 
 
@@ -309,25 +292,24 @@ def _before(found: dict[str, Any], chosen: Annotation) -> bool:
         return False
 
 
-def new_labels(service: Service, key: str, dataset: DatasetRecord) -> int:
+def new_labels(project: ConnectedProject, dataset: DatasetRecord) -> int:
     """How many tasks have a label now that the dataset does not have: new ones and changed ones.
 
     Skips do not count. Only tasks touched since the dataset are looked at.
     """
-    number = project_id(key)
     since = changed_since(_moment(dataset.synced_at) - _OVERLAP)
     known = {label.task: label for label in dataset.labels}
     unusable = {t.id for t in dataset.tasks if t.state == "labelled"} - known.keys()
-    touched = [row.id for row in service.studio.tasks(number, [since, annotated()])]
+    touched = [row.id for row in project.studio.tasks(project.number, [since, annotated()])]
     # Storing and deleting predictions touches tasks too: only another annotation is a change.
     again = [task for task in touched if task in known or task in unusable]
     changed = 0
     if again:
-        for row in service.studio.full_tasks_by_id(number, again):
+        for row in project.studio.full_tasks_by_id(project.number, again):
             try:
                 chosen = _chosen(row)
             except AnnotationError as error:  # the next sync names it in the round's warnings
-                logger.warning("project %s: not counted: %s", key, error)
+                logger.warning("project %s: not counted: %s", project.key, error)
                 continue
             old = known.get(row["id"])
             if chosen is not None and (

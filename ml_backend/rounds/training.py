@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 from dataclasses import dataclass, field
@@ -11,15 +10,11 @@ import torch
 
 from al_strategies.evidence import SliceId
 from al_strategies.learner import Metrics, Progress
+from ml_backend.rounds.artefacts import METRICS, SELECTION
 from ml_backend.rounds.pseudo import Mask, pseudo_labels, pseudo_slices
+from ml_backend.rounds.records import DatasetRecord, MetricsRecord, Published
 from ml_backend.rounds.source import ProjectSource, positions
-from ml_backend.rounds.store import (
-    DatasetRecord,
-    MetricsRecord,
-    ProjectStore,
-    Published,
-    SelectionRecord,
-)
+from ml_backend.rounds.store import ProjectStore
 from ml_backend.segmentation.checks import check_architecture, check_gpu
 from ml_backend.segmentation.dataset import InvalidMask
 from ml_backend.segmentation.inference import InferenceConfig
@@ -119,13 +114,13 @@ def train(
     trained nor validated on; it is named in the log and in ``left_out``. Raises SlicesUnreadable
     when more than a tenth, and two at least, cannot be read.
     """
-    before = project.round(published.round).load("metrics.json", MetricsRecord)
+    before = project.round(published.round).load(METRICS)
     served = _served_metrics(project, published)
     labelled = [label.task for label in dataset.labels]
     split = split_validation(
         labelled,
         positions(dataset),  # type: ignore[arg-type]  # int is a SliceId
-        blocks=before.held_out if before else (),
+        blocks=before.blocks if before else (),
         seed=settings.seed,
     )
     device = device_of(settings.train_device)
@@ -149,7 +144,7 @@ def train(
         inherited=sorted(served.learned) if served and report.settings["warm_started"] else [],
         validation=[int(i) for i in validation],
         left_out=[i for i in labelled if i in left_out.ids],
-        blocks=[dataclasses.asdict(block) for block in split.blocks],
+        blocks=list(split.blocks),
     )
     unseen = [i for i in validation if served is not None and i not in served.learned]
     if validation:
@@ -206,7 +201,7 @@ def _compare(record: MetricsRecord, new: Metrics, old: Metrics, published: Publi
 def _served_metrics(project: ProjectStore, published: Published) -> MetricsRecord | None:
     """`metrics.json` of the round that made the weights that are served; None without weights."""
     number = published.weights_round
-    return None if number is None else project.round(number).load("metrics.json", MetricsRecord)
+    return None if number is None else project.round(number).load(METRICS)
 
 
 def _pseudo_labels(
@@ -222,7 +217,7 @@ def _pseudo_labels(
 
     Empty without one: before round 1 and after the classes changed.
     """
-    selection = project.round(published.round).load("selection.json", SelectionRecord)
+    selection = project.round(published.round).load(SELECTION)
     if old is None or selection is None or not selection.pseudo:
         return {}
     ids = pseudo_slices(selection.pseudo, dataset, positions(dataset), split.blocks)
@@ -238,7 +233,7 @@ def _published_learner(
     """The published checkpoint, if it is of the same classes."""
     if published.weights is None or published.fingerprint != dataset.fingerprint:
         return None
-    return load_learner(settings, project.read(published.weights), settings.train_device)
+    return load_learner(settings, project.read_at(published.weights), settings.train_device)
 
 
 def _finite(metrics: Metrics) -> dict[str, float | None]:

@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,10 @@ from ml_backend.embedded.stack import (
     start_worker,
 )
 from ml_backend.embedded.uploads import UploadedSlice, create_project
+from ml_backend.rounds.artefacts import SELECTION
+from ml_backend.rounds.project import ConnectedProject, find_project
+from ml_backend.rounds.records import Published, SelectionRecord
 from ml_backend.rounds.service import Service
-from ml_backend.rounds.store import ProjectStore, Published, SelectionRecord
 from ml_backend.studio.client import not_annotated
 from ml_backend.studio.label_config import bitmask_config, parse_label_config
 from ml_backend.studio.projects import register_backend
@@ -135,18 +136,16 @@ def another_service(
         yield Service(settings_from(own)), url
 
 
-@dataclass(frozen=True)
-class LiveProject:
+class LiveProject(ConnectedProject):
     """A project of one test, and what tests ask of it."""
 
-    number: int
-    service: Service
-    session: Session
-    key: str
+    def __init__(self, service: Service, key: str, session: Session) -> None:
+        super().__init__(service, key)
+        self.session = session
 
-    @property
-    def folder(self) -> ProjectStore:
-        return self.service.folder(self.key)
+    def seen_by(self, service: Service) -> LiveProject:
+        """The same project, looked after by another service."""
+        return LiveProject(service, self.key, self.session)
 
     @property
     def published(self) -> Published:
@@ -155,18 +154,18 @@ class LiveProject:
         return found
 
     def selection(self) -> SelectionRecord:
-        return self.folder.round(self.published.round).need("selection.json", SelectionRecord)
+        return self.folder.round(self.published.round).need(SELECTION)
 
     def annotator(self, session: Session | None = None) -> Annotator:
-        config = parse_label_config(self.service.studio.project(self.number).label_config)
+        config = parse_label_config(self.in_studio().label_config)
         return Annotator(session or self.session, self.number, config, truth)
 
     def wait_for_round(self, number: int, timeout_s: float = ROUND_S) -> Published:
         """Until round ``number`` or a later one is published and its queue is filled up."""
 
         def arrived() -> bool:
-            record = self.folder.record
-            assert record is None or not record.last_error, record.last_error
+            record = self.record
+            assert not record.last_error, record.last_error
             found = self.folder.published
             return found is not None and found.round >= number
 
@@ -182,8 +181,8 @@ class LiveProject:
 
 def versions_agree(project: LiveProject, stack: Stack) -> bool:
     """Title, project, /setup and published.json all name the same version."""
-    live = project.service.studio.project(project.number)
-    backend = project.service.studio.find_backend(project.number, stack.backend_url)
+    live = project.in_studio()
+    backend = project.studio.find_backend(project.number, stack.backend_url)
     answer = requests.post(
         f"{stack.backend_url}/setup",
         json={"project": project.key, "schema": live.label_config},
@@ -217,7 +216,7 @@ def build_project(
         UploadedSlice(f"z{z:03d}", disc(z)[0], {"volume": "cone", "z": z}) for z in range(slices)
     )
     number = create_project(service.studio, title, config or bitmask_config(CLASSES), rows)
-    project = LiveProject(number, service, session, service.find_key(number))
+    project = LiveProject(service, find_project(service, number).key, session)
     if connect:
         register_backend(service.studio, number, BackendLink(service.settings.backend_url))
         project.wait_for_round(0)

@@ -21,6 +21,7 @@ from ml_backend.embedded.label_studio import Session
 from ml_backend.embedded.processes import wait_until
 from ml_backend.embedded.stack import Stack
 from ml_backend.import_volume import ImportRequest, import_volume
+from ml_backend.rounds.project import find_project
 from ml_backend.rounds.service import Service
 from ml_backend.studio.label_config import bitmask_config, brush_config
 from ml_backend.studio.masks import decode_bitmask
@@ -162,8 +163,8 @@ def test_a_slice_rendered_on_demand_is_shown_and_painted_on(
     path = volumes / "painted.tif"
     write_volume(path, iter(grey), VolumeSpec(grey.shape, grey.dtype))  # type: ignore[arg-type]
     report = import_volume(service, ImportRequest(path, labels=tuple(CLASSES)))
-    key = service.find_key(report.project)
-    project = LiveProject(report.project, service, session, key)
+    key = find_project(service, report.project).key
+    project = LiveProject(service, key, session)
     project.wait_for_round(0)
     data = f"{stack.label_studio.url}/projects/{project.number}/data"
     page.goto(data)

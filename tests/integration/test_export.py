@@ -40,7 +40,7 @@ def test_the_latest_json_is_what_label_studio_itself_exports(
     project = make_project(slices=0, connect=False)
     fill(project)
 
-    count = export_studio_json(project.service, project.key, tmp_path / "a.json")
+    count = export_studio_json(project, tmp_path / "a.json")
 
     found = json.loads((tmp_path / "a.json").read_text())
     own: list[dict[str, Any]] = project.service.studio.sdk.projects.exports.as_json(project.number)
@@ -69,7 +69,7 @@ def test_what_was_exported_can_be_imported_again(
 
     for round_ in (None, 1):
         file = tmp_path / f"{round_}.json"
-        export_studio_json(project.service, project.key, file, round=round_)
+        export_studio_json(project, file, round=round_)
         import_tasks(studio, other.number, json.loads(file.read_text()))
 
     rendered = [

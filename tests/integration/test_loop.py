@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,9 +13,9 @@ import pytest
 from ml_backend.embedded.label_studio import Session
 from ml_backend.embedded.processes import ProcessGroup, kill_tree, wait_until
 from ml_backend.embedded.stack import Stack, settings_from, start_worker
+from ml_backend.rounds.artefacts import DATASET, ROUND, WEIGHTS
 from ml_backend.rounds.service import Service
 from ml_backend.rounds.source import ProjectSource
-from ml_backend.rounds.store import DatasetRecord, RoundRecord
 from ml_backend.studio.client import StudioError, annotated
 from ml_backend.studio.label_config import brush_config
 from ml_backend.studio.projects import register_backend
@@ -30,8 +29,8 @@ MakeProject = Callable[..., LiveProject]
 
 def test_the_labels_of_a_round_are_what_was_drawn(after_a_round: LiveProject) -> None:
     project = after_a_round
-    dataset = project.folder.round(1).need("dataset.json", DatasetRecord)
-    source = ProjectSource(dataset, project.folder, project.service.images(project.key))
+    dataset = project.folder.round(1).need(DATASET)
+    source = ProjectSource(dataset, project.folder, project.images)
     assert len(dataset.labels) == K
     for label in dataset.labels:
         z = int(source.position(label.task).z)
@@ -44,8 +43,8 @@ def test_brush_labels_work_the_same(make_project: MakeProject) -> None:
     project.label_round()
     published = project.wait_for_round(1)
 
-    dataset = project.folder.round(1).need("dataset.json", DatasetRecord)
-    source = ProjectSource(dataset, project.folder, project.service.images(project.key))
+    dataset = project.folder.round(1).need(DATASET)
+    source = ProjectSource(dataset, project.folder, project.images)
     for label in dataset.labels:
         z = int(source.position(label.task).z)
         np.testing.assert_array_equal(source.mask(label.task), disc(z)[1])
@@ -70,7 +69,7 @@ def test_a_storm_of_submissions_makes_one_training(
     time.sleep(2 * project.service.settings.reconcile_s)
 
     assert project.published == published, "a second training followed"
-    dataset = project.folder.round(1).need("dataset.json", DatasetRecord)
+    dataset = project.folder.round(1).need(DATASET)
     assert 3 <= len(dataset.labels) <= 4
 
 
@@ -80,7 +79,7 @@ def test_a_changed_and_a_deleted_annotation_are_in_the_next_round(
     project = make_project()
     tasks = project.label_round()
     project.wait_for_round(1)
-    before = {x.task: x for x in project.folder.round(1).need("dataset.json", DatasetRecord).labels}
+    before = {x.task: x for x in project.folder.round(1).need(DATASET).labels}
 
     deleted, changed, kept = tasks
     studio = project.service.studio
@@ -89,13 +88,13 @@ def test_a_changed_and_a_deleted_annotation_are_in_the_next_round(
     project.label_round()
     project.wait_for_round(2)
 
-    dataset = project.folder.round(2).need("dataset.json", DatasetRecord)
+    dataset = project.folder.round(2).need(DATASET)
     after = {label.task: label for label in dataset.labels}
     assert deleted not in after
     assert {t.id: t.state for t in dataset.tasks}[deleted] == "pool"
     assert after[kept] == before[kept]
     assert after[changed].hash != before[changed].hash
-    source = ProjectSource(dataset, project.folder, project.service.images(project.key))
+    source = ProjectSource(dataset, project.folder, project.images)
     assert not source.mask(changed).any(), "submitted empty: all background"
 
 
@@ -109,7 +108,7 @@ def test_start_training_does_not_wait_for_k(make_project: MakeProject, stack: St
 
     assert answer.status_code == 200
     assert project.wait_for_round(1).round == 1
-    record = project.folder.round(1).need("round.json", RoundRecord)
+    record = project.folder.round(1).need(ROUND)
     assert record.annotated == 1
     assert record.reason == "start training"
 
@@ -124,26 +123,26 @@ def test_a_killed_worker_leaves_the_old_round_and_the_next_goes_on(
         project.annotator().label_next()
     worker = start_worker(group, "gpu", slow)
     group.forget(worker)
-    victim_service.schedule.round(project.key, "to be killed")
+    victim_service.schedule.of(project.key).round("to be killed")
     folder = project.folder.round(1)
     try:
         wait_until(
-            lambda: (victim_service.schedule.round_progress(project.key) or {}).get("step")
+            lambda: getattr(victim_service.schedule.of(project.key).round_progress(), "step", None)
             == "train",
             "the training to begin", 120,
         )  # fmt: skip
     finally:
         kill_tree(worker)
-    assert folder.has("dataset.json")
-    assert not folder.has("weights.safetensors")
+    assert folder.has(DATASET)
+    assert not folder.has(WEIGHTS)
     assert project.published.round == 0
-    dataset = folder.read("dataset.json")
+    dataset = folder.read(DATASET)
 
     project.annotator().label_next()
     published = project.wait_for_round(1)
 
     assert published.round == 1
-    assert folder.read("dataset.json") == dataset, "it went on from the finished sync"
+    assert folder.read(DATASET) == dataset, "it went on from the finished sync"
 
 
 def test_basic_auth_reaches_everything(
@@ -151,7 +150,7 @@ def test_basic_auth_reaches_everything(
 ) -> None:
     login = {"BASIC_AUTH_USER": "labelstudio", "BASIC_AUTH_PASS": "s3cret"}
     with another_service(stack, group, "guarded", **login) as (service, url):
-        project = replace(make_project(12, connect=False), service=service)
+        project = make_project(12, connect=False).seen_by(service)
         with pytest.raises(StudioError, match="authentication parameters"):
             register_backend(service.studio, project.number, BackendLink(url))
         register_backend(
@@ -180,7 +179,7 @@ def test_pseudo_labels_train_the_next_round_and_label_studio_never_sees_them(
 ) -> None:
     ceal = {"NEXTSLICE_STRATEGY": "ceal_confident"}
     with another_service(stack, group, "ceal", **ceal) as (service, url):
-        project = replace(make_project(16, connect=False), service=service)
+        project = make_project(16, connect=False).seen_by(service)
         register_backend(service.studio, project.number, BackendLink(url))
         project.wait_for_round(0)
         labelled = project.label_round()
@@ -190,28 +189,26 @@ def test_pseudo_labels_train_the_next_round_and_label_studio_never_sees_them(
         project.wait_for_round(2)
 
         folder = project.folder.round(2)
-        record = folder.need("round.json", RoundRecord)
+        record = folder.need(ROUND)
         assert record.pseudo, "the network of round 1 labelled slices for round 2"
         assert set(record.pseudo) <= set(wanted) - set(labelled)
         assert record.annotated == len(labelled) == 2 * K
-        dataset = folder.need("dataset.json", DatasetRecord)
+        dataset = folder.need(DATASET)
         assert {label.task for label in dataset.labels} == set(labelled)
         seen = service.studio.tasks(project.number, [annotated()])
         assert sorted(task.id for task in seen) == sorted(labelled)
         # Round 3 comes after K more labels of people, not sooner: pseudo-labels do not count.
-        wait_until(
-            lambda: service.schedule.round_progress(project.key) is None, "the job to end", 60
-        )
+        wait_until(lambda: project.schedule.round_progress() is None, "the job to end", 60)
         assert project.published.round == 2
 
 
 def test_rounds_replay_from_their_record(after_a_round: LiveProject) -> None:
     project = after_a_round
     folder = project.folder.round(1)
-    record = json.loads(folder.read("round.json"))
+    record = json.loads(folder.read(ROUND))
     assert record["settings"]["seed"] == project.service.settings.seed
     assert record["settings"]["strategy"] == project.service.settings.strategy
-    dataset = folder.need("dataset.json", DatasetRecord)
+    dataset = folder.need(DATASET)
     for label in dataset.labels:
         assert label.updated_at
-        assert project.folder.read(label.mask)[:8] == b"\x89PNG\r\n\x1a\n"
+        assert project.folder.read_at(label.mask)[:8] == b"\x89PNG\r\n\x1a\n"

@@ -14,8 +14,8 @@ from ml_backend.embedded.processes import wait_until
 from ml_backend.embedded.stack import Stack
 from ml_backend.rounds import publish, reconcile
 from ml_backend.rounds.adopt import adopt
+from ml_backend.rounds.artefacts import DATASET, QUEUE, ROUND
 from ml_backend.rounds.service import WEBHOOK_HEADER, Service, webhook_secret
-from ml_backend.rounds.store import DatasetRecord, QueueRecord, RoundRecord
 from ml_backend.studio import task_order
 from ml_backend.studio.client import StudioError, not_annotated, with_version
 from ml_backend.studio.label_config import bitmask_config
@@ -85,7 +85,7 @@ def test_interleaved_annotators_get_the_order_and_never_a_404(
     people = invite(session, ["ann", "ben", "cem", "dee"])
     assert len(people) <= RESERVE
     annotators = [project.annotator(person) for person in people]
-    queue = project.folder.round(0).need("queue.json", QueueRecord)
+    queue = project.folder.round(0).need(QUEUE)
 
     # Everybody opens a slice before anybody submits: each gets another one, in queue order.
     opened = [annotator.next_task() for annotator in annotators]
@@ -119,7 +119,7 @@ def test_skipped_slices_teach_nothing_and_wait_until_the_end(make_project: MakeP
     project.label_round()
     project.wait_for_round(1)
 
-    dataset = project.folder.round(1).need("dataset.json", DatasetRecord)
+    dataset = project.folder.round(1).need(DATASET)
     assert {t.id: t.state for t in dataset.tasks}[skipped["id"]] == "skipped"
     assert skipped["id"] not in {label.task for label in dataset.labels}
     selection = project.selection()
@@ -175,7 +175,7 @@ def test_reconcile_repairs_what_somebody_moved(make_project: MakeProject, stack:
 
 def test_old_predictions_of_ours_go_and_others_stay(after_a_round: LiveProject) -> None:
     project, studio = after_a_round, after_a_round.service.studio
-    old = project.folder.round(0).need("round.json", RoundRecord).model_version
+    old = project.folder.round(0).need(ROUND).model_version
     new = project.published.model_version
 
     wait_until(
@@ -210,7 +210,7 @@ def test_connecting_twice_changes_nothing(make_project: MakeProject, stack: Stac
     )  # fmt: skip
     before = state()
     assert not register_backend(studio, project.number, BackendLink(stack.backend_url))
-    adopt(project.service, project.key, stack.backend_url)
+    adopt(project, stack.backend_url)
     assert state() == before
 
 
@@ -277,23 +277,21 @@ def test_the_queue_is_topped_up_after_its_last_score(make_project: MakeProject) 
     project = make_project(40)
     ahead = K + 2 * RESERVE
     folder = project.folder.round(0)
-    published = folder.need("queue.json", QueueRecord).entries
+    published = folder.need(QUEUE).entries
     assert [e.kind for e in published] == ["chosen"] * K + ["reserve"] * 2 * RESERVE
 
     for _ in range(K - 1):
         project.annotator().label_next()
-    wait_until(
-        lambda: len(folder.need("queue.json", QueueRecord).entries) > ahead, "the top-up", 60
-    )
+    wait_until(lambda: len(folder.need(QUEUE).entries) > ahead, "the top-up", 60)
 
-    entries = folder.need("queue.json", QueueRecord).entries
+    entries = folder.need(QUEUE).entries
     assert entries[:ahead] == published
     assert {e.kind for e in entries[ahead:]} == {"top-up"}
     assert [e.score for e in entries] == sorted(e.score for e in entries)
     assert len({e.task for e in entries}) == len(entries)
     version = project.published.model_version
     assert task_order.queue_length(project.service.studio, project.number, version) >= ahead
-    assert publish.top_up(project.service, project.key) == 0, "it is full"
+    assert publish.top_up(project) == 0, "it is full"
 
 
 def test_predictions_that_a_repeated_request_stored_twice_change_nothing(
@@ -366,7 +364,7 @@ def test_a_project_that_is_gone_is_left_alone(
     project.session.call("DELETE", f"/api/projects/{project.number}/")
     service.studio.update_project(other.number, sampling="Sequential sampling")
     with pytest.raises(StudioError, match="404"):
-        service.check_identity(project.key)
+        project.check_identity()
 
     with caplog.at_level("INFO", "ml_backend.rounds.reconcile"):
         reconcile.reconcile(service)

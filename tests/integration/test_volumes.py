@@ -22,9 +22,10 @@ from ml_backend.embedded.label_studio import Session
 from ml_backend.embedded.stack import Stack
 from ml_backend.export import export_round
 from ml_backend.import_volume import ImportReport, ImportRequest, import_volume
+from ml_backend.rounds.artefacts import DATASET
+from ml_backend.rounds.project import ConnectedProject, find_project
 from ml_backend.rounds.service import Service
 from ml_backend.rounds.source import ProjectSource
-from ml_backend.rounds.store import DatasetRecord
 from ml_backend.studio.client import Studio, StudioError
 from ml_backend.studio.label_config import bitmask_config, parse_label_config
 from ml_backend.studio.projects import (
@@ -82,7 +83,7 @@ def importing(service: Service, session: Session) -> Iterator[Callable[..., Impo
 
 
 def live(service: Service, session: Session, report: ImportReport) -> LiveProject:
-    return LiveProject(report.project, service, session, service.find_key(report.project))
+    return LiveProject(service, find_project(service, report.project).key, session)
 
 
 def annotator(project: LiveProject, truth: dict[str, npt.NDArray[np.uint8]]) -> Annotator:
@@ -135,14 +136,14 @@ def test_what_is_annotated_in_any_format_comes_out_bit_for_bit(
         project.wait_for_round(number)
 
     # Training and serving saw the native values.
-    dataset = project.folder.round(2).need("dataset.json", DatasetRecord)
-    source = ProjectSource(dataset, project.folder, service.images(project.key))
+    dataset = project.folder.round(2).need(DATASET)
+    source = ProjectSource(dataset, project.folder, project.images)
     for task in dataset.tasks[::7]:
         expected = np.take(grey[task.volume], int(task.z or 0), "zyx".index(task.axis))
         assert source.image(task.id).dtype == np.uint16
         assert (source.image(task.id) == expected).all()
 
-    export_round(service, project.key, tmp_path / "out", format="ome-zarr")
+    export_round(project, tmp_path / "out", format="ome-zarr")
     index = json.loads((tmp_path / "out" / "masks" / "labels.json").read_text())
     labelled = {(d["volume"], d["axis"], d["z"]) for d in done.values()}
     assert {label.task for label in dataset.labels} == set(done)
@@ -313,8 +314,8 @@ def test_labels_that_are_there_become_annotations(
     assert report.annotated == DEPTH // 2
     project = live(service, session, report)
     project.wait_for_round(1)  # they are enough for a training
-    dataset = project.folder.round(1).need("dataset.json", DatasetRecord)
-    source = ProjectSource(dataset, project.folder, service.images(project.key))
+    dataset = project.folder.round(1).need(DATASET)
+    source = ProjectSource(dataset, project.folder, project.images)
     assert len(dataset.labels) == DEPTH // 2
     for label in dataset.labels:
         z = int(source.position(label.task).z)
@@ -365,7 +366,7 @@ def test_files_are_uploaded_where_browsers_cannot_reach_us(
     tasks = data_of(project)
     assert sorted(d["z"] for d in tasks.values()) == [10, 11, 12, 13]
     for number, data in tasks.items():
-        image = service.images(project.key).image(number, data["image"])
+        image = project.images.image(number, data["image"])
         assert (image == render(values[:, :, data["z"]], report.window)).all()
     assert sum(sent) == 4
     assert len(sent) > 1  # Label Studio limits a request
@@ -407,7 +408,7 @@ def test_the_example_script_puts_a_folder_into_one_project(
         for seed in (8, 9):
             assert f"scans/a beamtime/scan-{seed}.tif: {DEPTH} added, 0 were there" in said
         assert service.studio.count_tasks(project.id) == 2 * DEPTH
-        assert service.folder(project.key).published is not None, "connected and adopted"
+        assert ConnectedProject(service, project.key).published is not None, "connected and adopted"
     finally:
         session.call("DELETE", f"/api/projects/{project.id}/")
 

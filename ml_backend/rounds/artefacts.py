@@ -1,0 +1,219 @@
+"""What a round leaves, file by file: its name, what it holds, and the step that writes it.
+
+A new file of a round is one line here. Which files a step makes out of date, and which may be
+pruned, follows from the lines; nobody lists them again.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+from pydantic import BaseModel
+
+from al_strategies.evidence import Evidence, Position
+from ml_backend.rounds.records import (
+    DatasetRecord,
+    MetricsRecord,
+    ProjectRecord,
+    Published,
+    QueueRecord,
+    RoundRecord,
+    SelectionRecord,
+)
+from ml_backend.studio.images import encode_png
+
+__all__ = [
+    "DATASET",
+    "EVIDENCE",
+    "MASKS",
+    "METRICS",
+    "PROJECT",
+    "PSEUDO",
+    "PUBLISHED",
+    "QUEUE",
+    "ROUND",
+    "SELECTION",
+    "WEIGHTS",
+    "Artefact",
+    "EvidenceArrays",
+    "Pictures",
+    "Step",
+    "of_a_round",
+    "record_file",
+    "written_after",
+]
+
+T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
+Mask = npt.NDArray[np.uint8]
+
+
+class Step(IntEnum):
+    """The steps of a round, in order; `round.json` commits it before it is published."""
+
+    SYNC = 1
+    TRAIN = 2
+    SCORE = 3
+    SELECT = 4
+    COMMIT = 5
+    PUBLISH = 6
+
+
+@dataclass(frozen=True)
+class Artefact(Generic[T]):
+    """A file and what it holds. ``name``: below its folder. ``kind``: of what it holds, in words.
+
+    ``step``: the one that writes it; None for a file of the project. ``prunable``: it may go once
+    later rounds are published. ``decode`` raises ValueError for bytes that hold something else.
+    """
+
+    name: str
+    kind: str
+    encode: Callable[[T], bytes] = field(repr=False)
+    decode: Callable[[bytes], T] = field(repr=False)
+    step: Step | None = None
+    prunable: bool = False
+
+
+_OF_A_ROUND: list[Artefact[Any]] = []
+"""In the order in which a round writes them."""
+
+
+def of_a_round() -> tuple[Artefact[Any], ...]:
+    """The files of a round, in the order in which they are written; without its pictures."""
+    return tuple(_OF_A_ROUND)
+
+
+def written_after(step: Step) -> list[Artefact[Any]]:
+    """The files of the steps after ``step`` up to the commit, last first: deleted in that order, a
+    kill in between never leaves a gap.
+
+    What publishing wrote stays: it tells `tidy` which predictions an attempt has stored.
+    """
+    later = [a for a in _OF_A_ROUND if a.step is not None and step < a.step <= Step.COMMIT]
+    return later[::-1]
+
+
+def record_file(name: str, model: type[M], step: Step | None = None) -> Artefact[M]:
+    """A record as JSON that people can read."""
+    return _noted(
+        Artefact(
+            name=name,
+            kind=model.__name__,
+            encode=lambda record: record.model_dump_json(indent=1).encode(),
+            decode=model.model_validate_json,
+            step=step,
+        )
+    )
+
+
+def _noted(artefact: Artefact[T]) -> Artefact[T]:
+    if artefact.step is not None:
+        _OF_A_ROUND.append(artefact)
+    return artefact
+
+
+# -- evidence
+
+
+@dataclass(frozen=True)
+class EvidenceArrays:
+    """`Evidence` without positions, which the dataset has.
+
+    ``ids``: task ids. ``scores``: name → (N,). ``features``: name → (N, D) float32.
+    """
+
+    ids: tuple[int, ...]
+    scores: Mapping[str, npt.NDArray[Any]]
+    features: Mapping[str, npt.NDArray[np.float32]]
+
+    @classmethod
+    def of(cls, evidence: Evidence) -> EvidenceArrays:
+        """Those of ``evidence``."""
+        return cls(tuple(int(i) for i in evidence.ids), evidence.scores, evidence.features)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Of scores and features."""
+        return frozenset((*self.scores, *self.features))
+
+    def at(self, positions: Mapping[int, Position]) -> Evidence:
+        """The evidence, its slices where ``positions`` says."""
+        places = tuple(positions[i] for i in self.ids)
+        return Evidence(self.ids, places, self.scores, self.features)
+
+
+_SCORE, _FEATURE = "score.", "feature."
+
+
+def _pack(evidence: EvidenceArrays) -> bytes:
+    arrays: dict[str, Any] = {"ids": np.asarray(evidence.ids, dtype=np.int64)}
+    arrays |= {f"{_SCORE}{name}": values for name, values in evidence.scores.items()}
+    arrays |= {f"{_FEATURE}{name}": values for name, values in evidence.features.items()}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def _unpack(data: bytes) -> EvidenceArrays:
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            arrays = dict(file)
+        ids = tuple(int(i) for i in arrays["ids"])
+    except (zipfile.BadZipFile, KeyError, EOFError, OSError) as error:
+        raise ValueError(f"no arrays of evidence: {error}") from error
+    return EvidenceArrays(ids, _called(arrays, _SCORE), _called(arrays, _FEATURE))
+
+
+def _called(arrays: Mapping[str, npt.NDArray[Any]], prefix: str) -> dict[str, npt.NDArray[Any]]:
+    return {n.removeprefix(prefix): v for n, v in arrays.items() if n.startswith(prefix)}
+
+
+# -- label maps
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A folder of label maps in a round's folder: (H, W) uint8, class indices, 255 = unlabelled."""
+
+    folder: str
+
+    def __getitem__(self, name: str | int) -> Artefact[Mask]:
+        """The one that is called so, a PNG file."""
+        return Artefact(f"{self.folder}/{name}.png", "label map", encode_png, _label_map)
+
+
+def _label_map(data: bytes) -> Mask:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return np.asarray(image.convert("L"))
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ValueError(str(error)) from error
+
+
+def _same(data: bytes) -> bytes:
+    return data
+
+
+PROJECT = record_file("project.json", ProjectRecord)
+PUBLISHED = record_file("published.json", Published)
+
+DATASET = record_file("dataset.json", DatasetRecord, Step.SYNC)
+MASKS = Pictures("masks")
+"""What people have drawn, by task and the start of `LabelRecord.hash`."""
+WEIGHTS = _noted(Artefact("weights.safetensors", "checkpoint", _same, _same, Step.TRAIN, True))
+PSEUDO = Pictures("pseudo")
+"""What the published checkpoint has drawn for the training, by task."""
+METRICS = record_file("metrics.json", MetricsRecord, Step.TRAIN)
+EVIDENCE = _noted(Artefact("evidence.npz", "file of evidence", _pack, _unpack, Step.SCORE, True))
+SELECTION = record_file("selection.json", SelectionRecord, Step.SELECT)
+ROUND = record_file("round.json", RoundRecord, Step.COMMIT)
+QUEUE = record_file("queue.json", QueueRecord, Step.PUBLISH)

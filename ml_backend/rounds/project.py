@@ -1,0 +1,176 @@
+"""A connected project: what every step of the loop is handed, and everything else is reached by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import cached_property
+
+from ml_backend.rounds.records import ProjectRecord, Published
+from ml_backend.rounds.schedule import ProjectSchedule
+from ml_backend.rounds.service import Service, slice_keys
+from ml_backend.rounds.slices import ProjectSlices
+from ml_backend.rounds.store import ProjectStore, StoreError
+from ml_backend.settings import Settings
+from ml_backend.studio.client import Project, Studio, StudioError
+from ml_backend.studio.images import ImageCache
+from ml_backend.studio.task_order import BackendLink
+
+__all__ = [
+    "ConnectedProject",
+    "InvalidKey",
+    "find_project",
+    "known_project",
+    "now",
+    "stored_project",
+    "stored_projects",
+]
+
+_RECORD_S = 30.0
+
+
+class InvalidKey(ValueError):
+    """A project key that is not ``<id>.<created timestamp>``."""
+
+
+def now() -> str:
+    """This moment, ISO 8601, UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class ConnectedProject:
+    """A Label Studio project that the service looks after. Made once, and handed on.
+
+    ``key``: ``<id>.<created timestamp>``, as in 7.1763865028: a fresh server has a project 7 again.
+    ``number``: the id alone, by which Label Studio knows it. ``folder``: its rounds. ``schedule``:
+    its jobs and locks. Nothing is asked of Label Studio, Redis or the store before it is needed.
+    Safe to use from many threads. Raises InvalidKey.
+    """
+
+    def __init__(self, service: Service, key: str) -> None:
+        self.service = service
+        self.key = key
+        self.number = _number(key)
+
+    def __repr__(self) -> str:
+        return f"ConnectedProject({self.key!r})"
+
+    @property
+    def settings(self) -> Settings:
+        """What holds for this project."""
+        return self.service.settings
+
+    @property
+    def studio(self) -> Studio:
+        """Its Label Studio. Raises StudioError when no API key is set."""
+        return self.service.studio
+
+    @cached_property
+    def folder(self) -> ProjectStore:
+        """Its folder in the store."""
+        return self.service.store.project(self.settings.label_studio_host, self.key)
+
+    @cached_property
+    def schedule(self) -> ProjectSchedule:
+        """Its jobs and locks."""
+        return self.service.schedule.of(self.key)
+
+    @cached_property
+    def images(self) -> ProjectSlices:
+        """Its slices: of volumes that this machine sees, or downloaded into the cache."""
+        settings = self.settings
+        cache = ImageCache(self.studio, settings.cache_dir, self.key, settings.cache_gib)
+        keys = slice_keys(settings)
+        return ProjectSlices(cache, self.service.volumes, keys, settings.slices_url)
+
+    @property
+    def published(self) -> Published | None:
+        """What is served, or None before anything was published."""
+        return self.folder.published
+
+    @property
+    def record(self) -> ProjectRecord:
+        """`project.json`, or a fresh one where there is none yet."""
+        return self.folder.record or ProjectRecord(project=self.number, key=self.key)
+
+    def update(self, change: Callable[[ProjectRecord], object]) -> ProjectRecord:
+        """Let ``change`` act on the record as it is now, and keep it; the record afterwards.
+
+        Alone: workers, control jobs and commands all write the one file.
+        """
+        with self.schedule.alone("record", _RECORD_S, wait=True):
+            record = self.record
+            change(record)
+            self.folder.record = record
+        return record
+
+    @property
+    def link(self) -> BackendLink:
+        """How its Label Studio reaches this backend."""
+        url = self.record.backend_url or self.settings.backend_url
+        return BackendLink(url.rstrip("/"), self.settings.basic_auth)
+
+    def in_studio(self) -> Project:
+        """The project as Label Studio has it at this moment. StudioError when it has none."""
+        return self.studio.project(self.number)
+
+    def check_identity(self) -> Project:
+        """`in_studio`; StudioError too when another project has the number today."""
+        found = self.in_studio()
+        if found.key != self.key:
+            raise StudioError(
+                f"Project {self.key} is gone: Label Studio's project {self.number} is {found.key} "
+                "now. Was the server set up afresh?"
+            )
+        return found
+
+
+def _number(key: str) -> int:
+    head, dot, stamp = key.partition(".")
+    if not (head.isdigit() and (not dot or stamp.isdigit())):
+        raise InvalidKey(
+            f"project key {key!r}: expected <id>.<created timestamp>, as in 7.1763865028"
+        )
+    return int(head)
+
+
+def find_project(service: Service, number: int) -> ConnectedProject:
+    """Label Studio's project ``number``, adopted or not. StudioError when there is none."""
+    return ConnectedProject(service, service.studio.project(number).key)
+
+
+def stored_projects(service: Service) -> list[ConnectedProject]:
+    """The projects that were adopted, of this Label Studio."""
+    return [ConnectedProject(service, key) for key in service.project_keys()]
+
+
+def stored_project(service: Service, number: int) -> ConnectedProject | None:
+    """The project ``number`` of the store, without asking Label Studio; None: no such.
+
+    A server that was set up afresh has had the number before: the youngest has it now.
+    """
+    return max(
+        (project for project in stored_projects(service) if project.number == number),
+        key=lambda project: int(project.key.partition(".")[2] or 0),
+        default=None,
+    )
+
+
+def known_project(service: Service, project: int | str) -> ConnectedProject:
+    """A project of the store: by Label Studio's number, or by its key.
+
+    As `stored_project`, but raises StoreError, which names the projects that there are.
+    """
+    keys = service.project_keys()
+    wanted = str(project)
+    if wanted in keys:
+        return ConnectedProject(service, wanted)
+    found = stored_project(service, int(wanted)) if wanted.isdecimal() else None
+    if found is None:
+        known = f"it has {', '.join(keys)}" if keys else "no project is known there"
+        raise StoreError(
+            f"project {wanted} is not in {service.settings.store} for "
+            f"{service.settings.label_studio_url}: {known}. Are NEXTSLICE_STORE and "
+            "LABEL_STUDIO_URL those of the running service?"
+        )
+    return found

@@ -1,0 +1,260 @@
+"""What the files of the store say: one record a file, typed at the edge.
+
+A record changes through its own methods, so that a misspelt field or a wrong type is found before
+anything is written.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from ml_backend.segmentation.validation import ZBlock
+from ml_backend.studio.label_config import Policy
+
+__all__ = [
+    "DatasetRecord",
+    "LabelRecord",
+    "MetricsRecord",
+    "ProjectRecord",
+    "Published",
+    "QueueEntry",
+    "QueueKind",
+    "QueueRecord",
+    "Record",
+    "RoundRecord",
+    "SelectionRecord",
+    "TaskRecord",
+    "TaskState",
+    "round_name",
+    "round_number",
+]
+
+TaskState = Literal["pool", "labelled", "skipped", "drafted"]
+"""What people have done with a slice: nothing yet, submitted, skipped, begun."""
+QueueKind = Literal["chosen", "reserve", "top-up"]
+"""Why a slice is in the queue: among the K, behind them, or appended when it ran low."""
+
+
+class Record(BaseModel):
+    """A JSON file of the store, or a part of one. Keys that it does not know are passed over, so
+    that stores written by later versions can be read."""
+
+    model_config = ConfigDict(extra="ignore", protected_namespaces=(), validate_assignment=True)
+
+
+class TaskRecord(Record):
+    """One slice of the project as the last sync saw it."""
+
+    id: int
+    image: str
+    volume: str = ""
+    z: float | None = None
+    axis: str = "z"
+    """Along which `z` counts: a volume may be cut along z, y or x."""
+    state: TaskState = "pool"
+    annotations: int = 0
+
+    def in_state(self, state: TaskState) -> TaskRecord:
+        """The same slice in another state."""
+        changed = self.model_copy()
+        changed.state = state
+        return changed
+
+
+class LabelRecord(Record):
+    """One label as a round saw it: enough to train on it again after it changed."""
+
+    task: int
+    annotation: int
+    updated_at: str
+    completed_by: int | None = None
+    hash: str
+    mask: str
+    """Path of the mask, relative to the project's folder: PNG, grey value = class index, 255 =
+    unlabelled."""
+
+
+class DatasetRecord(Record):
+    """`dataset.json`: what Label Studio held when the round began."""
+
+    round: int
+    classes: list[str]
+    label_config: str
+    fingerprint: str
+    unlabelled: Policy | None = None
+    """What unlabelled pixels of the masks mean; None: not noted."""
+    synced_at: str
+    """Newest ``updated_at`` of any task seen: the next sync asks for what came after."""
+    tasks: list[TaskRecord] = Field(default_factory=list)
+    labels: list[LabelRecord] = Field(default_factory=list)
+    warnings: list[str] = Field(default_factory=list)
+
+
+class SelectionRecord(Record):
+    """`selection.json`: the K slices in order, the reserve, the backlog behind it, and CEAL's."""
+
+    strategy: str
+    seed: int
+    chosen: list[int]
+    reserve: list[int]
+    backlog: list[int] = Field(default_factory=list)
+    pseudo: list[int] = Field(default_factory=list)
+    scores: dict[int, float] = Field(default_factory=dict)
+
+
+class MetricsRecord(Record):
+    """`metrics.json`: mIoU and IoU per class on the validation slices, if there were enough."""
+
+    miou: float | None = None
+    iou: dict[str, float | None] = Field(default_factory=dict)
+    trained: list[int] = Field(default_factory=list)
+    """Slices trained on that a person labelled."""
+    pseudo: list[int] = Field(default_factory=list)
+    """Slices trained on that the published checkpoint labelled; the masks are ``pseudo/<id>.png``
+    in the round's folder."""
+    inherited: list[int] = Field(default_factory=list)
+    """What the weights that a warm start went on from had learned."""
+    validation: list[int] = Field(default_factory=list)
+    left_out: list[int] = Field(default_factory=list)
+    """Labelled slices that were neither: not to be read, or not of the size of their masks."""
+    blocks: list[ZBlock] = Field(default_factory=list)
+    """The z-blocks held out, kept from round to round."""
+    published_miou: float | None = None
+    """The published checkpoint on the same slices."""
+    flagged: str | None = None
+    """Why the new checkpoint is kept but not served."""
+    training: dict[str, JsonValue] = Field(default_factory=dict)
+    losses: list[tuple[int, float]] = Field(default_factory=list)
+
+    @property
+    def learned(self) -> set[int]:
+        """Every slice that the weights have learned from, here or before."""
+        return {*self.trained, *self.pseudo, *self.inherited}
+
+
+class RoundRecord(Record):
+    """`round.json`: the commit of a round."""
+
+    round: int
+    model_version: str
+    classes: list[str]
+    fingerprint: str
+    weights: str | None = None
+    """Path of the weights that this round serves, relative to the project's folder."""
+    flagged: str | None = None
+    annotated: int = 0
+    """Slices that people have labelled, pseudo-labelled ones not counted."""
+    pseudo: list[int] = Field(default_factory=list)
+    """Slices pseudo-labelled for this round's training."""
+    strategy: str = ""
+    reason: str = ""
+    started_at: str = ""
+    committed_at: str = ""
+    seconds: dict[str, float] = Field(default_factory=dict)
+    settings: dict[str, JsonValue] = Field(default_factory=dict)
+    """`Settings.of_a_round`: what held when it was committed."""
+
+
+class QueueEntry(Record):
+    """One place in the queue: the task, its score (ascending = first) and why it is there."""
+
+    task: int
+    score: float
+    kind: QueueKind
+
+
+class QueueRecord(Record):
+    """`queue.json`: what was published in which order, top-ups appended."""
+
+    model_version: str
+    entries: list[QueueEntry] = Field(default_factory=list)
+
+
+class Published(Record):
+    """`published.json`: what is served."""
+
+    round: int
+    model_version: str
+    classes: list[str]
+    fingerprint: str
+    weights: str | None = None
+    flagged: str | None = None
+    retired: str | None = None
+    """Why the weights are no longer used: the labelling config changed."""
+    published_at: str = ""
+
+    @property
+    def weights_round(self) -> int | None:
+        """The round that made ``weights``: after a flag an older one than ``round``."""
+        if self.weights is None:
+            return None
+        return round_number(self.weights.partition("/")[0])
+
+
+class ProjectRecord(Record):
+    """`project.json`: what adopt did, and what people asked for since."""
+
+    project: int
+    key: str
+    backend_url: str | None = None
+    adopted_at: str | None = None
+    start_requested_at: str | None = None
+    failures: int = 0
+    """Attempts at the next round that raised an error, since the last success or request."""
+    unended: int = 0
+    """Those that began and did not end: one that is running, or whose process was killed."""
+    began_at: float = 0.0
+    failed_at: float = 0.0
+    last_error: str | None = None
+
+    def linked(self, url: str | None) -> None:
+        """Label Studio reaches us at ``url``; None: nobody knows better than before."""
+        self.backend_url = url or self.backend_url
+
+    def adopted(self, moment: str) -> None:
+        """The project is ours, since ``moment`` if it was not before."""
+        self.adopted_at = self.adopted_at or moment
+
+    def asked_to_train(self, moment: str) -> None:
+        """A person asked for a training: attempts that failed count no more, though the error
+        stays until a round succeeds."""
+        self.start_requested_at = moment
+        self.failures = self.unended = 0
+
+    def request_met(self) -> None:
+        """What was asked for is under way, or cannot be."""
+        self.start_requested_at = None
+
+    def attempt_began(self, moment: float) -> None:
+        """An attempt is counted before it begins: a process that is killed notes nothing more."""
+        self.unended += 1
+        self.began_at = moment
+
+    def attempt_ended(self) -> None:
+        """The attempt is over, and says nothing of the round: another worker has it."""
+        self.unended = max(self.unended - 1, 0)
+
+    def attempt_failed(self, moment: float, why: str) -> None:
+        """The attempt is over by an error."""
+        self.attempt_ended()
+        self.failures += 1
+        self.failed_at = moment
+        self.last_error = why
+
+    def round_succeeded(self) -> None:
+        """Nothing of earlier attempts counts any more."""
+        self.failures = self.unended = 0
+        self.last_error = None
+
+
+def round_name(number: int) -> str:
+    """The folder of round ``number``."""
+    return f"round-{number:04d}"
+
+
+def round_number(folder: str) -> int | None:
+    """The round whose folder is called so (`round_name`); None: it is no round's."""
+    prefix, _, number = folder.partition("-")
+    return int(number) if prefix == "round" and number.isdigit() else None
