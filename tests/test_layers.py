@@ -36,6 +36,14 @@ ALLOWED = {
 }
 """For each part, the parts of ours that it may import. `cli` may import all."""
 
+ROUNDS = (
+    *("records", "artefacts", "store", "claim"),  # what is kept
+    *("schedule", "slices", "service", "project"),  # what a step is handed
+    *("source", "pseudo", "training", "sync", "publish", "round"),  # the steps
+    *("attempt", "adopt", "reconcile", "jobs", "worker"),  # who runs them, and when
+)
+"""The modules of `rounds`, each of which may import those before it."""
+
 
 def part_of(module: str) -> str | None:
     head, _, rest = module.partition(".")
@@ -67,6 +75,17 @@ def test_a_module_imports_nothing_above_it(path: Path) -> None:
         return
     reached = {part for module in imports(path) if (part := part_of(module))} - {own}
     assert reached <= ALLOWED[own], f"{path} imports {sorted(reached - ALLOWED[own])}"
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "ml_backend" / "rounds").glob("[a-z]*.py")), ids=lambda p: p.stem
+)
+def test_a_step_imports_nothing_that_comes_after_it(path: Path) -> None:
+    assert path.stem in ROUNDS, f"say in ROUNDS where {path.name} stands"
+    before = ROUNDS[: ROUNDS.index(path.stem)]
+    prefix = "ml_backend.rounds."
+    reached = {m.removeprefix(prefix) for m in imports(path) if m.startswith(prefix)}
+    assert reached <= {*before}, f"{path} imports {sorted(reached - {*before})}"
 
 
 @pytest.mark.parametrize(

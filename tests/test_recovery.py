@@ -34,7 +34,7 @@ from ml_backend.rounds.sync import sync
 from ml_backend.rounds.training import SlicesUnreadable
 from ml_backend.segmentation.dataset import NothingLabelled
 from ml_backend.segmentation.learner import HRNetLearner
-from ml_backend.segmentation.validation import ZBlock, split_validation
+from ml_backend.segmentation.validation import split_validation
 from ml_backend.settings import Settings
 from ml_backend.studio.annotations import regions
 from ml_backend.studio.client import Backend, StudioError
@@ -500,7 +500,7 @@ def test_what_is_held_out_is_selected_last_once_it_is_enough(make_project: MakeP
     (block,) = project.metrics().blocks
     order = project.selection().chosen + project.selection().reserve
     places = positions(project.dataset())
-    held_out = [places[task] in ZBlock(**block) for task in order]
+    held_out = [places[task] in block for task in order]
     assert len(project.metrics().validation) == 2
     assert sorted(order) == [2, 5, 7, 10, 12, 14]
     assert any(held_out)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 
 import pytest
 
-from ml_backend.settings import Settings, SettingsError, load_settings, without_passwords
+from ml_backend.settings import Local, Settings, SettingsError, load_settings, without_passwords
 
 needs_no_s3fs = pytest.mark.skipif(find_spec("s3fs") is not None, reason="s3fs is installed")
 
@@ -143,3 +144,22 @@ def test_an_empty_variable_is_the_default(monkeypatch: pytest.MonkeyPatch) -> No
 def test_basic_auth_is_user_and_password(make_settings: Callable[..., Settings]) -> None:
     assert make_settings().basic_auth is None
     assert make_settings(BASIC_AUTH_USER="u", BASIC_AUTH_PASS="p").basic_auth == ("u", "p")
+
+
+def test_a_round_records_every_setting_that_decides_what_it_computes() -> None:
+    recorded = Settings(k=3, label_studio_api_key="secret").of_a_round()  # type: ignore[arg-type]
+    assert recorded["k"] == 3
+    assert {"strategy", "seed", "train_steps", "reserve", "unlabelled"} <= recorded.keys()
+    assert "secret" not in json.dumps(recorded)
+    where = ("url", "secret", "pass", "api_key", "_s", "dir", "prefix", "origins")
+    assert not [name for name in recorded if name.endswith(where)]
+
+
+def test_a_new_setting_is_recorded_without_being_listed() -> None:
+    class Later(Settings):
+        smoothness: float = 0.5
+        proxy: Local[str] = "http://proxy"
+
+    recorded = Later().of_a_round()
+    assert recorded["smoothness"] == 0.5
+    assert "proxy" not in recorded

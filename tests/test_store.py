@@ -182,6 +182,25 @@ def test_a_claim_without_a_sign_of_life_is_taken_over(project: ProjectStore) -> 
             stale.claim.check()
 
 
+def test_a_worker_that_was_taken_over_writes_and_deletes_nothing_more(
+    project: ProjectStore,
+) -> None:
+    folder = project.round(1)
+    with claimed(folder, ttl_s=600) as stale:
+        stale.write(DATASET, b"{}")
+        with claimed(folder, ttl_s=1e-9) as taker:
+            taker.write(ROUND, b"{}")
+            for act in (
+                lambda: stale.write(DATASET, b"late"),
+                lambda: stale.save(MASKS["1-a"], np.zeros((2, 2), np.uint8)),
+                lambda: stale.remove(ROUND),
+            ):
+                with pytest.raises(ClaimLost):
+                    act()
+    assert folder.read(DATASET) == folder.read(ROUND) == b"{}"
+    assert not folder.has(MASKS["1-a"])
+
+
 def _hold(root: str, held: multiprocessing.synchronize.Event) -> None:
     folder = Store(root).project("h", "1.1").round(1)
     with claimed(folder, ttl_s=600):

@@ -44,6 +44,7 @@ __all__ = [
     "WEIGHTS",
     "Artefact",
     "EvidenceArrays",
+    "File",
     "Pictures",
     "Step",
     "of_a_round",
@@ -68,31 +69,37 @@ class Step(IntEnum):
 
 
 @dataclass(frozen=True)
-class Artefact(Generic[T]):
-    """A file and what it holds. ``name``: below its folder. ``kind``: of what it holds, in words.
+class File:
+    """A file of the store. ``name``: below its folder. ``kind``: of what it holds, in words.
 
     ``step``: the one that writes it; None for a file of the project. ``prunable``: it may go once
-    later rounds are published. ``decode`` raises ValueError for bytes that hold something else.
+    later rounds are published.
     """
 
     name: str
     kind: str
+    step: Step | None = field(default=None, kw_only=True)
+    prunable: bool = field(default=False, kw_only=True)
+
+
+@dataclass(frozen=True)
+class Artefact(File, Generic[T]):
+    """A file and what it holds. ``decode`` raises ValueError for bytes that hold something else."""
+
     encode: Callable[[T], bytes] = field(repr=False)
     decode: Callable[[bytes], T] = field(repr=False)
-    step: Step | None = None
-    prunable: bool = False
 
 
-_OF_A_ROUND: list[Artefact[Any]] = []
+_OF_A_ROUND: list[File] = []
 """In the order in which a round writes them."""
 
 
-def of_a_round() -> tuple[Artefact[Any], ...]:
+def of_a_round() -> tuple[File, ...]:
     """The files of a round, in the order in which they are written; without its pictures."""
     return tuple(_OF_A_ROUND)
 
 
-def written_after(step: Step) -> list[Artefact[Any]]:
+def written_after(step: Step) -> list[File]:
     """The files of the steps after ``step`` up to the commit, last first: deleted in that order, a
     kill in between never leaves a gap.
 
@@ -209,11 +216,15 @@ PUBLISHED = record_file("published.json", Published)
 DATASET = record_file("dataset.json", DatasetRecord, Step.SYNC)
 MASKS = Pictures("masks")
 """What people have drawn, by task and the start of `LabelRecord.hash`."""
-WEIGHTS = _noted(Artefact("weights.safetensors", "checkpoint", _same, _same, Step.TRAIN, True))
+WEIGHTS = _noted(
+    Artefact("weights.safetensors", "checkpoint", _same, _same, step=Step.TRAIN, prunable=True)
+)
 PSEUDO = Pictures("pseudo")
 """What the published checkpoint has drawn for the training, by task."""
 METRICS = record_file("metrics.json", MetricsRecord, Step.TRAIN)
-EVIDENCE = _noted(Artefact("evidence.npz", "file of evidence", _pack, _unpack, Step.SCORE, True))
+EVIDENCE = _noted(
+    Artefact("evidence.npz", "file of evidence", _pack, _unpack, step=Step.SCORE, prunable=True)
+)
 SELECTION = record_file("selection.json", SelectionRecord, Step.SELECT)
 ROUND = record_file("round.json", RoundRecord, Step.COMMIT)
 QUEUE = record_file("queue.json", QueueRecord, Step.PUBLISH)

@@ -12,11 +12,10 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import psutil
 
-from ml_backend.rounds.artefacts import Artefact, record_file
+from ml_backend.rounds.artefacts import Artefact, File, record_file
 from ml_backend.rounds.records import Record
 from ml_backend.rounds.store import RoundFolder, StoreError
 
@@ -147,15 +146,15 @@ class ClaimedRound(RoundFolder):
         super().__init__(claim.folder.project, claim.folder.number)
         self.claim = claim
 
-    def write(self, artefact: Artefact[Any], data: bytes) -> None:
+    def write(self, file: File, data: bytes) -> None:
         """Write the file, whole or not at all. Raises ClaimLost."""
         self.claim.check()
-        super().write(artefact, data)
+        super().write(file, data)
 
-    def remove(self, *artefacts: Artefact[Any]) -> None:
+    def remove(self, *files: File) -> None:
         """Delete files, in the order given. Raises ClaimLost."""
         self.claim.check()
-        super().remove(*artefacts)
+        super().remove(*files)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from pydantic import JsonValue
 from redis import Redis
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -108,7 +109,7 @@ class Schedule:
         """Look at every project."""
         self.enqueue(CONTROL, self.job_id("reconcile", _ALL), f"{_JOBS}.reconcile")
 
-    def run(self, entry_point: str, *arguments: Any) -> str:
+    def run(self, entry_point: str, *arguments: JsonValue) -> str:
         """Call ``entry_point``, a dotted name, once for the same arguments, on a gpu worker that
         has no round to train.
 
@@ -125,7 +126,7 @@ class Schedule:
         return self.job(job_id) is None
 
     def enqueue(
-        self, kind: Kind, job_id: str, entry_point: str, *arguments: Any, timeout: int = 600
+        self, kind: Kind, job_id: str, entry_point: str, *arguments: JsonValue, timeout: int = 600
     ) -> bool:
         """Call ``entry_point``, a dotted name, with ``arguments``; False where its like is waiting
         or running."""
@@ -265,7 +266,7 @@ class ProjectSchedule:
         )
 
     def _enqueue(
-        self, kind: Kind, name: _Job, *arguments: Any, suffix: str = "", timeout: int = 600
+        self, kind: Kind, name: _Job, *arguments: JsonValue, suffix: str = "", timeout: int = 600
     ) -> bool:
         job_id, entry_point = self.job_id(name) + suffix, f"{_JOBS}.{name}"
         return self._schedule.enqueue(

@@ -28,6 +28,7 @@ from ml_backend.rounds.artefacts import (
     PUBLISHED,
     ROUND,
     Artefact,
+    File,
     of_a_round,
 )
 from ml_backend.rounds.records import (
@@ -134,21 +135,21 @@ class Folder:
         self.store = store
         self.path = path
 
-    def where(self, artefact: Artefact[Any]) -> str:
-        """The path of ``artefact`` below the store's root."""
-        return f"{self.path}/{artefact.name}"
+    def where(self, file: File) -> str:
+        """The path of ``file`` below the store's root."""
+        return f"{self.path}/{file.name}"
 
-    def has(self, artefact: Artefact[Any]) -> bool:
+    def has(self, file: File) -> bool:
         """Whether the file is there: the step that writes it is done."""
-        return self.store.exists(self.where(artefact))
+        return self.store.exists(self.where(file))
 
-    def read(self, artefact: Artefact[Any]) -> bytes:
+    def read(self, file: File) -> bytes:
         """The bytes of the file; FileNotFoundError when there is none."""
-        return self.store.read(self.where(artefact))
+        return self.store.read(self.where(file))
 
-    def write(self, artefact: Artefact[Any], data: bytes) -> None:
+    def write(self, file: File, data: bytes) -> None:
         """Write the file, whole or not at all."""
-        self.store.write(self.where(artefact), data)
+        self.store.write(self.where(file), data)
 
     def load(self, artefact: Artefact[T]) -> T | None:
         """What the file holds, or None when there is none. StoreError when it is damaged."""
@@ -177,10 +178,10 @@ class Folder:
         """Write what the file is to hold."""
         self.write(artefact, artefact.encode(content))
 
-    def remove(self, *artefacts: Artefact[Any]) -> None:
+    def remove(self, *files: File) -> None:
         """Delete files, in the order given."""
-        for artefact in artefacts:
-            self.store.remove(self.where(artefact))
+        for file in files:
+            self.store.remove(self.where(file))
 
 
 class ProjectStore(Folder):
@@ -253,12 +254,12 @@ class ProjectStore(Folder):
             return 0
         record = self.round(published.round).load(ROUND)
         kept = {published.weights, record and record.weights}
-        prunable = [artefact for artefact in of_a_round() if artefact.prunable]
+        prunable = [file for file in of_a_round() if file.prunable]
         deleted = 0
         for folder in (self.round(n) for n in self.rounds() if n < published.round):
-            for artefact in prunable:
-                if folder.relative(artefact) not in kept and folder.has(artefact):
-                    folder.remove(artefact)
+            for file in prunable:
+                if folder.relative(file) not in kept and folder.has(file):
+                    folder.remove(file)
                     deleted += 1
         return deleted
 
@@ -272,6 +273,6 @@ class RoundFolder(Folder):
         self.name = round_name(number)
         super().__init__(project.store, f"{project.path}/{self.name}")
 
-    def relative(self, artefact: Artefact[Any]) -> str:
-        """The path by which records of the project name ``artefact`` of this round."""
-        return f"{self.name}/{artefact.name}"
+    def relative(self, file: File) -> str:
+        """The path by which records of the project name ``file`` of this round."""
+        return f"{self.name}/{file.name}"
