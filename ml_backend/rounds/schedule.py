@@ -34,6 +34,7 @@ __all__ = [
     "GPU",
     "SIMULATE",
     "Kind",
+    "Lock",
     "ProjectSchedule",
     "RoundProgress",
     "Schedule",
@@ -53,6 +54,8 @@ HEARTBEAT_S = 5
 """RQ's job monitoring interval in our workers: a started job shows a sign of life this often."""
 _DEAD_AFTER_S = 60
 _LIVE = (JobStatus.QUEUED, JobStatus.STARTED, JobStatus.SCHEDULED, JobStatus.DEFERRED)
+Lock = Literal["queue", "record", "switch", "top-up"]
+"""What a project is locked for: its queue, `project.json`, the switch to a version, filling up."""
 _Job = Literal["adopt", "count", "reconcile", "round", "start", "tidy"]
 """The functions of `jobs`."""
 _JOBS = "ml_backend.rounds.jobs"
@@ -250,7 +253,7 @@ class ProjectSchedule:
         """RQ job id of the project's job ``name``."""
         return self._schedule.job_id(name, self._key)
 
-    def alone(self, what: str, timeout_s: float, *, wait: bool) -> AbstractContextManager[bool]:
+    def alone(self, what: Lock, timeout_s: float, *, wait: bool) -> AbstractContextManager[bool]:
         """Hold the project's lock for ``what``, as `Schedule.alone`."""
         return self._schedule.alone(f"{what}:{self._key}", timeout_s, wait=wait)
 
