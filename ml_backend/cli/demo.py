@@ -29,6 +29,7 @@ from ml_backend.embedded.label_studio import Session
 from ml_backend.embedded.processes import ProcessGroup, StartError, stop_on_sigterm, wait_until
 from ml_backend.embedded.stack import Stack, default_home, start_stack
 from ml_backend.embedded.uploads import UploadedSlice, create_project
+from ml_backend.errors import OptionError
 from ml_backend.experiment.files import RunTaken, locked
 from ml_backend.rounds.service import Service
 from ml_backend.rounds.store import Published, SelectionRecord
@@ -236,7 +237,7 @@ def _table(rows: list[dict[str, Any]], held_out: int) -> Table:
 def _check_strategy(name: str) -> None:
     names = [info.name for info in available_strategies() if not info.needs_ground_truth]
     if name not in names:
-        raise ValueError(f"--strategy: found {name!r}, expected one of {', '.join(names)}")
+        raise OptionError(f"--strategy: found {name!r}, expected one of {', '.join(names)}")
 
 
 def _may_hold_labels(folder: Path) -> bool:

@@ -25,6 +25,7 @@ from ml_backend.cli import app, console
 from ml_backend.cli.reading import DatasetOption, DtypeOption, OffsetOption, ShapeOption, reading
 from ml_backend.cli.tables import whole
 from ml_backend.embedded.processes import stop_on_sigterm
+from ml_backend.errors import OptionError
 from ml_backend.rounds.service import Service, project_id
 from ml_backend.rounds.store import RoundRecord
 from ml_backend.settings import load_settings
@@ -44,13 +45,13 @@ def _key(service: Service, project: int | None) -> str:
     """The key of the project in the store; the only one there when no number is given."""
     numbers = sorted({project_id(key) for key in service.project_keys()})
     if project is None and len(numbers) > 1:
-        raise ValueError(f"give --project, one of {', '.join(map(str, numbers))}, or --weights")
+        raise OptionError(f"give --project, one of {', '.join(map(str, numbers))}, or --weights")
     number = project if project is not None else next(iter(numbers), None)
     key = None if number is None else service.stored_key(number)
     if key is None:
         known = ", ".join(map(str, numbers)) or "none"
         what = "no project" if project is None else f"no project {project}"
-        raise ValueError(
+        raise OptionError(
             f"{service.settings.store} holds {what} of {service.settings.label_studio_url} (known: "
             f"{known}). Connect it first, or give --weights FILE."
         )
@@ -67,13 +68,13 @@ def _published(project: int | None) -> tuple[bytes, str]:
         # The round's own record: `published.json` names no weights any more.
         record = folder.round(published.round).load("round.json", RoundRecord)
         if record is not None and record.weights is not None:
-            raise ValueError(
+            raise OptionError(
                 f"the model {record.model_version} of project {project_id(key)} is retired "
                 f"({published.retired}): wait for the next round, or give --weights "
                 f"{service.store.root}/{folder.path}/{record.weights}"
             )
     if published is None or published.weights is None:
-        raise ValueError(
+        raise OptionError(
             f"project {project_id(key)} has no trained model yet: none is published before round 1 "
             "is done. Annotate some slices, or give --weights FILE."
         )
@@ -116,7 +117,7 @@ def _bars() -> Iterator[_Bars]:
 
 def _extra(uncertainty: bool, probability: bool) -> Extra | None:
     if uncertainty and probability:
-        raise ValueError("give --uncertainty or --probability, not both")
+        raise OptionError("give --uncertainty or --probability, not both")
     return "uncertainty" if uncertainty else "probability" if probability else None
 
 
@@ -165,9 +166,9 @@ def segment(
     """
     extra = _extra(uncertainty, probability)
     if three_axes and axis != "z":
-        raise ValueError(f"--three-axes predicts along all axes, but --axis is {axis!r}: give one")
+        raise OptionError(f"--three-axes predicts along all axes, but --axis is {axis!r}: give one")
     if project is not None and weights is not None:
-        raise ValueError("give --project or --weights, not both")
+        raise OptionError("give --project or --weights, not both")
     stop_on_sigterm()
     options = reading(dataset, shape, dtype, offset)
     with open_volume(volume, options) as opened:

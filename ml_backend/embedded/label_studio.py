@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import shutil
 import subprocess
@@ -11,10 +12,12 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import requests
 
 from ml_backend.embedded.processes import ProcessGroup, StartError, free_port
+from ml_backend.studio.client import StudioError
 
 __all__ = [
     "LABEL_STUDIO_VERSION",
@@ -24,6 +27,8 @@ __all__ = [
     "install_label_studio",
     "start_label_studio",
 ]
+
+logger = logging.getLogger(__name__)
 
 LABEL_STUDIO_VERSION = "1.23.2"
 _CONSTRAINTS = Path(__file__).with_name("label_studio_constraints.txt")
@@ -79,12 +84,12 @@ def install_label_studio(home: Path) -> Path:
         python = str(environment / "bin" / "python")
         _run(sys.executable, "-m", "venv", str(environment))
         _run(
-            python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
+            python, "-m", "pip", "install", "--disable-pip-version-check",
             f"label-studio=={LABEL_STUDIO_VERSION}", "--constraint", str(_CONSTRAINTS),
         )  # fmt: skip
         (manage,) = environment.glob("lib/python*/site-packages/label_studio/manage.py")
         empty = {"LABEL_STUDIO_BASE_DATA_DIR": str(environment / _EMPTY.parent), **_OFFLINE}
-        _run(python, str(manage), "migrate", "--verbosity", "0", env=empty)
+        _run(python, str(manage), "migrate", env=empty)
         (environment / "installed").touch()
         return environment / "bin" / "label-studio"
 
@@ -92,6 +97,7 @@ def install_label_studio(home: Path) -> Path:
 def _run(*argv: str, env: dict[str, str] | None = None) -> None:
     environment = {**os.environ, **(env or {})}
     done = subprocess.run(argv, capture_output=True, text=True, check=False, env=environment)
+    logger.debug("%s:\n%s", " ".join(argv), done.stdout)
     if done.returncode:
         raise StartError(
             f"Label Studio could not be installed: {' '.join(argv)} ended with {done.returncode}:\n"
@@ -125,8 +131,7 @@ class Session:
         self.url = url
         self.email = email
         self.http = requests.Session()
-        page = f"{url}/user/login/"
-        self.http.get(page, timeout=30)
+        self.call("GET", "/user/login/")
         self.call(
             "POST",
             "/user/login/",
@@ -141,15 +146,30 @@ class Session:
             raise StartError(f"Label Studio at {url} refused the login of {email}.")
 
     def call(self, method: str, path: str, **kwargs: object) -> requests.Response:
-        """One request with the session's cookies and CSRF token."""
+        """One request with the session's cookies and CSRF token. StudioError without an answer."""
         headers = {"X-CSRFToken": self.http.cookies.get("csrftoken", ""), "Referer": self.url}
-        return self.http.request(
-            method,
-            f"{self.url}{path}",
-            headers=headers,
-            timeout=120,
-            **kwargs,  # type: ignore[arg-type]
-        )
+        try:
+            return self.http.request(
+                method,
+                f"{self.url}{path}",
+                headers=headers,
+                timeout=120,
+                **kwargs,  # type: ignore[arg-type]
+            )
+        except requests.RequestException as error:
+            raise StudioError(
+                f"Label Studio at {self.url} does not answer {method} {path}: {error}"
+            ) from error
+
+    def json(self, method: str, path: str, **kwargs: object) -> Any:
+        """What `call` is answered. StudioError for a refusal."""
+        answer = self.call(method, path, **kwargs)
+        if not answer.ok:
+            raise StudioError(
+                f"Label Studio at {self.url} answered {answer.status_code} to {method} {path}: "
+                f"{answer.text[:200]}"
+            )
+        return answer.json()
 
     def personal_access_token(self) -> str:
         """A new personal access token of this user."""

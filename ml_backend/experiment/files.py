@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from al_strategies.evidence import SliceId
+from ml_backend.errors import TryAgainLater
 from ml_backend.experiment.record import RecordError, RoundLine, read_lines
 
 __all__ = ["RunFiles", "RunTaken", "locked", "write_whole"]
@@ -28,7 +29,7 @@ _STATUS_EVERY_S = 0.5
 _MASK = "mask."
 
 
-class RunTaken(RuntimeError):
+class RunTaken(TryAgainLater, RuntimeError):
     """Another process is on this run."""
 
 

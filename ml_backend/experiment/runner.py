@@ -30,6 +30,7 @@ from al_strategies.simulation import (
     learn,
     simulate,
 )
+from ml_backend.errors import NextsliceError
 from ml_backend.experiment.data import Data, DataSpec, load_data
 from ml_backend.experiment.files import RunFiles, RunTaken, locked, write_whole
 from ml_backend.experiment.plan import other_versions
@@ -40,6 +41,7 @@ from ml_backend.experiment.record import (
     finite,
     load_experiment,
 )
+from ml_backend.settings import asked_log_level, configure_logging
 
 __all__ = ["Job", "RunFailed", "check_ended", "run_in_processes", "run_one"]
 
@@ -48,7 +50,7 @@ logger = logging.getLogger(__name__)
 _POLL_S = 0.5
 
 
-class RunFailed(RuntimeError):
+class RunFailed(NextsliceError, RuntimeError):
     """A run ended with an error; the message holds it and where its log is."""
 
 
@@ -290,6 +292,7 @@ def _child(out: str, strategy: str, seed: int) -> None:
     with log.open("a") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
+    configure_logging(asked_log_level() or "WARNING")
     try:
         run_one(out, strategy, seed)
     except RunTaken:  # and so is its log

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ml_backend.errors import NextsliceError
 from ml_backend.volumes.staging import staging
 
 __all__ = ["ExportError", "file_name", "to_json", "whole"]
@@ -17,7 +18,7 @@ _INDEXES = {"export.json": "nextslice export", "labels.json": "nextslice masks"}
 """Name of an index → its ``format``. What it names in its folder may be replaced."""
 
 
-class ExportError(ValueError):
+class ExportError(NextsliceError, ValueError):
     """What was asked for cannot be exported; the message says what was found and what to do."""
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import requests
 
+from ml_backend.errors import NextsliceError
 from ml_backend.rounds.service import Service, project_id
 from ml_backend.rounds.store import (
     Published,
@@ -44,7 +45,7 @@ _TIDIED_ROUNDS = 3
 """How many rounds back `tidy` looks: each was tidied when the next was published."""
 
 
-class StaleQueue(RuntimeError):
+class StaleQueue(NextsliceError, RuntimeError):
     """The queue that was to be filled is no longer the published one."""
 
 

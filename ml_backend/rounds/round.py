@@ -18,6 +18,7 @@ import numpy as np
 from al_strategies import Query, even_spacing, get_strategy
 from al_strategies.evidence import Evidence
 from al_strategies.learner import Progress
+from ml_backend.errors import NextsliceError
 from ml_backend.rounds.publish import now, publish, queue_of, queue_target
 from ml_backend.rounds.service import Service, project_id
 from ml_backend.rounds.source import ProjectSource, positions
@@ -57,7 +58,7 @@ _RECORDED = ("k", "strategy", "cold_start", "seed", "spacing", "unlabelled", "ar
              "max_tile")  # fmt: skip
 
 
-class UnusableLabels(RuntimeError):
+class UnusableLabels(NextsliceError, RuntimeError):
     """People have annotated slices, and not one of their annotations can be used."""
 
 

@@ -28,6 +28,7 @@ import numpy as np
 import psutil
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ml_backend.errors import NextsliceError, TryAgainLater
 from ml_backend.segmentation.validation import ZBlock
 
 __all__ = [
@@ -53,15 +54,15 @@ __all__ = [
 M = TypeVar("M", bound=BaseModel)
 
 
-class StoreError(RuntimeError):
+class StoreError(NextsliceError, RuntimeError):
     """A file of the store is missing or damaged; the message names it."""
 
 
-class ClaimTaken(RuntimeError):
+class ClaimTaken(TryAgainLater, RuntimeError):
     """Another worker is on this round."""
 
 
-class ClaimLost(RuntimeError):
+class ClaimLost(NextsliceError, RuntimeError):
     """Our claim was taken over: whatever we computed since must not be written."""
 
 

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ml_backend.errors import NextsliceError
+
 __all__ = ["FloatImage", "InvalidImage", "Preprocessing", "luminance"]
 
 FloatImage = npt.NDArray[np.float32]
@@ -25,7 +27,7 @@ _LIMIT = 3.0
 _SAMPLED_PIXELS = 1 << 16
 
 
-class InvalidImage(ValueError):
+class InvalidImage(NextsliceError, ValueError):
     """An array that is not a slice: the message says what was found and what was expected."""
 
 
@@ -79,11 +81,13 @@ class Preprocessing:
         outvote the others. A sample without contrast between the percentiles falls back on its
         minimum and maximum, and then on a window of width 1.
 
-        Raises ValueError when there is no image, InvalidImage when one is not a slice.
+        Raises InvalidImage when there is no image, and when one is not a slice.
         """
         samples = [_finite_sample(luminance(image)) for image in images]
         if not samples:
-            raise ValueError("Preprocessing needs at least one slice to be fitted on, found none.")
+            raise InvalidImage(
+                "Preprocessing needs at least one slice to be fitted on, found none."
+            )
         values = np.concatenate(samples)
         if not values.size:
             raise InvalidImage("None of the sampled slices has a finite pixel.")

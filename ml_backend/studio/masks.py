@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ml_backend.errors import NextsliceError
 from ml_backend.studio.bitstream import BLOCK, PIECE, Bits, BitWriter, set_places
 from ml_backend.studio.mask_png import write_png
 
@@ -57,7 +58,7 @@ def _short_runs() -> Bits:
 _SHORT_RUNS = _short_runs()
 
 
-class MaskError(ValueError):
+class MaskError(NextsliceError, ValueError):
     """A mask or an encoded mask that is not what Label Studio's format says."""
 
 

@@ -22,15 +22,16 @@ from PIL import Image, UnidentifiedImageError
 
 from al_strategies.evidence import Position, SliceId
 from al_strategies.learner import IGNORE
+from ml_backend.errors import NextsliceError
 from ml_backend.volumes.formats.pages import files_in
 
-__all__ = ["FolderError", "FolderSource", "MissingMaskError", "held_out_block"]
+__all__ = ["FolderError", "FolderSource", "HoldOutError", "MissingMaskError", "held_out_block"]
 
 _SUFFIXES = (".png", ".tif", ".tiff")
 _GREY_MODES = {"1", "L", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
 
 
-class FolderError(ValueError):
+class FolderError(NextsliceError, ValueError):
     """A folder, or a file in it, is not what is expected; the message names it."""
 
     def __str__(self) -> str:
@@ -39,6 +40,10 @@ class FolderError(ValueError):
 
 class MissingMaskError(FolderError, KeyError):
     """A slice has no mask file: nobody labelled it."""
+
+
+class HoldOutError(NextsliceError, ValueError):
+    """Slices that cannot be split so that some are trained on and some are held out."""
 
 
 class FolderSource:
@@ -170,11 +175,11 @@ def held_out_block(
     units**, are in neither part: with consecutive slices that is ``gap`` slices on each side (of
     112, 22 are held out, 10 dropped and 80 left); with every 50th slice nothing is dropped, and
     nothing needs to be. Both parts keep the order of ``positions``. Volumes of fewer than three
-    slices are trained on. Raises ValueError when a number is out of range, or when nothing would be
-    left to train on or to hold out.
+    slices are trained on. Raises HoldOutError when a number is out of range, or when nothing would
+    be left to train on or to hold out.
     """
     if not 0 < fraction < 1 or gap < 0 or not 0 <= centre <= 1:
-        raise ValueError(
+        raise HoldOutError(
             f"fraction {fraction}, gap {gap}, centre {centre}: expected 0 < fraction < 1,"
             " gap ≥ 0, 0 ≤ centre ≤ 1"
         )
@@ -193,7 +198,7 @@ def held_out_block(
         dropped.update(i for i in members if low <= positions[i].z <= high)
     train = tuple(i for i in positions if i not in held | dropped)
     if not train or not held:
-        raise ValueError(
+        raise HoldOutError(
             f"{len(positions)} slices in {len(volumes)} volumes, held out {len(held)}, left"
             f" {len(train)} with fraction {fraction} and gap {gap}: expected some of both"
         )

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ml_backend.errors import NextsliceError
 from ml_backend.volumes.volume import Volume, VolumeError
 
-__all__ = ["Window", "fit_window", "render"]
+__all__ = ["Window", "WindowError", "fit_window", "render"]
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -23,11 +24,15 @@ _SAMPLED_SLICES = 24
 _SAMPLED_PIXELS = 1 << 16
 
 
+class WindowError(NextsliceError, ValueError):
+    """Two grey values between which nothing can be shown."""
+
+
 @dataclass(frozen=True)
 class Window:
     """Grey values from ``low`` (shown black) to ``high`` (shown white).
 
-    Raises ValueError unless both are finite and ``low`` < ``high``.
+    Raises WindowError unless both are finite and ``low`` < ``high``.
     """
 
     low: float
@@ -35,7 +40,7 @@ class Window:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
-            raise ValueError(f"window is {self.low} to {self.high}, expected low < high, finite")
+            raise WindowError(f"window is {self.low} to {self.high}, expected low < high, finite")
 
 
 def fit_window(volume: Volume, percentiles: tuple[float, float] = (0.5, 99.5)) -> Window:
