@@ -28,6 +28,7 @@ import numpy.typing as npt
 
 from al_strategies.evidence import Position, SliceId
 from al_strategies.learner import Progress
+from ml_backend.durable import move_whole, write_whole
 from ml_backend.segmentation import checkpoints
 from ml_backend.segmentation.inference import (
     InferenceConfig,
@@ -492,7 +493,7 @@ class _Segmentation:
                 file.write(z, source.image(z)[np.newaxis])
                 self._progress(f"copy for {AXES[stage.axis]}", z + 1, total)
             file.flush()
-            part.rename(path)
+            move_whole(part, path)
         return replace(volume, read=lambda _, index: file[index][0])
 
     def _copy_path(self, stage: _Stage) -> Path:
@@ -554,9 +555,7 @@ class _Segmentation:
                 for output in job.outputs
             },
         }
-        part = job.record.with_name(f".{job.record.name}.part")
-        part.write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
-        part.replace(job.record)
+        write_whole(job.record, json.dumps(record, indent=1, ensure_ascii=False).encode())
 
     def _slices(
         self, file: SliceFile, counts: npt.NDArray[np.int64] | None

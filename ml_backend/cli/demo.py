@@ -24,13 +24,13 @@ from al_strategies import available_strategies
 from al_strategies.evidence import SliceId
 from ml_backend.cli import app, as_written, console
 from ml_backend.cli.tables import whole
+from ml_backend.durable import held
 from ml_backend.embedded.annotator import Annotator
 from ml_backend.embedded.label_studio import Session
 from ml_backend.embedded.processes import ProcessGroup, StartError, stop_on_sigterm, wait_until
 from ml_backend.embedded.stack import Stack, default_home, start_stack
 from ml_backend.embedded.uploads import UploadedSlice, create_project
 from ml_backend.errors import OptionError
-from ml_backend.experiment.files import RunTaken, locked
 from ml_backend.rounds.service import Service
 from ml_backend.rounds.store import Published, SelectionRecord
 from ml_backend.settings import Settings
@@ -252,24 +252,22 @@ def _fresh(folder: Path, *, unattended: bool) -> Iterator[Path]:
     That of the last demo is moved beside it, or deleted if no person can have labelled in it.
     Raises StartError, and leaves it as it is, while that demo runs.
     """
-    try:
-        with locked(folder.with_suffix(".lock"), wait=False):
-            if _may_hold_labels(folder):
-                kept = folder.with_name(f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}")
-                folder.rename(kept)
-                _say(f"the last demo is kept, with its labels: {as_written(str(kept))}")
-            elif folder.exists():
-                _say("the last demo, in which no person labelled, is replaced")
-                shutil.rmtree(folder)
-            folder.mkdir(parents=True)
-            if unattended:
-                (folder / _UNATTENDED).touch()
-            yield folder
-    except RunTaken:
-        raise StartError(
-            f"A demo is running in {folder}: end it with Ctrl-C where it was started, or set "
-            "NEXTSLICE_HOME to another folder."
-        ) from None
+    running = StartError(
+        f"A demo is running in {folder}: end it with Ctrl-C where it was started, or set "
+        "NEXTSLICE_HOME to another folder."
+    )
+    with held(folder.with_suffix(".lock"), otherwise=running):
+        if _may_hold_labels(folder):
+            kept = folder.with_name(f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+            folder.rename(kept)
+            _say(f"the last demo is kept, with its labels: {as_written(str(kept))}")
+        elif folder.exists():
+            _say("the last demo, in which no person labelled, is replaced")
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+        if unattended:
+            (folder / _UNATTENDED).touch()
+        yield folder
 
 
 @app.command()

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import logging
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import requests
 
+from ml_backend.durable import held, write_whole
 from ml_backend.embedded.processes import ProcessGroup, StartError, free_port
 from ml_backend.studio.client import StudioError
 
@@ -60,22 +58,13 @@ def find_label_studio(home: Path) -> Path | None:
     return None
 
 
-@contextlib.contextmanager
-def _alone(home: Path) -> Iterator[None]:
-    """Two demos started at once must not install into the same folder."""
-    home.mkdir(parents=True, exist_ok=True)
-    with (home / "install.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def install_label_studio(home: Path) -> Path:
     """Install Label Studio into an environment of its own under ``home`` (a few minutes).
 
     An empty database is made with it: its hundreds of migrations take most of a first start.
     Returns its command; does nothing when it is there. StartError shows what was said.
     """
-    with _alone(home):
+    with held(home / "install.lock"):  # two demos started at once
         found = find_label_studio(home)
         if found is not None:
             return found
@@ -109,9 +98,7 @@ def _give_database(command: Path, folder: Path) -> None:
     """Put the empty database that was made with ``command`` into ``folder``, if it has none."""
     empty, own = command.absolute().parents[1] / _EMPTY, folder / _EMPTY.name
     if empty.exists() and not own.exists():
-        partial = own.with_name(f"{own.name}.partial")
-        shutil.copyfile(empty, partial)
-        partial.replace(own)
+        write_whole(own, empty.read_bytes())
 
 
 @dataclass(frozen=True)

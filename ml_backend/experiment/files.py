@@ -7,12 +7,11 @@ the run at the end of a round.
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from al_strategies.evidence import SliceId
+from ml_backend.durable import held, write_whole
 from ml_backend.errors import TryAgainLater
 from ml_backend.experiment.record import RecordError, RoundLine, read_lines
 
-__all__ = ["RunFiles", "RunTaken", "locked", "write_whole"]
+__all__ = ["RunFiles", "RunTaken"]
 
 _STATUS_EVERY_S = 0.5
 _MASK = "mask."
@@ -31,29 +31,6 @@ _MASK = "mask."
 
 class RunTaken(TryAgainLater, RuntimeError):
     """Another process is on this run."""
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write ``path`` so that it is there whole or as it was before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(data)
-    part.replace(path)
-
-
-@contextmanager
-def locked(path: Path, *, wait: bool) -> Iterator[None]:
-    """Hold a lock that ends with the process, however it ends.
-
-    Raises RunTaken when another has it and ``wait`` is False.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise RunTaken(f"another process is on {path.with_suffix('')}") from None
-        yield
 
 
 class RunFiles:
@@ -76,9 +53,10 @@ class RunFiles:
         lines = self.lines()
         return bool(lines) and lines[-1].following is None
 
-    def lock(self) -> Any:
+    def lock(self) -> AbstractContextManager[None]:
         """Context manager: this process is the one on the run. Raises RunTaken."""
-        return locked(self.folder / "lock", wait=False)
+        path = self.folder / "lock"
+        return held(path, otherwise=RunTaken(f"another process is on {path}"))
 
     def taken(self) -> bool:
         """Whether another process is on the run now."""
@@ -142,7 +120,7 @@ class RunFiles:
         if moment - self._written < _STATUS_EVERY_S and done < total:
             return
         self._written = moment
-        write_whole(self._status_path, json.dumps([step, done, total]).encode())
+        write_whole(self._status_path, json.dumps([step, done, total]).encode(), flush=False)
 
     def status(self) -> str:
         """``train 40/60``, or empty."""

@@ -10,9 +10,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ml_backend.durable import write_whole
 from ml_backend.errors import OptionError
 from ml_backend.experiment.data import Data, DataSpec
-from ml_backend.experiment.files import write_whole
 from ml_backend.experiment.record import Experiment, RecordError, load_experiment
 from ml_backend.settings import DEVICE
 

@@ -30,9 +30,10 @@ from al_strategies.simulation import (
     learn,
     simulate,
 )
+from ml_backend.durable import held, write_whole
 from ml_backend.errors import NextsliceError
 from ml_backend.experiment.data import Data, DataSpec, load_data
-from ml_backend.experiment.files import RunFiles, RunTaken, locked, write_whole
+from ml_backend.experiment.files import RunFiles, RunTaken
 from ml_backend.experiment.plan import other_versions
 from ml_backend.experiment.record import (
     FULLY_SUPERVISED,
@@ -145,7 +146,7 @@ class _Run:
         start = begin(self.data.source, self.protocol)
         stem = self.out / "start" / f"seed-{self.job.seed}"
         record, weights = stem.with_suffix(".json"), stem.with_suffix(".safetensors")
-        with locked(stem.with_suffix(".lock"), wait=True):
+        with held(stem.with_suffix(".lock")):
             if record.exists():
                 learned = _learned_from(json.loads(record.read_text()))
             else:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ml_backend.durable import move_whole
 from ml_backend.errors import NextsliceError
 from ml_backend.volumes.staging import staging
 
@@ -38,10 +39,7 @@ def whole(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         yield partial
         # writing may take hours: look again
         _check_free(path, overwrite)
-        if path.is_dir():
-            # goes with the staging folder; a folder cannot be replaced in one step
-            path.replace(folder / ".replaced")
-        partial.replace(path)
+        move_whole(partial, path, folder / ".replaced")  # which goes with the staging folder
 
 
 def _check_free(path: Path, overwrite: bool) -> None:

@@ -8,8 +8,8 @@ alike as those of a real scan. A `Phantom` is several samples as one `SliceSourc
 
 from __future__ import annotations
 
+import io
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from PIL import Image
 
 from al_strategies.evidence import Position, SliceId
 from al_strategies.learner import Progress
+from ml_backend.durable import write_whole
 from ml_backend.errors import OptionError
 from ml_backend.volumes.acquisition import Scan, to_grey
 from ml_backend.volumes.explant import CLASSES, HEIGHT, IMPLANT, MATERIALS, SCREW_RADIUS, Explant
@@ -211,8 +212,10 @@ class Phantom:
             )
         for name in ("images", "masks"):
             (root / name).mkdir(parents=True, exist_ok=True)
-        _replace(root / "classes.json", (json.dumps({"names": CLASSES}, indent=1) + "\n").encode())
-        _replace(index, text.encode())
+        write_whole(
+            root / "classes.json", (json.dumps({"names": CLASSES}, indent=1) + "\n").encode()
+        )
+        write_whole(index, text.encode())
 
     def _record(self, sample: PhantomSample) -> dict[str, Any]:
         return {
@@ -258,21 +261,15 @@ def _write_all(
 def _write_chunk(root: Path, slices: list[tuple[PhantomSample, int, str]]) -> int:
     for sample, z, slice_id in slices:
         image, mask = sample.slice(z)
-        _replace_png(root / "images" / f"{slice_id}.png", image)
-        _replace_png(root / "masks" / f"{slice_id}.png", mask)
+        _write_png(root / "images" / f"{slice_id}.png", image)
+        _write_png(root / "masks" / f"{slice_id}.png", mask)
     return len(slices)
 
 
-def _replace_png(path: Path, pixels: npt.NDArray[Any]) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    Image.fromarray(pixels).save(part, format="PNG")
-    part.replace(path)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_bytes(data)
-    part.replace(path)
+def _write_png(path: Path, pixels: npt.NDArray[Any]) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    write_whole(path, buffer.getvalue(), flush=False)  # it can be had again
 
 
 @dataclass(frozen=True)
