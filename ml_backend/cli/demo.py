@@ -31,6 +31,7 @@ from ml_backend.embedded.processes import ProcessGroup, StartError, stop_on_sigt
 from ml_backend.embedded.stack import Stack, default_home, start_stack
 from ml_backend.embedded.uploads import UploadedSlice, create_project
 from ml_backend.errors import OptionError
+from ml_backend.grey import grey_window
 from ml_backend.rounds.service import Service
 from ml_backend.rounds.store import Published, SelectionRecord
 from ml_backend.settings import Settings
@@ -60,8 +61,8 @@ class _Shown:
         sample = [source.image(i) for i in source.ids[:: max(1, len(source.ids) // 16)]]
         self._window = None
         if any(image.dtype != np.uint8 for image in sample):
-            low, high = np.percentile(np.concatenate([s.ravel()[::7] for s in sample]), [0.2, 99.8])
-            self._window = Window(float(low), float(high))
+            values = np.concatenate([image.ravel()[::7] for image in sample])
+            self._window = Window(*grey_window(values, (0.2, 99.8)))
         self.ids, self.mask, self.position = source.ids, source.mask, source.position
 
     def image(self, slice_id: SliceId) -> npt.NDArray[Any]:
