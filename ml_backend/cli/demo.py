@@ -22,6 +22,7 @@ from rich.table import Table
 
 from al_strategies import available_strategies
 from al_strategies.evidence import SliceId
+from al_strategies.holdout import held_out_block
 from ml_backend.cli import app, as_written, console
 from ml_backend.cli.tables import whole
 from ml_backend.durable import held
@@ -39,7 +40,7 @@ from ml_backend.studio.client import Studio
 from ml_backend.studio.label_config import bitmask_config, parse_label_config
 from ml_backend.studio.projects import register_backend
 from ml_backend.studio.task_order import BackendLink
-from ml_backend.volumes.folder import FolderSource, held_out_block
+from ml_backend.volumes.folder import FolderSource
 from ml_backend.volumes.phantom import phantom
 from ml_backend.volumes.window import Window, render
 

@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from al_strategies.evidence import Position, SliceId
+from al_strategies.holdout import held_out_block
 from al_strategies.learner import IGNORE, Progress, SliceSource
 from ml_backend.errors import NextsliceError
-from ml_backend.volumes.folder import FolderSource, held_out_block
+from ml_backend.volumes.folder import FolderSource
 from ml_backend.volumes.pair import VolumePair
 from ml_backend.volumes.phantom import phantom
 from ml_backend.volumes.volume import ReadOptions
