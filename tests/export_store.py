@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ml_backend.pictures import encode_png
 from ml_backend.rounds.service import Service
 from ml_backend.rounds.store import (
     DatasetRecord,
@@ -24,7 +25,6 @@ from ml_backend.rounds.store import (
     TaskRecord,
 )
 from ml_backend.settings import Settings
-from ml_backend.studio.images import encode_png
 from ml_backend.studio.label_config import bitmask_config, parse_label_config
 
 KEY = "7.1763865028"

@@ -17,6 +17,7 @@ from PIL import Image
 
 from al_strategies.evidence import Position
 from ml_backend.cli.rounds import rounds_table
+from ml_backend.pictures import encode_png
 from ml_backend.rounds import training
 from ml_backend.rounds.pseudo import pseudo_labels, pseudo_slices
 from ml_backend.rounds.round import run_round
@@ -38,7 +39,6 @@ from ml_backend.segmentation.training import TrainingConfig
 from ml_backend.segmentation.validation import ZBlock
 from ml_backend.settings import Settings
 from ml_backend.studio.annotations import regions
-from ml_backend.studio.images import encode_png
 from ml_backend.studio.label_config import bitmask_config, parse_label_config
 from tests.memory_studio import MemoryStudio
 from tests.segmentation_phantom import CLASSES, Phantom

@@ -21,9 +21,9 @@ from werkzeug.exceptions import HTTPException
 from ml_backend.api.server import SLICES
 from ml_backend.disk_cache import DiskCache
 from ml_backend.errors import TryAgainLater
+from ml_backend.pictures import encode_png
 from ml_backend.rounds.service import Service, slice_keys
 from ml_backend.settings import Settings, SettingsError
-from ml_backend.studio.images import encode_png
 from ml_backend.volumes.address import AddressRefused, SliceAddress
 from ml_backend.volumes.roots import NoSuchVolume
 from ml_backend.volumes.volume import VolumeError

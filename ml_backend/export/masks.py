@@ -7,7 +7,6 @@ source volume. Memory holds one slice of it at a time; slices cut along y or x w
 from __future__ import annotations
 
 import csv
-import io
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -17,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
 
 from al_strategies.learner import IGNORE, Progress
 from ml_backend.export.files import ExportError, file_name, to_json, whole
 from ml_backend.export.source import FindSource, Source, SourceError
+from ml_backend.pictures import BROKEN_PICTURE, decode_label_map
 from ml_backend.rounds.source import PROJECT_VOLUME
 from ml_backend.rounds.store import (
     DatasetRecord,
@@ -114,9 +113,8 @@ def _mask_bytes(folder: RoundFolder, label: LabelRecord) -> bytes:
 
 def _decode(data: bytes, label: LabelRecord) -> Mask:
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image.convert("L"))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        return decode_label_map(data)
+    except BROKEN_PICTURE as error:
         raise StoreError(
             f"{label.mask}, the label map of task {label.task}, is damaged: {error}"
         ) from error

@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from al_strategies.evidence import Position, SliceId
 from al_strategies.learner import IGNORE
 from ml_backend.errors import NextsliceError
+from ml_backend.pictures import BROKEN_PICTURE, class_ids
 from ml_backend.volumes.formats.pages import files_in
 
 __all__ = ["FolderError", "FolderSource", "MissingMaskError"]
@@ -189,7 +190,9 @@ def _read_image(path: Path) -> npt.NDArray[Any]:
             if image.mode in _GREY_MODES:
                 return _native(np.asarray(image))
             return np.asarray(image.convert("L" if image.mode == "LA" else "RGB"))
-    except (OSError, SyntaxError, UnidentifiedImageError) as error:
+    except FolderError:
+        raise
+    except BROKEN_PICTURE as error:
         raise _unreadable(path, error) from error
 
 
@@ -204,14 +207,17 @@ def _read_mask(path: Path) -> npt.NDArray[np.uint8]:
                 )
             # a palette image is read by index, as annotation tools write it
             values = np.asarray(image)
-    except (OSError, SyntaxError, UnidentifiedImageError) as error:
+    except FolderError:
+        raise
+    except BROKEN_PICTURE as error:
         raise _unreadable(path, error) from error
-    if values.size and (values.min() < 0 or values.max() > 255 or (values % 1).any()):
+    ids = class_ids(values)
+    if ids is None:
         raise FolderError(
             f"{path} has values from {values.min()} to {values.max()}, expected whole class ids"
             " from 0 to 255"
         )
-    return values.astype(np.uint8)
+    return ids
 
 
 def _native(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -225,7 +231,7 @@ def _size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             return image.size
-    except (OSError, UnidentifiedImageError) as error:
+    except BROKEN_PICTURE as error:
         raise _unreadable(path, error) from error
 
 
