@@ -24,7 +24,8 @@ import sys
 from flask import Flask, Response, request
 
 from ml_backend.api.auth import refuse
-from ml_backend.api.protocol import COUNTED, TRAIN_NOW, versions
+from ml_backend.api.hints import COUNTED, TRAIN_NOW
+from ml_backend.api.protocol import versions
 from ml_backend.api.server import gunicorn_argv
 from ml_backend.api.serving import Serving
 from ml_backend.api.slices import serve_slices, slices
