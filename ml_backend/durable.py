@@ -6,7 +6,6 @@ docs/locks.md says which lock is for what.
 from __future__ import annotations
 
 import os
-import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,18 +15,21 @@ from filelock import FileLock, Timeout
 
 from ml_backend.errors import NextsliceError
 
-__all__ = ["held", "is_part_of", "move_whole", "write_whole"]
+__all__ = ["held", "move_whole", "write_whole"]
 
 
-def write_whole(path: Path, data: bytes, *, flush: bool = True) -> None:
+def write_whole(path: Path, data: bytes, *, flush: bool = True, alone: bool = False) -> None:
     """Write ``path``, whose folder is made: it is there whole or as it was before, however this
     ends. Several processes may write it at once; one of them is the last.
 
     ``flush``: return when a power cut would lose nothing. Without it a file may be empty after one:
-    for what can be had again.
+    for what can be had again. ``alone``: nobody else writes it meanwhile, as a lock says. Then it
+    is written as ``.<name>.part``, and what a killed process has left of it is replaced by the
+    next; else the name is another one every time.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    unique = "" if alone else f"{uuid.uuid4().hex[:8]}."
+    part = path.with_name(f".{path.name}.{unique}part")
     try:
         with part.open("wb") as file:
             file.write(data)
@@ -40,11 +42,6 @@ def write_whole(path: Path, data: bytes, *, flush: bool = True) -> None:
         raise
     if flush:
         _flush(path.parent)
-
-
-def is_part_of(name: str, whole: str) -> bool:
-    """Whether a killed `write_whole` of the file ``whole`` has left a file called ``name``."""
-    return re.fullmatch(rf"\.{re.escape(whole)}\.([0-9a-f]{{8}}\.)?part", name) is not None
 
 
 def move_whole(part: Path, target: Path, aside: Path | None = None) -> None:

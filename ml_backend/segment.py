@@ -556,7 +556,9 @@ class _Segmentation:
                 for output in job.outputs
             },
         }
-        write_whole(job.record, json.dumps(record, indent=1, ensure_ascii=False).encode())
+        write_whole(
+            job.record, json.dumps(record, indent=1, ensure_ascii=False).encode(), alone=True
+        )
 
     def _slices(
         self, file: SliceFile, counts: npt.NDArray[np.int64] | None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ml_backend.durable import held, is_part_of, move_whole, write_whole
+from ml_backend.durable import held, move_whole, write_whole
 from ml_backend.errors import TryAgainLater
 
 TAKEN = TryAgainLater("another is on it")
@@ -56,11 +56,10 @@ def test_data_is_flushed_before_it_has_its_name_and_the_name_after(
     assert seen == [(False, False), (True, True)]
 
 
-def test_a_leftover_is_known_by_its_name() -> None:
-    assert is_part_of(".job.json.0123abcd.part", "job.json")
-    assert is_part_of(".job.json.part", "job.json")
-    assert not is_part_of(".job.json.notes.part", "job.json")
-    assert not is_part_of("job.json", "job.json")
+def test_who_is_alone_replaces_what_a_killed_process_has_left(tmp_path: Path) -> None:
+    (tmp_path / ".a.part").write_bytes(b"half of a checkpoint")
+    write_whole(tmp_path / "a", b"x", alone=True)
+    assert list(tmp_path.iterdir()) == [tmp_path / "a"]
 
 
 def test_a_folder_makes_way_for_another(tmp_path: Path) -> None:

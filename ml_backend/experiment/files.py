@@ -73,7 +73,7 @@ class RunFiles:
         data = self.lines_path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
         if whole != data:
-            write_whole(self.lines_path, whole)
+            write_whole(self.lines_path, whole, alone=True)
 
     def keep(
         self,
@@ -84,12 +84,12 @@ class RunFiles:
         """Commit a round with what the next one needs of it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if weights is not None:
-            write_whole(self._weights(line.round), weights)
+            write_whole(self._weights(line.round), weights, alone=True)
         if pseudo:
             buffer = io.BytesIO()
             arrays: dict[str, Any] = {f"{_MASK}{i}": mask for i, mask in pseudo.items()}
             np.savez_compressed(buffer, **arrays)
-            write_whole(self._pseudo(line.round), buffer.getvalue())
+            write_whole(self._pseudo(line.round), buffer.getvalue(), alone=True)
         with self.lines_path.open("a", encoding="utf-8") as file:
             file.write(line.to_line())
             file.flush()
@@ -120,7 +120,9 @@ class RunFiles:
         if moment - self._written < _STATUS_EVERY_S and done < total:
             return
         self._written = moment
-        write_whole(self._status_path, json.dumps([step, done, total]).encode(), flush=False)
+        write_whole(
+            self._status_path, json.dumps([step, done, total]).encode(), flush=False, alone=True
+        )
 
     def status(self) -> str:
         """``train 40/60``, or empty."""

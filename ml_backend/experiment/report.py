@@ -80,10 +80,12 @@ def _draw(out: Path, experiment: Experiment, runs: Runs) -> Report:
     command = shlex.join(["nextslice", "simulate", "--report", str(out.resolve())])
     lines = (line.to_line() for key in sorted(runs) for line in runs[key])
     for path, plot in zip(report.plots, drawn, strict=True):
-        write_whole(path, plot.png)
-    write_whole(report.rounds, "".join(lines).encode())
-    write_whole(report.markdown, _markdown(summary, comparison, advice).encode())
-    write_whole(report.page, _page(summary, comparison, advice, drawn, command).encode())
+        write_whole(path, plot.png, alone=True)
+    write_whole(report.rounds, "".join(lines).encode(), alone=True)
+    write_whole(report.markdown, _markdown(summary, comparison, advice).encode(), alone=True)
+    write_whole(
+        report.page, _page(summary, comparison, advice, drawn, command).encode(), alone=True
+    )
     return report
 
 

@@ -77,7 +77,7 @@ def run_one(out: str, strategy: str, seed: int) -> None:
         try:
             _Run(root, files, Job(strategy, seed)).go_on()
         except Exception as error:
-            write_whole(files.failure_path, f"{type(error).__name__}: {error}".encode())
+            write_whole(files.failure_path, f"{type(error).__name__}: {error}".encode(), alone=True)
             raise
 
 
@@ -153,8 +153,8 @@ class _Run:
                 learned = learn(
                     self.learner, self.data.source, self.protocol, start, self.files.report
                 )
-                write_whole(weights, self.learner.to_bytes())
-                write_whole(record, json.dumps(_learned_record(learned)).encode())
+                write_whole(weights, self.learner.to_bytes(), alone=True)
+                write_whole(record, json.dumps(_learned_record(learned)).encode(), alone=True)
         # Also where it was trained just now: what a run computes must not depend on who came first.
         self.learner.load_bytes(weights.read_bytes())
         return replace(start, learned=learned)

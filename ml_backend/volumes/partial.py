@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ml_backend.durable import held, is_part_of, write_whole
+from ml_backend.durable import held, write_whole
 from ml_backend.volumes.volume import VolumeError
 
 __all__ = ["PartialFolder", "Place"]
@@ -79,8 +79,7 @@ class PartialFolder:
         if not self.path.exists():
             return
         names = {p.name for p in self.path.iterdir()} if self.path.is_dir() else {self.path.name}
-        strange = {name for name in names - {"lock"} if not is_part_of(name, "job.json")}
-        if strange:
+        if names - {"lock", ".job.json.part"}:
             raise VolumeError(
                 f"{self.path} is in the way: expected nothing there, or what an interrupted call "
                 f"has left, found {sorted(names)[0]}"
@@ -99,4 +98,4 @@ class PartialFolder:
         return content
 
     def _write(self, name: str, content: Mapping[str, Any]) -> None:
-        write_whole(self.path / name, json.dumps(content, indent=1).encode())
+        write_whole(self.path / name, json.dumps(content, indent=1).encode(), alone=True)
