@@ -219,6 +219,14 @@ def test_a_gpu_worker_does_not_wait_for_labels_with_a_network_that_cannot_be_bui
     assert "Traceback" not in done.stderr
 
 
+def test_segment_names_a_device_that_is_none_before_it_reads_anything(tmp_path: Path) -> None:
+    out = str(tmp_path / "labels.tif")
+    done = nextslice("segment", str(tmp_path / "none.tif"), "--out", out, "--device", "gpu")
+    assert done.returncode == 1
+    assert "--device is 'gpu', expected cpu, cuda" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_worker_without_redis_says_so() -> None:
     done = nextslice("worker", "control", REDIS_URL="redis://:secret@127.0.0.1:9/0")
     assert done.returncode == 1

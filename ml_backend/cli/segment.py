@@ -26,6 +26,7 @@ from ml_backend.cli.reading import DatasetOption, DtypeOption, OffsetOption, Sha
 from ml_backend.cli.tables import whole
 from ml_backend.embedded.processes import stop_on_sigterm
 from ml_backend.errors import OptionError
+from ml_backend.experiment.plan import check_device
 from ml_backend.rounds.service import Service, project_id
 from ml_backend.rounds.store import RoundRecord
 from ml_backend.settings import load_settings
@@ -169,6 +170,8 @@ def segment(
         raise OptionError(f"--three-axes predicts along all axes, but --axis is {axis!r}: give one")
     if project is not None and weights is not None:
         raise OptionError("give --project or --weights, not both")
+    if device != "auto":
+        check_device(device, here=True)
     stop_on_sigterm()
     options = reading(dataset, shape, dtype, offset)
     with open_volume(volume, options) as opened:
