@@ -16,6 +16,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from al_strategies.errors import NextsliceError
 from al_strategies.evidence import Evidence, EvidenceError, SliceId
 from al_strategies.spacing import Admission, Spacing
 
@@ -38,7 +39,7 @@ Floats = npt.NDArray[np.float64]
 Features = npt.NDArray[np.float32]
 
 
-class UnknownStrategyError(ValueError):
+class UnknownStrategyError(NextsliceError, ValueError):
     """A strategy or a strategy's parameter that does not exist."""
 
 

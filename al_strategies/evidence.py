@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from al_strategies.errors import NextsliceError
+
 __all__ = [
     "CLASS_FRACTIONS",
     "CLASS_SCORES",
@@ -59,7 +61,7 @@ FEATURES = frozenset({EMBEDDING, CLASS_FRACTIONS, CLASS_SCORES, GRADIENT})
 """The standard names that stand in `Evidence.features`."""
 
 
-class EvidenceError(ValueError):
+class EvidenceError(NextsliceError, ValueError):
     """Evidence that contradicts itself, is missing, or holds something else than finite numbers."""
 
 

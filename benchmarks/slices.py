@@ -35,8 +35,8 @@ from ml_backend.api.server import gunicorn_argv
 from ml_backend.app import create_app
 from ml_backend.embedded.processes import ProcessGroup, free_port
 from ml_backend.embedded.stack import settings_from
+from ml_backend.pictures import encode_png
 from ml_backend.rounds.service import slice_keys
-from ml_backend.studio.images import encode_png
 from ml_backend.volumes.address import SliceAddress
 from ml_backend.volumes.opening import open_volume, write_volume
 from ml_backend.volumes.phantom import PhantomSample

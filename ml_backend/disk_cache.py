@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import uuid
 from contextlib import suppress
 from pathlib import Path
+
+from ml_backend.durable import write_whole
 
 __all__ = ["DiskCache"]
 
@@ -48,15 +49,10 @@ class DiskCache:
     def keep(self, name: str, data: bytes) -> None:
         """Keep ``data`` as ``name``. A disk that is full is only logged: it must stop nobody."""
         file = self._root / name
-        partial = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}")
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(data)
-            partial.replace(file)
+            write_whole(file, data, flush=False)
         except OSError as error:
             logger.warning("cannot keep %s in the cache: %s", file, error)
-            with suppress(OSError):
-                partial.unlink()
             return
         with self._lock:
             self._make_room(len(data))

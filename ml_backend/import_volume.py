@@ -19,12 +19,13 @@ import numpy as np
 import numpy.typing as npt
 
 from al_strategies.learner import IGNORE, Progress
+from ml_backend.pictures import class_ids, encode_png
 from ml_backend.rounds.adopt import connect
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.service import Service, slice_keys
 from ml_backend.studio.annotations import regions
 from ml_backend.studio.client import Project, StudioError, TaskRow
-from ml_backend.studio.images import decode_image, encode_png
+from ml_backend.studio.images import decode_image
 from ml_backend.studio.label_config import (
     LabelConfig,
     bitmask_config,
@@ -454,12 +455,11 @@ def _check_labels(
 
 def _mask(labels: Volume, index: int, config: LabelConfig) -> npt.NDArray[np.uint8]:
     values = labels[index]
-    whole = values.dtype.kind in "bui" or not np.any(values % 1)
-    known = (values >= 0) & ((values < len(config.classes)) | (values == IGNORE))
-    if not whole or not known.all():
+    ids = class_ids(values, len(config.classes))
+    if ids is None:
         raise VolumeError(
             f"{labels.path}, slice {index}, has values from {values.min()} to {values.max()}: "
             f"expected 0 to {len(config.classes) - 1} ({', '.join(config.classes)}), or {IGNORE} "
             "for unlabelled"
         )
-    return values.astype(np.uint8)
+    return ids

@@ -28,6 +28,8 @@ import numpy.typing as npt
 
 from al_strategies.evidence import Position, SliceId
 from al_strategies.learner import Progress
+from ml_backend.durable import move_whole, write_whole
+from ml_backend.grey import PERCENTILES, middles
 from ml_backend.segmentation import checkpoints
 from ml_backend.segmentation.inference import (
     InferenceConfig,
@@ -347,10 +349,10 @@ class _Segmentation:
         job, model = self._job, self._job.model.preprocessing
         # Along z: cut along y or x, most formats are read whole for each slice.
         along_z = job.volume.along("z")
-        middles = [len(along_z) * part // (2 * _LOOKED_AT) for part in range(1, 2 * _LOOKED_AT, 2)]
-        values = np.concatenate([np.ravel(along_z[index]) for index in dict.fromkeys(middles)])
+        seen = middles(len(along_z), _LOOKED_AT)
+        values = np.concatenate([np.ravel(along_z[index]) for index in seen])
         finite = values[np.isfinite(values)]
-        low, high = np.percentile(finite, (0.5, 99.5)) if finite.size else (0.0, 0.0)
+        low, high = np.percentile(finite, PERCENTILES) if finite.size else (0.0, 0.0)
         ratio = (high - low) / (model.window_high - model.window_low)
         apart = high < model.window_low or low > model.window_high
         if high > low and (apart or not 1 / _SCALES_APART < ratio < _SCALES_APART):
@@ -492,7 +494,7 @@ class _Segmentation:
                 file.write(z, source.image(z)[np.newaxis])
                 self._progress(f"copy for {AXES[stage.axis]}", z + 1, total)
             file.flush()
-            part.rename(path)
+            move_whole(part, path)
         return replace(volume, read=lambda _, index: file[index][0])
 
     def _copy_path(self, stage: _Stage) -> Path:
@@ -554,9 +556,9 @@ class _Segmentation:
                 for output in job.outputs
             },
         }
-        part = job.record.with_name(f".{job.record.name}.part")
-        part.write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
-        part.replace(job.record)
+        write_whole(
+            job.record, json.dumps(record, indent=1, ensure_ascii=False).encode(), alone=True
+        )
 
     def _slices(
         self, file: SliceFile, counts: npt.NDArray[np.int64] | None

@@ -28,8 +28,10 @@ from pydantic import (
     model_validator,
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from redis.connection import parse_url
 
 from al_strategies import available_strategies, get_strategy
+from ml_backend.errors import SettingsError
 
 __all__ = [
     "DEVICE",
@@ -37,18 +39,17 @@ __all__ = [
     "Settings",
     "SettingsError",
     "absolute_address",
+    "asked_log_level",
     "configure_logging",
     "load_settings",
+    "read_settings",
     "without_passwords",
 ]
 
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 DEVICE = r"cpu|cuda(:[0-9]+)?"
 """Regular expression of what a device may be called, besides ``auto``."""
 _PASSWORD = re.compile(r"(?<=://)([^/\s:@]*):[^/\s]*@|(?<=[?&]password=)[^&\s]+")
-
-
-class SettingsError(ValueError):
-    """A setting has a value that cannot be used; the message names the variable."""
 
 
 def _shared(name: str) -> AliasChoices:
@@ -63,9 +64,14 @@ def without_passwords(text: str) -> str:
 
 def absolute_address(value: str) -> str:
     """The http or https address ``value`` without a slash at its end. ValueError for another."""
+    expected = "expected an address such as http://labelstudio.example:8080"
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise ValueError("expected an address such as http://labelstudio.example:8080")
+        raise ValueError(expected)
+    try:
+        parts.port  # noqa: B018  # looked at here, or it is an error wherever it is first needed
+    except ValueError as error:
+        raise ValueError(f"{error}: {expected}") from None
     return value.rstrip("/")
 
 
@@ -252,6 +258,15 @@ class Settings(BaseSettings):
                 )
         return value
 
+    @field_validator("redis_url")
+    @classmethod
+    def _redis(cls, value: str) -> str:
+        try:
+            parse_url(value)  # type: ignore[no-untyped-call]  # redis has no types here
+        except ValueError as error:
+            raise ValueError(f"{error}: expected one such as redis://127.0.0.1:6379/0") from None
+        return value
+
     @field_validator("store")
     @classmethod
     def _readable(cls, value: str) -> str:
@@ -344,7 +359,12 @@ def _complaint(error: ValidationError) -> str:
 
 @cache
 def load_settings() -> Settings:
-    """The settings of this process, read once. Raises SettingsError naming each bad variable."""
+    """The settings of this process, read once. Raises as `read_settings`."""
+    return read_settings()
+
+
+def read_settings() -> Settings:
+    """The settings as the environment has them now. SettingsError names each bad variable."""
     try:
         return Settings()  # type: ignore[call-arg]  # every field has a default or an alias
     except ValidationError as error:
@@ -356,5 +376,13 @@ def configure_logging(level: str) -> None:
     logging.basicConfig(
         level=level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
     )
-    # One line per HTTP request of the SDK drowns what matters.
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    if not logging.getLogger().isEnabledFor(logging.DEBUG):
+        # One line per HTTP request of the SDK drowns what matters.
+        logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+def asked_log_level() -> str | None:
+    """What NEXTSLICE_LOG_LEVEL asks for; None where it is not set, or to no level. For what has to
+    know it without the other settings."""
+    level = os.environ.get("NEXTSLICE_LOG_LEVEL", "").upper()
+    return level if level in _LEVELS else None

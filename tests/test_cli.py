@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -128,12 +129,103 @@ def test_errors_for_people_are_a_sentence_and_bugs_a_traceback(
     assert (sentence or "").startswith(said or "")
 
 
+BROKEN = """
+import sys
+from ml_backend.cli import app, main
+{imports}
+
+@app.command()
+def broken() -> None:
+    {line}
+
+sys.argv = ["nextslice", "broken"]
+main()
+"""
+
+
+def broken(line: str, imports: str = "") -> subprocess.CompletedProcess[str]:
+    """A command that meets what ``line`` raises."""
+    code = BROKEN.format(line=line, imports=imports)
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={**os.environ, "COLUMNS": "200"},
+    )
+
+
+def test_arrays_that_do_not_fit_are_a_bug_and_not_what_a_person_did() -> None:
+    done = broken("np.zeros(2) + np.zeros(3)", "import numpy as np")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "operands could not be broadcast together" in done.stderr
+    assert "nextslice:" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "imports", "code", "says"),
+    [
+        ("open('/nowhere/scan.tif')", "", 1, "No such file or directory: '/nowhere/scan.tif'"),
+        ("raise OSError(errno.ENOSPC, 'No space left')", "import errno", 1, "No space left"),
+        ("socket.create_connection(('127.0.0.1', 9))", "import socket", 1, "Connection refused"),
+        (
+            "redis.Redis(port=9).ping()",
+            "import redis",
+            1,
+            "Redis cannot be used: Error 111 connecting to",
+        ),
+        (
+            "raise RunTaken('another process is on it')",
+            "from ml_backend.experiment.files import RunTaken",
+            75,
+            "another process is on it",
+        ),
+    ],
+)
+def test_a_fault_of_the_machine_is_a_sentence(
+    line: str, imports: str, code: int, says: str
+) -> None:
+    done = broken(line, imports)
+    assert done.returncode == code
+    assert f"nextslice: {says}" in re.sub(r"\[Errno \d+\] ", "", done.stderr)
+    assert "Traceback" not in done.stderr
+
+
+def test_an_error_of_files_that_a_library_made_up_is_a_bug() -> None:
+    """Where such a file is read, it is said what it is."""
+    done = broken("raise OSError('not a file of this kind')")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_verbose_and_the_log_level_reach_every_command(tmp_path: Path) -> None:
+    """The error in full is logged as DEBUG; a command that reads no settings shows it too."""
+    wrong = ["simulate", "--phantom", "small"]
+    assert "Traceback" not in nextslice(*wrong).stderr
+    assert "the error in full" in nextslice("--verbose", *wrong).stderr
+    assert "the error in full" in nextslice(*wrong, NEXTSLICE_LOG_LEVEL="debug").stderr
+    volume = ["import", str(tmp_path / "none.tif")]
+    asked = nextslice("-v", *volume, LABEL_STUDIO_API_KEY="t")
+    assert "the error in full" in asked.stderr
+    assert "the error in full" not in nextslice(*volume, LABEL_STUDIO_API_KEY="t").stderr
+
+
 def test_a_gpu_worker_does_not_wait_for_labels_with_a_network_that_cannot_be_built(
     redis_url: str,
 ) -> None:
     done = nextslice("worker", "gpu", REDIS_URL=redis_url, NEXTSLICE_ARCHITECTURE="hrnet18")
     assert done.returncode == 1
     assert "NEXTSLICE_ARCHITECTURE is 'hrnet18', which cannot be built" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_segment_names_a_device_that_is_none_before_it_reads_anything(tmp_path: Path) -> None:
+    out = str(tmp_path / "labels.tif")
+    done = nextslice("segment", str(tmp_path / "none.tif"), "--out", out, "--device", "gpu")
+    assert done.returncode == 1
+    assert "--device is 'gpu', expected cpu, cuda" in done.stderr
     assert "Traceback" not in done.stderr
 
 

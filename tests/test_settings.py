@@ -42,6 +42,8 @@ def test_our_own_name_wins(monkeypatch: pytest.MonkeyPatch) -> None:
         ("NEXTSLICE_CROP", "100", r"NEXTSLICE_CROP: found '100'.*multiple of 32"),
         ("NEXTSLICE_MAX_TILE", "1000", r"NEXTSLICE_MAX_TILE: found '1000'.*multiple of 32"),
         ("NEXTSLICE_K", "many", r"NEXTSLICE_K: found 'many'.*integer"),
+        ("REDIS_URL", "localhost:6379", r"REDIS_URL: found .*expected one such as redis://"),
+        ("LABEL_STUDIO_URL", "http://host:port", r"LABEL_STUDIO_URL: found .*expected an address"),
         ("NEXTSLICE_LOG_LEVEL", "chatty", r"NEXTSLICE_LOG_LEVEL: found 'CHATTY'.*'DEBUG', 'INFO'"),
         ("BASIC_AUTH_USER", "ann", r"BASIC_AUTH_USER and BASIC_AUTH_PASS: found one of them"),
         ("LABEL_STUDIO_URL", "labelstudio:8080", r"\. LABEL_STUDIO_URL: found 'labelstudio:8080'"),

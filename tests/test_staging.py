@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ml_backend.volumes import staging as module
 from ml_backend.volumes.staging import clear, staging
 from ml_backend.volumes.volume import VolumeError
 
@@ -57,10 +57,10 @@ def test_a_lock_that_was_removed_since_it_was_opened_holds_nothing(
 ) -> None:
     """Another process has ended just now, and a third one may have begun."""
 
-    def late(file: Any, how: int) -> None:
-        Path(file.name).unlink()
+    def late(file: int, how: int) -> None:
+        Path(f"/proc/self/fd/{file}").readlink().unlink(missing_ok=True)
 
-    monkeypatch.setattr(module.fcntl, "flock", late)
+    monkeypatch.setattr(fcntl, "flock", late)
     with pytest.raises(VolumeError, match="another process"):
         staging(tmp_path / "a.tif").__enter__()
     assert list(tmp_path.iterdir()) == []

@@ -24,12 +24,13 @@ import sys
 from flask import Flask, Response, request
 
 from ml_backend.api.auth import refuse
-from ml_backend.api.protocol import COUNTED, TRAIN_NOW, versions
+from ml_backend.api.hints import COUNTED, TRAIN_NOW
+from ml_backend.api.protocol import versions
 from ml_backend.api.server import gunicorn_argv
 from ml_backend.api.serving import Serving
 from ml_backend.api.slices import serve_slices, slices
 from ml_backend.rounds.service import Service
-from ml_backend.settings import configure_logging, load_settings
+from ml_backend.settings import asked_log_level, configure_logging, load_settings
 
 __all__ = ["create_app", "main"]
 
@@ -81,7 +82,8 @@ def main() -> None:
         value = getattr(given, name)
         if value:
             os.environ[f"NEXTSLICE_{name.upper()}"] = value
-    argv = gunicorn_argv(f"{given.host}:{given.port}", "ml_backend.adapter._wsgi:app")
+    address, application = f"{given.host}:{given.port}", "ml_backend.adapter._wsgi:app"
+    argv = gunicorn_argv(address, application, asked_log_level())
     os.execv(sys.executable, argv)
 
 

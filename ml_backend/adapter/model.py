@@ -8,25 +8,21 @@ same `Serving`, and jobs go into the same queues, as in the application of `ml_b
 
 from __future__ import annotations
 
-import logging
 from functools import cached_property
 from typing import Any
 
 from flask import abort, current_app, jsonify, make_response, request
 from label_studio_ml.exceptions import AnswerException
 from label_studio_ml.model import LabelStudioMLBase
-from redis.exceptions import RedisError
 
-from ml_backend.api.protocol import COUNTED, TRAIN_NOW
+from ml_backend.api.hints import hear, welcome
 from ml_backend.api.serving import Serving
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.studio.client import Project
-from ml_backend.studio.label_config import LabelConfigError, parse_label_config
+from ml_backend.studio.label_config import LabelConfigError
 from ml_backend.studio.task_order import LIVE_SCORE, PENDING_VERSION
 
 __all__ = ["NextsliceModel"]
-
-logger = logging.getLogger(__name__)
 
 
 class NextsliceModel(LabelStudioMLBase):  # type: ignore[misc]
@@ -88,14 +84,9 @@ class NextsliceModel(LabelStudioMLBase):  # type: ignore[misc]
         if not _asked("/setup"):  # upstream calls this for every request
             return
         try:
-            parse_label_config(self.get("label_config") or "")
+            welcome(self.serving, self.project, self.get("label_config") or "", request.host_url)
         except LabelConfigError as error:
             raise _refused(f"this labelling config cannot be segmented: {error}") from None
-        if self.serving.published(self.project.key) is None:
-            try:
-                self.project.schedule.adopt(request.host_url.rstrip("/"))
-            except RedisError as error:
-                logger.error("project %s cannot be adopted: Redis: %s", self.project.key, error)
 
     def predict(
         self, tasks: list[dict[str, Any]], context: dict[str, Any] | None = None, **params: Any
@@ -120,15 +111,7 @@ class NextsliceModel(LabelStudioMLBase):  # type: ignore[misc]
 
         Training itself is done by ``nextslice worker gpu``.
         """
-        schedule = self.project.schedule
-        try:
-            if event == TRAIN_NOW:
-                schedule.start()
-            elif event in COUNTED:
-                schedule.count()
-        except RedisError as error:
-            # Nothing is lost: reconcile looks at the project anyway.
-            logger.error("webhook %s of project %s: Redis: %s", event, self.project.key, error)
+        if not hear(self.project, event):
             abort(make_response(jsonify(error="the queue cannot be reached"), 503))
 
 

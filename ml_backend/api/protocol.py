@@ -11,12 +11,12 @@ from datetime import datetime
 from typing import Any
 
 from flask import Blueprint, Response, current_app, jsonify, request
-from redis.exceptions import RedisError
 
 from ml_backend.api.auth import refuse
+from ml_backend.api.hints import hear, welcome
 from ml_backend.api.serving import Serving
 from ml_backend.rounds.project import ConnectedProject, InvalidKey
-from ml_backend.studio.label_config import LabelConfigError, parse_label_config
+from ml_backend.studio.label_config import LabelConfigError
 from ml_backend.studio.task_order import PENDING_VERSION
 
 __all__ = ["protocol"]
@@ -24,20 +24,6 @@ __all__ = ["protocol"]
 logger = logging.getLogger(__name__)
 
 protocol = Blueprint("protocol", __name__)
-
-COUNTED = frozenset(
-    {
-        "ANNOTATION_CREATED",
-        "ANNOTATIONS_CREATED",
-        "ANNOTATION_UPDATED",
-        "ANNOTATIONS_DELETED",
-        "TASKS_CREATED",
-        "TASKS_DELETED",
-        "PROJECT_UPDATED",
-    }
-)
-"""Webhook actions after which the project is looked at. None of them trains by itself."""
-TRAIN_NOW = "START_TRAINING"
 
 
 def _serving() -> Serving:
@@ -74,16 +60,11 @@ def setup() -> Response | tuple[Response, int]:
     serving = _serving()
     try:
         project = serving.project(str(body.get("project") or ""))
-        parse_label_config(str(body.get("schema") or ""))
+        welcome(serving, project, str(body.get("schema") or ""), request.host_url)
     except LabelConfigError as error:
         return _bad(f"this labelling config cannot be segmented: {error}")
     except InvalidKey as error:
         return _bad(str(error))
-    if serving.published(project.key) is None:
-        try:
-            project.schedule.adopt(request.host_url.rstrip("/"))
-        except RedisError as error:
-            logger.error("project %s cannot be adopted: Redis: %s", project.key, error)
     return jsonify(model_version=serving.version(project.key))
 
 
@@ -123,18 +104,10 @@ def versions() -> Response:
 def webhook() -> Response | tuple[Response, int]:
     """Enqueue a look at the project, and nothing else."""
     body = _body()
-    action = body.get("action")
     project = _project(body.get("project"))
     if project is None:
         return _bad("project: expected an object with id and created_at")
-    try:
-        if action == TRAIN_NOW:
-            project.schedule.start()
-        elif action in COUNTED:
-            project.schedule.count()
-    except RedisError as error:
-        # Nothing is lost: reconcile looks at the project anyway.
-        logger.error("webhook %s of project %s: Redis: %s", action, project.key, error)
+    if not hear(project, body.get("action")):
         return jsonify(error="the queue cannot be reached"), 503
     return jsonify(status="ok")
 

@@ -14,8 +14,11 @@ SLICES = 32
 """How many /slices requests have a thread at once, waiting or at work."""
 
 
-def gunicorn_argv(bind: str, application: str = "ml_backend.app:create_app()") -> list[str]:
-    """The command that serves ``application`` on ``bind`` (address:port).
+def gunicorn_argv(
+    bind: str, application: str = "ml_backend.app:create_app()", log_level: str | None = None
+) -> list[str]:
+    """The command that serves ``application`` on ``bind`` (address:port). ``log_level``: of
+    gunicorn's own messages, as `Settings.log_level`; None: gunicorn's default, INFO.
 
     One process holds one copy of the weights and one lock around the forward; threads keep
     /webhook and /health quick while predictions run. A request that waits holds its thread, so the
@@ -34,4 +37,5 @@ def gunicorn_argv(bind: str, application: str = "ml_backend.app:create_app()") -
         sys.executable, "-m", "gunicorn", application, "--bind", bind, "--workers", "1",
         "--threads", str(_THREADS), "--timeout", "300", "--no-control-socket",
         "--worker-tmp-dir", memory,
+        *(() if log_level is None else ("--log-level", log_level.lower())),
     ]  # fmt: skip

@@ -20,9 +20,10 @@ from werkzeug.exceptions import HTTPException
 
 from ml_backend.api.server import SLICES
 from ml_backend.disk_cache import DiskCache
+from ml_backend.errors import TryAgainLater
+from ml_backend.pictures import encode_png
 from ml_backend.rounds.service import Service, slice_keys
 from ml_backend.settings import Settings, SettingsError
-from ml_backend.studio.images import encode_png
 from ml_backend.volumes.address import AddressRefused, SliceAddress
 from ml_backend.volumes.roots import NoSuchVolume
 from ml_backend.volumes.volume import VolumeError
@@ -43,7 +44,7 @@ _RENDERED_AT_ONCE = 8
 """Each takes memory of several times its slice, and a core while it has one."""
 
 
-class TooManyRequests(RuntimeError):
+class TooManyRequests(TryAgainLater, RuntimeError):
     """More slices are asked for at once than have threads; the message says what to do."""
 
 

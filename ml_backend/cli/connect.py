@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ml_backend.cli import app, as_written, console
+from ml_backend.errors import OptionError
 from ml_backend.rounds import adopt
 from ml_backend.rounds.project import find_project
 from ml_backend.rounds.service import Service
@@ -45,4 +46,4 @@ def _address(backend: str) -> str:
     try:
         return absolute_address(backend)
     except ValueError as error:
-        raise ValueError(f"--backend is {backend!r}, {error}") from None
+        raise OptionError(f"--backend is {backend!r}, {error}") from None

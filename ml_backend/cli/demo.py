@@ -22,14 +22,17 @@ from rich.table import Table
 
 from al_strategies import available_strategies
 from al_strategies.evidence import SliceId
+from al_strategies.holdout import held_out_block
 from ml_backend.cli import app, as_written, console
 from ml_backend.cli.tables import whole
+from ml_backend.durable import held
 from ml_backend.embedded.annotator import Annotator
 from ml_backend.embedded.label_studio import Session
 from ml_backend.embedded.processes import ProcessGroup, StartError, stop_on_sigterm, wait_until
 from ml_backend.embedded.stack import Stack, default_home, start_stack
 from ml_backend.embedded.uploads import UploadedSlice, create_project
-from ml_backend.experiment.files import RunTaken, locked
+from ml_backend.errors import OptionError
+from ml_backend.grey import grey_window
 from ml_backend.rounds.artefacts import SELECTION
 from ml_backend.rounds.project import find_project
 from ml_backend.rounds.records import Published
@@ -39,7 +42,7 @@ from ml_backend.studio.client import Studio
 from ml_backend.studio.label_config import bitmask_config, parse_label_config
 from ml_backend.studio.projects import register_backend
 from ml_backend.studio.task_order import BackendLink
-from ml_backend.volumes.folder import FolderSource, held_out_block
+from ml_backend.volumes.folder import FolderSource
 from ml_backend.volumes.phantom import phantom
 from ml_backend.volumes.window import Window, render
 
@@ -61,8 +64,8 @@ class _Shown:
         sample = [source.image(i) for i in source.ids[:: max(1, len(source.ids) // 16)]]
         self._window = None
         if any(image.dtype != np.uint8 for image in sample):
-            low, high = np.percentile(np.concatenate([s.ravel()[::7] for s in sample]), [0.2, 99.8])
-            self._window = Window(float(low), float(high))
+            values = np.concatenate([image.ravel()[::7] for image in sample])
+            self._window = Window(*grey_window(values, (0.2, 99.8)))
         self.ids, self.mask, self.position = source.ids, source.mask, source.position
 
     def image(self, slice_id: SliceId) -> npt.NDArray[Any]:
@@ -237,7 +240,7 @@ def _table(rows: list[dict[str, Any]], held_out: int) -> Table:
 def _check_strategy(name: str) -> None:
     names = [info.name for info in available_strategies() if not info.needs_ground_truth]
     if name not in names:
-        raise ValueError(f"--strategy: found {name!r}, expected one of {', '.join(names)}")
+        raise OptionError(f"--strategy: found {name!r}, expected one of {', '.join(names)}")
 
 
 def _may_hold_labels(folder: Path) -> bool:
@@ -252,24 +255,22 @@ def _fresh(folder: Path, *, unattended: bool) -> Iterator[Path]:
     That of the last demo is moved beside it, or deleted if no person can have labelled in it.
     Raises StartError, and leaves it as it is, while that demo runs.
     """
-    try:
-        with locked(folder.with_suffix(".lock"), wait=False):
-            if _may_hold_labels(folder):
-                kept = folder.with_name(f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}")
-                folder.rename(kept)
-                _say(f"the last demo is kept, with its labels: {as_written(str(kept))}")
-            elif folder.exists():
-                _say("the last demo, in which no person labelled, is replaced")
-                shutil.rmtree(folder)
-            folder.mkdir(parents=True)
-            if unattended:
-                (folder / _UNATTENDED).touch()
-            yield folder
-    except RunTaken:
-        raise StartError(
-            f"A demo is running in {folder}: end it with Ctrl-C where it was started, or set "
-            "NEXTSLICE_HOME to another folder."
-        ) from None
+    running = StartError(
+        f"A demo is running in {folder}: end it with Ctrl-C where it was started, or set "
+        "NEXTSLICE_HOME to another folder."
+    )
+    with held(folder.with_suffix(".lock"), otherwise=running):
+        if _may_hold_labels(folder):
+            kept = folder.with_name(f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+            folder.rename(kept)
+            _say(f"the last demo is kept, with its labels: {as_written(str(kept))}")
+        elif folder.exists():
+            _say("the last demo, in which no person labelled, is replaced")
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+        if unattended:
+            (folder / _UNATTENDED).touch()
+        yield folder
 
 
 @app.command()

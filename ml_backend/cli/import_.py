@@ -11,6 +11,7 @@ import typer
 from ml_backend.cli import app, as_written, console
 from ml_backend.cli.progress import round_progress
 from ml_backend.cli.reading import DatasetOption, DtypeOption, OffsetOption, ShapeOption, reading
+from ml_backend.errors import OptionError
 from ml_backend.import_volume import ImportReport, ImportRequest, import_volume
 from ml_backend.rounds.service import Service
 from ml_backend.settings import configure_logging
@@ -77,7 +78,7 @@ def import_command(
     volume, which must lie in a folder of NEXTSLICE_VOLUMES.
     """
     service = Service.from_environment()
-    configure_logging("WARNING")
+    configure_logging("WARNING")  # unless NEXTSLICE_LOG_LEVEL or --verbose has asked for another
     request = ImportRequest(
         path=volume,
         labels=tuple(name.strip() for name in labels.split(",") if name.strip()),
@@ -132,5 +133,5 @@ def _pair(text: str | None, option: str, number: Callable[[str], Number]) -> tup
     try:
         first, last = (number(part) for part in str(text).split(":"))
     except ValueError:
-        raise ValueError(f"{option} is {text!r}, expected two numbers as in 100:900") from None
+        raise OptionError(f"{option} is {text!r}, expected two numbers as in 100:900") from None
     return first, last

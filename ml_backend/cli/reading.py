@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ml_backend.errors import OptionError
 from ml_backend.volumes.opening import ReadOptions
 
 __all__ = ["DatasetOption", "DtypeOption", "OffsetOption", "ShapeOption", "reading"]
@@ -19,7 +20,7 @@ OffsetOption = Annotated[int, typer.Option(min=0, help="Bytes before the values 
 
 
 def reading(dataset: str | None, shape: str | None, dtype: str | None, offset: int) -> ReadOptions:
-    """The options as `open_volume` takes them. ValueError for a shape that is none."""
+    """The options as `open_volume` takes them. OptionError for a shape that is none."""
     return ReadOptions(dataset, None if shape is None else _shape(shape), dtype, offset)
 
 
@@ -27,5 +28,5 @@ def _shape(text: str) -> tuple[int, int, int]:
     try:
         z, y, x = (int(part) for part in text.replace("x", ",").split(","))
     except ValueError:
-        raise ValueError(f"--shape is {text!r}, expected Z,Y,X as in 900,1024,1024") from None
+        raise OptionError(f"--shape is {text!r}, expected Z,Y,X as in 900,1024,1024") from None
     return z, y, x

@@ -25,6 +25,8 @@ from ml_backend.cli import app, console
 from ml_backend.cli.reading import DatasetOption, DtypeOption, OffsetOption, ShapeOption, reading
 from ml_backend.cli.tables import whole
 from ml_backend.embedded.processes import stop_on_sigterm
+from ml_backend.errors import OptionError
+from ml_backend.experiment.plan import check_device
 from ml_backend.rounds.artefacts import ROUND
 from ml_backend.rounds.project import ConnectedProject, stored_project, stored_projects
 from ml_backend.rounds.service import Service
@@ -45,13 +47,13 @@ def _project(service: Service, project: int | None) -> ConnectedProject:
     """The project in the store; the only one there when no number is given."""
     numbers = sorted({one.number for one in stored_projects(service)})
     if project is None and len(numbers) > 1:
-        raise ValueError(f"give --project, one of {', '.join(map(str, numbers))}, or --weights")
+        raise OptionError(f"give --project, one of {', '.join(map(str, numbers))}, or --weights")
     number = project if project is not None else next(iter(numbers), None)
     found = None if number is None else stored_project(service, number)
     if found is None:
         known = ", ".join(map(str, numbers)) or "none"
         what = "no project" if project is None else f"no project {project}"
-        raise ValueError(
+        raise OptionError(
             f"{service.settings.store} holds {what} of {service.settings.label_studio_url} (known: "
             f"{known}). Connect it first, or give --weights FILE."
         )
@@ -67,13 +69,13 @@ def _published(project: int | None) -> tuple[bytes, str]:
         # The round's own record: `published.json` names no weights any more.
         record = folder.round(published.round).load(ROUND)
         if record is not None and record.weights is not None:
-            raise ValueError(
+            raise OptionError(
                 f"the model {record.model_version} of project {found.number} is retired "
                 f"({published.retired}): wait for the next round, or give --weights "
                 f"{service.store.root}/{folder.path}/{record.weights}"
             )
     if published is None or published.weights is None:
-        raise ValueError(
+        raise OptionError(
             f"project {found.number} has no trained model yet: none is published before round 1 "
             "is done. Annotate some slices, or give --weights FILE."
         )
@@ -116,7 +118,7 @@ def _bars() -> Iterator[_Bars]:
 
 def _extra(uncertainty: bool, probability: bool) -> Extra | None:
     if uncertainty and probability:
-        raise ValueError("give --uncertainty or --probability, not both")
+        raise OptionError("give --uncertainty or --probability, not both")
     return "uncertainty" if uncertainty else "probability" if probability else None
 
 
@@ -165,9 +167,11 @@ def segment(
     """
     extra = _extra(uncertainty, probability)
     if three_axes and axis != "z":
-        raise ValueError(f"--three-axes predicts along all axes, but --axis is {axis!r}: give one")
+        raise OptionError(f"--three-axes predicts along all axes, but --axis is {axis!r}: give one")
     if project is not None and weights is not None:
-        raise ValueError("give --project or --weights, not both")
+        raise OptionError("give --project or --weights, not both")
+    if device != "auto":
+        check_device(device, here=True)
     stop_on_sigterm()
     options = reading(dataset, shape, dtype, offset)
     with open_volume(volume, options) as opened:

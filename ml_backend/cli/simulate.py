@@ -27,6 +27,7 @@ from ml_backend.cli.reading import DatasetOption
 from ml_backend.cli.tables import whole
 from ml_backend.embedded.processes import stop_on_sigterm
 from ml_backend.embedded.stack import default_home
+from ml_backend.errors import OptionError
 from ml_backend.experiment.data import (
     Contents,
     DataSpec,
@@ -64,14 +65,14 @@ _FEW_CHOICES = 3
 
 
 def _refuse(context: typer.Context, names: Container[str | None], why: str) -> None:
-    """Raise ValueError when one of the options ``names`` is on the command line."""
+    """Raise OptionError when one of the options ``names`` is on the command line."""
     given = [
         parameter.opts[0]
         for parameter in context.command.params
         if parameter.name in names and _on_command_line(context, parameter.name)
     ]
     if given:
-        raise ValueError(f"{' and '.join(given)} cannot be given {why}")
+        raise OptionError(f"{' and '.join(given)} cannot be given {why}")
 
 
 def _on_command_line(context: typer.Context, name: str | None) -> bool:
@@ -82,9 +83,9 @@ def _on_command_line(context: typer.Context, name: str | None) -> bool:
 def _check_options(
     context: typer.Context, data: Path | None, labels: Path | None, phantom: str | None
 ) -> None:
-    """Raise ValueError for what does not go together, before anything is read."""
+    """Raise OptionError for what does not go together, before anything is read."""
     if (data is None) == (phantom is None):
-        raise ValueError("give either --data or --phantom")
+        raise OptionError("give either --data or --phantom")
     if phantom is not None:
         _refuse(context, ("labels", *_VOLUME), "with --phantom, which brings its masks")
         if phantom_has_test_split(phantom):
@@ -95,11 +96,11 @@ def _check_options(
 
 
 def _check_target(device: str, architecture: str | None, workers: bool) -> None:
-    """Raise ValueError for a device or network that no run could use; imports torch if it must."""
+    """Raise OptionError for a device or network that no run could use; imports torch if it must."""
     if device != "auto":
         check_device(device, here=not workers)
     elif workers:
-        raise ValueError(
+        raise OptionError(
             "--workers needs --device cuda or --device cpu, whichever the gpu workers have: what "
             "this machine has says nothing about theirs"
         )
@@ -314,7 +315,7 @@ def simulate(
         _report(report)
         return
     if out is None:
-        raise ValueError("give --out, a folder for the experiment")
+        raise OptionError("give --out, a folder for the experiment")
     stop_on_sigterm()
     names = _names(strategies)
     _check_options(context, data, labels, phantom)
@@ -323,7 +324,7 @@ def simulate(
     _check_target(device, architecture, workers)
     schedule = _schedule() if workers else None
     if not 0 < held_out < 1 or gap < 0:
-        raise ValueError(
+        raise OptionError(
             f"--held-out is {held_out} and --gap {gap}: expected a part between 0 and 1, and no "
             "less than 0"
         )

@@ -52,7 +52,7 @@ def up(
     with ProcessGroup(data / "logs") as group:
         if provide_redis(group, settings.redis_url, (data / "redis").resolve()):
             console.print(f"No Redis listened at {settings.redis_url}: one is started there.")
-        group.start("backend", gunicorn_argv(address))
+        group.start("backend", gunicorn_argv(address, log_level=settings.log_level))
         for kind, count in (("control", control_workers), ("gpu", gpu_workers)):
             for _ in range(count):
                 start_worker(group, kind, {})

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from ml_backend.embedded.label_studio import Session
 from ml_backend.studio.annotations import regions
+from ml_backend.studio.client import StudioError
 from ml_backend.studio.label_config import LabelConfig
 
 __all__ = ["Annotator"]
@@ -43,17 +44,18 @@ class Annotator:
         )
         if answer.status_code == 404:
             return None
-        answer.raise_for_status()
+        if not answer.ok:
+            raise StudioError(
+                f"Label Studio handed out no task: {answer.status_code} {answer.text[:200]}"
+            )
         task: dict[str, Any] = answer.json()
         return task
 
     def open(self, task_id: int) -> dict[str, Any]:
         """The task as the page loads it; Label Studio asks the ML backend for a prediction."""
-        answer = self.session.call(
+        task: dict[str, Any] = self.session.json(
             "GET", f"/api/tasks/{task_id}/", params={"project": self.project_id}
         )
-        answer.raise_for_status()
-        task: dict[str, Any] = answer.json()
         return task
 
     def submit(self, task: dict[str, Any]) -> int:
@@ -66,14 +68,13 @@ class Annotator:
 
     def send(self, task_id: int, result: list[dict[str, Any]], **fields: Any) -> int:
         """Submit ``result`` as it is."""
-        answer = self.session.call(
+        answer = self.session.json(
             "POST",
             f"/api/tasks/{task_id}/annotations/",
             params={"project": self.project_id},
             json={"result": result, "lead_time": 1.0, **fields},
         )
-        answer.raise_for_status()
-        number: int = answer.json()["id"]
+        number: int = answer["id"]
         return number
 
     def label_next(self) -> dict[str, Any] | None:

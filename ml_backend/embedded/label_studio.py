@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
+import logging
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import requests
 
+from ml_backend.durable import held, write_whole
 from ml_backend.embedded.processes import ProcessGroup, StartError, free_port
+from ml_backend.studio.client import StudioError
 
 __all__ = [
     "LABEL_STUDIO_VERSION",
@@ -24,6 +25,8 @@ __all__ = [
     "install_label_studio",
     "start_label_studio",
 ]
+
+logger = logging.getLogger(__name__)
 
 LABEL_STUDIO_VERSION = "1.23.2"
 _CONSTRAINTS = Path(__file__).with_name("label_studio_constraints.txt")
@@ -55,22 +58,13 @@ def find_label_studio(home: Path) -> Path | None:
     return None
 
 
-@contextlib.contextmanager
-def _alone(home: Path) -> Iterator[None]:
-    """Two demos started at once must not install into the same folder."""
-    home.mkdir(parents=True, exist_ok=True)
-    with (home / "install.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def install_label_studio(home: Path) -> Path:
     """Install Label Studio into an environment of its own under ``home`` (a few minutes).
 
     An empty database is made with it: its hundreds of migrations take most of a first start.
     Returns its command; does nothing when it is there. StartError shows what was said.
     """
-    with _alone(home):
+    with held(home / "install.lock"):  # two demos started at once
         found = find_label_studio(home)
         if found is not None:
             return found
@@ -79,12 +73,12 @@ def install_label_studio(home: Path) -> Path:
         python = str(environment / "bin" / "python")
         _run(sys.executable, "-m", "venv", str(environment))
         _run(
-            python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
+            python, "-m", "pip", "install", "--disable-pip-version-check",
             f"label-studio=={LABEL_STUDIO_VERSION}", "--constraint", str(_CONSTRAINTS),
         )  # fmt: skip
         (manage,) = environment.glob("lib/python*/site-packages/label_studio/manage.py")
         empty = {"LABEL_STUDIO_BASE_DATA_DIR": str(environment / _EMPTY.parent), **_OFFLINE}
-        _run(python, str(manage), "migrate", "--verbosity", "0", env=empty)
+        _run(python, str(manage), "migrate", env=empty)
         (environment / "installed").touch()
         return environment / "bin" / "label-studio"
 
@@ -92,6 +86,7 @@ def install_label_studio(home: Path) -> Path:
 def _run(*argv: str, env: dict[str, str] | None = None) -> None:
     environment = {**os.environ, **(env or {})}
     done = subprocess.run(argv, capture_output=True, text=True, check=False, env=environment)
+    logger.debug("%s:\n%s", " ".join(argv), done.stdout)
     if done.returncode:
         raise StartError(
             f"Label Studio could not be installed: {' '.join(argv)} ended with {done.returncode}:\n"
@@ -103,9 +98,7 @@ def _give_database(command: Path, folder: Path) -> None:
     """Put the empty database that was made with ``command`` into ``folder``, if it has none."""
     empty, own = command.absolute().parents[1] / _EMPTY, folder / _EMPTY.name
     if empty.exists() and not own.exists():
-        partial = own.with_name(f"{own.name}.partial")
-        shutil.copyfile(empty, partial)
-        partial.replace(own)
+        write_whole(own, empty.read_bytes())
 
 
 @dataclass(frozen=True)
@@ -125,8 +118,7 @@ class Session:
         self.url = url
         self.email = email
         self.http = requests.Session()
-        page = f"{url}/user/login/"
-        self.http.get(page, timeout=30)
+        self.call("GET", "/user/login/")
         self.call(
             "POST",
             "/user/login/",
@@ -141,15 +133,30 @@ class Session:
             raise StartError(f"Label Studio at {url} refused the login of {email}.")
 
     def call(self, method: str, path: str, **kwargs: object) -> requests.Response:
-        """One request with the session's cookies and CSRF token."""
+        """One request with the session's cookies and CSRF token. StudioError without an answer."""
         headers = {"X-CSRFToken": self.http.cookies.get("csrftoken", ""), "Referer": self.url}
-        return self.http.request(
-            method,
-            f"{self.url}{path}",
-            headers=headers,
-            timeout=120,
-            **kwargs,  # type: ignore[arg-type]
-        )
+        try:
+            return self.http.request(
+                method,
+                f"{self.url}{path}",
+                headers=headers,
+                timeout=120,
+                **kwargs,  # type: ignore[arg-type]
+            )
+        except requests.RequestException as error:
+            raise StudioError(
+                f"Label Studio at {self.url} does not answer {method} {path}: {error}"
+            ) from error
+
+    def json(self, method: str, path: str, **kwargs: object) -> Any:
+        """What `call` is answered. StudioError for a refusal."""
+        answer = self.call(method, path, **kwargs)
+        if not answer.ok:
+            raise StudioError(
+                f"Label Studio at {self.url} answered {answer.status_code} to {method} {path}: "
+                f"{answer.text[:200]}"
+            )
+        return answer.json()
 
     def personal_access_token(self) -> str:
         """A new personal access token of this user."""

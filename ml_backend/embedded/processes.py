@@ -17,12 +17,14 @@ from typing import NamedTuple
 
 import psutil
 
+from ml_backend.errors import EnvironmentFault
+
 __all__ = ["ProcessGroup", "StartError", "free_port", "kill_tree", "stop_on_sigterm", "wait_until"]
 
 _PR_SET_PDEATHSIG = 1
 
 
-class StartError(RuntimeError):
+class StartError(EnvironmentFault, RuntimeError):
     """A process ended or did not answer in time; the message shows the end of its log."""
 
 

@@ -19,7 +19,7 @@ from ml_backend.embedded.label_studio import (
 )
 from ml_backend.embedded.processes import ProcessGroup, free_port
 from ml_backend.embedded.redis_server import start_redis
-from ml_backend.settings import Settings
+from ml_backend.settings import Settings, asked_log_level, read_settings
 
 __all__ = ["Stack", "default_home", "start_backend", "start_stack", "start_worker"]
 
@@ -49,7 +49,7 @@ def settings_from(env: dict[str, str]) -> Settings:
     before = {name: os.environ.get(name) for name in env}
     os.environ.update(env)
     try:
-        return Settings()  # type: ignore[call-arg]
+        return read_settings()
     finally:
         for name, value in before.items():
             if value is None:
@@ -60,7 +60,9 @@ def settings_from(env: dict[str, str]) -> Settings:
 
 def start_backend(group: ProcessGroup, port: int, env: dict[str, str]) -> subprocess.Popen[bytes]:
     """Start the backend and wait until it answers."""
-    process = group.start("backend", gunicorn_argv(f"127.0.0.1:{port}"), env=env)
+    level = env.get("NEXTSLICE_LOG_LEVEL", asked_log_level())
+    argv = gunicorn_argv(f"127.0.0.1:{port}", log_level=level)
+    process = group.start("backend", argv, env=env)
     url = f"http://127.0.0.1:{port}/health"
 
     def answers() -> bool:

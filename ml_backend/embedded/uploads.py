@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ml_backend.pictures import encode_png
 from ml_backend.studio import projects
 from ml_backend.studio.client import Studio
-from ml_backend.studio.images import encode_png
 
 __all__ = ["UploadedSlice", "create_project"]
 

@@ -11,13 +11,27 @@ import numpy as np
 import numpy.typing as npt
 
 from al_strategies.evidence import Position, SliceId
+from al_strategies.holdout import held_out_block
 from al_strategies.learner import IGNORE, Progress, SliceSource
-from ml_backend.volumes.folder import FolderSource, held_out_block
+from ml_backend.errors import NextsliceError
+from ml_backend.volumes.folder import FolderSource
 from ml_backend.volumes.pair import VolumePair
 from ml_backend.volumes.phantom import phantom
 from ml_backend.volumes.volume import ReadOptions
 
-__all__ = ["Contents", "Data", "DataSpec", "load_data", "phantom_folder", "phantom_has_test_split"]
+__all__ = [
+    "Contents",
+    "Data",
+    "DataError",
+    "DataSpec",
+    "load_data",
+    "phantom_folder",
+    "phantom_has_test_split",
+]
+
+
+class DataError(NextsliceError, ValueError):
+    """Data that no experiment can be made of; the message says what is missing."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +97,7 @@ class Data:
         return {str(i): (place.volume, place.z) for i, place in places}
 
     def read(self, progress: Progress | None = None) -> Contents:
-        """Look at every pixel of both parts once. Raises ValueError when a whole part is without a
+        """Look at every pixel of both parts once. Raises DataError when a whole part is without a
         labelled pixel."""
         total = hashlib.sha256()
         pixels = {part: np.zeros(len(self.classes), np.int64) for part in ("pool", "test")}
@@ -103,7 +117,7 @@ class Data:
                 progress("read", done, len(ids))
         for part, what in (("pool", "to choose from"), ("test", "to test on")):
             if not pixels[part].any():
-                raise ValueError(
+                raise DataError(
                     f"none of the slices {what} has a labelled pixel: expected masks with class "
                     f"ids, found {IGNORE} (unlabelled) alone; --held-out-at moves a test block"
                 )
@@ -126,12 +140,12 @@ class Data:
 def load_data(spec: DataSpec) -> Data:
     """The slices of ``spec``.
 
-    Raises FolderError, VolumeError, and ValueError without a mask, also in a split that is named,
-    or when the masks know only one class.
+    Raises FolderError, VolumeError, HoldOutError, and DataError without a mask, also in a split
+    that is named, or when the masks know only one class.
     """
     data = _load(spec)
     if len(data.classes) < 2:
-        raise ValueError(
+        raise DataError(
             f"the masks of {spec.labels or spec.path} hold nothing but 0 (background) and "
             f"{IGNORE} (unlabelled), so there is nothing to learn: write class ids, 1 for the "
             "first class after the background"
@@ -150,16 +164,16 @@ def _load(spec: DataSpec) -> Data:
         )
         return _split(pair, {i: pair.position(i) for i in pair.ids}, spec)
     if not Path(spec.path).exists():
-        raise ValueError(f"{spec.path} does not exist: expected a folder or a volume")
+        raise DataError(f"{spec.path} does not exist: expected a folder or a volume")
     if not (Path(spec.path) / "images").is_dir():
-        raise ValueError(
+        raise DataError(
             f"{spec.path} has no folder images/: give a folder with images/NAME.png and "
             "masks/NAME.png, or, where it is a volume, its label volume as well (--labels)"
         )
     folder = FolderSource(spec.path)
     known = folder.labelled
     if not known:
-        raise ValueError(
+        raise DataError(
             f"{spec.path} has no masks: a simulation needs the truth, as masks/NAME.png beside "
             "images/NAME.png"
         )
@@ -168,7 +182,7 @@ def _load(spec: DataSpec) -> Data:
         pool, test = (_with_masks(spec, name, splits[name], known) for name in ("train", "test"))
         return Data(folder, folder.classes, pool, test, named=True)
     if splits.keys() - {"train"}:
-        raise ValueError(
+        raise DataError(
             f"{spec.path}: volumes.json names the splits {', '.join(sorted(splits))}, expected "
             "both train (to choose from) and test, spelt so. Name them, or take the splits out to "
             "test on a block of each volume"
@@ -179,9 +193,9 @@ def _load(spec: DataSpec) -> Data:
 def _with_masks(
     spec: DataSpec, name: str, ids: tuple[SliceId, ...], known: frozenset[SliceId]
 ) -> tuple[SliceId, ...]:
-    """The slices of the split ``name`` that have a mask. Raises ValueError when none has."""
+    """The slices of the split ``name`` that have a mask. Raises DataError when none has."""
     if not ids:
-        raise ValueError(
+        raise DataError(
             f"{spec.path}: volumes.json names volumes of the split {name}, and no image is of one "
             "of them: images are called VOLUME_NAME.png, with the volume's name as in "
             "volumes.json. Mend the names, or take the splits out of it to test on a block of each "
@@ -189,7 +203,7 @@ def _with_masks(
         )
     found = tuple(i for i in ids if i in known)
     if not found:
-        raise ValueError(
+        raise DataError(
             f"{spec.path}: volumes.json names {len(ids)} slices as the split {name}, and none of "
             "them has a mask: add masks/NAME.png for them, or take the splits out of volumes.json "
             "to test on a block of each volume"
@@ -203,7 +217,7 @@ def _split(source: _Named, places: dict[SliceId, Position], spec: DataSpec) -> D
 
 
 def phantom_has_test_split(size: str) -> bool:
-    """Whether the phantom ``size`` says which slices are for testing. ValueError: no such size."""
+    """Whether the phantom ``size`` says which slices are for testing. OptionError: no such size."""
     return bool(phantom(size).splits["test"])
 
 

@@ -7,12 +7,11 @@ the run at the end of a round.
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,39 +19,18 @@ import numpy as np
 import numpy.typing as npt
 
 from al_strategies.evidence import SliceId
+from ml_backend.durable import held, write_whole
+from ml_backend.errors import TryAgainLater
 from ml_backend.experiment.record import RecordError, RoundLine, read_lines
 
-__all__ = ["RunFiles", "RunTaken", "locked", "write_whole"]
+__all__ = ["RunFiles", "RunTaken"]
 
 _STATUS_EVERY_S = 0.5
 _MASK = "mask."
 
 
-class RunTaken(RuntimeError):
+class RunTaken(TryAgainLater, RuntimeError):
     """Another process is on this run."""
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write ``path`` so that it is there whole or as it was before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(data)
-    part.replace(path)
-
-
-@contextmanager
-def locked(path: Path, *, wait: bool) -> Iterator[None]:
-    """Hold a lock that ends with the process, however it ends.
-
-    Raises RunTaken when another has it and ``wait`` is False.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise RunTaken(f"another process is on {path.with_suffix('')}") from None
-        yield
 
 
 class RunFiles:
@@ -75,9 +53,10 @@ class RunFiles:
         lines = self.lines()
         return bool(lines) and lines[-1].following is None
 
-    def lock(self) -> Any:
+    def lock(self) -> AbstractContextManager[None]:
         """Context manager: this process is the one on the run. Raises RunTaken."""
-        return locked(self.folder / "lock", wait=False)
+        path = self.folder / "lock"
+        return held(path, otherwise=RunTaken(f"another process is on {path}"))
 
     def taken(self) -> bool:
         """Whether another process is on the run now."""
@@ -94,7 +73,7 @@ class RunFiles:
         data = self.lines_path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
         if whole != data:
-            write_whole(self.lines_path, whole)
+            write_whole(self.lines_path, whole, alone=True)
 
     def keep(
         self,
@@ -105,12 +84,12 @@ class RunFiles:
         """Commit a round with what the next one needs of it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if weights is not None:
-            write_whole(self._weights(line.round), weights)
+            write_whole(self._weights(line.round), weights, alone=True)
         if pseudo:
             buffer = io.BytesIO()
             arrays: dict[str, Any] = {f"{_MASK}{i}": mask for i, mask in pseudo.items()}
             np.savez_compressed(buffer, **arrays)
-            write_whole(self._pseudo(line.round), buffer.getvalue())
+            write_whole(self._pseudo(line.round), buffer.getvalue(), alone=True)
         with self.lines_path.open("a", encoding="utf-8") as file:
             file.write(line.to_line())
             file.flush()
@@ -141,7 +120,9 @@ class RunFiles:
         if moment - self._written < _STATUS_EVERY_S and done < total:
             return
         self._written = moment
-        write_whole(self._status_path, json.dumps([step, done, total]).encode())
+        write_whole(
+            self._status_path, json.dumps([step, done, total]).encode(), flush=False, alone=True
+        )
 
     def status(self) -> str:
         """``train 40/60``, or empty."""

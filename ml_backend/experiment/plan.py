@@ -10,8 +10,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ml_backend.durable import write_whole
+from ml_backend.errors import OptionError
 from ml_backend.experiment.data import Data, DataSpec
-from ml_backend.experiment.files import write_whole
 from ml_backend.experiment.record import Experiment, RecordError, load_experiment
 from ml_backend.settings import DEVICE
 
@@ -44,12 +45,12 @@ class Request:
 
 
 def check_device(device: str, *, here: bool) -> None:
-    """Raise ValueError unless ``device`` is ``cpu``, ``cuda`` or ``cuda:1``, ….
+    """Raise OptionError unless ``device`` is ``cpu``, ``cuda`` or ``cuda:1``, ….
 
     ``here``: this machine must have it as well; torch is imported to see that, for CUDA alone.
     """
     if not re.fullmatch(DEVICE, device):
-        raise ValueError(f"--device is {device!r}, expected cpu, cuda, cuda:1, …, or auto")
+        raise OptionError(f"--device is {device!r}, expected cpu, cuda, cuda:1, …, or auto")
     if here and device != "cpu":
         from ml_backend.segmentation.checks import check_gpu
 

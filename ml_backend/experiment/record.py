@@ -18,6 +18,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ml_backend.errors import NextsliceError
+
 __all__ = [
     "FULLY_SUPERVISED",
     "Experiment",
@@ -33,7 +35,7 @@ FULLY_SUPERVISED = "fully_supervised"
 """Name of the run that trains on the whole pool: the ceiling, not a strategy."""
 
 
-class RecordError(ValueError):
+class RecordError(NextsliceError, ValueError):
     """A file of an experiment is missing, damaged or of another experiment; it is named."""
 
 

@@ -14,9 +14,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from ml_backend.durable import held, write_whole
 from ml_backend.experiment import plots
 from ml_backend.experiment.comparison import CONTROLS, Comparison, compare, needs_truth
-from ml_backend.experiment.files import locked, write_whole
 from ml_backend.experiment.notation import NOTHING, count, percent
 from ml_backend.experiment.recommendation import recommendation
 from ml_backend.experiment.record import Experiment, load_experiment, runs_of
@@ -61,7 +61,7 @@ def write_report(out: Path) -> Report:
     Waits while another process draws there.
     """
     experiment = load_experiment(out)
-    with locked(out / "runs" / "report.lock", wait=True):
+    with held(out / "runs" / "report.lock"):
         return _draw(out, experiment, runs_of(out))
 
 
@@ -80,10 +80,12 @@ def _draw(out: Path, experiment: Experiment, runs: Runs) -> Report:
     command = shlex.join(["nextslice", "simulate", "--report", str(out.resolve())])
     lines = (line.to_line() for key in sorted(runs) for line in runs[key])
     for path, plot in zip(report.plots, drawn, strict=True):
-        write_whole(path, plot.png)
-    write_whole(report.rounds, "".join(lines).encode())
-    write_whole(report.markdown, _markdown(summary, comparison, advice).encode())
-    write_whole(report.page, _page(summary, comparison, advice, drawn, command).encode())
+        write_whole(path, plot.png, alone=True)
+    write_whole(report.rounds, "".join(lines).encode(), alone=True)
+    write_whole(report.markdown, _markdown(summary, comparison, advice).encode(), alone=True)
+    write_whole(
+        report.page, _page(summary, comparison, advice, drawn, command).encode(), alone=True
+    )
     return report
 
 

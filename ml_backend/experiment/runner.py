@@ -30,8 +30,10 @@ from al_strategies.simulation import (
     learn,
     simulate,
 )
+from ml_backend.durable import held, write_whole
+from ml_backend.errors import NextsliceError
 from ml_backend.experiment.data import Data, DataSpec, load_data
-from ml_backend.experiment.files import RunFiles, RunTaken, locked, write_whole
+from ml_backend.experiment.files import RunFiles, RunTaken
 from ml_backend.experiment.plan import other_versions
 from ml_backend.experiment.record import (
     FULLY_SUPERVISED,
@@ -40,6 +42,7 @@ from ml_backend.experiment.record import (
     finite,
     load_experiment,
 )
+from ml_backend.settings import asked_log_level, configure_logging
 
 __all__ = ["Job", "RunFailed", "check_ended", "run_in_processes", "run_one"]
 
@@ -48,7 +51,7 @@ logger = logging.getLogger(__name__)
 _POLL_S = 0.5
 
 
-class RunFailed(RuntimeError):
+class RunFailed(NextsliceError, RuntimeError):
     """A run ended with an error; the message holds it and where its log is."""
 
 
@@ -74,7 +77,7 @@ def run_one(out: str, strategy: str, seed: int) -> None:
         try:
             _Run(root, files, Job(strategy, seed)).go_on()
         except Exception as error:
-            write_whole(files.failure_path, f"{type(error).__name__}: {error}".encode())
+            write_whole(files.failure_path, f"{type(error).__name__}: {error}".encode(), alone=True)
             raise
 
 
@@ -143,15 +146,15 @@ class _Run:
         start = begin(self.data.source, self.protocol)
         stem = self.out / "start" / f"seed-{self.job.seed}"
         record, weights = stem.with_suffix(".json"), stem.with_suffix(".safetensors")
-        with locked(stem.with_suffix(".lock"), wait=True):
+        with held(stem.with_suffix(".lock")):
             if record.exists():
                 learned = _learned_from(json.loads(record.read_text()))
             else:
                 learned = learn(
                     self.learner, self.data.source, self.protocol, start, self.files.report
                 )
-                write_whole(weights, self.learner.to_bytes())
-                write_whole(record, json.dumps(_learned_record(learned)).encode())
+                write_whole(weights, self.learner.to_bytes(), alone=True)
+                write_whole(record, json.dumps(_learned_record(learned)).encode(), alone=True)
         # Also where it was trained just now: what a run computes must not depend on who came first.
         self.learner.load_bytes(weights.read_bytes())
         return replace(start, learned=learned)
@@ -290,6 +293,7 @@ def _child(out: str, strategy: str, seed: int) -> None:
     with log.open("a") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
+    configure_logging(asked_log_level() or "WARNING")
     try:
         run_one(out, strategy, seed)
     except RunTaken:  # and so is its log

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from redis.exceptions import RedisError
 
+from ml_backend.errors import RedisUnavailable
 from ml_backend.experiment.files import RunFiles
 from ml_backend.experiment.runner import Job, check_ended, run_one
 from ml_backend.rounds.schedule import SIMULATE, Schedule, outlast_restarts
@@ -20,7 +21,7 @@ _POLL_S = 1.0
 _ENTRY_POINT = f"{run_one.__module__}.{run_one.__name__}"
 
 
-class NoRedis(RuntimeError):
+class NoRedis(RedisUnavailable, RuntimeError):
     """The Redis of ``REDIS_URL`` does not answer; the message says what to do."""
 
 

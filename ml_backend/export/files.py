@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ml_backend.durable import move_whole
+from ml_backend.errors import NextsliceError
 from ml_backend.volumes.staging import staging
 
 __all__ = ["ExportError", "file_name", "to_json", "whole"]
@@ -17,7 +19,7 @@ _INDEXES = {"export.json": "nextslice export", "labels.json": "nextslice masks"}
 """Name of an index → its ``format``. What it names in its folder may be replaced."""
 
 
-class ExportError(ValueError):
+class ExportError(NextsliceError, ValueError):
     """What was asked for cannot be exported; the message says what was found and what to do."""
 
 
@@ -37,10 +39,7 @@ def whole(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         yield partial
         # writing may take hours: look again
         _check_free(path, overwrite)
-        if path.is_dir():
-            # goes with the staging folder; a folder cannot be replaced in one step
-            path.replace(folder / ".replaced")
-        partial.replace(path)
+        move_whole(partial, path, folder / ".replaced")  # which goes with the staging folder
 
 
 def _check_free(path: Path, overwrite: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ml_backend.errors import NextsliceError
 from ml_backend.rounds.service import Service, slice_keys
 from ml_backend.settings import SettingsError
 from ml_backend.volumes.address import AddressRefused, SliceAddress, is_slice_address
@@ -13,7 +14,7 @@ from ml_backend.volumes.volume import VolumeError, axis_index, slice_shape
 __all__ = ["FindSource", "Source", "SourceError", "source_finder"]
 
 
-class SourceError(ValueError):
+class SourceError(NextsliceError, ValueError):
     """A volume whose slice address is ours, and that cannot be looked at here; says why."""
 
 

@@ -15,10 +15,10 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel
 
 from al_strategies.evidence import Evidence, Position
+from ml_backend.pictures import BROKEN_PICTURE, decode_label_map, encode_png
 from ml_backend.rounds.records import (
     DatasetRecord,
     MetricsRecord,
@@ -28,7 +28,6 @@ from ml_backend.rounds.records import (
     RoundRecord,
     SelectionRecord,
 )
-from ml_backend.studio.images import encode_png
 
 __all__ = [
     "DATASET",
@@ -200,9 +199,8 @@ class Pictures:
 
 def _label_map(data: bytes) -> Mask:
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image.convert("L"))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        return decode_label_map(data)
+    except BROKEN_PICTURE as error:
         raise ValueError(str(error)) from error
 
 

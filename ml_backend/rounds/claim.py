@@ -15,6 +15,7 @@ from contextlib import contextmanager
 
 import psutil
 
+from ml_backend.errors import NextsliceError, TryAgainLater
 from ml_backend.rounds.artefacts import Artefact, File, record_file
 from ml_backend.rounds.records import Record
 from ml_backend.rounds.store import RoundFolder, StoreError
@@ -22,11 +23,11 @@ from ml_backend.rounds.store import RoundFolder, StoreError
 __all__ = ["Claim", "ClaimLost", "ClaimTaken", "ClaimedRound", "claimed"]
 
 
-class ClaimTaken(RuntimeError):
+class ClaimTaken(TryAgainLater, RuntimeError):
     """Another worker is on this round."""
 
 
-class ClaimLost(RuntimeError):
+class ClaimLost(NextsliceError, RuntimeError):
     """Our claim was taken over: whatever we computed since must not be written."""
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cached_property
 
+from ml_backend.errors import NextsliceError
 from ml_backend.rounds.records import ProjectRecord, Published
 from ml_backend.rounds.schedule import ProjectSchedule
 from ml_backend.rounds.service import Service, slice_keys
@@ -29,7 +30,7 @@ __all__ = [
 _RECORD_S = 30.0
 
 
-class InvalidKey(ValueError):
+class InvalidKey(NextsliceError, ValueError):
     """A project key that is not ``<id>.<created timestamp>``."""
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import requests
 
+from ml_backend.errors import NextsliceError
 from ml_backend.rounds.artefacts import QUEUE, ROUND, SELECTION
 from ml_backend.rounds.project import ConnectedProject, now
 from ml_backend.rounds.records import (
@@ -44,7 +45,7 @@ _TIDIED_ROUNDS = 3
 """How many rounds back `tidy` looks: each was tidied when the next was published."""
 
 
-class StaleQueue(RuntimeError):
+class StaleQueue(NextsliceError, RuntimeError):
     """The queue that was to be filled is no longer the published one."""
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 from al_strategies import Query, even_spacing, get_strategy
 from al_strategies.evidence import Evidence
 from al_strategies.learner import Progress
+from ml_backend.errors import NextsliceError
 from ml_backend.rounds.artefacts import (
     DATASET,
     EVIDENCE,
@@ -59,7 +60,7 @@ _BACKLOGS = 4
 T = TypeVar("T")
 
 
-class UnusableLabels(RuntimeError):
+class UnusableLabels(NextsliceError, RuntimeError):
     """People have annotated slices, and not one of their annotations can be used."""
 
 

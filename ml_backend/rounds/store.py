@@ -13,8 +13,6 @@ unpickled.
 
 from __future__ import annotations
 
-import os
-import uuid
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +20,8 @@ import fsspec
 import numpy as np
 import numpy.typing as npt
 
+from ml_backend.durable import write_whole
+from ml_backend.errors import NextsliceError
 from ml_backend.rounds.artefacts import (
     MASKS,
     PROJECT,
@@ -44,7 +44,7 @@ __all__ = ["Folder", "ProjectStore", "RoundFolder", "Store", "StoreError"]
 T = TypeVar("T")
 
 
-class StoreError(RuntimeError):
+class StoreError(NextsliceError, RuntimeError):
     """A file of the store is missing or damaged; the message names it."""
 
 
@@ -69,17 +69,7 @@ class Store:
         if not self.local:
             self.fs.pipe_file(target, data)
             return
-        file = Path(target)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
-        try:
-            with partial.open("wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            partial.replace(file)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole(Path(target), data)
 
     def create(self, path: str, data: bytes) -> bool:
         """Write the file only if it does not exist yet; False when it does."""

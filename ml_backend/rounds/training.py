@@ -10,6 +10,7 @@ import torch
 
 from al_strategies.evidence import SliceId
 from al_strategies.learner import Metrics, Progress
+from ml_backend.errors import NextsliceError
 from ml_backend.rounds.artefacts import METRICS, SELECTION
 from ml_backend.rounds.pseudo import Mask, pseudo_labels, pseudo_slices
 from ml_backend.rounds.records import DatasetRecord, MetricsRecord, Published
@@ -35,7 +36,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 
-class SlicesUnreadable(RuntimeError):
+class SlicesUnreadable(NextsliceError, RuntimeError):
     """Too many labelled slices cannot be read for their images to be lost: something is down."""
 
 

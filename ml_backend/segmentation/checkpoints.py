@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
+from ml_backend.errors import NextsliceError
 from ml_backend.segmentation.model import Model
 from ml_backend.segmentation.network import UnknownArchitecture, build_network
 from ml_backend.segmentation.preprocessing import Preprocessing
@@ -26,7 +27,7 @@ FORMAT = "nextslice-model-1"
 _LIBRARIES = ("torch", "timm", "segmentation-models-pytorch")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(NextsliceError, ValueError):
     """Bytes that are not a checkpoint of ours, or not a whole one; the message says which."""
 
 
@@ -111,7 +112,10 @@ def from_bytes(data: bytes, device: str | torch.device = "cpu") -> Model:
     _check_tensors(network.state_dict(), tensors, metadata)
     network.load_state_dict(tensors)
     network.eval().to(memory_format=torch.channels_last).to(device)
-    return Model(network, preprocessing, classes, seed)
+    try:
+        return Model(network, preprocessing, classes, seed)
+    except ValueError as error:
+        raise CheckpointError(f"The checkpoint's metadata is damaged: {error}") from error
 
 
 def _check_tensors(

@@ -7,29 +7,30 @@ from __future__ import annotations
 
 import torch
 
+from ml_backend.errors import OptionError
 from ml_backend.segmentation.network import build_network
 
 __all__ = ["check_architecture", "check_gpu"]
 
 
 def check_gpu(device: str, option: str) -> None:
-    """Raise ValueError unless this machine has ``device``: ``cpu``, ``cuda``, ``cuda:1``, …"""
+    """Raise OptionError unless this machine has ``device``: ``cpu``, ``cuda``, ``cuda:1``, …"""
     if device == "cpu":
         return
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if int(device.partition(":")[2] or 0) >= found:
-        raise ValueError(
+        raise OptionError(
             f"{option} is {device!r}, and torch {torch.__version__} finds {found} CUDA GPUs here: "
             "give one that is there, or cpu, or install a driver and a torch that fit the GPU"
         )
 
 
 def check_architecture(architecture: str, option: str) -> None:
-    """Build the network once. Raises ValueError when there is none of that name."""
+    """Build the network once. Raises OptionError when there is none of that name."""
     try:
         build_network(architecture, classes=2)
     except Exception as error:  # whatever timm and smp raise at an encoder that they do not know
-        raise ValueError(
+        raise OptionError(
             f"{option} is {architecture!r}, which cannot be built ({error}): expected for example "
             "hrnet_w18, unet or unet:resnet34"
         ) from error

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from al_strategies.evidence import SliceId
 from al_strategies.learner import IGNORE, Progress, SliceSource
+from ml_backend.errors import NextsliceError
 from ml_backend.segmentation.augmentation import Augmentation, resample
 from ml_backend.segmentation.preprocessing import Preprocessing
 
@@ -46,11 +47,11 @@ Unusable = Callable[[SliceId, Exception], None]
 pass goes on without it."""
 
 
-class InvalidMask(ValueError):
+class InvalidMask(NextsliceError, ValueError):
     """A mask that does not fit its slice or the classes."""
 
 
-class NothingLabelled(ValueError):
+class NothingLabelled(NextsliceError, ValueError):
     """Not one labelled pixel in the slices to train on."""
 
 

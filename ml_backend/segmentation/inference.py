@@ -44,6 +44,8 @@ from al_strategies.reducers import (
     mean_iou,
     reduce_logits,
 )
+from ml_backend.errors import NextsliceError
+from ml_backend.segmentation.dataset import NothingLabelled
 from ml_backend.segmentation.model import Model
 from ml_backend.segmentation.network import (
     MULTIPLE,
@@ -81,7 +83,7 @@ _BAND = 1 << 20
 _GPU_BAND = 1 << 26
 
 
-class UnreadableSlice(RuntimeError):
+class UnreadableSlice(NextsliceError, RuntimeError):
     """A slice that could not be read or preprocessed; ``slice_id`` says which."""
 
     def __init__(self, slice_id: SliceId, reason: BaseException) -> None:
@@ -330,7 +332,8 @@ def evaluate(
     A class without a labelled pixel has none (NaN). Counted as 0 wherever one pixel is wrongly
     predicted as it, it would make the mean jump with classes that the slices cannot measure.
 
-    Raises ValueError without slices or without a labelled pixel, KeyError for a slice without mask.
+    Raises NothingLabelled without slices or without a labelled pixel, KeyError for a slice without
+    mask.
     """
     classes = len(model.classes)
     confusion = np.zeros((classes, classes), dtype=np.int64)
@@ -343,7 +346,9 @@ def evaluate(
         confusion += np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
     total = confusion.sum()
     if not total:
-        raise ValueError(f"There is no labelled pixel in the {len(ids)} slices to evaluate on.")
+        raise NothingLabelled(
+            f"There is no labelled pixel in the {len(ids)} slices to evaluate on."
+        )
     hits, labelled = np.diag(confusion), confusion.sum(1)
     union = np.maximum(confusion.sum(0) + labelled - hits, 1)
     iou = np.where(labelled > 0, hits / union, np.nan)

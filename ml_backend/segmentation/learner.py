@@ -23,6 +23,7 @@ from al_strategies.learner import (
     Progress,
     SliceSource,
 )
+from ml_backend.errors import NextsliceError
 from ml_backend.segmentation import checkpoints, inference
 from ml_backend.segmentation.dataset import LabelledSlices, Unusable, read_pair
 from ml_backend.segmentation.inference import InferenceConfig, Unreadable
@@ -38,7 +39,7 @@ __all__ = ["HRNetLearner", "LearnerConfig", "NotTrained"]
 logger = logging.getLogger(__name__)
 
 
-class NotTrained(RuntimeError):
+class NotTrained(NextsliceError, RuntimeError):
     """Evidence or predictions asked of a learner that has no weights yet."""
 
 

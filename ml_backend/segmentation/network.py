@@ -24,6 +24,8 @@ from huggingface_hub import constants, try_to_load_from_cache
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ml_backend.errors import EnvironmentFault, NextsliceError
+
 __all__ = [
     "HRNET_ARCHITECTURES",
     "MULTIPLE",
@@ -79,8 +81,12 @@ _DEFAULT_ENCODER = "resnet18"
 _DROPOUT = 0.5
 
 
-class UnknownArchitecture(ValueError):
+class UnknownArchitecture(NextsliceError, ValueError):
     """The name of an architecture that cannot be built; the message lists those that can."""
+
+
+class WeightsUnavailable(EnvironmentFault, OSError):
+    """ImageNet weights that were asked for cannot be had."""
 
 
 class Encoded(NamedTuple):
@@ -239,11 +245,11 @@ def build_network(
 
     ``architecture``: one of `architecture_names`, e.g. ``"hrnet_w18"``, ``"unet"``,
     ``"unet:resnet34"``. ``classes`` ≥ 2. ImageNet weights come from timm's hub: with
-    ``pretrained=True`` a failed download raises OSError; with ``"auto"`` that they cannot be had is
-    logged as a warning, after three seconds where there is no network, and the network starts from
-    random weights.
+    ``pretrained=True`` a failed download raises WeightsUnavailable; with ``"auto"`` that they
+    cannot be had is logged as a warning, after three seconds where there is no network, and the
+    network starts from random weights.
 
-    Raises UnknownArchitecture, ValueError (classes or channels), OSError (see above).
+    Raises UnknownArchitecture, ValueError (classes or channels), WeightsUnavailable (see above).
     """
     if classes < 2:
         raise ValueError(f"A segmentation needs at least 2 classes, found {classes}.")
@@ -265,7 +271,7 @@ def build_network(
             f"({type(error).__name__}: {error})."
         )
         if pretrained != "auto":
-            raise OSError(
+            raise WeightsUnavailable(
                 f"{message} Make them reachable (network, or the hub's cache folder), or set "
                 "pretrained to 'auto' or False to train from random weights."
             ) from error

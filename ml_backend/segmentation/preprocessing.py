@@ -16,16 +16,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ml_backend.errors import NextsliceError
+from ml_backend.grey import PERCENTILES, finite_sample, from_low, grey_window
+
 __all__ = ["FloatImage", "InvalidImage", "Preprocessing", "luminance"]
 
 FloatImage = npt.NDArray[np.float32]
 
 _LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # Rec. 601, as in Pillow
 _LIMIT = 3.0
-_SAMPLED_PIXELS = 1 << 16
 
 
-class InvalidImage(ValueError):
+class InvalidImage(NextsliceError, ValueError):
     """An array that is not a slice: the message says what was found and what was expected."""
 
 
@@ -71,7 +73,7 @@ class Preprocessing:
         *,
         channels: int = 1,
         neighbours: int = 0,
-        percentiles: tuple[float, float] = (0.5, 99.5),
+        percentiles: tuple[float, float] = PERCENTILES,
     ) -> Preprocessing:
         """The window between two percentiles of all finite pixels of ``images`` together.
 
@@ -79,20 +81,17 @@ class Preprocessing:
         outvote the others. A sample without contrast between the percentiles falls back on its
         minimum and maximum, and then on a window of width 1.
 
-        Raises ValueError when there is no image, InvalidImage when one is not a slice.
+        Raises InvalidImage when there is no image, and when one is not a slice.
         """
-        samples = [_finite_sample(luminance(image)) for image in images]
+        samples = [finite_sample(luminance(image)) for image in images]
         if not samples:
-            raise ValueError("Preprocessing needs at least one slice to be fitted on, found none.")
+            raise InvalidImage(
+                "Preprocessing needs at least one slice to be fitted on, found none."
+            )
         values = np.concatenate(samples)
         if not values.size:
             raise InvalidImage("None of the sampled slices has a finite pixel.")
-        low, high = (float(v) for v in np.percentile(values, percentiles))
-        if not high > low:
-            low, high = float(values.min()), float(values.max())
-        if not high > low:
-            high = float(np.nextafter(low + 1.0, np.inf))
-        return cls(low, high, channels, neighbours)
+        return cls(*grey_window(values, percentiles), channels, neighbours)
 
     def __call__(self, image: npt.NDArray[Any]) -> FloatImage:
         """(H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of any real dtype → (planes, H, W) float32.
@@ -125,13 +124,8 @@ class Preprocessing:
         return luminance(image)[np.newaxis]
 
     def _window(self, values: npt.NDArray[Any]) -> FloatImage:
-        # float64 only for what float32 cannot hold, e.g. 32-bit integers and large float64 values.
-        narrow = values.dtype.itemsize <= 2 or values.dtype == np.float32
-        scaled: npt.NDArray[Any] = values.astype(np.float32 if narrow else np.float64)
-        with np.errstate(over="ignore", invalid="ignore"):
-            scaled -= self.window_low
-            scaled *= 2.0 / (self.window_high - self.window_low)
-            scaled -= 1.0
+        scaled = from_low(values, self.window_low, 2.0 / (self.window_high - self.window_low))
+        scaled -= 1.0
         np.nan_to_num(scaled, copy=False, nan=-1.0, posinf=_LIMIT, neginf=-_LIMIT)
         clipped: FloatImage = np.clip(scaled, -_LIMIT, _LIMIT).astype(np.float32, copy=False)
         return clipped
@@ -203,10 +197,3 @@ def _colour(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
     if image.ndim == 2:
         return image[np.newaxis]
     return np.moveaxis(image[:, :, :3], 2, 0)
-
-
-def _finite_sample(plane: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    step = max(1, int(np.ceil(np.sqrt(plane.size / _SAMPLED_PIXELS))))
-    values: npt.NDArray[np.float64] = plane[::step, ::step].astype(np.float64).ravel()
-    finite: npt.NDArray[np.bool_] = np.isfinite(values)
-    return values[finite]

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from al_strategies.learner import IGNORE, Progress
+from ml_backend.errors import NextsliceError
 from ml_backend.segmentation.augmentation import Augmentation
 from ml_backend.segmentation.dataset import Crops, LabelledSlices, prefetch
 from ml_backend.segmentation.network import MULTIPLE, SegmentationNetwork
@@ -47,7 +48,7 @@ Batch = tuple[Tensor, Tensor]
 _REPORT_EVERY = 10
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDiverged(NextsliceError, RuntimeError):
     """The loss is no longer a number; the message says at which step and what to change."""
 
 

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from al_strategies.learner import IGNORE
+from ml_backend.errors import NextsliceError
 from ml_backend.studio.label_config import LabelConfig, Unlabelled
 from ml_backend.studio.masks import (
     PAINTED,
@@ -55,7 +56,7 @@ _NOT_PIXELS = frozenset(
 )
 
 
-class AnnotationError(ValueError):
+class AnnotationError(NextsliceError, ValueError):
     """An annotation or task from Label Studio that cannot be read, and which field of it."""
 
 

@@ -22,6 +22,8 @@ from label_studio_sdk import LabelStudio
 from label_studio_sdk.core.api_error import ApiError
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ml_backend.errors import NextsliceError
+
 __all__ = [
     "Backend",
     "Filter",
@@ -49,7 +51,7 @@ _IDS_PER_REQUEST = 200
 Filter = dict[str, Any]
 
 
-class StudioError(RuntimeError):
+class StudioError(NextsliceError, RuntimeError):
     """Label Studio refused, or answered something unexpected; the message says what to do."""
 
 
@@ -182,7 +184,13 @@ class Studio:
         if answer.status_code >= 400:
             refusal = ApiError(status_code=answer.status_code, body=answer.text)
             raise StudioError(self._explain(f"{method} {path}", refusal))
-        return answer.json() if answer.content else None
+        try:
+            return answer.json() if answer.content else None
+        except ValueError as error:
+            raise StudioError(
+                f"{self.url} answered {method} {path} with {answer.content[:60]!r}, expected JSON: "
+                "is LABEL_STUDIO_URL the address of Label Studio?"
+            ) from error
 
     def _explain(self, what: str, error: Exception) -> str:
         if isinstance(error, ApiError):
@@ -243,7 +251,10 @@ class Studio:
     def backends(self, project_id: int) -> list[Backend]:
         """The ML backends of the project. Label Studio asks each for /health and /setup first."""
         rows = self.request("GET", "api/ml/", params={"project": project_id})
-        return [Backend.model_validate(row) for row in rows]
+        try:
+            return [Backend.model_validate(row) for row in rows]
+        except ValidationError as error:
+            raise StudioError(f"The list of backends has an unexpected form: {error}") from error
 
     def find_backend(self, project_id: int, url: str) -> Backend | None:
         """The backend registered under ``url`` (compared without a trailing slash)."""
@@ -309,7 +320,11 @@ class Studio:
     def tasks(self, project_id: int, filters: Sequence[Filter] = ()) -> Iterator[TaskRow]:
         """Tasks that meet every filter, by id, without their annotations."""
         for row in self._pages(project_id, filters, "task_only", TASK_PAGE):
-            yield TaskRow.model_validate(row)
+            try:
+                task = TaskRow.model_validate(row)
+            except ValidationError as error:
+                raise StudioError(f"A task has an unexpected form: {error}") from error
+            yield task
 
     def tasks_by_id(
         self, project_id: int, ids: Iterable[int], filters: Sequence[Filter] = ()

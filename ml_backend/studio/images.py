@@ -8,12 +8,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import imagecodecs
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from ml_backend.disk_cache import DiskCache
+from ml_backend.pictures import BROKEN_PICTURE, encode_png
 from ml_backend.studio.client import Studio, StudioError
 
 __all__ = ["ImageCache", "decode_image", "encode_png"]
@@ -35,13 +35,7 @@ def decode_image(data: bytes, name: str) -> npt.NDArray[Any]:
             if image.mode in _PLAIN_MODES:
                 return np.asarray(image)
             return np.asarray(image.convert("RGB" if image.mode in _COLOUR_MODES else "L"))
-    except (
-        UnidentifiedImageError,
-        OSError,
-        SyntaxError,  # Pillow's word for a PNG whose chunks are damaged
-        ValueError,
-        Image.DecompressionBombError,
-    ) as error:
+    except BROKEN_PICTURE as error:
         raise StudioError(
             f"{name}: found {len(data)} bytes starting {data[:8]!r} that cannot be read as an "
             f"image ({error}); expected PNG, JPEG or TIFF."
@@ -60,19 +54,6 @@ def _turned(image: Image.Image) -> Image.Image:
     except Exception as error:  # EXIF is broken in many ways, and no browser minds
         logger.warning("an image's EXIF cannot be read, its orientation is ignored: %s", error)
         return image
-
-
-def encode_png(image: npt.NDArray[np.uint8]) -> bytes:
-    """A grey (H, W) uint8 image or label map as PNG, packed lightly: speed before size.
-
-    A scan's grey values are noise to LZ77 and a label map is runs, so runs and Huffman codes alone
-    make smaller files than Pillow's level 3, in a quarter of the time (benchmarks/slices.py).
-    """
-    png = imagecodecs.PNG
-    pixels = np.ascontiguousarray(image)
-    return bytes(
-        imagecodecs.png_encode(pixels, level=1, strategy=png.STRATEGY.RLE, filter=png.FILTER.SUB)
-    )
 
 
 class ImageCache:

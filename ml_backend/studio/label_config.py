@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import Literal
 from xml.etree import ElementTree
 
+from ml_backend.errors import NextsliceError
+
 __all__ = [
     "BACKGROUND_NAMES",
     "LabelConfig",
@@ -49,7 +51,7 @@ _SHAPE_TAGS: dict[str, ShapeKind] = {
 _COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 
 
-class LabelConfigError(ValueError):
+class LabelConfigError(NextsliceError, ValueError):
     """A labelling config that nextslice cannot work with, and what to change in it."""
 
 

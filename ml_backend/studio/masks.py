@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ml_backend.errors import NextsliceError
+from ml_backend.pictures import BROKEN_PICTURE
 from ml_backend.studio.bitstream import BLOCK, PIECE, Bits, BitWriter, set_places
 from ml_backend.studio.mask_png import write_png
 
@@ -57,7 +59,7 @@ def _short_runs() -> Bits:
 _SHORT_RUNS = _short_runs()
 
 
-class MaskError(ValueError):
+class MaskError(NextsliceError, ValueError):
     """A mask or an encoded mask that is not what Label Studio's format says."""
 
 
@@ -155,7 +157,7 @@ def decode_bitmask(data_url: str) -> npt.NDArray[np.uint8]:
         with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
             alpha = image if image.mode == "RGBA" else image.convert("RGBA")
             return np.array(alpha.getchannel("A"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except BROKEN_PICTURE as error:
         raise MaskError(f"the bitmask's PNG cannot be read: {error}") from error
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
+from ml_backend.errors import NextsliceError, SettingsError
 from ml_backend.volumes.volume import AXES, ReadOptions
 from ml_backend.volumes.window import Window
 
@@ -41,7 +42,7 @@ _SHORTEST_SECRET = 16
 Pairs = list[tuple[str, str]]
 
 
-class AddressRefused(ValueError):
+class AddressRefused(NextsliceError, ValueError):
     """A slice address that is not signed by us, or no longer good."""
 
 
@@ -49,8 +50,8 @@ class AddressRefused(ValueError):
 class SliceKeys:
     """Secrets of one or more keys: the first signs, all verify.
 
-    Raises ValueError for a secret of fewer than 16 characters: whoever has one address could guess
-    it.
+    Raises SettingsError for a secret of fewer than 16 characters: whoever has one address could
+    guess it.
     """
 
     secrets: tuple[str, ...] = field(repr=False)
@@ -58,12 +59,12 @@ class SliceKeys:
     def __post_init__(self) -> None:
         for secret in self.secrets:
             if len(secret) < _SHORTEST_SECRET:
-                raise ValueError(
+                raise SettingsError(
                     f"found a secret of {len(secret)} characters, expected {_SHORTEST_SECRET} or "
                     "more, as `openssl rand -hex 32` gives them"
                 )
         if not self.secrets:
-            raise ValueError("found no secret, expected at least one")
+            raise SettingsError("found no secret, expected at least one")
 
     @classmethod
     def parse(cls, text: str) -> SliceKeys:

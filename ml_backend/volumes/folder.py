@@ -1,4 +1,4 @@
-"""A folder of slices with their masks as a `SliceSource`, and the hold-out for one.
+"""A folder of slices with their masks as a `SliceSource`.
 
 ``images/NAME.png`` goes with ``masks/NAME.png`` (grey value = class id, 255 = unlabelled); TIFF is
 read as well. Optional: ``classes.json`` (``{"names": ["background", …]}``) and ``volumes.json``
@@ -11,26 +11,28 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from al_strategies.evidence import Position, SliceId
 from al_strategies.learner import IGNORE
+from ml_backend.errors import NextsliceError
+from ml_backend.pictures import BROKEN_PICTURE, class_ids
 from ml_backend.volumes.formats.pages import files_in
 
-__all__ = ["FolderError", "FolderSource", "MissingMaskError", "held_out_block"]
+__all__ = ["FolderError", "FolderSource", "MissingMaskError"]
 
 _SUFFIXES = (".png", ".tif", ".tiff")
 _GREY_MODES = {"1", "L", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
 
 
-class FolderError(ValueError):
+class FolderError(NextsliceError, ValueError):
     """A folder, or a file in it, is not what is expected; the message names it."""
 
     def __str__(self) -> str:
@@ -156,57 +158,6 @@ class FolderSource:
         return max(owners, key=len, default=self.directory.resolve().name)
 
 
-def held_out_block(
-    positions: Mapping[SliceId, Position],
-    *,
-    fraction: float = 0.2,
-    gap: float = 5.0,
-    centre: float = 0.5,
-) -> tuple[tuple[SliceId, ...], tuple[SliceId, ...]]:
-    """Split slices into (to train on, held out): a contiguous block along z of every volume.
-
-    The block is ``fraction`` of the volume's slices, at least one, around the relative place
-    ``centre``. Neighbouring slices are near-copies, so those within ``gap`` of the block, **in z
-    units**, are in neither part: with consecutive slices that is ``gap`` slices on each side (of
-    112, 22 are held out, 10 dropped and 80 left); with every 50th slice nothing is dropped, and
-    nothing needs to be. Both parts keep the order of ``positions``. Volumes of fewer than three
-    slices are trained on. Raises ValueError when a number is out of range, or when nothing would be
-    left to train on or to hold out.
-    """
-    if not 0 < fraction < 1 or gap < 0 or not 0 <= centre <= 1:
-        raise ValueError(
-            f"fraction {fraction}, gap {gap}, centre {centre}: expected 0 < fraction < 1,"
-            " gap ≥ 0, 0 ≤ centre ≤ 1"
-        )
-    volumes: dict[str, list[SliceId]] = {}
-    for slice_id, position in positions.items():
-        volumes.setdefault(position.volume, []).append(slice_id)
-    held: set[SliceId] = set()
-    dropped: set[SliceId] = set()
-    for members in volumes.values():
-        if len(members) < 3:
-            continue
-        ordered = sorted(members, key=lambda i: positions[i].z)
-        block = _block(ordered, fraction, centre)
-        low, high = positions[block[0]].z - gap, positions[block[-1]].z + gap
-        held.update(block)
-        dropped.update(i for i in members if low <= positions[i].z <= high)
-    train = tuple(i for i in positions if i not in held | dropped)
-    if not train or not held:
-        raise ValueError(
-            f"{len(positions)} slices in {len(volumes)} volumes, held out {len(held)}, left"
-            f" {len(train)} with fraction {fraction} and gap {gap}: expected some of both"
-        )
-    return train, tuple(i for i in positions if i in held)
-
-
-def _block(ordered: Sequence[SliceId], fraction: float, centre: float) -> Sequence[SliceId]:
-    count = min(max(round(fraction * len(ordered)), 1), len(ordered) - 1)
-    start = round(centre * len(ordered) - count / 2)
-    start = min(max(start, 0), len(ordered) - count)
-    return ordered[start : start + count]
-
-
 def _files(folder: Path) -> dict[str, Path]:
     """Stem → image file, ``s2`` before ``s10``; hidden ones (half written) left out."""
     found: dict[str, Path] = {}
@@ -239,7 +190,9 @@ def _read_image(path: Path) -> npt.NDArray[Any]:
             if image.mode in _GREY_MODES:
                 return _native(np.asarray(image))
             return np.asarray(image.convert("L" if image.mode == "LA" else "RGB"))
-    except (OSError, SyntaxError, UnidentifiedImageError) as error:
+    except FolderError:
+        raise
+    except BROKEN_PICTURE as error:
         raise _unreadable(path, error) from error
 
 
@@ -254,14 +207,17 @@ def _read_mask(path: Path) -> npt.NDArray[np.uint8]:
                 )
             # a palette image is read by index, as annotation tools write it
             values = np.asarray(image)
-    except (OSError, SyntaxError, UnidentifiedImageError) as error:
+    except FolderError:
+        raise
+    except BROKEN_PICTURE as error:
         raise _unreadable(path, error) from error
-    if values.size and (values.min() < 0 or values.max() > 255 or (values % 1).any()):
+    ids = class_ids(values)
+    if ids is None:
         raise FolderError(
             f"{path} has values from {values.min()} to {values.max()}, expected whole class ids"
             " from 0 to 255"
         )
-    return values.astype(np.uint8)
+    return ids
 
 
 def _native(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -275,7 +231,7 @@ def _size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             return image.size
-    except (OSError, UnidentifiedImageError) as error:
+    except BROKEN_PICTURE as error:
         raise _unreadable(path, error) from error
 
 

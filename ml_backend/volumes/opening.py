@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from al_strategies.learner import Progress
+from ml_backend.durable import move_whole
 from ml_backend.volumes.formats.notes import Notes, read_sidecar
 from ml_backend.volumes.staging import staging
 from ml_backend.volumes.volume import ReadOptions, Volume, VolumeError, VolumeSpec
@@ -236,8 +237,5 @@ def _publish(staging: Path, target: Path) -> None:
     """Move what was written to its place, the volume itself last."""
     part = staging / target.name
     if _sidecar(part).exists():
-        _sidecar(part).replace(_sidecar(target))
-    if target.is_dir():
-        # goes with the staging folder; a folder cannot be replaced in one step
-        target.replace(staging / ".replaced")
-    part.replace(target)
+        move_whole(_sidecar(part), _sidecar(target))
+    move_whole(part, target, staging / ".replaced")  # which goes with the staging folder

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from al_strategies.evidence import Position, SliceId
 from al_strategies.learner import IGNORE
+from ml_backend.pictures import class_ids
 from ml_backend.volumes.opening import open_volume
 from ml_backend.volumes.volume import AXES, ReadOptions, Volume, VolumeError
 
@@ -65,13 +66,13 @@ class VolumePair:
 
 def _mask(labels: Volume, index: int) -> npt.NDArray[np.uint8]:
     values = labels[index]
-    # NaN fails every comparison
-    if not (values.min() >= 0 and values.max() <= IGNORE) or (values % 1).any():
+    ids = class_ids(values)
+    if ids is None:
         raise VolumeError(
             f"{labels.path}, slice {index} along {AXES[labels.axis]}, has values from "
             f"{values.min()} to {values.max()}: expected whole class ids from 0 to {IGNORE}"
         )
-    return values.astype(np.uint8)
+    return ids
 
 
 def _classes(labels: Volume) -> tuple[str, ...]:

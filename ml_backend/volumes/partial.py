@@ -7,9 +7,7 @@ files of another one.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ml_backend.durable import held, write_whole
 from ml_backend.volumes.volume import VolumeError
 
 __all__ = ["PartialFolder", "Place"]
@@ -62,14 +61,8 @@ class PartialFolder:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Make the folder and keep other processes out of it. Raises VolumeError."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise VolumeError(
-                    f"another process is at work in {self.path}: wait for it, or end it"
-                ) from None
+        taken = VolumeError(f"another process is at work in {self.path}: wait for it, or end it")
+        with held(self.path / "lock", otherwise=taken):
             if self._read("job.json") is None:
                 self._write("job.json", self._job)
             yield
@@ -105,9 +98,4 @@ class PartialFolder:
         return content
 
     def _write(self, name: str, content: Mapping[str, Any]) -> None:
-        part = self.path / f".{name}.part"
-        with part.open("w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(self.path / name)
+        write_whole(self.path / name, json.dumps(content, indent=1).encode(), alone=True)

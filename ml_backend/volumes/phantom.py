@@ -8,8 +8,8 @@ alike as those of a real scan. A `Phantom` is several samples as one `SliceSourc
 
 from __future__ import annotations
 
+import io
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -24,8 +24,11 @@ from PIL import Image
 
 from al_strategies.evidence import Position, SliceId
 from al_strategies.learner import Progress
+from ml_backend.durable import write_whole
+from ml_backend.errors import OptionError
 from ml_backend.volumes.acquisition import Scan, to_grey
 from ml_backend.volumes.explant import CLASSES, HEIGHT, IMPLANT, MATERIALS, SCREW_RADIUS, Explant
+from ml_backend.volumes.folder import FolderError
 from ml_backend.volumes.window import Window
 
 __all__ = ["CLASSES", "MATERIALS", "Phantom", "PhantomSample", "phantom"]
@@ -177,7 +180,7 @@ class Phantom:
         ``volumes.json`` (samples and their split), one slice in memory at a time.
 
         Every file appears whole or not at all, and those already there are kept, so an interrupted
-        call is simply made again. ``jobs`` processes share the work. Raises ValueError when the
+        call is simply made again. ``jobs`` processes share the work. Raises FolderError when the
         folder holds something else.
         """
         root = Path(directory)
@@ -198,17 +201,21 @@ class Phantom:
         index = root / "volumes.json"
         if index.exists():
             if index.read_text() != text:
-                raise ValueError(
+                raise FolderError(
                     f"{index} describes another phantom (other size, seed or version of the "
                     "generator), expected this one or an empty folder: delete the folder, or "
                     "choose another"
                 )
         elif (root / "images").exists() or (root / "masks").exists():
-            raise ValueError(f"{root} has images or masks that are not ours: choose another folder")
+            raise FolderError(
+                f"{root} has images or masks that are not ours: choose another folder"
+            )
         for name in ("images", "masks"):
             (root / name).mkdir(parents=True, exist_ok=True)
-        _replace(root / "classes.json", (json.dumps({"names": CLASSES}, indent=1) + "\n").encode())
-        _replace(index, text.encode())
+        write_whole(
+            root / "classes.json", (json.dumps({"names": CLASSES}, indent=1) + "\n").encode()
+        )
+        write_whole(index, text.encode())
 
     def _record(self, sample: PhantomSample) -> dict[str, Any]:
         return {
@@ -254,21 +261,15 @@ def _write_all(
 def _write_chunk(root: Path, slices: list[tuple[PhantomSample, int, str]]) -> int:
     for sample, z, slice_id in slices:
         image, mask = sample.slice(z)
-        _replace_png(root / "images" / f"{slice_id}.png", image)
-        _replace_png(root / "masks" / f"{slice_id}.png", mask)
+        _write_png(root / "images" / f"{slice_id}.png", image)
+        _write_png(root / "masks" / f"{slice_id}.png", mask)
     return len(slices)
 
 
-def _replace_png(path: Path, pixels: npt.NDArray[Any]) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    Image.fromarray(pixels).save(part, format="PNG")
-    part.replace(path)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_bytes(data)
-    part.replace(path)
+def _write_png(path: Path, pixels: npt.NDArray[Any]) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    write_whole(path, buffer.getvalue(), flush=False)  # it can be had again
 
 
 @dataclass(frozen=True)
@@ -327,10 +328,10 @@ def phantom(size: str = "demo", *, seed: int = 0, plane: tuple[int, int] | None 
     - ``"seed"``: 8 / 6 / 6 samples of 6,878 / 5,591 / 6,000 slices of 512², as in the talk that the
       project starts from.
 
-    ``plane`` (H, W) overrides the size of a slice. Raises ValueError for an unknown ``size``.
+    ``plane`` (H, W) overrides the size of a slice. Raises OptionError for an unknown ``size``.
     """
     if size not in _SIZES:
-        raise ValueError(f"phantom size is {size!r}, expected one of: {', '.join(_SIZES)}")
+        raise OptionError(f"phantom size is {size!r}, expected one of: {', '.join(_SIZES)}")
     height, width = plane or _SIZES[size].plane
     samples: list[PhantomSample] = []
     splits: dict[str, Split] = {}

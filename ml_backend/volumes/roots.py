@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ml_backend.errors import SettingsError
 from ml_backend.volumes.volume import VolumeError
 
 __all__ = ["NoSuchVolume", "VolumeRoots"]
@@ -37,8 +38,8 @@ class VolumeRoots:
     def parse(cls, text: str) -> VolumeRoots:
         """Roots from ``"/data/scans"`` or ``"scans=/data/scans,archive=/mnt/x"``; "" is none.
 
-        A root without a name is called as its last folder. Raises ValueError for an entry without a
-        path, a name that cannot be one, and for a name that is there twice.
+        A root without a name is called as its last folder. Raises SettingsError for an entry
+        without a path, a name that cannot be one, and for a name that is there twice.
         """
         folders: dict[str, Path] = {}
         for entry in filter(None, (part.strip() for part in text.split(","))):
@@ -48,12 +49,12 @@ class VolumeRoots:
             folder = _absolute(Path(path).expanduser())
             name = head.strip() if named else folder.name
             if not path or not _is_part(name):
-                raise ValueError(
+                raise SettingsError(
                     f"{_SETTING}: found {entry!r}, expected a folder (/data/scans) or name=folder "
                     "(scans=/data/scans), several of them separated by commas"
                 )
             if name in folders:
-                raise ValueError(
+                raise SettingsError(
                     f"{_SETTING}: two roots are called {name!r} ({folders[name]} and {folder}): "
                     f"give them different names, as in {name}=…,other={folder}"
                 )

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ml_backend.volumes.volume import VolumeError
+
 __all__ = ["SliceFile"]
 
 _SLAB_BYTES = 32 << 20
@@ -118,7 +120,10 @@ class SliceFile:
         while left:
             count = os.preadv(self._file.fileno(), [left], place)
             if not count:
-                raise OSError(f"{self.path} is shorter than its {self.nbytes} bytes")
+                raise VolumeError(
+                    f"{self.path} is shorter than its {self.nbytes} bytes: something else has cut "
+                    "it. Delete its folder to begin again"
+                )
             left, place = left[count:], place + count
 
     def close(self) -> None:

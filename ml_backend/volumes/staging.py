@@ -5,13 +5,12 @@ Its name is always the same, so what a killed process has left is found, and rem
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ml_backend.durable import held
 from ml_backend.volumes.volume import VolumeError
 
 __all__ = ["clear", "staging"]
@@ -50,16 +49,9 @@ def _folder(target: Path) -> Path:
 def _locked(target: Path) -> Iterator[None]:
     # not in the folder: on NFS an open file keeps its folder from being removed
     path = _folder(target).with_suffix(".nextslice-lock")
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # the one before may have removed it since it was opened
-            free = os.path.samestat(os.fstat(lock.fileno()), path.stat())
-        except (BlockingIOError, FileNotFoundError):
-            free = False
-        if not free:
-            raise VolumeError(f"another process is writing {target}: wait for it, or end it")
+    taken = VolumeError(f"another process is writing {target}: wait for it, or end it")
+    with held(path, otherwise=taken):
         try:
             yield
         finally:
-            path.unlink()
+            path.unlink()  # held all the same: whoever has opened it sees that it has no name

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ml_backend.errors import NextsliceError
+
 __all__ = ["AXES", "Read", "ReadOptions", "Volume", "VolumeError", "VolumeSpec", "axis_index"]
 
 AXES = ("z", "y", "x")
@@ -27,7 +29,7 @@ Read = Callable[[int, int], Slice]
 """``read(axis, index)`` of a `Volume`."""
 
 
-class VolumeError(ValueError):
+class VolumeError(NextsliceError, ValueError):
     """A volume that cannot be read or written; the message names the file, what was found in it
     and what was expected."""
 

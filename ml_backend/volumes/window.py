@@ -13,21 +13,31 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ml_backend.errors import NextsliceError
+from ml_backend.grey import (
+    PERCENTILES,
+    SAMPLED_SLICES,
+    finite_sample,
+    from_low,
+    grey_window,
+    middles,
+)
 from ml_backend.volumes.volume import Volume, VolumeError
 
-__all__ = ["Window", "fit_window", "render"]
+__all__ = ["Window", "WindowError", "fit_window", "render"]
 
 Pixels = npt.NDArray[np.uint8]
 
-_SAMPLED_SLICES = 24
-_SAMPLED_PIXELS = 1 << 16
+
+class WindowError(NextsliceError, ValueError):
+    """Two grey values between which nothing can be shown."""
 
 
 @dataclass(frozen=True)
 class Window:
     """Grey values from ``low`` (shown black) to ``high`` (shown white).
 
-    Raises ValueError unless both are finite and ``low`` < ``high``.
+    Raises WindowError unless both are finite and ``low`` < ``high``.
     """
 
     low: float
@@ -35,10 +45,10 @@ class Window:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
-            raise ValueError(f"window is {self.low} to {self.high}, expected low < high, finite")
+            raise WindowError(f"window is {self.low} to {self.high}, expected low < high, finite")
 
 
-def fit_window(volume: Volume, percentiles: tuple[float, float] = (0.5, 99.5)) -> Window:
+def fit_window(volume: Volume, percentiles: tuple[float, float] = PERCENTILES) -> Window:
     """The window between two percentiles of the volume's finite values.
 
     At most 24 slices, evenly spread along the volume's axis, count with at most 65,536 pixels each,
@@ -46,21 +56,14 @@ def fit_window(volume: Volume, percentiles: tuple[float, float] = (0.5, 99.5)) -
     and maximum, and then on a window of width 1, as in `Preprocessing.fit`. Raises VolumeError when
     nothing is finite, and for a file that is broken there.
     """
-    count = min(len(volume), _SAMPLED_SLICES)
-    # the middles of `count` equal parts: the first and last slices of a scan are often empty
-    indices = (len(volume) * (2 * np.arange(count) + 1)) // (2 * max(count, 1))
-    samples = [_finite_sample(volume[int(index)]) for index in indices]
+    samples = [finite_sample(volume[index]) for index in middles(len(volume), SAMPLED_SLICES)]
     values = np.concatenate(samples) if samples else np.empty(0)
     if not values.size:
         raise VolumeError(
-            f"{volume.path}: none of {count} slices has a finite value, so no window shows it"
+            f"{volume.path}: none of {len(samples)} slices has a finite value, so no window shows "
+            "it"
         )
-    low, high = (float(v) for v in np.percentile(values, percentiles))
-    if not high > low:
-        low, high = float(values.min()), float(values.max())
-    if not high > low:
-        high = float(np.nextafter(low + 1.0, np.inf))
-    return Window(low, high)
+    return Window(*grey_window(values, percentiles))
 
 
 def render(slice: npt.NDArray[Any], window: Window) -> Pixels:
@@ -80,12 +83,7 @@ def render(slice: npt.NDArray[Any], window: Window) -> Pixels:
 
 
 def _stretch(values: npt.NDArray[Any], window: Window) -> Pixels:
-    # float64 only for what float32 cannot hold, e.g. 32-bit integers.
-    narrow = values.dtype.itemsize <= 2 or values.dtype == np.float32
-    grey: npt.NDArray[Any] = values.astype(np.float32 if narrow else np.float64)
-    with np.errstate(over="ignore", invalid="ignore"):
-        grey -= window.low
-        grey *= 255 / (window.high - window.low)
+    grey = from_low(values, window.low, 255 / (window.high - window.low))
     np.nan_to_num(grey, copy=False, nan=0.0, posinf=255.0, neginf=0.0)
     return np.asarray(np.clip(np.rint(grey, out=grey), 0, 255, out=grey), np.uint8)
 
@@ -95,10 +93,3 @@ def _table(window: Window, dtype: str) -> Pixels:
     """The pixel of every value of a dtype of one or two bytes, by its bits."""
     bits = np.dtype(f"u{np.dtype(dtype).itemsize}")
     return _stretch(np.arange(np.iinfo(bits).max + 1).astype(bits).view(dtype), window)
-
-
-def _finite_sample(plane: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    step = max(1, math.ceil(math.sqrt(plane.size / _SAMPLED_PIXELS)))
-    values: npt.NDArray[np.float64] = plane[::step, ::step].astype(np.float64).ravel()
-    finite: npt.NDArray[np.bool_] = np.isfinite(values)
-    return values[finite]

@@ -1,0 +1,59 @@
+"""What Label Studio tells us, whichever server it tells: both enqueue and do nothing else."""
+
+from __future__ import annotations
+
+import logging
+
+from redis.exceptions import RedisError
+
+from ml_backend.api.serving import Serving
+from ml_backend.rounds.project import ConnectedProject
+from ml_backend.studio.label_config import parse_label_config
+
+__all__ = ["COUNTED", "TRAIN_NOW", "hear", "welcome"]
+
+logger = logging.getLogger(__name__)
+
+COUNTED = frozenset(
+    {
+        "ANNOTATION_CREATED",
+        "ANNOTATIONS_CREATED",
+        "ANNOTATION_UPDATED",
+        "ANNOTATIONS_DELETED",
+        "TASKS_CREATED",
+        "TASKS_DELETED",
+        "PROJECT_UPDATED",
+    }
+)
+"""Webhook actions after which the project is looked at. None of them trains by itself."""
+TRAIN_NOW = "START_TRAINING"
+
+
+def welcome(serving: Serving, project: ConnectedProject, schema: str, url: str) -> None:
+    """On /setup: a project that we do not know is adopted by a job. ``url``: ours, as it was asked.
+
+    Raises LabelConfigError for a labelling config ``schema`` that cannot be segmented.
+    """
+    parse_label_config(schema)
+    if serving.published(project.key) is not None:
+        return
+    try:
+        project.schedule.adopt(url.rstrip("/"))
+    except RedisError as error:
+        logger.error("project %s cannot be adopted: Redis: %s", project.key, error)
+
+
+def hear(project: ConnectedProject, action: object) -> bool:
+    """On a webhook: enqueue a look at the project, or a training where a person asked for one.
+
+    False when the queue cannot be reached. Nothing is lost then: reconcile looks anyway.
+    """
+    try:
+        if action == TRAIN_NOW:
+            project.schedule.start()
+        elif action in COUNTED:
+            project.schedule.count()
+    except RedisError as error:
+        logger.error("webhook %s of project %s: Redis: %s", action, project.key, error)
+        return False
+    return True

@@ -1,0 +1,92 @@
+"""Every error that is written for the person who meets it, in one tree.
+
+The command prints a sentence for these alone, and the service logs them as one line; whatever else
+is raised is a bug and shows its traceback. Each stands in the module that raises it; those that
+several raise stand here.
+
+* NextsliceError            what a person can act on: found, expected, what to do
+  x SettingsError             a setting cannot be used; names the environment variable
+  x OptionError               an option of a command cannot be used, or not beside another
+  x TryAgainLater             somebody else is at it now: the command ends with code 75
+    + RunTaken                  another process is on this run of an experiment
+    + ClaimTaken                another worker holds this round
+    + TooManyRequests           more slices are asked for at once than have threads
+  x EnvironmentFault          what we stand on does not do its part
+    + FileFault                 a file, folder or connection: missing, not permitted, disk full
+    + RedisUnavailable          Redis does not answer, or refuses us
+      - NoRedis                   … while an experiment's runs are with the gpu workers
+    + StartError                a process that was started ended, or does not answer
+    + WeightsUnavailable        ImageNet weights cannot be had
+  x StudioError               Label Studio refused, or answered something unexpected
+  x LabelConfigError          a labelling config that cannot be segmented
+  x AnnotationError           an annotation or task of Label Studio that cannot be read
+  x MaskError                 a mask that is not what Label Studio's format says
+  x VolumeError               a volume cannot be read, or not be written as asked
+    + NoSuchVolume              a name that stands for nothing under NEXTSLICE_VOLUMES
+  x WindowError               two grey values between which nothing can be shown
+  x AddressRefused            a slice address that we did not sign, or that has expired
+  x FolderError               a folder of images and masks is not what is expected
+    + MissingMaskError          nobody labelled this slice
+  x HoldOutError              nothing would be left to train on, or to hold out
+  x InvalidKey                a project key that is not <id>.<created timestamp>
+  x StoreError                a file of the store is missing or damaged
+  x ClaimLost                 another worker has taken this round over
+  x StaleQueue                the queue that was to be filled is not the published one any more
+  x UnusableLabels            slices are annotated, and not one annotation can be used
+  x SlicesUnreadable          too many labelled slices cannot be read: something is down
+  x EvidenceError             what a model left of the slices is not what a strategy needs
+  x UnknownStrategyError      no strategy, or parameter of one, is called so
+  x InvalidImage              an array is no slice
+  x InvalidMask               a mask does not fit its slice or the classes
+  x NothingLabelled           not one labelled pixel to train or to evaluate on
+  x UnreadableSlice           a slice cannot be read while the network is at it
+  x TrainingDiverged          the loss is no number any more
+  x NotTrained                a learner without weights is asked for a result
+  x UnknownArchitecture       a network that cannot be built
+  x CheckpointError           bytes that are no checkpoint of ours, or not a whole one
+  x DataError                 data that no experiment can be made of
+  x RecordError               a file of an experiment is missing, damaged or of another one
+  x RunFailed                 a run of an experiment ended with an error
+  x ExportError               what was asked for cannot be exported
+  x SourceError               the volume that slices were cut from cannot be looked at here
+
+A test compares this with the classes that there are.
+"""
+
+from __future__ import annotations
+
+from al_strategies.errors import NextsliceError
+
+__all__ = [
+    "EnvironmentFault",
+    "FileFault",
+    "NextsliceError",
+    "OptionError",
+    "RedisUnavailable",
+    "SettingsError",
+    "TryAgainLater",
+]
+
+
+class SettingsError(NextsliceError, ValueError):
+    """A setting has a value that cannot be used; the message names the variable."""
+
+
+class OptionError(NextsliceError, ValueError):
+    """An option or argument has a value that cannot be used; the message names it."""
+
+
+class TryAgainLater(NextsliceError):
+    """Somebody else is at it; the same call goes on when they are done."""
+
+
+class EnvironmentFault(NextsliceError):
+    """Something that we stand on does not do its part: a disk, a service, a process."""
+
+
+class FileFault(EnvironmentFault):
+    """The system refused: a file that is missing or not ours, a full disk, a lost connection."""
+
+
+class RedisUnavailable(EnvironmentFault):
+    """Redis does not answer, or refuses us."""

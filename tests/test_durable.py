@@ -1,0 +1,138 @@
+"""A file is whole or as it was; a lock is held by one, and ends with its process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from ml_backend.durable import held, move_whole, write_whole
+from ml_backend.errors import TryAgainLater
+
+TAKEN = TryAgainLater("another is on it")
+
+
+def test_a_file_is_replaced_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "round.json"
+    write_whole(path, b"first")
+    write_whole(path, b"second", flush=False)
+    assert path.read_bytes() == b"second"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_fails_leaves_the_file_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a"
+    write_whole(path, b"before")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_whole(path, b"after")
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_data_is_flushed_before_it_has_its_name_and_the_name_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a"
+    seen: list[tuple[bool, bool]] = []
+
+    def note(descriptor: int) -> None:
+        seen.append((Path(f"/proc/self/fd/{descriptor}").resolve().is_dir(), path.exists()))
+
+    monkeypatch.setattr(os, "fsync", note)
+    write_whole(path, b"x")
+    write_whole(path, b"y", flush=False)
+    assert seen == [(False, False), (True, True)]
+
+
+def test_who_is_alone_replaces_what_a_killed_process_has_left(tmp_path: Path) -> None:
+    (tmp_path / ".a.part").write_bytes(b"half of a checkpoint")
+    write_whole(tmp_path / "a", b"x", alone=True)
+    assert list(tmp_path.iterdir()) == [tmp_path / "a"]
+
+
+def test_a_folder_makes_way_for_another(tmp_path: Path) -> None:
+    for name in ("part", "target"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    move_whole(tmp_path / "part", tmp_path / "target", tmp_path / "aside")
+    assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")) == [
+        "aside",
+        "aside/target",
+        "target",
+        "target/part",
+    ]
+
+
+def test_one_holds_a_lock_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "lock"
+    with held(path):
+        with pytest.raises(TryAgainLater, match="another is on it"), held(path, otherwise=TAKEN):
+            pass
+        refused: list[bool] = []
+
+        def other() -> None:
+            try:
+                with held(path, otherwise=TAKEN):
+                    refused.append(False)
+            except TryAgainLater:
+                refused.append(True)
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        assert refused == [True]
+    with held(path, otherwise=TAKEN):
+        pass
+
+
+def test_who_waits_gets_it_next(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    order: list[str] = []
+
+    def wait() -> None:
+        with held(path):
+            order.append("second")
+
+    with held(path):
+        thread = threading.Thread(target=wait)
+        thread.start()
+        thread.join(0.3)
+        order.append("first")
+    thread.join(10)
+    assert order == ["first", "second"]
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from ml_backend.durable import held
+with held(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_the_lock_of_a_killed_process_is_free_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    argv = [sys.executable, "-c", HOLD, str(path)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(TryAgainLater), held(path, otherwise=TAKEN):
+            pass
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        with held(path, otherwise=TAKEN):
+            pass

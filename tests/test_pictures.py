@@ -1,0 +1,50 @@
+"""Label maps come back as they were, and only class ids are class ids."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from ml_backend.pictures import BROKEN_PICTURE, class_ids, decode_label_map, encode_png
+
+
+def test_a_label_map_comes_back_as_it_was() -> None:
+    mask = np.random.default_rng(0).integers(0, 256, (13, 29), np.uint8)
+    assert np.array_equal(decode_label_map(encode_png(mask)), mask)
+
+
+@pytest.mark.parametrize("cut", [0, 4, 40, 60])
+def test_what_is_no_whole_picture_is_known_as_such(cut: int) -> None:
+    data = encode_png(np.zeros((50, 50), np.uint8))
+    assert len(data) > 60
+    with pytest.raises(BROKEN_PICTURE):
+        decode_label_map(data[:cut])
+
+
+@pytest.mark.parametrize("dtype", ["?", "u1", "i4", ">u2", "f4", "f8"])
+def test_whole_numbers_of_any_type_are_class_ids(dtype: str) -> None:
+    found = class_ids(np.array([[0, 1]], dtype))
+    assert found is not None
+    assert found.dtype == np.uint8
+    assert found.tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.array([[-1, 0]]),
+        np.array([[0, 256]]),
+        np.array([[0.5, 1]]),
+        np.array([[0, np.nan]]),
+        np.array([[0, np.inf]]),
+    ],
+)
+def test_other_numbers_are_none(values: npt.NDArray[np.generic]) -> None:
+    assert class_ids(values) is None
+
+
+def test_of_so_many_classes_others_are_none_but_unlabelled() -> None:
+    assert class_ids(np.array([[0, 2, 255]]), classes=3) is not None
+    assert class_ids(np.array([[0, 3]]), classes=3) is None
+    assert class_ids(np.zeros((0, 3))) is not None
