@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from ml_backend.segmentation.validation import ZBlock
+from al_strategies.holdout import ZBlock
 from ml_backend.studio.label_config import Policy
 
 __all__ = [
