@@ -29,7 +29,7 @@ from ml_backend import segment
 from ml_backend.segment import partial_folder, segment_volume
 from ml_backend.segmentation.inference import InferenceConfig, optimised, slices_per_batch
 from ml_backend.segmentation.model import Model
-from ml_backend.segmentation.network import build_network
+from ml_backend.segmentation.networks import build_network
 from ml_backend.segmentation.preprocessing import Preprocessing
 from ml_backend.volumes.opening import ReadOptions, open_volume
 from ml_backend.volumes.volume import Volume

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from al_strategies.evidence import Position
 from ml_backend.segmentation.dataset import LabelledSlices
 from ml_backend.segmentation.learner import HRNetLearner, LearnerConfig
-from ml_backend.segmentation.network import build_network, default_architecture
+from ml_backend.segmentation.networks import build_network, default_architecture
 from ml_backend.segmentation.preprocessing import Preprocessing
 from ml_backend.segmentation.training import TrainingConfig, train
 

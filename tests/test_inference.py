@@ -24,7 +24,8 @@ from ml_backend.segmentation.inference import (
     segment_image,
 )
 from ml_backend.segmentation.model import Model
-from ml_backend.segmentation.network import HRNetV2, build_network
+from ml_backend.segmentation.networks import build_network
+from ml_backend.segmentation.networks.hrnet import HRNetV2
 from ml_backend.segmentation.preprocessing import Preprocessing
 from tests.segmentation_phantom import CLASSES, Phantom
 

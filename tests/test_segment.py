@@ -32,7 +32,7 @@ from ml_backend.segmentation import checkpoints
 from ml_backend.segmentation.inference import InferenceConfig
 from ml_backend.segmentation.learner import HRNetLearner, LearnerConfig
 from ml_backend.segmentation.model import Model
-from ml_backend.segmentation.network import build_network
+from ml_backend.segmentation.networks import build_network
 from ml_backend.segmentation.preprocessing import Preprocessing
 from ml_backend.settings import load_settings
 from ml_backend.volumes.opening import open_volume, write_volume

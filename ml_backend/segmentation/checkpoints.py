@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 
 from ml_backend.segmentation.model import Model
-from ml_backend.segmentation.network import UnknownArchitecture, build_network
+from ml_backend.segmentation.networks import UnknownArchitecture, build_network
 from ml_backend.segmentation.preprocessing import Preprocessing
 
 __all__ = ["FORMAT", "CheckpointError", "from_bytes", "read_metadata", "to_bytes"]

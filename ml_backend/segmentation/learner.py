@@ -28,7 +28,7 @@ from ml_backend.segmentation.dataset import LabelledSlices, Unusable, read_pair
 from ml_backend.segmentation.inference import InferenceConfig, Unreadable
 from ml_backend.segmentation.model import Model
 from ml_backend.segmentation.neighbourhood import with_neighbours
-from ml_backend.segmentation.network import Pretrained, build_network, default_architecture
+from ml_backend.segmentation.networks import Pretrained, build_network, default_architecture
 from ml_backend.segmentation.preprocessing import Preprocessing
 from ml_backend.segmentation.training import TrainingConfig, train
 
@@ -46,7 +46,7 @@ class NotTrained(RuntimeError):
 class LearnerConfig:
     """What is trained and how; None means the default for the device and the data.
 
-    ``architecture``: see `ml_backend.segmentation.network.architecture_names`. ``pretrained``:
+    ``architecture``: see `ml_backend.segmentation.networks.architecture_names`. ``pretrained``:
     start from ImageNet weights (True, False or ``"auto"``). ``warm_start``: start from the weights
     of the round before when they have the same architecture and input, otherwise afresh: from 2
     to 4 slices of sandstone 0.79 mIoU instead of 0.76 for the same steps (one seed, CPU).
