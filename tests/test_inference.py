@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from al_strategies.evidence import CLASS_FRACTIONS, EMBEDDING, Position
-from al_strategies.learner import IGNORE
+from al_strategies.learner import IGNORE, UnreadableSlice
 from ml_backend.segmentation.inference import (
     EVIDENCE_NAMES,
     InferenceConfig,
-    UnreadableSlice,
     _spans,
     evaluate,
     fold_batch_norm,

@@ -12,11 +12,11 @@ from __future__ import annotations
 import copy
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +35,17 @@ from al_strategies.evidence import (
     Evidence,
     SliceId,
 )
-from al_strategies.learner import IGNORE, Metrics, Prediction, Progress, SliceSource
+from al_strategies.learner import (
+    IGNORE,
+    Maps,
+    Metrics,
+    Prediction,
+    Progress,
+    SliceSource,
+    Unreadable,
+    UnreadableSlice,
+    Votes,
+)
 from al_strategies.reducers import (
     LOGIT_EVIDENCE,
     folded_dropout_weights,
@@ -58,10 +68,6 @@ from ml_backend.segmentation.training import Precision, autocast
 __all__ = [
     "EVIDENCE_NAMES",
     "InferenceConfig",
-    "Maps",
-    "Unreadable",
-    "UnreadableSlice",
-    "Votes",
     "evaluate",
     "fold_batch_norm",
     "gather_evidence",
@@ -78,41 +84,6 @@ EVIDENCE_NAMES = LOGIT_EVIDENCE | {EMBEDDING, MC_ENTROPY, GRADIENT, IOU}
 # Floats of full-resolution logits held at once while a mask is made: a cache's worth on a CPU.
 _BAND = 1 << 20
 _GPU_BAND = 1 << 26
-
-
-class UnreadableSlice(RuntimeError):
-    """A slice that could not be read or preprocessed; ``slice_id`` says which."""
-
-    def __init__(self, slice_id: SliceId, reason: BaseException) -> None:
-        super().__init__(f"Slice {slice_id!r} cannot be read: {type(reason).__name__}: {reason}")
-        self.slice_id = slice_id
-
-
-Unreadable = Callable[[UnreadableSlice], None]
-"""What is told of a slice that cannot be read; the pass goes on without it."""
-
-
-class Maps(NamedTuple):
-    """What `segment_maps` finds of a slice (H, W), all uint8.
-
-    ``mask`` (H, W): class indices. ``probabilities`` (C, H, W): of each class, and ``uncertainty``
-    (H, W): their entropy as a part of ln C; both in [0, 1] as 0 … 255, None where not asked for.
-    """
-
-    mask: npt.NDArray[np.uint8]
-    probabilities: npt.NDArray[np.uint8] | None
-    uncertainty: npt.NDArray[np.uint8] | None
-
-
-class Votes(Protocol):
-    """What others found of the same pixels, to be averaged with the network's own probabilities."""
-
-    @property
-    def voters(self) -> int:
-        """How many others there are."""
-
-    def __call__(self, slice_id: SliceId, rows: slice) -> npt.NDArray[np.float32]:
-        """(C, h, W): the sum of their class probabilities in ``rows`` of the slice."""
 
 
 @dataclass(frozen=True)
