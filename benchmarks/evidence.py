@@ -30,7 +30,7 @@ from al_strategies.reducers import (
     mc_entropy,
     reduce_logits,
 )
-from ml_backend.segmentation.network import SegmentationNetwork, build_network
+from ml_backend.segmentation.networks import SegmentationNetwork, build_network
 
 PASSES = 20
 Run = Callable[[], Any]

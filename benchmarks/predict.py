@@ -25,7 +25,7 @@ from ml_backend.segmentation.inference import (
     segment_image,
 )
 from ml_backend.segmentation.model import Model
-from ml_backend.segmentation.network import build_network
+from ml_backend.segmentation.networks import build_network
 from ml_backend.segmentation.preprocessing import Preprocessing
 
 EVIDENCE = frozenset(

@@ -28,8 +28,9 @@ import torch
 from ml_backend import segment
 from ml_backend.segment import partial_folder, segment_volume
 from ml_backend.segmentation.inference import InferenceConfig, optimised, slices_per_batch
+from ml_backend.segmentation.learner import NetworkLearner
 from ml_backend.segmentation.model import Model
-from ml_backend.segmentation.network import build_network
+from ml_backend.segmentation.networks import build_network
 from ml_backend.segmentation.preprocessing import Preprocessing
 from ml_backend.volumes.opening import ReadOptions, open_volume
 from ml_backend.volumes.volume import Volume
@@ -77,11 +78,12 @@ def whole_volume(options: argparse.Namespace) -> dict[str, float]:
 
     volume, out = opened(options), options.volume.with_name(f"labels{options.ending}")
     extra = options.extra if options.extra != "none" else None
-    model = make_model(options.device)
+    learner = NetworkLearner(CLASSES, device=options.device)
+    learner.model = make_model(options.device)
 
     def run() -> None:
         segment_volume(
-            model, volume, out, extra=extra, three_axes=options.three_axes, progress=progress
+            learner, volume, out, extra=extra, three_axes=options.three_axes, progress=progress
         )
 
     for following in (*stages[1:], segment._WRITE):

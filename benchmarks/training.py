@@ -24,8 +24,8 @@ from torch.nn import functional as F
 
 from al_strategies.evidence import Position
 from ml_backend.segmentation.dataset import LabelledSlices
-from ml_backend.segmentation.learner import HRNetLearner, LearnerConfig
-from ml_backend.segmentation.network import build_network, default_architecture
+from ml_backend.segmentation.learner import LearnerConfig, NetworkLearner
+from ml_backend.segmentation.networks import build_network, default_architecture
 from ml_backend.segmentation.preprocessing import Preprocessing
 from ml_backend.segmentation.training import TrainingConfig, train
 
@@ -126,7 +126,7 @@ def train_on(options: argparse.Namespace) -> None:
     held_out = [i for i in source.ids if i not in labelled]
     classes = 1 + max(int(source.mask(i).max()) for i in source.ids)
     for seed in range(options.seeds):
-        learner = HRNetLearner(
+        learner = NetworkLearner(
             tuple(f"class {i}" for i in range(classes)),
             LearnerConfig(architecture=options.architecture),
             options.device,

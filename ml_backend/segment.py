@@ -27,21 +27,9 @@ import numpy as np
 import numpy.typing as npt
 
 from al_strategies.evidence import Position, SliceId
-from al_strategies.learner import Progress
+from al_strategies.learner import Learner, Maps, Progress, UnreadableSlice
 from ml_backend.durable import move_whole, write_whole
 from ml_backend.grey import PERCENTILES, middles
-from ml_backend.segmentation import checkpoints
-from ml_backend.segmentation.inference import (
-    InferenceConfig,
-    Maps,
-    UnreadableSlice,
-    optimised,
-    segment_maps,
-    slices_per_batch,
-)
-from ml_backend.segmentation.learner import HRNetLearner
-from ml_backend.segmentation.model import Model
-from ml_backend.segmentation.neighbourhood import with_neighbours
 from ml_backend.volumes.opening import check_target, write_volume
 from ml_backend.volumes.partial import PartialFolder, Place
 from ml_backend.volumes.slice_file import SliceFile
@@ -122,14 +110,12 @@ def partial_folder(out: Path) -> Path:
 
 
 def segment_volume(
-    model: Model | HRNetLearner,
+    learner: Learner,
     volume: Volume,
     out: Path,
     *,
     extra: Extra | None = None,
     three_axes: bool = False,
-    device: str | None = None,
-    inference: InferenceConfig | None = None,
     overwrite: bool = False,
     any_scale: bool = False,
     progress: Progress | None = None,
@@ -139,36 +125,31 @@ def segment_volume(
     """Segment ``volume`` slice by slice along its axis into ``out``: uint8 class indices.
 
     ``out``: its ending says the format, see `write_volume`; it gets the volume's voxel size and the
-    model's class names. ``extra``: beside it ``<stem>-uncertainty.<ending>``, or
+    learner's class names. ``extra``: beside it ``<stem>-uncertainty.<ending>``, or
     ``<stem>-probability-<class>.<ending>`` for each class. ``<stem>-segmentation.json`` says which
     model (``model_version``: its name for people) made what of which volume. ``three_axes``: along
     z, y and x, the class with the highest sum of probabilities wins; the volume's own axis does not
-    matter then.
-    ``device``: None is where the model is. ``any_scale``: do not compare the volume's grey values
-    with those that the model learned. ``work``: the working folder, `partial_folder` by
-    default; it is removed at the end. ``progress(step, done, total)``: steps ``"segment"`` or
-    ``"along y"``, ``"along x"``, ``"along z"`` (before y and x ``"copy for y"``, ``"copy for x"``),
-    then ``"write labels"`` and the like.
+    matter then. ``any_scale``: do not compare the volume's grey values with those that the learner
+    has seen. ``work``: the working folder, `partial_folder` by default; it is removed at the end.
+    ``progress(step, done, total)``: steps ``"segment"`` or ``"along y"``, ``"along x"``,
+    ``"along z"`` (before y and x ``"copy for y"``, ``"copy for x"``), then ``"write labels"`` and
+    the like.
 
     Interrupted or killed, it goes on from the last flushed slice when it is called again with the
-    same arguments (device, ``overwrite`` and ``any_scale`` may change), and ends with the same
-    bytes on the same device: precision "auto" and the size of the batches follow it.
+    same arguments (the learner's device, ``overwrite`` and ``any_scale`` may change), and ends with
+    the same bytes on the same device: precision "auto" and the size of the batches follow it.
 
     Raises VolumeError: an output that exists (unless ``overwrite``) or that another process is
     writing, an output or a working folder inside the folder that the volume is, a working folder of
     another job, too little room on the disk, a slice that cannot be read, grey values on another
-    scale than the model's (unless ``any_scale``).
+    scale than the learner's (unless ``any_scale``).
     """
     started = time.monotonic()
-    if isinstance(model, HRNetLearner):
-        inference = inference or model.config.inference
-        model = model.model
-    config = inference or InferenceConfig.for_device(device or model.device)
-    if len(model.classes) > 256:
-        raise VolumeError(f"the model has {len(model.classes)} classes, a label is one byte")
-    job = _Job(model, config, volume, Path(out), extra, three_axes, model_version)
+    if len(learner.classes) > 256:
+        raise VolumeError(f"the model has {len(learner.classes)} classes, a label is one byte")
+    job = _Job(learner, volume, Path(out), extra, three_axes, model_version)
     folder = PartialFolder(work or partial_folder(job.out), job.description)
-    run = _Segmentation(job, folder, device, overwrite, any_scale, progress or (lambda *_: None))
+    run = _Segmentation(job, folder, overwrite, any_scale, progress or (lambda *_: None))
     try:
         voxels = run()
     except OSError as error:
@@ -210,8 +191,7 @@ class _Stage:
 class _Job:
     """What is asked for."""
 
-    model: Model
-    config: InferenceConfig
+    learner: Learner
     volume: Volume
     out: Path
     extra: Extra | None
@@ -235,9 +215,9 @@ class _Job:
         elif self.extra == "probability":
             extras = [
                 _Output(f"probability-{i}", _sibling(self.out, f"probability-{name}"))
-                for i, name in enumerate(_file_names(self.model.classes))
+                for i, name in enumerate(_file_names(self.learner.classes))
             ]
-        return (*extras, _Output("labels", self.out, self.model.classes))
+        return (*extras, _Output("labels", self.out, self.learner.classes))
 
     @property
     def written(self) -> tuple[Path, ...]:
@@ -271,12 +251,11 @@ class _Job:
             "dtype": str(self.volume.dtype),
             # Two data sets of one file may differ in nothing else.
             "middle slice": hashlib.sha256(self.middle.tobytes()).hexdigest(),
-            "model": hashlib.sha256(checkpoints.to_bytes(self.model)).hexdigest(),
+            "model": hashlib.sha256(self.learner.to_bytes()).hexdigest(),
             "output": str(self.out.resolve()),
             "axes": [stage.name for stage in self.stages] + [AXES[self.stages[-1].axis]],
             "extra": self.extra,
-            "tile": [self.config.tile, self.config.overlap],
-            "precision": str(self.config.precision),
+            **self.learner.inference_settings,
         }
 
 
@@ -287,14 +266,12 @@ class _Segmentation:
         self,
         job: _Job,
         folder: PartialFolder,
-        device: str | None,
         overwrite: bool,
         any_scale: bool,
         progress: Progress,
     ) -> None:
         self._job, self._folder, self._progress = job, folder, progress
         self._overwrite, self._any_scale = overwrite, any_scale
-        self._device = device
         self.predicted = 0
         self.resumed = 0
 
@@ -346,19 +323,20 @@ class _Segmentation:
     def _check_grey_values(self) -> None:
         """Raise VolumeError when what the model takes for black and white says nothing of the
         volume: 8-bit pictures and native values are scales apart, every slice would look flat."""
-        job, model = self._job, self._job.model.preprocessing
+        job = self._job
+        black, white = job.learner.grey_window
         # Along z: cut along y or x, most formats are read whole for each slice.
         along_z = job.volume.along("z")
         seen = middles(len(along_z), _LOOKED_AT)
         values = np.concatenate([np.ravel(along_z[index]) for index in seen])
         finite = values[np.isfinite(values)]
         low, high = np.percentile(finite, PERCENTILES) if finite.size else (0.0, 0.0)
-        ratio = (high - low) / (model.window_high - model.window_low)
-        apart = high < model.window_low or low > model.window_high
+        ratio = (high - low) / (white - black)
+        apart = high < black or low > white
         if high > low and (apart or not 1 / _SCALES_APART < ratio < _SCALES_APART):
             raise VolumeError(
                 f"{job.volume.path} has grey values from about {low:g} to {high:g}, the model "
-                f"learned slices with {model.window_low:g} to {model.window_high:g}: that is "
+                f"learned slices with {black:g} to {white:g}: that is "
                 "another scale, as of 8-bit pictures (uploaded ones, import --upload) and native "
                 "values. Convert the volume to what those slices are, or train on the volume "
                 "itself. If the scale is the same and only this sample lacks what is brightest "
@@ -382,7 +360,7 @@ class _Segmentation:
         raw = voxels * len(job.outputs)
         votes, peak = 0, 0
         for stage in job.stages:
-            votes += voxels * (len(job.model.classes) - 1) if stage.votes else 0
+            votes += voxels * (len(job.learner.classes) - 1) if stage.votes else 0
             copy = voxels * job.volume.dtype.itemsize if stage.axis else 0
             peak = max(peak, votes + copy + (0 if stage.votes else raw))
         work, final = _existing(self._folder.path), _existing(job.out.parent)
@@ -399,7 +377,6 @@ class _Segmentation:
         stages = self._job.stages
         names = [*(stage.name for stage in stages), _WRITE]
         current = names.index(place.stage) if place is not None else 0
-        model: Model | None = None
         for number, stage in enumerate(stages):
             total = self._job.volume.shape[stage.axis]
             done = total if number < current else 0
@@ -407,32 +384,24 @@ class _Segmentation:
                 done = place.done
             self.resumed += done
             if done < total:
-                model = model or self._prepared()
-                self._predict(model, stage, done, total)
+                self._predict(stage, done, total)
             if number >= current:
                 self._folder.commit(Place(names[number + 1], 0))
             self._copy_path(stage).unlink(missing_ok=True)
         for stage in stages:
             self._votes_path(stage).unlink(missing_ok=True)
 
-    def _prepared(self) -> Model:
-        model = optimised(self._job.model)
-        return model if self._device is None else model.to(self._device)
-
-    def _predict(self, model: Model, stage: _Stage, done: int, total: int) -> None:
+    def _predict(self, stage: _Stage, done: int, total: int) -> None:
         job = self._job
-        neighbours = model.preprocessing.neighbours
         # Batches of the same slices after a kill as without one: rounding depends on them.
-        batch = slices_per_batch(job.config, job.volume.along(stage.axis).slice_shape)
+        batch = job.learner.slices_per_batch(job.volume.along(stage.axis).slice_shape)
         with ExitStack() as stack:
             volume = job.volume if stage.axis == 0 else self._copied(stage, stack)
-            source = with_neighbours(VolumeSlices(volume.along(stage.axis), neighbours), neighbours)
+            source = VolumeSlices(volume.along(stage.axis), job.learner.neighbours)
             files = [stack.enter_context(file) for file in self._files(stage)]
-            maps_of = segment_maps(
-                model,
+            maps_of = job.learner.maps(
                 source,
                 range(done, total),
-                job.config,
                 probability=stage.votes or job.extra == "probability",
                 uncertainty=not stage.votes and job.extra == "uncertainty",
                 votes=None if stage.votes else self._votes(stack),
@@ -505,7 +474,7 @@ class _Segmentation:
 
     def _votes_file(self, stage: _Stage) -> SliceFile:
         # Without the background: it is what the others leave of 1.
-        channels = len(self._job.model.classes) - 1
+        channels = len(self._job.learner.classes) - 1
         path, shape = self._votes_path(stage), self._job.volume.shape
         return SliceFile(path, shape, written=stage.axis, read=0, channels=channels)
 
@@ -528,7 +497,7 @@ class _Segmentation:
 
     def _write(self, done: int) -> dict[str, int]:
         job = self._job
-        voxels = np.zeros(len(job.model.classes), dtype=np.int64)
+        voxels = np.zeros(len(job.learner.classes), dtype=np.int64)
         for number, output in enumerate(job.outputs[done:], start=done):
             counts = voxels if output.classes is not None else None
             with self._raw_file(output) as file:
@@ -538,7 +507,7 @@ class _Segmentation:
             if output.classes is None:
                 self._folder.commit(Place(_WRITE, number + 1))
                 file.path.unlink()
-        found = dict(zip(job.model.classes, voxels.tolist(), strict=True))
+        found = dict(zip(job.learner.classes, voxels.tolist(), strict=True))
         self._write_record(found)
         return found
 
@@ -549,7 +518,7 @@ class _Segmentation:
             "model version": job.model_version,
             "voxel_size": job.volume.voxel_size,
             "unit": job.volume.unit,
-            "classes": job.model.classes,
+            "classes": job.learner.classes,
             "voxels": voxels,
             "files": {
                 output.path.name: "class indices" if output.classes else _SCALED[str(job.extra)]

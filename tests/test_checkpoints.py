@@ -16,7 +16,7 @@ from ml_backend.segmentation.checkpoints import (
     to_bytes,
 )
 from ml_backend.segmentation.model import Model
-from ml_backend.segmentation.network import build_network
+from ml_backend.segmentation.networks import build_network
 from ml_backend.segmentation.preprocessing import Preprocessing
 from tests.segmentation_phantom import CLASSES
 

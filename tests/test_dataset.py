@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from al_strategies.evidence import Position
-from al_strategies.learner import IGNORE
+from al_strategies.learner import IGNORE, InvalidMask
 from ml_backend.segmentation.augmentation import Augmentation
 from ml_backend.segmentation.dataset import (
     Crops,
-    InvalidMask,
     LabelledSlices,
     NothingLabelled,
     prefetch,

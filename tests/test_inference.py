@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from al_strategies.evidence import CLASS_FRACTIONS, EMBEDDING, Position
-from al_strategies.learner import IGNORE
+from al_strategies.learner import IGNORE, UnreadableSlice
 from ml_backend.segmentation.inference import (
     EVIDENCE_NAMES,
     InferenceConfig,
-    UnreadableSlice,
     _spans,
     evaluate,
     fold_batch_norm,
@@ -24,7 +23,8 @@ from ml_backend.segmentation.inference import (
     segment_image,
 )
 from ml_backend.segmentation.model import Model
-from ml_backend.segmentation.network import HRNetV2, build_network
+from ml_backend.segmentation.networks import build_network
+from ml_backend.segmentation.networks.hrnet import HRNetV2
 from ml_backend.segmentation.preprocessing import Preprocessing
 from tests.segmentation_phantom import CLASSES, Phantom
 

@@ -24,7 +24,7 @@ ALLOWED = {
     "settings": {"al_strategies"},
     "rounds": {"al_strategies", "studio", "segmentation", "volumes", "settings"},
     "api": {
-        *("al_strategies", "studio", "segmentation", "volumes", "settings", "rounds"),
+        *("al_strategies", "studio", "volumes", "settings", "rounds"),
         "disk_cache",
     },
     "experiment": {"al_strategies", "segmentation", "volumes", "rounds", "settings"},
@@ -33,17 +33,17 @@ ALLOWED = {
         "experiment",  # how plots look
     },
     "import_volume": {"studio", "volumes", "rounds", "al_strategies"},
-    "segment": {"al_strategies", "segmentation", "volumes", "rounds", "settings"},
+    "segment": {"al_strategies", "volumes"},
     "app": {"api", "rounds", "settings"},
     "embedded": {"al_strategies", "studio", "volumes", "rounds", "settings", "api"},
-    "adapter": {"al_strategies", "studio", "segmentation", "rounds", "settings", "api"},
+    "adapter": {"al_strategies", "studio", "rounds", "settings", "api"},
 }
 """For each part, the parts of ours that it may import. `cli` may import all."""
 
 ROUNDS = (
     *("records", "artefacts", "store", "claim"),  # what is kept
     *("schedule", "slices", "service", "project"),  # what a step is handed
-    *("source", "pseudo", "training", "sync", "publish", "round"),  # the steps
+    *("source", "learners", "pseudo", "training", "sync", "publish", "round"),  # the steps
     *("attempt", "adopt", "reconcile", "jobs", "worker"),  # who runs them, and when
 )
 """The modules of `rounds`, each of which may import those before it."""
@@ -93,6 +93,19 @@ def test_a_step_imports_nothing_that_comes_after_it(path: Path) -> None:
     assert reached <= {*before}, f"{path} imports {sorted(reached - {*before})}"
 
 
+def test_the_factory_alone_names_a_kind_of_learner() -> None:
+    """All others write against the protocol: a second kind must not touch them."""
+    outside = [path for path in files() if "segmentation" not in path.parts]
+    naming = {path for path in outside if "NetworkLearner" in path.read_text()}
+    assert naming == {ROOT / "ml_backend" / "rounds" / "learners.py"}
+
+
+def test_nobody_imports_the_training_step_in_order_to_predict() -> None:
+    name = "ml_backend.rounds.training"
+    importing = {path for path in files() if name in imports(path)}
+    assert importing == {ROOT / "ml_backend" / "rounds" / "round.py"}
+
+
 @pytest.mark.parametrize(
     "module", ["ml_backend.app", "ml_backend.rounds.jobs", "ml_backend.rounds.adopt"]
 )
@@ -103,7 +116,7 @@ def test_the_web_and_control_processes_import_no_torch(module: str) -> None:
 
 def test_strategies_import_nothing_but_numpy() -> None:
     code = (
-        "import sys, al_strategies;"
+        "import sys, al_strategies, al_strategies.learner, al_strategies.simulation;"
         "sys.exit(any(m in sys.modules for m in ('torch', 'scipy', 'flask', 'rq', 'PIL')))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

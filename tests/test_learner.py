@@ -9,38 +9,38 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from al_strategies.learner import IGNORE, Learner
+from al_strategies.learner import IGNORE, Learner, NotTrained
 from ml_backend.segmentation.checkpoints import CheckpointError
 from ml_backend.segmentation.dataset import NothingLabelled
-from ml_backend.segmentation.learner import HRNetLearner, LearnerConfig, NotTrained
+from ml_backend.segmentation.learner import LearnerConfig, NetworkLearner
 from ml_backend.segmentation.training import TrainingConfig
 from tests.segmentation_phantom import CLASSES, Phantom
 
 SHORT = LearnerConfig(training=TrainingConfig(steps=2, batch=2, crop=32))
 
 
-def weights(learner: HRNetLearner) -> torch.Tensor:
+def weights(learner: NetworkLearner) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in learner.model.network.parameters()])
 
 
 @pytest.fixture(scope="module")
-def trained() -> HRNetLearner:
+def trained() -> NetworkLearner:
     """Three labelled slices, some seconds of training."""
     source = Phantom(8)
     config = LearnerConfig(training=TrainingConfig(steps=40, batch=4, crop=64))
-    learner = HRNetLearner(CLASSES, config)
+    learner = NetworkLearner(CLASSES, config)
     learner.fit(source, source.ids[:3], seed=0)
     return learner
 
 
 def test_it_is_a_learner() -> None:
-    learner: Learner = HRNetLearner(CLASSES)
+    learner: Learner = NetworkLearner(CLASSES)
 
     assert callable(learner.fit)
 
 
 def test_a_short_training_beats_chance_clearly_on_slices_it_has_not_seen(
-    trained: HRNetLearner,
+    trained: NetworkLearner,
 ) -> None:
     source = Phantom(8)
 
@@ -50,7 +50,7 @@ def test_a_short_training_beats_chance_clearly_on_slices_it_has_not_seen(
     assert metrics.miou > 0.5
 
 
-def test_predictions_and_evidence_come_from_the_trained_weights(trained: HRNetLearner) -> None:
+def test_predictions_and_evidence_come_from_the_trained_weights(trained: NetworkLearner) -> None:
     source = Phantom(8)
 
     predictions = dict(trained.predict(source, source.ids[3:5]))
@@ -61,18 +61,18 @@ def test_predictions_and_evidence_come_from_the_trained_weights(trained: HRNetLe
     assert agreement > 0.8
 
 
-def test_bytes_give_the_same_predictions_back(trained: HRNetLearner) -> None:
+def test_bytes_give_the_same_predictions_back(trained: NetworkLearner) -> None:
     source = Phantom(8)
 
-    back = HRNetLearner.from_bytes(trained.to_bytes())
+    back = NetworkLearner.from_bytes(trained.to_bytes())
 
     before, after = (next(iter(x.predict(source, ["z005"])))[1] for x in (trained, back))
     assert back.classes == CLASSES
     assert np.array_equal(before.mask, after.mask)
 
 
-def test_weights_of_other_classes_are_never_taken(trained: HRNetLearner) -> None:
-    other = HRNetLearner(("background", "wood", "glue"))
+def test_weights_of_other_classes_are_never_taken(trained: NetworkLearner) -> None:
+    other = NetworkLearner(("background", "wood", "glue"))
 
     with pytest.raises(ValueError, match="background, wood, glue"):
         other.load_bytes(trained.to_bytes())
@@ -82,7 +82,7 @@ def test_weights_of_other_classes_are_never_taken(trained: HRNetLearner) -> None
 
 def test_the_report_holds_what_replays_the_training() -> None:
     source = Phantom(3)
-    learner = HRNetLearner(CLASSES, SHORT)
+    learner = NetworkLearner(CLASSES, SHORT)
 
     report = learner.fit(source, source.ids[:2], seed=5)
 
@@ -98,7 +98,7 @@ def test_the_same_seed_gives_the_same_weights() -> None:
     source = Phantom(2)
 
     def fitted(seed: int) -> torch.Tensor:
-        learner = HRNetLearner(CLASSES, SHORT)
+        learner = NetworkLearner(CLASSES, SHORT)
         learner.fit(source, source.ids, seed=seed)
         return weights(learner)
 
@@ -106,14 +106,14 @@ def test_the_same_seed_gives_the_same_weights() -> None:
     assert not torch.equal(fitted(1), fitted(2))
 
 
-def test_a_cold_fit_forgets_and_a_warm_one_goes_on(trained: HRNetLearner) -> None:
+def test_a_cold_fit_forgets_and_a_warm_one_goes_on(trained: NetworkLearner) -> None:
     source = Phantom(3)
 
     def distance(warm: bool) -> float:
         config = LearnerConfig(
             warm_start=warm, training=TrainingConfig(steps=1, batch=2, crop=32, learning_rate=1e-6)
         )
-        learner = HRNetLearner.from_bytes(trained.to_bytes(), config)
+        learner = NetworkLearner.from_bytes(trained.to_bytes(), config)
         before = weights(learner)
         report = learner.fit(source, source.ids, seed=3)
         assert report.settings["warm_started"] is warm
@@ -122,9 +122,9 @@ def test_a_cold_fit_forgets_and_a_warm_one_goes_on(trained: HRNetLearner) -> Non
     assert distance(warm=True) < 1e-4 < distance(warm=False)
 
 
-def test_a_changed_architecture_is_not_warm_started(trained: HRNetLearner) -> None:
+def test_a_changed_architecture_is_not_warm_started(trained: NetworkLearner) -> None:
     config = LearnerConfig(architecture="fpn", warm_start=True, training=SHORT.training)
-    learner = HRNetLearner.from_bytes(trained.to_bytes(), config)
+    learner = NetworkLearner.from_bytes(trained.to_bytes(), config)
 
     report = learner.fit(Phantom(2), ["z000"])
 
@@ -132,9 +132,9 @@ def test_a_changed_architecture_is_not_warm_started(trained: HRNetLearner) -> No
     assert learner.model.architecture == "fpn"
 
 
-def test_a_failed_training_keeps_the_weights_of_before(trained: HRNetLearner) -> None:
+def test_a_failed_training_keeps_the_weights_of_before(trained: NetworkLearner) -> None:
     source = Phantom(2)
-    learner = HRNetLearner.from_bytes(trained.to_bytes(), SHORT)
+    learner = NetworkLearner.from_bytes(trained.to_bytes(), SHORT)
     before = weights(learner)
     source.mask = lambda _: np.full((64, 80), IGNORE, np.uint8)  # type: ignore[method-assign]
 
@@ -155,16 +155,16 @@ def test_a_pool_slice_that_cannot_be_read_is_named_and_stops_no_training(
 
     source, whole = Torn(4), Phantom(3)
 
-    report = HRNetLearner(CLASSES, SHORT).fit(source, source.ids[:1])
+    report = NetworkLearner(CLASSES, SHORT).fit(source, source.ids[:1])
 
     assert report.slices == 1
     assert "without slice z003: 404" in caplog.text
-    expected = HRNetLearner(CLASSES, SHORT).fit(whole, whole.ids[:1])
+    expected = NetworkLearner(CLASSES, SHORT).fit(whole, whole.ids[:1])
     assert report.settings["preprocessing"] == expected.settings["preprocessing"]
 
 
 def test_labelled_slices_that_cannot_be_used_are_left_out_where_somebody_is_told(
-    trained: HRNetLearner,
+    trained: NetworkLearner,
 ) -> None:
     class Torn(Phantom):
         def image(self, slice_id: str) -> npt.NDArray[Any]:
@@ -180,7 +180,7 @@ def test_labelled_slices_that_cannot_be_used_are_left_out_where_somebody_is_told
 
     source = Torn(5)
     told: list[Any] = []
-    learner = HRNetLearner.from_bytes(trained.to_bytes(), SHORT)
+    learner = NetworkLearner.from_bytes(trained.to_bytes(), SHORT)
 
     report = learner.fit(source, source.ids, unusable=lambda i, error: told.append(i))
     judges = learner.usable(source, source.ids, lambda i, error: told.append(i))
@@ -195,7 +195,7 @@ def test_labelled_slices_that_cannot_be_used_are_left_out_where_somebody_is_told
 
 def test_pseudo_labels_train_too() -> None:
     source = Phantom(3)
-    learner = HRNetLearner(CLASSES, SHORT)
+    learner = NetworkLearner(CLASSES, SHORT)
 
     report = learner.fit(source, source.ids[:1], pseudo={"z002": source.mask("z002")})
 
@@ -206,13 +206,15 @@ def test_progress_tells_of_loading_and_training() -> None:
     seen: list[tuple[str, int, int]] = []
     source = Phantom(2)
 
-    HRNetLearner(CLASSES, SHORT).fit(source, source.ids, progress=lambda *event: seen.append(event))
+    NetworkLearner(CLASSES, SHORT).fit(
+        source, source.ids, progress=lambda *event: seen.append(event)
+    )
 
     assert seen == [("load", 1, 2), ("load", 2, 2), ("train", 1, 2), ("train", 2, 2)]
 
 
 def test_without_weights_there_is_nothing_to_predict_with() -> None:
-    learner = HRNetLearner(CLASSES)
+    learner = NetworkLearner(CLASSES)
 
     with pytest.raises(NotTrained, match="call fit"):
         learner.to_bytes()

@@ -9,8 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from al_strategies.evidence import Position, SliceId
-from ml_backend.segmentation import checkpoints
-from ml_backend.segmentation.learner import HRNetLearner, LearnerConfig
+from ml_backend.segmentation.learner import LearnerConfig, NetworkLearner
 from ml_backend.segmentation.neighbourhood import with_neighbours
 from ml_backend.segmentation.preprocessing import InvalidImage, Preprocessing
 from ml_backend.segmentation.training import TrainingConfig
@@ -51,11 +50,11 @@ class Stack:
         return np.moveaxis(self.images[places], 0, 2)
 
 
-def learner(neighbours: int) -> HRNetLearner:
+def learner(neighbours: int) -> NetworkLearner:
     config = LearnerConfig(
         neighbours=neighbours, training=TrainingConfig(steps=30, batch=4, crop=64)
     )
-    return HRNetLearner(CLASSES, config)
+    return NetworkLearner(CLASSES, config)
 
 
 def test_each_neighbour_is_a_channel_through_the_same_window() -> None:
@@ -102,7 +101,7 @@ def test_the_network_learns_from_the_next_slice_what_the_slice_cannot_tell() -> 
     held_out = source.ids[6:8]
     assert deep.evaluate(source, held_out).miou > flat.evaluate(source, held_out).miou + 0.2
     # Serving gets the same stack by hand, scoring by the source; the checkpoint knows how many.
-    served = HRNetLearner.from_bytes(deep.to_bytes())
+    served = NetworkLearner.from_bytes(deep.to_bytes())
     assert served.neighbours == 1
     alone = served.predict_image(source.around("z6", 1)).mask
     assert (alone == dict(deep.predict(source, ["z6"]))["z6"].mask).all()
@@ -113,10 +112,10 @@ def test_a_warm_start_is_not_taken_from_another_number_of_neighbours() -> None:
     source = Stack()
     one = learner(1)
     one.fit(source, source.ids[1:3], seed=0)
-    three = HRNetLearner(
+    three = NetworkLearner(
         CLASSES, LearnerConfig(neighbours=3, training=TrainingConfig(steps=2, batch=2, crop=32))
     )
-    three.model = checkpoints.from_bytes(one.to_bytes())
+    three.start_from(one)
 
     report = three.fit(source, source.ids[1:3], seed=0)
 

@@ -42,7 +42,7 @@ from ml_backend.rounds.records import (
 from ml_backend.rounds.round import run_round
 from ml_backend.rounds.service import Service
 from ml_backend.rounds.source import ProjectSource
-from ml_backend.segmentation.learner import HRNetLearner, LearnerConfig
+from ml_backend.segmentation.learner import LearnerConfig, NetworkLearner
 from ml_backend.segmentation.training import TrainingConfig
 from ml_backend.segmentation.validation import ZBlock
 from ml_backend.settings import Settings
@@ -150,7 +150,7 @@ class Live(ConnectedProject):
 def weights() -> bytes:
     """A checkpoint that tells the classes apart somewhat."""
     config = LearnerConfig(training=TrainingConfig(steps=20, batch=2, crop=64))
-    learner = HRNetLearner(CLASSES, config)
+    learner = NetworkLearner(CLASSES, config)
     learner.fit(PHANTOM, PHANTOM.ids[:3])
     return learner.to_bytes()
 
@@ -180,13 +180,13 @@ def make_live(make_settings: Callable[..., Settings], redis_url: str, weights: b
 def fitted(monkeypatch: pytest.MonkeyPatch) -> list[dict[Any, npt.NDArray[np.uint8]]]:
     """The pseudo-labels of every training, as the learner was given them."""
     seen: list[dict[Any, npt.NDArray[np.uint8]]] = []
-    fit = HRNetLearner.fit
+    fit = NetworkLearner.fit
 
-    def spy(self: HRNetLearner, *args: Any, **kwargs: Any) -> Any:
+    def spy(self: NetworkLearner, *args: Any, **kwargs: Any) -> Any:
         seen.append(kwargs["pseudo"])
         return fit(self, *args, **kwargs)
 
-    monkeypatch.setattr(HRNetLearner, "fit", spy)
+    monkeypatch.setattr(NetworkLearner, "fit", spy)
     return seen
 
 
@@ -226,7 +226,7 @@ def test_slices_in_a_held_out_block_are_dropped() -> None:
 
 
 def test_a_pseudo_label_is_the_models_own_mask(weights: bytes) -> None:
-    learner = HRNetLearner.from_bytes(weights)
+    learner = NetworkLearner.from_bytes(weights)
     steps: list[tuple[str, int, int]] = []
 
     masks = pseudo_labels(learner, PHANTOM, ["z005", "z003"], lambda *step: steps.append(step))
@@ -248,7 +248,7 @@ def test_unreadable_slices_are_left_out_and_named(
             return super().image(slice_id)
 
     masks = pseudo_labels(
-        HRNetLearner.from_bytes(weights), Broken(6), ["z000", "z001", "z002", "z004", "z005"]
+        NetworkLearner.from_bytes(weights), Broken(6), ["z000", "z001", "z002", "z004", "z005"]
     )
 
     assert list(masks) == ["z000", "z002", "z005"]
@@ -269,7 +269,7 @@ def test_pseudo_labels_train_the_round_and_are_in_its_record_alone(
     record = live.run(progress=lambda step, done, total: steps.append(step))
 
     (given,) = fitted
-    published = HRNetLearner.from_bytes(live.weights)
+    published = NetworkLearner.from_bytes(live.weights)
     assert list(given) == OPEN
     for task, mask in given.items():
         np.testing.assert_array_equal(mask, published.predict_image(live.source.image(task)).mask)
@@ -295,7 +295,7 @@ def test_nothing_of_them_is_published(make_live: LiveRound) -> None:
     assert list(stored) == [entry.task for entry in queue.entries]
     # They are still in the pool and may be handed out, like any other slice: with the new mask.
     assert set(OPEN) <= set(stored)
-    served = HRNetLearner.from_bytes(live.folder.read_at(record.weights))
+    served = NetworkLearner.from_bytes(live.folder.read_at(record.weights))
     config = parse_label_config(CONFIG)
     for task, result in stored.items():
         mask = served.predict_image(live.source.image(task)).mask
@@ -403,7 +403,7 @@ def test_a_training_that_was_killed_makes_them_anew(
 ) -> None:
     live = make_live(OPEN)
     with monkeypatch.context() as patch:
-        patch.setattr(HRNetLearner, "fit", killed)
+        patch.setattr(NetworkLearner, "fit", killed)
         with pytest.raises(KeyboardInterrupt):
             live.run()
     assert not live.folder.store.exists(f"{live.folder.round(2).path}/pseudo")
@@ -416,12 +416,12 @@ def test_a_round_that_goes_on_after_its_training_still_lists_them(
 ) -> None:
     live = make_live(OPEN)
     with monkeypatch.context() as patch:
-        patch.setattr(HRNetLearner, "evidence", killed)
+        patch.setattr(NetworkLearner, "evidence", killed)
         with pytest.raises(KeyboardInterrupt):
             live.run()
 
     with monkeypatch.context() as patch:
-        patch.setattr(HRNetLearner, "fit", killed)
+        patch.setattr(NetworkLearner, "fit", killed)
         assert live.run().pseudo == OPEN
 
 

@@ -31,9 +31,9 @@ from ml_backend.rounds.schedule import GPU
 from ml_backend.rounds.service import Service, slice_keys
 from ml_backend.rounds.source import positions
 from ml_backend.rounds.sync import sync
-from ml_backend.rounds.training import SlicesUnreadable
+from ml_backend.rounds.training import UnreadableSlices
 from ml_backend.segmentation.dataset import NothingLabelled
-from ml_backend.segmentation.learner import HRNetLearner
+from ml_backend.segmentation.learner import NetworkLearner
 from ml_backend.segmentation.validation import split_validation
 from ml_backend.settings import Settings
 from ml_backend.studio.annotations import regions
@@ -209,13 +209,13 @@ def test_an_attempt_that_goes_on_after_its_training_keeps_its_labels(
     project = make_project()
     project.label(range(K))
     with monkeypatch.context() as patch:
-        patch.setattr(HRNetLearner, "evidence", raising(OSError("the network is down")))
+        patch.setattr(NetworkLearner, "evidence", raising(OSError("the network is down")))
         with pytest.raises(OSError, match="the network is down"):
             project.job()
     seen = project.dataset()
     project.label([K])
     with monkeypatch.context() as patch:
-        patch.setattr(HRNetLearner, "fit", raising(AssertionError("trained twice")))
+        patch.setattr(NetworkLearner, "fit", raising(AssertionError("trained twice")))
         project.job()
 
     assert project.dataset() == seen
@@ -236,7 +236,7 @@ def test_attempts_that_are_killed_are_made_again_after_longer_and_longer_pauses(
     project.label(range(K))
     with monkeypatch.context() as patch:
         # As near to SIGKILL as a test in one process comes: no line of ours runs after it.
-        patch.setattr(HRNetLearner, "fit", raising(KeyboardInterrupt()))
+        patch.setattr(NetworkLearner, "fit", raising(KeyboardInterrupt()))
         for attempt in range(1, 8):
             with pytest.raises(KeyboardInterrupt):
                 project.job()
@@ -517,13 +517,13 @@ def test_unreadable_slices_are_left_out_in_one_pass(
     project.label(range(K))
     project.studio.unreadable = {5, 6, 11}
     forwards: list[int] = []
-    evidence = HRNetLearner.evidence
+    evidence = NetworkLearner.evidence
 
-    def spy(self: HRNetLearner, *args: Any, **kwargs: Any) -> Any:
+    def spy(self: NetworkLearner, *args: Any, **kwargs: Any) -> Any:
         forwards.append(1)
         return evidence(self, *args, **kwargs)
 
-    monkeypatch.setattr(HRNetLearner, "evidence", spy)
+    monkeypatch.setattr(NetworkLearner, "evidence", spy)
     with caplog.at_level(logging.WARNING):
         project.run()
 
@@ -540,7 +540,7 @@ def test_a_slice_that_cannot_be_read_any_more_is_published_without_a_mask(
     project = make_project()
     project.label(range(K))
     with monkeypatch.context() as patch:
-        patch.setattr(HRNetLearner, "predict", raising(KeyboardInterrupt()))
+        patch.setattr(NetworkLearner, "predict", raising(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             project.run()
     gone = project.selection().chosen[1]
@@ -655,7 +655,7 @@ def test_where_many_images_are_gone_the_attempt_fails_and_is_made_again(
     project.studio.unreadable = set(gone)
     project.forget_images()
     project.label([12])
-    with pytest.raises(SlicesUnreadable, match=r"2 of the 13 labelled slices.*answered 404"):
+    with pytest.raises(UnreadableSlices, match=r"2 of the 13 labelled slices.*answered 404"):
         project.job()
 
     assert project.published.round == 1

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from al_strategies.evidence import Position, SliceId
-from al_strategies.learner import Metrics
-from ml_backend.rounds import training
+from al_strategies.learner import FitReport, Metrics
+from ml_backend.rounds import learners, training
 from ml_backend.rounds.artefacts import METRICS, WEIGHTS
 from ml_backend.rounds.records import (
     DatasetRecord,
@@ -68,7 +67,10 @@ class Graded:
     def fit(self, source: Any, labelled: Sequence[SliceId], **_: Any) -> Any:
         warm = bool(self.model[1])
         self.model = (self.grade, {*self.model[1], *labelled})
-        return SimpleNamespace(settings={"warm_started": warm}, seconds=0.0, steps=1, losses=[])
+        return FitReport(1, len(labelled), 0.0, settings={"warm_started": warm})
+
+    def start_from(self, other: Graded) -> None:
+        self.model = other.model
 
     def usable(self, source: Any, ids: Sequence[SliceId], _: Any) -> list[SliceId]:
         return list(ids)
@@ -137,7 +139,7 @@ def rounds(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Rounds:
-    monkeypatch.setattr(training, "HRNetLearner", Graded)
+    monkeypatch.setitem(learners.KINDS, "network", Graded)
     settings = make_settings(NEXTSLICE_WARM_START=request.param, NEXTSLICE_TRAIN_DEVICE="cpu")
     return Rounds(settings, Store(str(tmp_path)).project("host", "7.1"))
 

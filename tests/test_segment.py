@@ -30,9 +30,9 @@ from ml_backend.rounds.store import Store
 from ml_backend.segment import VolumeSlices, partial_folder, segment_volume
 from ml_backend.segmentation import checkpoints
 from ml_backend.segmentation.inference import InferenceConfig
-from ml_backend.segmentation.learner import HRNetLearner, LearnerConfig
+from ml_backend.segmentation.learner import LearnerConfig, NetworkLearner
 from ml_backend.segmentation.model import Model
-from ml_backend.segmentation.network import build_network
+from ml_backend.segmentation.networks import build_network
 from ml_backend.segmentation.preprocessing import Preprocessing
 from ml_backend.settings import load_settings
 from ml_backend.volumes.opening import open_volume, write_volume
@@ -48,19 +48,24 @@ FORMATS = (
 )  # fmt: skip
 
 
-def make_learner(neighbours: int = 0) -> HRNetLearner:
+def make_learner(neighbours: int = 0) -> NetworkLearner:
     torch.manual_seed(0)
     preprocessing = Preprocessing(0, 1000, neighbours=neighbours)
     network = build_network("hrnet_w18_small", 3, channels=preprocessing.planes).eval()
     # Random weights predict one class everywhere: larger ones give the tests something to see.
     torch.nn.init.normal_(network.classifier.weight, std=1.0)
-    learner = HRNetLearner(CLASSES, LearnerConfig(inference=ALONE))
+    learner = NetworkLearner(CLASSES, LearnerConfig(inference=ALONE))
     learner.model = Model(network, preprocessing, CLASSES)
     return learner
 
 
+def batched(learner: NetworkLearner, inference: InferenceConfig) -> NetworkLearner:
+    """The same weights, run as ``inference`` says."""
+    return NetworkLearner.from_bytes(learner.to_bytes(), LearnerConfig(inference=inference))
+
+
 @pytest.fixture(scope="module")
-def learner() -> HRNetLearner:
+def learner() -> NetworkLearner:
     return make_learner()
 
 
@@ -95,13 +100,15 @@ class Recorded:
         return self._read(axis, index)
 
 
-def one_by_one(learner: HRNetLearner, values: npt.NDArray[Any], axis: int) -> npt.NDArray[np.uint8]:
+def one_by_one(
+    learner: NetworkLearner, values: npt.NDArray[Any], axis: int
+) -> npt.NDArray[np.uint8]:
     slices = np.moveaxis(values, axis, 0)
     return np.moveaxis(np.stack([learner.predict_image(s).mask for s in slices]), 0, axis)
 
 
 def softmax(
-    learner: HRNetLearner, values: npt.NDArray[Any], axis: int = 0
+    learner: NetworkLearner, values: npt.NDArray[Any], axis: int = 0
 ) -> npt.NDArray[np.float32]:
     """(C, Z, Y, X): what the plain network says of padded slices."""
     found = []
@@ -117,7 +124,7 @@ def softmax(
 
 @pytest.mark.parametrize("axis", ["z", "y", "x"])
 def test_a_volume_is_what_its_slices_are_one_by_one(
-    tmp_path: Path, learner: HRNetLearner, volume: Volume, values: Any, axis: str
+    tmp_path: Path, learner: NetworkLearner, volume: Volume, values: Any, axis: str
 ) -> None:
     report = segment_volume(learner, volume.along(axis), tmp_path / "labels.npy")
 
@@ -131,10 +138,10 @@ def test_a_volume_is_what_its_slices_are_one_by_one(
     assert not partial_folder(tmp_path / "labels.npy").exists()
 
 
-def test_batches_change_nothing(tmp_path: Path, learner: HRNetLearner, volume: Volume) -> None:
+def test_batches_change_nothing(tmp_path: Path, learner: NetworkLearner, volume: Volume) -> None:
     together = InferenceConfig(batch_pixels=4 * 32 * 32)
     segment_volume(learner, volume, tmp_path / "one.npy")
-    segment_volume(learner.model, volume, tmp_path / "four.npy", inference=together, device="cpu")
+    segment_volume(batched(learner, together), volume, tmp_path / "four.npy")
 
     one, four = (np.load(tmp_path / name) for name in ("one.npy", "four.npy"))
     assert (one == four).mean() > 0.999
@@ -160,7 +167,7 @@ def test_slices_at_the_ends_are_their_own_neighbours(volume: Volume, values: Any
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_has_labels_voxel_size_and_class_names(
-    tmp_path: Path, learner: HRNetLearner, volume: Volume, values: Any, name: str
+    tmp_path: Path, learner: NetworkLearner, volume: Volume, values: Any, name: str
 ) -> None:
     out = tmp_path / name
     segment_volume(learner, volume, out, extra="uncertainty")
@@ -177,7 +184,7 @@ def test_every_format_has_labels_voxel_size_and_class_names(
 
 
 def test_uncertainty_is_the_entropy_as_a_part_of_its_maximum(
-    tmp_path: Path, learner: HRNetLearner, volume: Volume, values: Any
+    tmp_path: Path, learner: NetworkLearner, volume: Volume, values: Any
 ) -> None:
     report = segment_volume(learner, volume, tmp_path / "labels.npy", extra="uncertainty")
 
@@ -192,7 +199,7 @@ def test_uncertainty_is_the_entropy_as_a_part_of_its_maximum(
 
 
 def test_probabilities_of_the_classes(
-    tmp_path: Path, learner: HRNetLearner, volume: Volume, values: Any
+    tmp_path: Path, learner: NetworkLearner, volume: Volume, values: Any
 ) -> None:
     report = segment_volume(
         learner, volume.along("x"), tmp_path / "a.v1.npy", extra="probability", model_version="r7"
@@ -209,7 +216,7 @@ def test_probabilities_of_the_classes(
 
 
 def test_three_axes_vote_by_the_sum_of_their_probabilities(
-    tmp_path: Path, learner: HRNetLearner, volume: Volume, values: Any
+    tmp_path: Path, learner: NetworkLearner, volume: Volume, values: Any
 ) -> None:
     report = segment_volume(
         learner, volume, tmp_path / "labels.npy", three_axes=True, extra="probability"
@@ -246,7 +253,7 @@ def flushed_always(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_stopped_run_goes_on_with_the_slice_after_the_last(
-    tmp_path: Path, learner: HRNetLearner, volume: Volume
+    tmp_path: Path, learner: NetworkLearner, volume: Volume
 ) -> None:
     with pytest.raises(Stop):
         segment_volume(learner, volume, tmp_path / "a.npy", progress=stop_at("segment", 5))
@@ -263,9 +270,10 @@ def test_a_stopped_run_goes_on_with_the_slice_after_the_last(
 
 
 def test_a_stopped_run_goes_on_at_the_beginning_of_a_batch(
-    tmp_path: Path, learner: HRNetLearner, volume: Volume
+    tmp_path: Path, learner: NetworkLearner, volume: Volume
 ) -> None:
-    fours: Any = {"inference": InferenceConfig(batch_pixels=4 * 32 * 32), "extra": "probability"}
+    learner = batched(learner, InferenceConfig(batch_pixels=4 * 32 * 32))
+    fours: Any = {"extra": "probability"}
     with pytest.raises(Stop):
         segment_volume(learner, volume, tmp_path / "a.npy", progress=stop_at("segment", 6), **fours)
 
@@ -278,7 +286,7 @@ def test_a_stopped_run_goes_on_at_the_beginning_of_a_batch(
 
 
 def test_a_run_stopped_while_it_writes_predicts_nothing_again(
-    tmp_path: Path, learner: HRNetLearner, volume: Volume
+    tmp_path: Path, learner: NetworkLearner, volume: Volume
 ) -> None:
     with pytest.raises(Stop):
         segment_volume(
@@ -301,19 +309,21 @@ KILLED = """
 import sys
 from pathlib import Path
 from ml_backend import segment
-from ml_backend.segmentation.learner import HRNetLearner
+from ml_backend.segmentation.learner import LearnerConfig, NetworkLearner
 from ml_backend.segmentation.inference import InferenceConfig
 from ml_backend.volumes.opening import open_volume
 
 segment._FLUSH_EVERY_S = 0.0
 folder = Path(sys.argv[1])
 segment.segment_volume(
-    HRNetLearner.from_bytes((folder / "weights").read_bytes()),
+    NetworkLearner.from_bytes(
+        (folder / "weights").read_bytes(),
+        LearnerConfig(inference=InferenceConfig(batch_pixels=2 * 32 * 32)),
+    ),
     open_volume(folder / "scan.npy"),
     folder / "killed.npy",
     extra="uncertainty",
     three_axes=True,
-    inference=InferenceConfig(batch_pixels=2 * 32 * 32),
     progress=lambda *event: print(*event, flush=True),
 )
 """
@@ -321,14 +331,14 @@ segment.segment_volume(
 
 @pytest.mark.usefixtures("flushed_always")
 def test_a_killed_run_ends_with_the_same_bytes(
-    tmp_path: Path, learner: HRNetLearner, volume: Volume
+    tmp_path: Path, learner: NetworkLearner, volume: Volume
 ) -> None:
     (tmp_path / "weights").write_bytes(learner.to_bytes())
     moment = random.randint(1, sum(SHAPE) + 2 * SHAPE[0])
     lines = killed_after(moment, [str(tmp_path)])
-    fresh = HRNetLearner.from_bytes(learner.to_bytes())
+    fresh = batched(learner, PAIRS)
     plain = replace(volume, voxel_size=None, unit="")  # as the file has it
-    same: Any = {"extra": "uncertainty", "three_axes": True, "inference": PAIRS}
+    same: Any = {"extra": "uncertainty", "three_axes": True}
 
     report = segment_volume(fresh, plain, tmp_path / "killed.npy", **same)
     segment_volume(fresh, plain, tmp_path / "whole.npy", **same)
@@ -378,7 +388,7 @@ write_volume(sys.argv[1], slices(), VolumeSpec((9, 20, 24), np.dtype("u1")))
 
 @pytest.mark.parametrize("output", ["a-uncertainty.npy", "a.npy"])
 def test_what_a_kill_while_writing_has_left_takes_no_room(
-    tmp_path: Path, learner: HRNetLearner, volume: Volume, output: str
+    tmp_path: Path, learner: NetworkLearner, volume: Volume, output: str
 ) -> None:
     killed = subprocess.run([sys.executable, "-c", KILLED_WRITER, tmp_path / output], check=False)
     assert killed.returncode == -signal.SIGKILL
@@ -394,7 +404,7 @@ def test_what_a_kill_while_writing_has_left_takes_no_room(
 
 
 def test_a_slice_that_cannot_be_read_is_named_and_the_rest_is_kept(
-    tmp_path: Path, learner: HRNetLearner, volume: Volume
+    tmp_path: Path, learner: NetworkLearner, volume: Volume
 ) -> None:
     broken = Recorded(volume, broken=7).volume
     with pytest.raises(VolumeError, match=r"slice 7 along z, cannot be read: the file ends here"):
@@ -413,7 +423,7 @@ def refused(match: str, *arguments: Any, **options: Any) -> None:
 
 @pytest.mark.parametrize("scale", [255 / 65535, 300.0])
 def test_grey_values_of_another_scale_are_refused(
-    tmp_path: Path, learner: HRNetLearner, values: npt.NDArray[np.uint16], scale: float
+    tmp_path: Path, learner: NetworkLearner, values: npt.NDArray[np.uint16], scale: float
 ) -> None:
     """As native values are where the model learned 8-bit pictures of them, or the other way."""
     other = written(tmp_path / "other.npy", (values * scale).astype(np.float32))
@@ -425,7 +435,7 @@ def test_grey_values_of_another_scale_are_refused(
 
 
 def test_one_slice_does_not_stand_for_the_grey_values_of_a_volume(
-    tmp_path: Path, learner: HRNetLearner, values: npt.NDArray[np.uint16]
+    tmp_path: Path, learner: NetworkLearner, values: npt.NDArray[np.uint16]
 ) -> None:
     """As where the slice in the middle holds no metal and the model has seen some."""
     metal = values.copy()
@@ -436,7 +446,7 @@ def test_one_slice_does_not_stand_for_the_grey_values_of_a_volume(
 
 
 def test_what_exists_is_not_overwritten_unless_asked(
-    tmp_path: Path, learner: HRNetLearner, volume: Volume
+    tmp_path: Path, learner: NetworkLearner, volume: Volume
 ) -> None:
     out = tmp_path / "a.npy"
     for taken in ("a-uncertainty.npy", "a-segmentation.json", "a.npy"):
@@ -454,7 +464,7 @@ def test_what_exists_is_not_overwritten_unless_asked(
 
 @pytest.mark.parametrize("name", ["labels_png", "labels.zarr", "labels.npy"])
 def test_a_folder_of_other_things_is_refused_before_the_first_slice(
-    tmp_path: Path, learner: HRNetLearner, volume: Volume, name: str
+    tmp_path: Path, learner: NetworkLearner, volume: Volume, name: str
 ) -> None:
     out = tmp_path / name
     out.mkdir()
@@ -483,7 +493,7 @@ def test_a_folder_of_other_things_is_refused_before_the_first_slice(
     ],
 )
 def test_nothing_is_written_into_a_volume_that_is_a_folder(
-    tmp_path: Path, learner: HRNetLearner, values: Any, source: str, out: str, work: str | None,
+    tmp_path: Path, learner: NetworkLearner, values: Any, source: str, out: str, work: str | None,
     says: str,
 ) -> None:  # fmt: skip
     folder = tmp_path / source
@@ -502,7 +512,7 @@ def test_nothing_is_written_into_a_volume_that_is_a_folder(
 
 
 def test_the_partial_result_of_another_job_is_refused(
-    tmp_path: Path, learner: HRNetLearner, volume: Volume, values: Any
+    tmp_path: Path, learner: NetworkLearner, volume: Volume, values: Any
 ) -> None:
     out = tmp_path / "a.npy"
     with pytest.raises(Stop):
@@ -520,14 +530,14 @@ def test_the_partial_result_of_another_job_is_refused(
     ("name", "says"), [("a.docx", "names no format"), ("a.jpg", "names no format")]
 )
 def test_an_unknown_format_is_refused_before_the_first_slice(
-    tmp_path: Path, learner: HRNetLearner, volume: Volume, name: str, says: str
+    tmp_path: Path, learner: NetworkLearner, volume: Volume, name: str, says: str
 ) -> None:
     refused(says, learner, volume, tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["scan.npy"]
 
 
 def test_too_little_room_is_said_before_the_first_slice(
-    tmp_path: Path, learner: HRNetLearner, volume: Volume
+    tmp_path: Path, learner: NetworkLearner, volume: Volume
 ) -> None:
     endless = replace(volume, shape=(10**10, *SHAPE[1:]), read=lambda *_: volume[0])
 
@@ -536,7 +546,7 @@ def test_too_little_room_is_said_before_the_first_slice(
 
 
 def test_a_second_process_is_kept_off(
-    tmp_path: Path, learner: HRNetLearner, volume: Volume
+    tmp_path: Path, learner: NetworkLearner, volume: Volume
 ) -> None:
     with PartialFolder(tmp_path / "work", {}).held():
         (tmp_path / "work" / "job.json").unlink()
@@ -545,7 +555,7 @@ def test_a_second_process_is_kept_off(
 
 @pytest.fixture
 def store(
-    tmp_path: Path, learner: HRNetLearner, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, learner: NetworkLearner, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Store]:
     """A store with project 7, whose round 1 is published; Label Studio cannot be reached."""
     monkeypatch.setenv("NEXTSLICE_STORE", str(tmp_path / "store"))
@@ -584,7 +594,7 @@ def invoke(*arguments: object) -> Any:
 
 @pytest.mark.usefixtures("store")
 def test_the_command_segments_with_the_published_model(
-    tmp_path: Path, learner: HRNetLearner, volume: Volume, values: Any
+    tmp_path: Path, learner: NetworkLearner, volume: Volume, values: Any
 ) -> None:
     done = invoke(volume.path, "-o", tmp_path / "labels.tif", "--project", 7, "--uncertainty")
 
@@ -598,7 +608,7 @@ def test_the_command_segments_with_the_published_model(
 
 
 def test_the_command_reads_raw_values_and_a_checkpoint_of_a_file(
-    tmp_path: Path, learner: HRNetLearner, values: Any
+    tmp_path: Path, learner: NetworkLearner, values: Any
 ) -> None:
     (tmp_path / "scan.dat").write_bytes(values.tobytes())
     (tmp_path / "m.safetensors").write_bytes(checkpoints.to_bytes(learner.model))

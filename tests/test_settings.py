@@ -92,7 +92,7 @@ def test_every_kind_of_device_is_taken(make_settings: Callable[..., Settings], d
 def test_what_only_torch_knows_is_found_out_before_a_training(
     make_settings: Callable[..., Settings], settings: dict[str, str], complaint: str
 ) -> None:
-    from ml_backend.rounds.training import check_network
+    from ml_backend.rounds.learners import check_network
 
     with pytest.raises(SettingsError, match=complaint):
         check_network(make_settings(**settings))

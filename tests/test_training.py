@@ -9,7 +9,7 @@ import torch
 from al_strategies.learner import IGNORE
 from ml_backend.segmentation.augmentation import Augmentation
 from ml_backend.segmentation.dataset import LabelledSlices
-from ml_backend.segmentation.network import SegmentationNetwork, build_network
+from ml_backend.segmentation.networks import SegmentationNetwork, build_network
 from ml_backend.segmentation.preprocessing import Preprocessing
 from ml_backend.segmentation.training import (
     SegmentationLoss,

@@ -12,8 +12,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from al_strategies.learner import Learner
 from ml_backend.api.server import PREDICTIONS
 from ml_backend.rounds.artefacts import ROUND
 from ml_backend.rounds.project import ConnectedProject
@@ -23,9 +24,6 @@ from ml_backend.studio.annotations import regions
 from ml_backend.studio.client import StudioError
 from ml_backend.studio.label_config import LabelConfig, LabelConfigError, parse_label_config
 from ml_backend.studio.task_order import LIVE_SCORE, PENDING_VERSION
-
-if TYPE_CHECKING:  # torch is imported by the first prediction, not by the web process's start
-    from ml_backend.segmentation.learner import HRNetLearner
 
 __all__ = ["Serving"]
 
@@ -55,7 +53,7 @@ class Serving:
     def __init__(self, service: Service) -> None:
         self.service = service
         self._seen: dict[str, _Seen] = {}
-        self._models: dict[tuple[str, str], HRNetLearner] = {}
+        self._models: dict[tuple[str, str], Learner] = {}
         self._warmed: set[tuple[str, str]] = set()
         self._forward = threading.Lock()
         self._places = threading.BoundedSemaphore(PREDICTIONS)
@@ -187,11 +185,12 @@ class Serving:
                 model = self._model(key, weights)
         return model.neighbours
 
-    def _model(self, key: str, weights: str) -> HRNetLearner:
+    def _model(self, key: str, weights: str) -> Learner:
         """The network of these weights; loaded once. Called under the forward's lock."""
         name = (key, weights)
         if name not in self._models:
-            from ml_backend.rounds.training import load_learner
+            # Imports torch: with the first prediction, not with the web process.
+            from ml_backend.rounds.learners import load_learner
 
             settings = self.service.settings
             data = self.project(key).folder.read_at(weights)

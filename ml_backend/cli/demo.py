@@ -172,7 +172,7 @@ class _Loop:
 
     def miou(self, published: Published) -> tuple[float, dict[str, float]]:
         """Mean and per-class IoU of the published model on the held-out block."""
-        from ml_backend.rounds.training import load_learner
+        from ml_backend.rounds.learners import load_learner
 
         assert published.weights is not None
         settings = self.project.settings

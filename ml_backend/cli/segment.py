@@ -204,7 +204,7 @@ def _segment(
     any_scale: bool,
     work: Path | None,
 ) -> SegmentationReport:
-    from ml_backend.rounds.training import load_learner
+    from ml_backend.rounds.learners import load_learner
     from ml_backend.segment import partial_folder, segment_volume
 
     learner = load_learner(load_settings(), data, device)

@@ -187,7 +187,7 @@ def _names(text: str) -> list[str]:
 
 
 def _device(setting: str) -> str:
-    from ml_backend.rounds.training import device_of
+    from ml_backend.rounds.learners import device_of
 
     return device_of(setting)
 

@@ -62,7 +62,7 @@ def _worker_class(kind: Kind, train_device: str) -> type[ForkingWorker]:
     import_module("ml_backend.rounds.jobs")
     if kind is Kind.control:
         return ForkingWorker
-    from ml_backend.rounds.training import device_of  # with all of torch
+    from ml_backend.rounds.learners import device_of  # with all of torch
 
     # A forked child of a process that has touched CUDA is dead: a GPU job gets a new interpreter.
     return ForkingWorker if device_of(train_device) == "cpu" else SpawningWorker
@@ -81,7 +81,7 @@ def worker(
     outlast_restarts(schedule.connection)
     worker_class = _worker_class(kind, settings.train_device)
     if kind is Kind.gpu:
-        from ml_backend.rounds.training import check_network
+        from ml_backend.rounds.learners import check_network
 
         check_network(settings)
 

@@ -59,7 +59,7 @@ def check_device(device: str, *, here: bool) -> None:
 
 def plan(request: Request, spec: DataSpec, data: Data, data_hash: str) -> Experiment:
     """The experiment of ``request`` on ``data``."""
-    from ml_backend.segmentation.network import default_architecture
+    from ml_backend.segmentation.networks import default_architecture
 
     return Experiment(
         data=request.title,

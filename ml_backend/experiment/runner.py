@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from al_strategies import Selection, get_strategy
-from al_strategies.learner import FitReport, Metrics
+from al_strategies.learner import FitReport, Learner, Metrics
 from al_strategies.simulation import (
     Learned,
     Protocol,
@@ -87,7 +87,7 @@ class _Run:
     def __init__(self, out: Path, files: RunFiles, job: Job) -> None:
         import torch
 
-        from ml_backend.segmentation.learner import HRNetLearner, LearnerConfig
+        from ml_backend.rounds.learners import LearnerConfig, new_learner
 
         self.out, self.files, self.job = out, files, job
         self.experiment = load_experiment(out)
@@ -102,7 +102,7 @@ class _Run:
             warm_start=self.experiment.warm_start,
             training=_training(self.experiment, job),
         )
-        self.learner = HRNetLearner(self.data.classes, config, self.experiment.device)
+        self.learner: Learner = new_learner(self.data.classes, config, self.experiment.device)
 
     def go_on(self) -> None:
         self.files.cut()

@@ -1,8 +1,7 @@
 """CEAL's pseudo-labels: slices that the published model labels for the next training alone.
 
 The published round's selection names them. They are made anew for each training and kept in its
-round's folder for replay; they never reach Label Studio and never count as annotations. Imports
-torch.
+round's folder for replay; they never reach Label Studio and never count as annotations.
 """
 
 from __future__ import annotations
@@ -14,9 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from al_strategies.evidence import Position, SliceId
-from al_strategies.learner import Progress, SliceSource
+from al_strategies.learner import Learner, Progress, SliceSource
 from ml_backend.rounds.records import DatasetRecord
-from ml_backend.segmentation.learner import HRNetLearner
 from ml_backend.segmentation.validation import ZBlock, inside
 
 __all__ = ["Mask", "pseudo_labels", "pseudo_slices"]
@@ -44,7 +42,7 @@ def pseudo_slices(
 
 
 def pseudo_labels(
-    learner: HRNetLearner,
+    learner: Learner,
     source: SliceSource,
     ids: Sequence[SliceId],
     progress: Progress | None = None,

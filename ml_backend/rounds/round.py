@@ -11,11 +11,11 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from al_strategies import Query, even_spacing, get_strategy
 from al_strategies.evidence import Evidence
-from al_strategies.learner import Progress
+from al_strategies.learner import Learner, Progress
 from ml_backend.errors import NextsliceError
 from ml_backend.rounds.artefacts import (
     DATASET,
@@ -47,9 +47,6 @@ from ml_backend.studio import task_order
 from ml_backend.studio.annotations import regions
 from ml_backend.studio.client import annotated
 from ml_backend.studio.label_config import LabelConfig, parse_label_config
-
-if TYPE_CHECKING:  # torch: only where a round trains, never in a control worker
-    from ml_backend.segmentation.learner import HRNetLearner
 
 __all__ = ["UnusableLabels", "run_round"]
 
@@ -104,7 +101,7 @@ class _Round:
         self.reason = reason
         self.progress: Progress = progress or (lambda step, done, total: None)
         self.seconds: dict[str, float] = {}
-        self._learner: HRNetLearner | None = None
+        self._learner: Learner | None = None
 
     def run(self, published: Published | None) -> RoundRecord | None:
         """All steps that are not done yet."""
@@ -224,10 +221,11 @@ class _Round:
     def _seed(self) -> int:
         return self.settings.seed + self.folder.number
 
-    def _serving(self, weights: str) -> HRNetLearner:
+    def _serving(self, weights: str) -> Learner:
         """The learner that this round scores and predicts with; the same for both steps."""
         if self._learner is None:
-            from ml_backend.rounds.training import load_learner
+            # Imports torch: only where a round trains, never in a control worker.
+            from ml_backend.rounds.learners import load_learner
 
             data = self.folder.project.read_at(weights)
             self._learner = load_learner(self.settings, data, self.settings.train_device)

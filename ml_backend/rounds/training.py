@@ -6,37 +6,24 @@ import logging
 import math
 from dataclasses import dataclass, field
 
-import torch
-
 from al_strategies.evidence import SliceId
-from al_strategies.learner import Metrics, Progress
+from al_strategies.learner import InvalidMask, Learner, Metrics, Progress
 from ml_backend.errors import NextsliceError
 from ml_backend.rounds.artefacts import METRICS, SELECTION
+from ml_backend.rounds.learners import device_of, learner_config, load_learner, new_learner
 from ml_backend.rounds.pseudo import Mask, pseudo_labels, pseudo_slices
 from ml_backend.rounds.records import DatasetRecord, MetricsRecord, Published
 from ml_backend.rounds.source import ProjectSource, positions
 from ml_backend.rounds.store import ProjectStore
-from ml_backend.segmentation.checks import check_architecture, check_gpu
-from ml_backend.segmentation.dataset import InvalidMask
-from ml_backend.segmentation.inference import InferenceConfig
-from ml_backend.segmentation.learner import HRNetLearner, LearnerConfig
 from ml_backend.segmentation.validation import Split, is_worse, split_validation
-from ml_backend.settings import Settings, SettingsError
+from ml_backend.settings import Settings
 
-__all__ = [
-    "Outcome",
-    "SlicesUnreadable",
-    "check_network",
-    "device_of",
-    "learner_config",
-    "load_learner",
-    "train",
-]
+__all__ = ["Outcome", "UnreadableSlices", "train"]
 
 logger = logging.getLogger(__name__)
 
 
-class SlicesUnreadable(NextsliceError, RuntimeError):
+class UnreadableSlices(NextsliceError, RuntimeError):
     """Too many labelled slices cannot be read for their images to be lost: something is down."""
 
 
@@ -48,46 +35,6 @@ class Outcome:
     weights: bytes
     metrics: MetricsRecord
     pseudo: dict[SliceId, Mask] = field(default_factory=dict)
-
-
-def device_of(setting: str) -> str:
-    """The torch device of a device setting; ``auto`` is CUDA where there is one."""
-    if setting != "auto":
-        return setting
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def check_network(settings: Settings) -> None:
-    """See that the settings' training device is there and their network can be built.
-
-    Raises SettingsError: without this, that shows after K annotations.
-    """
-    try:
-        check_gpu(device_of(settings.train_device), "NEXTSLICE_TRAIN_DEVICE")
-        if settings.architecture != "auto":
-            check_architecture(settings.architecture, "NEXTSLICE_ARCHITECTURE")
-    except ValueError as error:
-        raise SettingsError(str(error)) from error
-
-
-def learner_config(settings: Settings, device: str) -> LearnerConfig:
-    """What the settings say, with the defaults of device and data for what they leave open."""
-    given = {"steps": settings.train_steps, "crop": settings.crop}
-    return LearnerConfig(
-        architecture=None if settings.architecture == "auto" else settings.architecture,
-        pretrained={"auto": "auto", "true": True, "false": False}[settings.pretrained],  # type: ignore[arg-type]
-        neighbours=settings.neighbours,
-        warm_start=settings.warm_start,
-        training={name: value for name, value in given.items() if value is not None},
-        inference=InferenceConfig.for_device(device, settings.max_tile),
-    )
-
-
-def load_learner(settings: Settings, data: bytes, device_setting: str) -> HRNetLearner:
-    """The learner of a checkpoint, ready to score and predict."""
-    device = device_of(device_setting)
-    config = LearnerConfig(inference=InferenceConfig.for_device(device, settings.max_tile))
-    return HRNetLearner.from_bytes(data, config, device)
 
 
 def train(
@@ -112,7 +59,7 @@ def train(
     that made it, an older one after a flag. Slices without a labelled pixel judge nothing.
 
     A slice that cannot be read any more, or whose image has another size than its mask, is neither
-    trained nor validated on; it is named in the log and in ``left_out``. Raises SlicesUnreadable
+    trained nor validated on; it is named in the log and in ``left_out``. Raises UnreadableSlices
     when more than a tenth, and two at least, cannot be read.
     """
     before = project.round(published.round).load(METRICS)
@@ -125,11 +72,10 @@ def train(
         seed=settings.seed,
     )
     device = device_of(settings.train_device)
-    config = learner_config(settings, device)
-    learner = HRNetLearner(tuple(dataset.classes), config, device)
+    learner = new_learner(tuple(dataset.classes), learner_config(settings, device), device)
     old = _published_learner(settings, project, dataset, published)
     if settings.warm_start and old is not None:
-        learner.model = old.model
+        learner.start_from(old)
     pseudo = _pseudo_labels(old, project, dataset, published, source, split, progress)
     left_out = _LeftOut(dataset)
     report = learner.fit(
@@ -142,7 +88,7 @@ def train(
         losses=list(report.losses),
         trained=[int(i) for i in split.train if i not in left_out.ids],
         pseudo=[int(i) for i in pseudo],
-        inherited=sorted(served.learned) if served and report.settings["warm_started"] else [],
+        inherited=sorted(served.learned) if served and report.warm_started else [],
         validation=[int(i) for i in validation],
         left_out=[i for i in labelled if i in left_out.ids],
         blocks=list(split.blocks),
@@ -181,7 +127,7 @@ class _LeftOut:
             return
         self._unreadable += 1
         if self._unreadable > max(1, len(self._labelled) // 10):
-            raise SlicesUnreadable(
+            raise UnreadableSlices(
                 f"{self._unreadable} of the {len(self._labelled)} labelled slices cannot be read, "
                 "expected a tenth at most. Are Label Studio, its storage and the volumes in reach "
                 "of this machine? The next attempt reads them again. Delete the tasks of images "
@@ -206,7 +152,7 @@ def _served_metrics(project: ProjectStore, published: Published) -> MetricsRecor
 
 
 def _pseudo_labels(
-    old: HRNetLearner | None,
+    old: Learner | None,
     project: ProjectStore,
     dataset: DatasetRecord,
     published: Published,
@@ -230,7 +176,7 @@ def _pseudo_labels(
 
 def _published_learner(
     settings: Settings, project: ProjectStore, dataset: DatasetRecord, published: Published
-) -> HRNetLearner | None:
+) -> Learner | None:
     """The published checkpoint, if it is of the same classes."""
     if published.weights is None or published.fingerprint != dataset.fingerprint:
         return None

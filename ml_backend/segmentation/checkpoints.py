@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from ml_backend.errors import NextsliceError
 from ml_backend.segmentation.model import Model
-from ml_backend.segmentation.network import UnknownArchitecture, build_network
+from ml_backend.segmentation.networks import UnknownArchitecture, build_network
 from ml_backend.segmentation.preprocessing import Preprocessing
 
 __all__ = ["FORMAT", "CheckpointError", "from_bytes", "read_metadata", "to_bytes"]

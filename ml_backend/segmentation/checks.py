@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from ml_backend.errors import OptionError
-from ml_backend.segmentation.network import build_network
+from ml_backend.segmentation.networks import build_network
 
 __all__ = ["check_architecture", "check_gpu"]
 

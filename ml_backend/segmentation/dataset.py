@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -20,18 +20,16 @@ import torch
 from torch import Tensor
 
 from al_strategies.evidence import SliceId
-from al_strategies.learner import IGNORE, Progress, SliceSource
+from al_strategies.learner import IGNORE, InvalidMask, Progress, SliceSource, Unusable
 from ml_backend.errors import NextsliceError
 from ml_backend.segmentation.augmentation import Augmentation, resample
 from ml_backend.segmentation.preprocessing import Preprocessing
 
 __all__ = [
     "Crops",
-    "InvalidMask",
     "LabelledSlices",
     "NothingLabelled",
     "Pair",
-    "Unusable",
     "prefetch",
     "read_pair",
 ]
@@ -41,14 +39,6 @@ _CENTRED = 0.8  # an anchor lies in this central part of its crop's side
 
 T = TypeVar("T")
 Mask = npt.NDArray[np.uint8]
-
-Unusable = Callable[[SliceId, Exception], None]
-"""What is told of a labelled slice that cannot be read, or whose mask does not fit its image; the
-pass goes on without it."""
-
-
-class InvalidMask(NextsliceError, ValueError):
-    """A mask that does not fit its slice or the classes."""
 
 
 class NothingLabelled(NextsliceError, ValueError):

@@ -12,11 +12,11 @@ from __future__ import annotations
 import copy
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +35,17 @@ from al_strategies.evidence import (
     Evidence,
     SliceId,
 )
-from al_strategies.learner import IGNORE, Metrics, Prediction, Progress, SliceSource
+from al_strategies.learner import (
+    IGNORE,
+    Maps,
+    Metrics,
+    Prediction,
+    Progress,
+    SliceSource,
+    Unreadable,
+    UnreadableSlice,
+    Votes,
+)
 from al_strategies.reducers import (
     LOGIT_EVIDENCE,
     folded_dropout_weights,
@@ -44,13 +54,11 @@ from al_strategies.reducers import (
     mean_iou,
     reduce_logits,
 )
-from ml_backend.errors import NextsliceError
 from ml_backend.segmentation.dataset import NothingLabelled
 from ml_backend.segmentation.model import Model
-from ml_backend.segmentation.network import (
+from ml_backend.segmentation.networks import (
     MULTIPLE,
     SCORING_STRIDE,
-    HRNetV2,
     SegmentationNetwork,
     at_scoring_resolution,
     upsample,
@@ -61,10 +69,6 @@ from ml_backend.segmentation.training import Precision, autocast
 __all__ = [
     "EVIDENCE_NAMES",
     "InferenceConfig",
-    "Maps",
-    "Unreadable",
-    "UnreadableSlice",
-    "Votes",
     "evaluate",
     "fold_batch_norm",
     "gather_evidence",
@@ -81,41 +85,6 @@ EVIDENCE_NAMES = LOGIT_EVIDENCE | {EMBEDDING, MC_ENTROPY, GRADIENT, IOU}
 # Floats of full-resolution logits held at once while a mask is made: a cache's worth on a CPU.
 _BAND = 1 << 20
 _GPU_BAND = 1 << 26
-
-
-class UnreadableSlice(NextsliceError, RuntimeError):
-    """A slice that could not be read or preprocessed; ``slice_id`` says which."""
-
-    def __init__(self, slice_id: SliceId, reason: BaseException) -> None:
-        super().__init__(f"Slice {slice_id!r} cannot be read: {type(reason).__name__}: {reason}")
-        self.slice_id = slice_id
-
-
-Unreadable = Callable[[UnreadableSlice], None]
-"""What is told of a slice that cannot be read; the pass goes on without it."""
-
-
-class Maps(NamedTuple):
-    """What `segment_maps` finds of a slice (H, W), all uint8.
-
-    ``mask`` (H, W): class indices. ``probabilities`` (C, H, W): of each class, and ``uncertainty``
-    (H, W): their entropy as a part of ln C; both in [0, 1] as 0 … 255, None where not asked for.
-    """
-
-    mask: npt.NDArray[np.uint8]
-    probabilities: npt.NDArray[np.uint8] | None
-    uncertainty: npt.NDArray[np.uint8] | None
-
-
-class Votes(Protocol):
-    """What others found of the same pixels, to be averaged with the network's own probabilities."""
-
-    @property
-    def voters(self) -> int:
-        """How many others there are."""
-
-    def __call__(self, slice_id: SliceId, rows: slice) -> npt.NDArray[np.float32]:
-        """(C, h, W): the sum of their class probabilities in ``rows`` of the slice."""
 
 
 @dataclass(frozen=True)
@@ -168,16 +137,16 @@ class _Output(NamedTuple):
     evidence: dict[str, Tensor]
 
 
-def fold_batch_norm(network: HRNetV2) -> HRNetV2:
+def fold_batch_norm(network: SegmentationNetwork) -> SegmentationNetwork:
     """A copy in which every batch normalisation is part of the convolution before it.
 
-    The same function up to rounding, about 15 % faster on a CPU. Evaluation only.
+    The same function up to rounding, about 15 % faster on a CPU. Evaluation only. For networks with
+    `SegmentationNetwork.norm_follows_convolution`.
     """
     folded = copy.deepcopy(network).eval()
     for module in folded.modules():
         children = list(module.named_children())
         for (name, conv), (norm_name, norm) in pairwise(children):
-            # In HRNet a normalisation always follows the convolution registered before it.
             if isinstance(conv, nn.Conv2d) and type(norm) is nn.BatchNorm2d:
                 setattr(module, name, fuse_conv_bn_eval(conv, norm))
                 setattr(module, norm_name, nn.Identity())
@@ -190,9 +159,10 @@ def optimised(model: Model) -> Model:
     Worth it for more than one slice; the weights are copied, ``model`` stays as it is.
     """
     network = model.network
-    network = (
-        fold_batch_norm(network) if isinstance(network, HRNetV2) else copy.deepcopy(network).eval()
-    )
+    if network.norm_follows_convolution:
+        network = fold_batch_norm(network)
+    else:
+        network = copy.deepcopy(network).eval()
     network.to(memory_format=torch.channels_last)
     return replace(model, network=network)
 

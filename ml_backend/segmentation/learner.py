@@ -1,12 +1,12 @@
-"""`HRNetLearner`: the network behind the loop's `al_strategies.learner.Learner` protocol.
+"""`NetworkLearner`: a network behind the loop's `al_strategies.learner.Learner` protocol.
 
-The live loop and the simulation train, score and predict through this one class.
+The live loop and the simulation get it from `ml_backend.rounds.learners`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -18,36 +18,37 @@ from al_strategies.evidence import Evidence, SliceId
 from al_strategies.learner import (
     IGNORE,
     FitReport,
+    Learner,
+    Maps,
     Metrics,
+    NotTrained,
     Prediction,
     Progress,
     SliceSource,
+    Unreadable,
+    Unusable,
+    Votes,
 )
-from ml_backend.errors import NextsliceError
 from ml_backend.segmentation import checkpoints, inference
-from ml_backend.segmentation.dataset import LabelledSlices, Unusable, read_pair
-from ml_backend.segmentation.inference import InferenceConfig, Unreadable
+from ml_backend.segmentation.dataset import LabelledSlices, read_pair
+from ml_backend.segmentation.inference import InferenceConfig
 from ml_backend.segmentation.model import Model
 from ml_backend.segmentation.neighbourhood import with_neighbours
-from ml_backend.segmentation.network import Pretrained, build_network, default_architecture
+from ml_backend.segmentation.networks import Pretrained, build_network, default_architecture
 from ml_backend.segmentation.preprocessing import Preprocessing
 from ml_backend.segmentation.training import TrainingConfig, train
 
-__all__ = ["HRNetLearner", "LearnerConfig", "NotTrained"]
+__all__ = ["LearnerConfig", "NetworkLearner"]
 
 
 logger = logging.getLogger(__name__)
-
-
-class NotTrained(NextsliceError, RuntimeError):
-    """Evidence or predictions asked of a learner that has no weights yet."""
 
 
 @dataclass(frozen=True)
 class LearnerConfig:
     """What is trained and how; None means the default for the device and the data.
 
-    ``architecture``: see `ml_backend.segmentation.network.architecture_names`. ``pretrained``:
+    ``architecture``: see `ml_backend.segmentation.networks.architecture_names`. ``pretrained``:
     start from ImageNet weights (True, False or ``"auto"``). ``warm_start``: start from the weights
     of the round before when they have the same architecture and input, otherwise afresh: from 2
     to 4 slices of sandstone 0.79 mIoU instead of 0.76 for the same steps (one seed, CPU).
@@ -68,8 +69,8 @@ class LearnerConfig:
     inference: InferenceConfig | None = None
 
 
-class HRNetLearner:
-    """Trains HRNet (or another architecture) again and again; implements `Learner`.
+class NetworkLearner:
+    """Trains a network of `ml_backend.segmentation.networks` again and again; a `Learner`.
 
     ``classes``: names in the order of their indices; by convention of the caller 0 is the
     background. ``device``: "cpu", "cuda", "cuda:1". Not thread-safe.
@@ -177,6 +178,21 @@ class HRNetLearner:
         its `neighbours`."""
         return inference.segment_image(self._optimised(), image, self._inference())
 
+    def maps(
+        self,
+        source: SliceSource,
+        ids: Sequence[SliceId],
+        *,
+        probability: bool = False,
+        uncertainty: bool = False,
+        votes: Votes | None = None,
+    ) -> Generator[tuple[SliceId, Maps], None, None]:
+        """What whole volumes want; see `ml_backend.segmentation.inference.segment_maps`."""
+        return inference.segment_maps(
+            self._optimised(), self._read(source), ids, self._inference(), probability=probability,
+            uncertainty=uncertainty, votes=votes,
+        )  # fmt: skip
+
     def usable(
         self, source: SliceSource, ids: Sequence[SliceId], unusable: Unusable
     ) -> list[SliceId]:
@@ -202,6 +218,15 @@ class HRNetLearner:
             self._optimised(), self._read(source), ids, self._inference(), progress=progress
         )
 
+    def start_from(self, other: Learner) -> None:
+        """Take the weights of ``other``. They fit the next training where architecture, channels
+        and neighbours are those of this learner's config; a learner of another kind has none.
+
+        Raises ValueError when it is of other classes.
+        """
+        if isinstance(other, NetworkLearner):
+            self.model = other.model
+
     def to_bytes(self) -> bytes:
         """The weights as safetensors. Raises NotTrained."""
         return checkpoints.to_bytes(self.model)
@@ -216,7 +241,7 @@ class HRNetLearner:
     @classmethod
     def from_bytes(
         cls, data: bytes, config: LearnerConfig | None = None, device: str = "cpu"
-    ) -> HRNetLearner:
+    ) -> NetworkLearner:
         """A learner with the weights and the classes of a checkpoint. Raises CheckpointError."""
         model = checkpoints.from_bytes(data, device)
         learner = cls(model.classes, config, device)
@@ -227,6 +252,22 @@ class HRNetLearner:
     def neighbours(self) -> int:
         """Slices on each side that the trained network takes as well. Raises NotTrained."""
         return self.model.preprocessing.neighbours
+
+    @property
+    def grey_window(self) -> tuple[float, float]:
+        """What the preprocessing takes for black and white, in native values. Raises NotTrained."""
+        preprocessing = self.model.preprocessing
+        return preprocessing.window_low, preprocessing.window_high
+
+    @property
+    def inference_settings(self) -> dict[str, Any]:
+        """Tiles and precision."""
+        config = self._inference()
+        return {"tile": [config.tile, config.overlap], "precision": str(config.precision)}
+
+    def slices_per_batch(self, shape: Sequence[int]) -> int:
+        """How many slices of (H, W) ``shape`` one forward takes."""
+        return inference.slices_per_batch(self._inference(), shape)
 
     def _read(self, source: SliceSource) -> SliceSource:
         return with_neighbours(source, self.neighbours)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ml_backend.segmentation.network import SegmentationNetwork
+from ml_backend.segmentation.networks import SegmentationNetwork
 from ml_backend.segmentation.preprocessing import Preprocessing
 
 __all__ = ["Model"]

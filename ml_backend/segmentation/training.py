@@ -25,7 +25,7 @@ from al_strategies.learner import IGNORE, Progress
 from ml_backend.errors import NextsliceError
 from ml_backend.segmentation.augmentation import Augmentation
 from ml_backend.segmentation.dataset import Crops, LabelledSlices, prefetch
-from ml_backend.segmentation.network import MULTIPLE, SegmentationNetwork
+from ml_backend.segmentation.networks import MULTIPLE, SegmentationNetwork
 
 __all__ = [
     "Precision",

@@ -1,4 +1,7 @@
-"""The networks share one interface, and padding stays out of the embedding."""
+"""The networks share one interface, each of the map; padding stays out of the embedding.
+
+The contract at the top runs over every name of `NETWORKS`: a new network needs no other test.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,125 @@ import pytest
 import torch
 from torch import nn
 
-from ml_backend.segmentation import network as module
-from ml_backend.segmentation.network import (
+from al_strategies.reducers import folded_dropout_weights
+from ml_backend.segmentation import checkpoints
+from ml_backend.segmentation import networks as module
+from ml_backend.segmentation.inference import optimised
+from ml_backend.segmentation.model import Model
+from ml_backend.segmentation.networks import (
+    MULTIPLE,
+    NETWORKS,
+    SegmentationNetwork,
     UnknownArchitecture,
     architecture_names,
     at_scoring_resolution,
     build_network,
     default_architecture,
+    hrnet,
     masked_mean,
 )
+from ml_backend.segmentation.networks.hrnet import HRNetV2
+from ml_backend.segmentation.networks.smp import SMPNetwork
+from ml_backend.segmentation.preprocessing import Preprocessing
+
+# -- the contract of every network
+
+CLASSES = ("background", "bone", "implant")
+
+
+def seeded(architecture: str, seed: int = 0) -> SegmentationNetwork:
+    torch.manual_seed(seed)
+    return build_network(architecture, len(CLASSES)).eval()
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def network(request: pytest.FixtureRequest) -> SegmentationNetwork:
+    return seeded(request.param)
+
+
+@pytest.mark.parametrize("size", [(2 * MULTIPLE, 2 * MULTIPLE), (2 * MULTIPLE, 3 * MULTIPLE)])
+def test_logits_features_and_embedding_have_their_shapes(
+    network: SegmentationNetwork, size: tuple[int, int]
+) -> None:
+    images = torch.randn(2, 1, *size)
+
+    with torch.inference_mode():
+        encoded = network.encode(images)
+        logits = network.classify(encoded.features)
+        full = network(images)
+
+    stride = size[0] // encoded.features.shape[-2]
+    assert MULTIPLE % stride == 0
+    small = (size[0] // stride, size[1] // stride)
+    assert encoded.features.shape == (2, network.classifier.in_channels, *small)
+    assert logits.shape == (2, len(CLASSES), *small)
+    assert encoded.embedding.shape == (2, network.embedding_size)
+    assert encoded.embedding.dtype == torch.float32
+    assert full.shape == (2, len(CLASSES), *size)
+    assert full.dtype == torch.float32
+
+
+def test_it_has_the_name_and_the_channels_that_it_was_asked_for(
+    network: SegmentationNetwork,
+) -> None:
+    colour = build_network(network.architecture, 2, channels=3).eval()
+
+    assert network.architecture in NETWORKS
+    assert (network.classes, network.channels) == (len(CLASSES), 1)
+    assert (colour.classes, colour.channels) == (2, 3)
+    with torch.inference_mode():
+        assert colour(torch.randn(1, 3, 64, 64)).shape == (1, 2, 64, 64)
+
+
+def test_the_seed_decides_its_weights(network: SegmentationNetwork) -> None:
+    same, other = (seeded(network.architecture, seed).state_dict() for seed in (0, 1))
+
+    assert all(torch.equal(same[name], value) for name, value in network.state_dict().items())
+    assert any(not torch.equal(other[n], value) for n, value in network.state_dict().items())
+
+
+def test_a_checkpoint_gives_the_same_network_back(network: SegmentationNetwork) -> None:
+    data = checkpoints.to_bytes(Model(network, Preprocessing(0.0, 1000.0), CLASSES, seed=7))
+
+    back = checkpoints.from_bytes(data)
+
+    assert type(back.network) is type(network)
+    assert back.architecture == network.architecture
+    assert checkpoints.to_bytes(back) == data
+    expected = network.state_dict()
+    assert all(torch.equal(v, expected[name]) for name, v in back.network.state_dict().items())
+
+
+def test_a_pass_with_dropout_is_its_last_convolution_with_other_weights(
+    network: SegmentationNetwork,
+) -> None:
+    """So Monte Carlo dropout costs one forward, whatever the number of passes."""
+    features = torch.randn(1, network.classifier.in_channels, 4, 6)
+    weight, p = network.classifier.weight.flatten(1), network.dropout.p
+
+    with torch.inference_mode():
+        network.dropout.train()
+        torch.manual_seed(5)
+        dropped = network.classify(features)
+        network.dropout.eval()
+        folded = folded_dropout_weights(weight, p, 1, torch.Generator().manual_seed(5))
+        at_once = nn.functional.conv2d(features, folded[..., None, None], network.classifier.bias)
+
+    assert not torch.allclose(dropped, network.classify(features), atol=1e-3)
+    assert torch.allclose(dropped, at_once, atol=1e-5)
+
+
+def test_made_fast_for_inference_it_says_the_same(network: SegmentationNetwork) -> None:
+    model = Model(network, Preprocessing(0.0, 1000.0), CLASSES)
+    images = torch.randn(1, 1, 64, 64)
+
+    with torch.inference_mode():
+        plain, fast = (m.network.features(images) for m in (model, optimised(model)))
+
+    assert (fast - plain).abs().max() <= 1e-3 * plain.abs().max()
+
+
+# -- particular networks
 
 
 @pytest.mark.parametrize(
@@ -105,7 +218,7 @@ def test_embedding_leaves_padding_out() -> None:
 
 def test_every_listed_architecture_is_known() -> None:
     for name in architecture_names():
-        assert module._kind(name) in (module.HRNetV2, module.SMPNetwork)
+        assert NETWORKS[name].build in (HRNetV2, SMPNetwork)
 
 
 def test_default_is_small_on_a_cpu_and_w18_on_a_gpu() -> None:
@@ -128,7 +241,7 @@ class _Unreachable:
     """timm's factory as it behaves where the hub cannot be reached."""
 
     def __init__(self) -> None:
-        self.real = module.timm.create_model
+        self.real = hrnet.timm.create_model
 
     def __call__(self, *args: Any, pretrained: bool, **kwargs: Any) -> Any:
         if pretrained:
@@ -164,7 +277,7 @@ def test_missing_pretrained_weights_are_an_error_when_demanded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # The one replaced part: a real unreachable hub takes 50 s of the client's own retries.
-    monkeypatch.setattr(module.timm, "create_model", _Unreachable())
+    monkeypatch.setattr(hrnet.timm, "create_model", _Unreachable())
 
     with pytest.raises(OSError, match="pretrained to 'auto' or False"):
         build_network("hrnet_w18_small", 3, pretrained=True)
