@@ -28,6 +28,7 @@ from ml_backend.embedded.processes import stop_on_sigterm
 from ml_backend.rounds.service import Service, project_id
 from ml_backend.rounds.store import RoundRecord
 from ml_backend.settings import load_settings
+from ml_backend.volumes.formats.registry import written_endings
 from ml_backend.volumes.opening import open_volume
 from ml_backend.volumes.volume import Volume
 
@@ -126,7 +127,7 @@ def segment(
     out: Annotated[
         Path,
         typer.Option(
-            "--out", "-o", help="Labels; by ending: .tif .h5 .zarr .nii .nii.gz .npy .raw, folder."
+            "--out", "-o", help=f"Labels; by ending: {' '.join(written_endings())}, folder."
         ),
     ],
     project: Annotated[
