@@ -40,12 +40,7 @@ def formats() -> tuple[Format, ...]:
     for one in sorted(_ours(), key=lambda one: (one.place, one.name)):
         _add(found, one)
 
-    def accept(declared: object) -> None:
-        if not isinstance(declared, Format):
-            raise TypeError(f"it is {declared!r}, expected a Format")
-        _add(found, declared)
-
-    load_plugins(GROUP, accept)
+    load_plugins(GROUP, lambda point: _add(found, point.load()))
     return tuple(found)
 
 
@@ -56,8 +51,10 @@ def _ours() -> Iterator[Format]:
             yield declared
 
 
-def _add(found: list[Format], one: Format) -> None:
-    """Raises ValueError where ``one`` claims what a format of ``found`` has."""
+def _add(found: list[Format], one: object) -> None:
+    """Raises TypeError for what is no format, ValueError where it claims what another one has."""
+    if not isinstance(one, Format):
+        raise TypeError(f"it is {one!r}, expected a Format")
     for other in found:
         if other.name == one.name:
             raise ValueError(f"two formats are called {one.name!r}: {other.title} and {one.title}")
