@@ -3,7 +3,13 @@
 NumPy only. `get_strategy` makes a strategy, `Query` asks it, `Selection` is its answer;
 `available_strategies` lists them. `al_strategies.reducers` turns logits into evidence and is the
 one module that imports torch: import it by name.
+
+Every other module of the package is imported here, so a strategy in a file of its own is found
+without a line elsewhere; those of other distributions come in through entry points.
 """
+
+from importlib import import_module
+from pkgutil import iter_modules
 
 from al_strategies.badge import Badge
 from al_strategies.base import (
@@ -23,7 +29,13 @@ from al_strategies.ceal import CEAL, CEALConfident
 from al_strategies.class_power import ClassPower
 from al_strategies.controls import ForegroundRandom, Random, Strided
 from al_strategies.coreset import Coreset, CoresetNearest, k_center_greedy
-from al_strategies.evidence import Evidence, EvidenceError, Position, SliceId
+from al_strategies.evidence import (
+    Evidence,
+    EvidenceError,
+    Position,
+    SliceId,
+    declare_evidence,
+)
 from al_strategies.mc_dropout import MCDropout
 from al_strategies.oracle import WorstIoU
 from al_strategies.representation import MaxRepresentation
@@ -64,8 +76,13 @@ __all__ = [
     "UnknownStrategyError",
     "WorstIoU",
     "available_strategies",
+    "declare_evidence",
     "even_spacing",
     "get_strategy",
     "k_center_greedy",
     "register",
 ]
+
+for _module in iter_modules(__path__):
+    if _module.name != "reducers":
+        import_module(f"{__name__}.{_module.name}")

@@ -8,17 +8,22 @@ here, once: checking evidence, breaking ties by slice id, spacing, deferred slic
 from __future__ import annotations
 
 import dataclasses
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from al_strategies.errors import NextsliceError
-from al_strategies.evidence import Evidence, EvidenceError, SliceId
+from al_strategies.evidence import IOU, Evidence, EvidenceError, SliceId, declared_evidence
+from al_strategies.plugins import load_plugins
 from al_strategies.spacing import Admission, Spacing
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 __all__ = [
     "Problem",
@@ -48,7 +53,8 @@ class StrategyInfo:
     """What a person and a learner need to know of a strategy.
 
     ``evidence``: the names (`al_strategies.evidence`) it needs of the pool. ``labelled_evidence``:
-    those it also needs of the labelled slices. ``source``: the paper.
+    those it also needs of the labelled slices. ``needs_ground_truth``: it looks at true masks, as
+    whatever needs `IOU` does, and runs in simulations only. ``source``: the paper.
     """
 
     name: str
@@ -256,6 +262,11 @@ class Strategy(ABC):
             return self._selection(query, problem, Ranking(np.empty(0, dtype=np.int64)))
         return self._selection(query, problem, self.rank(problem))
 
+    def beyond(self, computed: frozenset[str]) -> tuple[str, ...]:
+        """The evidence that it needs and that a learner which leaves ``computed`` does not."""
+        needed = {*self.evidence, *self.labelled_evidence}
+        return tuple(sorted(needed - computed))
+
     def params(self) -> dict[str, Any]:
         """The parameters it was made with, as JSON values."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -302,17 +313,41 @@ _S = TypeVar("_S", bound=type[Strategy])
 
 def register(info: StrategyInfo) -> Callable[[_S], _S]:
     """Class decorator: make the strategy available by ``info.name``, which must be new; the same
-    class may be defined again, as when a notebook's cell is run twice."""
+    class may be defined again, as when a notebook's cell is run twice.
+
+    Raises `EvidenceError` for evidence that nobody computes (see `declare_evidence`) and for the
+    true IoU of a strategy that does not say that it needs ground truth; ValueError for a name that
+    another strategy has.
+    """
+    _check_computed(info)
 
     def decorate(cls: _S) -> _S:
         before = _REGISTRY.get(info.name)
         if before and _full_name(before) != _full_name(cls):
-            raise ValueError(f"strategy {info.name!r} is registered twice")
+            raise ValueError(
+                f"strategy {info.name!r} is registered twice: {_full_name(before)} and "
+                f"{_full_name(cls)}"
+            )
         cls.info = info
         _REGISTRY[info.name] = cls
         return cls
 
     return decorate
+
+
+def _check_computed(info: StrategyInfo) -> None:
+    names, known = {*info.evidence, *info.labelled_evidence}, declared_evidence()
+    if unknown := sorted(names - set(known)):
+        raise EvidenceError(
+            f"strategy {info.name!r} declares the evidence {', '.join(unknown)}, which nobody "
+            f"computes, expected some of {', '.join(sorted(known))}: mend the name, or call "
+            "declare_evidence where the learner that computes it is defined"
+        )
+    if IOU in names and not info.needs_ground_truth:
+        raise EvidenceError(
+            f"strategy {info.name!r} declares the evidence {IOU}, which is measured on true masks: "
+            "say needs_ground_truth=True in its StrategyInfo"
+        )
 
 
 def _full_name(cls: type) -> str:
@@ -324,6 +359,8 @@ def get_strategy(name: str, **params: Any) -> Strategy:
 
     Raises `UnknownStrategyError` on an unknown name or parameter, with those that exist.
     """
+    if name not in _REGISTRY:
+        _load_plugins()
     if name not in _REGISTRY:
         raise UnknownStrategyError(
             f"no strategy is called {name!r}; there are {', '.join(sorted(_REGISTRY))}"
@@ -341,7 +378,36 @@ def get_strategy(name: str, **params: Any) -> Strategy:
 
 def available_strategies() -> list[StrategyInfo]:
     """Every registered strategy, by name."""
+    _load_plugins()
     return [_REGISTRY[name].info for name in sorted(_REGISTRY)]
+
+
+GROUP = "nextslice.strategies"
+"""Entry points of this group lead to a registered strategy's class, or to a module of some."""
+_plugins_loaded = False
+_loading = threading.RLock()
+
+
+def _load_plugins() -> None:
+    """Import the strategies of other distributions, once; what is broken is left out with a
+    warning, and whatever it had registered is forgotten."""
+    global _plugins_loaded
+    with _loading:
+        if not _plugins_loaded:
+            _plugins_loaded = True  # before they are imported: they may ask for strategies
+            load_plugins(GROUP, _load_plugin)
+
+
+def _load_plugin(point: EntryPoint) -> None:
+    before = dict(_REGISTRY)
+    try:
+        found = point.load()
+        if not any(cls is found or cls.__module__ == point.module for cls in _REGISTRY.values()):
+            raise TypeError(f"it is {found!r}, expected a strategy's class, or a module of some")
+    except BaseException:
+        _REGISTRY.clear()
+        _REGISTRY.update(before)
+        raise
 
 
 def _prepare(strategy: Strategy, query: Query) -> Problem:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,10 +25,13 @@ __all__ = [
     "MARGIN",
     "MC_ENTROPY",
     "SCORES",
+    "STANDARD",
     "Evidence",
     "EvidenceError",
     "Position",
     "SliceId",
+    "declare_evidence",
+    "declared_evidence",
 ]
 
 SliceId = int | str
@@ -59,6 +62,33 @@ SCORES = frozenset({ENTROPY, CONFIDENCE, MARGIN, MC_ENTROPY, FOREGROUND, IOU})
 """The standard names that stand in `Evidence.scores`."""
 FEATURES = frozenset({EMBEDDING, CLASS_FRACTIONS, CLASS_SCORES, GRADIENT})
 """The standard names that stand in `Evidence.features`."""
+STANDARD = SCORES | FEATURES
+"""All standard names: what the network of ``ml_backend`` leaves, no more and no less."""
+
+Kind = Literal["score", "feature"]
+_KINDS: dict[str, Kind] = {
+    **dict.fromkeys(sorted(SCORES), "score"),
+    **dict.fromkeys(sorted(FEATURES), "feature"),
+}
+
+
+def declare_evidence(name: str, kind: Kind) -> None:
+    """Say that a learner leaves the evidence ``name`` of slices, so that strategies may ask for it:
+    `register` refuses one whose evidence nobody has declared.
+
+    The standard names are declared already. Whoever computes another one declares it where that
+    learner is defined; again is no harm. Raises `EvidenceError` when it is declared as another kind
+    or ``kind`` is none.
+    """
+    if kind not in ("score", "feature"):
+        raise EvidenceError(f"evidence {name!r} has the kind {kind!r}, expected score or feature")
+    if _KINDS.setdefault(name, kind) != kind:
+        raise EvidenceError(f"evidence {name!r} is declared as a {_KINDS[name]}, not as a {kind}")
+
+
+def declared_evidence() -> Mapping[str, Kind]:
+    """Every name that a strategy may ask for: the standard ones and those declared besides."""
+    return dict(_KINDS)
 
 
 class EvidenceError(NextsliceError, ValueError):

@@ -30,6 +30,7 @@ from al_strategies.evidence import Position, SliceId
 from al_strategies.learner import Learner, Maps, Progress, UnreadableSlice
 from ml_backend.durable import move_whole, write_whole
 from ml_backend.grey import PERCENTILES, middles
+from ml_backend.volumes.formats.registry import split_ending
 from ml_backend.volumes.opening import check_target, write_volume
 from ml_backend.volumes.partial import PartialFolder, Place
 from ml_backend.volumes.slice_file import SliceFile
@@ -53,7 +54,6 @@ _SCALED = {
     "uncertainty": "entropy of the class probabilities as a part of its maximum; 0 … 255 is 0 … 1",
     "probability": "probability of the class; 0 … 255 is 0 … 1",
 }
-_LONG_ENDINGS = (".nii.gz", ".ome.tif", ".ome.tiff", ".ome.zarr", "_png")
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ class _Job:
     @property
     def record(self) -> Path:
         """Where it is said what was made of what."""
-        return self.out.with_name(f"{_parts(self.out)[0]}-segmentation.json")
+        return self.out.with_name(f"{split_ending(self.out.name)[0]}-segmentation.json")
 
     @cached_property
     def middle(self) -> npt.NDArray[Any]:
@@ -561,16 +561,9 @@ class _OtherAxes:
         return total.clip(0, out=total)
 
 
-def _parts(out: Path) -> tuple[str, str]:
-    """``labels`` and ``.nii.gz`` of ``labels.nii.gz``; a folder has no ending."""
-    ending = next((e for e in _LONG_ENDINGS if out.name.lower().endswith(e)), out.suffix)
-    stem = out.name[: len(out.name) - len(ending)]
-    return stem, out.name[len(stem) :]
-
-
 def _sibling(out: Path, what: str) -> Path:
     """``a/labels.nii.gz`` → ``a/labels-<what>.nii.gz``."""
-    stem, ending = _parts(out)
+    stem, ending = split_ending(out.name)
     return out.with_name(f"{stem}-{what}{ending}")
 
 

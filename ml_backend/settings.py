@@ -31,6 +31,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from redis.connection import parse_url
 
 from al_strategies import available_strategies, get_strategy
+from al_strategies.evidence import STANDARD
 from ml_backend.errors import SettingsError
 
 __all__ = [
@@ -293,6 +294,11 @@ class Settings(BaseSettings):
         strategy = get_strategy(value)
         if strategy.needs_ground_truth:
             raise ValueError("it looks at true masks, so it runs in `nextslice simulate` only")
+        if unknown := strategy.beyond(STANDARD):
+            raise ValueError(
+                f"it needs {', '.join(unknown)}, which the network does not compute: it runs with "
+                "a learner of its own only"
+            )
         if info.field_name == "cold_start" and strategy.evidence:
             without = ", ".join(i.name for i in available_strategies() if not i.evidence)
             raise ValueError(

@@ -7,6 +7,7 @@ import pytest
 
 from al_strategies import Evidence, EvidenceError, Position, Query, Strategy, StrategyInfo, register
 from al_strategies import base as registry
+from al_strategies import evidence as evidence_names
 from al_strategies.base import (
     Floats,
     Problem,
@@ -15,6 +16,7 @@ from al_strategies.base import (
     available_strategies,
     get_strategy,
 )
+from al_strategies.evidence import STANDARD, declare_evidence, declared_evidence
 
 
 @pytest.fixture
@@ -75,6 +77,43 @@ def test_evidence_that_a_strategy_does_not_declare_is_named() -> None:
     pool = Evidence((1, 2), tuple(Position("v", z) for z in range(2)))
     with pytest.raises(EvidenceError, match=r"no evidence 'entropy': name it in the strategy's"):
         get_strategy("mine").select(Query(pool, Evidence.empty(), k=1))
+
+
+def described(**changes: object) -> StrategyInfo:
+    return StrategyInfo(name="mine", summary="Mine.", **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("where", ["evidence", "labelled_evidence"])
+def test_evidence_that_nobody_computes_is_refused_where_it_is_registered(where: str) -> None:
+    with pytest.raises(EvidenceError, match=r"'mine' declares the evidence entropi, which nobody"):
+        register(described(**{where: ("entropy", "entropi")}))
+
+
+def test_what_looks_at_the_truth_says_so() -> None:
+    with pytest.raises(EvidenceError, match=r"evidence iou, .* say needs_ground_truth=True"):
+        register(described(evidence=("iou",)))
+
+
+@pytest.mark.usefixtures("clean_registry")
+def test_who_computes_other_evidence_declares_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evidence_names, "_KINDS", declared_evidence())
+    declare_evidence("loss", "score")
+    declare_evidence("loss", "score")
+
+    @register(described(evidence=("loss",)))
+    @dataclass(frozen=True)
+    class Mine(ScoreStrategy):
+        def score(self, problem: Problem) -> Floats:
+            return problem.score("loss")
+
+    pool = Evidence((1, 2), (Position("v", 0), Position("v", 1)), {"loss": np.array([0.1, 0.2])})
+    assert get_strategy("mine").select(Query(pool, Evidence.empty(), k=1)).chosen == (2,)
+    assert get_strategy("mine").beyond(STANDARD) == ("loss",)
+    assert get_strategy("mine").beyond(STANDARD | {"loss"}) == ()
+    with pytest.raises(EvidenceError, match="'loss' is declared as a score, not as a feature"):
+        declare_evidence("loss", "feature")
+    with pytest.raises(EvidenceError, match="expected score or feature"):
+        declare_evidence("other", "vector")  # type: ignore[arg-type]
 
 
 def test_strategies_are_listed_by_name() -> None:

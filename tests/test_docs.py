@@ -9,6 +9,8 @@ import pytest
 import typer
 
 from ml_backend.settings import Settings
+from ml_backend.volumes.formats.format import Format
+from ml_backend.volumes.formats.registry import formats, written_endings
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "CONTRIBUTING.md"])
@@ -62,3 +64,34 @@ def test_every_command_named_in_the_docs_exists(page: Path) -> None:
 def test_every_link_in_the_docs_leads_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", page.read_text()):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def ours() -> list[Format]:
+    """The formats that are part of this distribution."""
+    return [one for one in formats() if one.read.__module__.startswith("ml_backend.")]
+
+
+def text(page: str) -> str:
+    """A page with its lines run together."""
+    return " ".join((ROOT / "docs" / page).read_text().split())
+
+
+def test_the_table_of_formats_is_that_of_their_declarations() -> None:
+    page = (ROOT / "docs" / "import.md").read_text()
+    table = page.partition("| format | as |\n|---|---|\n")[2].partition("\n\n")[0]
+    assert table.splitlines() == [f"| {one.title} | {one.summary} |" for one in ours()]
+
+
+def test_the_formats_of_exported_masks_are_those_that_offer_them() -> None:
+    masks = {one.name: one.masks for one in ours() if one.masks is not None}
+    names = ", ".join(f"`{name}`" for name in masks)
+    assert f"of the masks: {names}, and those of [plugins](plugins.md) |" in text("export.md")
+    first, *others = (ending for ending in masks.values() if ending)
+    listed = ", ".join(f"`{ending}`" for ending in others)
+    assert f"`masks/<volume>-<axis>{first}` ({listed})" in text("export.md")
+
+
+def test_the_endings_of_segmented_volumes_are_those_that_are_written() -> None:
+    known = [ending for one in ours() for ending in one.endings]
+    endings = ", ".join(f"`{ending}`" for ending in written_endings() if ending in known)
+    assert f"says the format: {endings}, or a name without an ending" in text("segment.md")

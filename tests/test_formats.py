@@ -1,4 +1,8 @@
-"""Every format holds the same contract: what is written is what is read, along every axis."""
+"""Every format holds the same contract: what is written is what is read, along every axis.
+
+`TestContract` and the test of types run over every `Format` that `formats` finds, so a new one
+needs no test but what is particular to it.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +10,30 @@ import json
 import signal
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ml_backend.volumes.formats import ome_zarr
+from ml_backend.volumes.formats.format import DTYPES, Format
+from ml_backend.volumes.formats.registry import formats
 from ml_backend.volumes.opening import FORMATS, ReadOptions, open_volume, write_volume
 from ml_backend.volumes.volume import Volume, VolumeError, VolumeSpec
 
-NAMES = ("a.tif", "a.zarr", "a.nii", "a.nii.gz", "a.npy", "a_png", "a.h5", "a.raw")
+EXAMPLES: dict[str, Format] = {
+    f"a{ending}": one
+    for one in formats()
+    if one.write is not None
+    for ending in (one.endings[0], one.masks)
+    if ending is not None
+}
+"""Every format by the names it is usually written under: ``a.nii`` and, as masks, ``a.nii.gz``."""
+NAMES = tuple(EXAMPLES)
 SHAPE = (5, 7, 6)
 SIZE = (4.6, 2.3, 1.15)
 CLASSES = ("background", "bone", "Knochenmark µ", "implant")
@@ -27,19 +43,26 @@ TYPES = {
     "a.tif": OME_TYPES,
     "a.zarr": OME_TYPES | {"u8", "i8", "f2", "?"},
     "a.nii": OME_TYPES | {"u8", "i8"},
-    "a.nii.gz": {"u1", "f4"},
+    "a.nii.gz": OME_TYPES | {"u8", "i8"},
     "a.npy": OME_TYPES | {"u8", "i8", "f2", "?"},
     "a_png": {"u1", "u2"},
     "a.h5": OME_TYPES | {"u8", "i8", "f2", "?"},
     "a.raw": OME_TYPES | {"u8", "i8", "f2", "?"},
 }
-PAIRS = [(name, dtype) for name in NAMES for dtype in sorted(TYPES[name])]
+"""What our own formats hold."""
+PAIRS = [(name, dtype) for name, one in EXAMPLES.items() for dtype in one.dtypes]
+OTHERS = [(name, t) for name, one in EXAMPLES.items() for t in DTYPES if t not in one.dtypes]
+
+
+def plain(name: str) -> str:
+    """A type that the format holds, uint8 where it can."""
+    return "uint8" if "uint8" in EXAMPLES[name].dtypes else EXAMPLES[name].dtypes[0]
 
 
 def values(dtype: str, shape: tuple[int, int, int] = SHAPE) -> np.ndarray:
     """Every bit pattern that the type has, NaN and infinity included."""
     rng = np.random.default_rng(3)
-    if dtype == "?":
+    if np.dtype(dtype) == np.bool_:
         return rng.random(shape) < 0.5
     return np.frombuffer(rng.bytes(int(np.prod(shape)) * np.dtype(dtype).itemsize), dtype).reshape(
         shape
@@ -74,103 +97,130 @@ def test_values_come_back_bit_for_bit_along_every_axis(
         assert_holds(volume, array)
 
 
+@pytest.mark.parametrize(("name", "dtype"), OTHERS)
+def test_a_type_that_is_not_declared_is_refused(tmp_path: Path, name: str, dtype: str) -> None:
+    with pytest.raises(VolumeError, match=rf"holds no {dtype}, expected one of "):
+        write(tmp_path / name, values(dtype))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_our_formats_hold_these_types() -> None:
+    for name, types in TYPES.items():
+        assert set(EXAMPLES[name].dtypes) == {np.dtype(dtype).name for dtype in types}, name
+
+
 @pytest.mark.parametrize("name", NAMES)
 class TestContract:
     def test_voxel_size_unit_and_classes_come_back(self, tmp_path: Path, name: str) -> None:
-        write(tmp_path / name, values("u1"))
+        write(tmp_path / name, values(plain(name)))
+        keeps = EXAMPLES[name].keeps
         with open_volume(tmp_path / name) as volume:
-            assert volume.voxel_size == pytest.approx(SIZE, rel=1e-12)
-            assert volume.unit == "µm"
-            assert volume.classes == CLASSES
+            if "voxel_size" in keeps:
+                assert volume.voxel_size == pytest.approx(SIZE, rel=1e-12)
+            else:
+                assert volume.voxel_size is None
+            assert volume.unit == ("µm" if "unit" in keeps else "")
+            assert volume.classes == (CLASSES if "classes" in keeps else None)
 
     def test_what_is_not_known_is_not_made_up(self, tmp_path: Path, name: str) -> None:
-        array = values("u1")
+        array = values(plain(name))
         write_volume(tmp_path / name, array, VolumeSpec(SHAPE, array.dtype))
         with open_volume(tmp_path / name) as volume:
             assert (volume.voxel_size, volume.unit, volume.classes) == (None, "", None)
 
     def test_voxels_of_one_millimetre_are_known(self, tmp_path: Path, name: str) -> None:
-        spec = VolumeSpec(SHAPE, np.dtype("u1"), (1.0, 1.0, 1.0), "mm")
-        write_volume(tmp_path / name, values("u1"), spec)
+        array, keeps = values(plain(name)), EXAMPLES[name].keeps
+        write_volume(tmp_path / name, array, VolumeSpec(SHAPE, array.dtype, (1.0, 1.0, 1.0), "mm"))
         with open_volume(tmp_path / name) as volume:
-            assert (volume.voxel_size, volume.unit) == ((1.0, 1.0, 1.0), "mm")
+            assert volume.voxel_size == ((1.0, 1.0, 1.0) if "voxel_size" in keeps else None)
+            assert volume.unit == ("mm" if "unit" in keeps else "")
 
     def test_slices_are_the_readers_own(self, tmp_path: Path, name: str) -> None:
-        array = write(tmp_path / name, values("u1"))
+        array = write(tmp_path / name, values(plain(name)))
         with open_volume(tmp_path / name) as volume:
             for axis in range(3):
                 volume.along(axis)[2][:] = 0
-                assert np.array_equal(volume.along(axis)[2], array.take(2, axis))
+                assert volume.along(axis)[2].tobytes() == array.take(2, axis).tobytes()
 
     def test_threads_read_at_once(self, tmp_path: Path, name: str) -> None:
-        array = write(tmp_path / name, values("u2", (20, 33, 18)))
+        array = write(tmp_path / name, values(plain(name), (20, 33, 18)))
         with open_volume(tmp_path / name) as volume, ThreadPoolExecutor(4) as pool:
             places = [(axis, i) for i in range(18) for axis in (0, 1, 2, 0)]
             found = pool.map(lambda place: volume.along(place[0])[place[1]], places)
             for (axis, i), one in zip(places, found, strict=True):
-                assert np.array_equal(one, array.take(i, axis)), (axis, i)
+                assert one.tobytes() == array.take(i, axis).tobytes(), (axis, i)
 
     def test_there_is_nothing_outside(self, tmp_path: Path, name: str) -> None:
-        write(tmp_path / name, values("u1"))
+        write(tmp_path / name, values(plain(name)))
         with open_volume(tmp_path / name) as volume:
             for axis, index in (("z", 5), ("y", 7), ("x", 6), ("z", -1)):
                 with pytest.raises(IndexError, match=f"no slice {index} along {axis}"):
                     volume.along(axis)[index]
 
     def test_a_single_slice_is_a_volume(self, tmp_path: Path, name: str) -> None:
-        array = write(tmp_path / name, values("u1", (1, 7, 6)))
+        array = write(tmp_path / name, values(plain(name), (1, 7, 6)))
         with open_volume(tmp_path / name) as volume:
             assert_holds(volume, array)
-            assert volume.voxel_size == pytest.approx(SIZE)
+            if "voxel_size" in EXAMPLES[name].keeps:
+                assert volume.voxel_size == pytest.approx(SIZE)
 
     def test_thin_volumes_keep_their_axes(self, tmp_path: Path, name: str) -> None:
-        array = write(tmp_path / name, values("u1", (4, 1, 6)), None)
+        array = write(tmp_path / name, values(plain(name), (4, 1, 6)), None)
         with open_volume(tmp_path / name) as volume:
             assert_holds(volume, array)
 
     def test_big_endian_slices_are_written_as_their_values(self, tmp_path: Path, name: str) -> None:
-        array = values("<u2")
-        spec = VolumeSpec(SHAPE, np.dtype(">u2"))
-        write_volume(tmp_path / name, array.astype(">u2"), spec)
+        array = values(max(EXAMPLES[name].dtypes, key=lambda t: (t == "uint16", "int" in t)))
+        other = array.astype(array.dtype.newbyteorder(">"))
+        write_volume(tmp_path / name, other, VolumeSpec(SHAPE, other.dtype))
         with open_volume(tmp_path / name) as volume:
             assert_holds(volume, array)
 
     @pytest.mark.parametrize(
-        ("slices", "message"),
+        ("shape", "message"),
         [
-            (values("u1")[:4], "there are 4 slices, expected 5"),
-            (values("u1", (6, 7, 6)), "more slices than the 5 expected"),
-            (values("u1", (5, 6, 7)), r"slice 0 is uint8 of shape \(6, 7\), expected .*\(7, 6\)"),
-            (values("u2"), "slice 0 is uint16 .* expected uint8"),
+            ((4, 7, 6), "there are 4 slices, expected 5"),
+            ((6, 7, 6), "more slices than the 5 expected"),
+            ((5, 6, 7), r"slice 0 is {0} of shape \(6, 7\), expected .*\(7, 6\)"),
         ],
-        ids=["few", "many", "shape", "type"],
+        ids=["few", "many", "shape"],
     )
     def test_other_slices_than_said_leave_nothing(
-        self, tmp_path: Path, name: str, slices: np.ndarray, message: str
+        self, tmp_path: Path, name: str, shape: tuple[int, int, int], message: str
     ) -> None:
-        with pytest.raises(VolumeError, match=message):
-            write_volume(tmp_path / name, iter(slices), VolumeSpec(SHAPE, np.dtype("u1")))
+        slices, spec = values(plain(name), shape), VolumeSpec(SHAPE, np.dtype(plain(name)))
+        with pytest.raises(VolumeError, match=message.format(plain(name))):
+            write_volume(tmp_path / name, iter(slices), spec)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_slices_of_another_type_leave_nothing(self, tmp_path: Path, name: str) -> None:
+        said = plain(name)
+        other = "uint16" if said != "uint16" else "uint8"
+        with pytest.raises(VolumeError, match=f"slice 0 is {other} .* expected {said}"):
+            write_volume(tmp_path / name, values(other), VolumeSpec(SHAPE, np.dtype(said)))
         assert list(tmp_path.iterdir()) == []
 
     def test_an_interrupted_writer_leaves_what_was_there(self, tmp_path: Path, name: str) -> None:
-        array = write(tmp_path / name, values("u1"))
+        array = write(tmp_path / name, values(plain(name)))
         before = sorted(tmp_path.rglob("*"))
-
-        def interrupted() -> Iterator[np.ndarray]:
-            yield array[0]
-            raise KeyboardInterrupt
-
-        spec = VolumeSpec(SHAPE, np.dtype("u1"))
         with pytest.raises(KeyboardInterrupt):
-            write_volume(tmp_path / name, interrupted(), spec, overwrite=True)
+            write_volume(
+                tmp_path / name, interrupted(array), VolumeSpec(SHAPE, array.dtype), overwrite=True
+            )
         assert sorted(tmp_path.rglob("*")) == before
         with open_volume(tmp_path / name) as volume:
             assert_holds(volume, array)
 
+    def test_an_interrupted_writer_leaves_nothing(self, tmp_path: Path, name: str) -> None:
+        array = values(plain(name))
+        with pytest.raises(KeyboardInterrupt):
+            write_volume(tmp_path / name, interrupted(array), VolumeSpec(SHAPE, array.dtype))
+        assert list(tmp_path.iterdir()) == []
+
     def test_it_overwrites_only_when_told_to(self, tmp_path: Path, name: str) -> None:
-        write(tmp_path / name, values("u2"))
-        array = values("u1", (3, 4, 5))
-        spec = VolumeSpec((3, 4, 5), np.dtype("u1"))
+        write(tmp_path / name, values(EXAMPLES[name].dtypes[-1]))
+        array = values(plain(name), (3, 4, 5))
+        spec = VolumeSpec((3, 4, 5), array.dtype)
         with pytest.raises(VolumeError, match="exists already"):
             write_volume(tmp_path / name, array, spec)
         write_volume(tmp_path / name, array, spec, overwrite=True)
@@ -180,9 +230,104 @@ class TestContract:
 
     def test_progress_counts_slices(self, tmp_path: Path, name: str) -> None:
         seen: list[tuple[str, int, int]] = []
-        spec = VolumeSpec(SHAPE, np.dtype("u1"))
-        write_volume(tmp_path / name, values("u1"), spec, lambda *step: seen.append(step))
+        array = values(plain(name))
+        spec = VolumeSpec(SHAPE, array.dtype)
+        write_volume(tmp_path / name, array, spec, lambda *step: seen.append(step))
         assert seen == [("write volume", i, 5) for i in range(1, 6)]
+
+    @pytest.mark.parametrize("kept", [0.0, 0.5], ids=["nothing", "half"])
+    def test_a_file_that_is_cut_off_is_refused(
+        self, tmp_path: Path, name: str, kept: float
+    ) -> None:
+        write(tmp_path / name, values(plain(name), (9, 40, 30)))
+        cut = largest_file(tmp_path / name)
+        data = cut.read_bytes()
+        cut.write_bytes(data[: int(kept * len(data))])
+        with pytest.raises(VolumeError, match=r"a\b"):
+            read_all(tmp_path / name)
+
+    def test_a_file_without_its_last_byte_is_refused_or_whole(
+        self, tmp_path: Path, name: str
+    ) -> None:
+        array = write(tmp_path / name, values(plain(name), (9, 40, 30)))
+        cut = largest_file(tmp_path / name)
+        cut.write_bytes(cut.read_bytes()[:-1])
+        with suppress(VolumeError), open_volume(tmp_path / name) as volume:
+            assert_holds(volume, array)
+
+    def test_bytes_of_something_else_are_refused(self, tmp_path: Path, name: str) -> None:
+        (tmp_path / name).write_bytes(np.random.default_rng(0).bytes(4096))
+        with pytest.raises(VolumeError, match=r"a\b"):
+            read_all(tmp_path / name)
+
+    def test_an_empty_file_is_refused(self, tmp_path: Path, name: str) -> None:
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(VolumeError, match=r"a\b"):
+            read_all(tmp_path / name)
+
+    def test_a_folder_of_something_else_is_refused(self, tmp_path: Path, name: str) -> None:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.tex").write_text("years")
+        with pytest.raises(VolumeError, match=r"a\b"):
+            read_all(tmp_path / name)
+
+    def test_slices_are_read_one_by_one(self, tmp_path: Path, name: str) -> None:
+        array = values(plain(name), (512, 128, 128))
+        write(tmp_path / name, array, None)
+        with open_volume(tmp_path / name) as volume:
+            assert volume[1].tobytes() == array[1].tobytes()  # imports what it needs
+        tracemalloc.start()
+        with open_volume(tmp_path / name) as volume:
+            assert volume[200].tobytes() == array[200].tobytes()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < array.nbytes / 2
+
+    def test_the_same_volume_is_the_same_bytes(self, tmp_path: Path, name: str) -> None:
+        for folder in ("first", "second"):
+            write(tmp_path / folder / name, values(plain(name)))
+        first, second = (contents(tmp_path / folder) for folder in ("first", "second"))
+        assert first.keys() == second.keys()
+        assert first == second or not EXAMPLES[name].repeatable
+
+    def test_it_says_what_it_writes(self, tmp_path: Path, name: str) -> None:
+        write(tmp_path / name, values(plain(name)))
+        names = {path.name for path in tmp_path.iterdir()}
+        assert names == {name, f"{name}.json"} if EXAMPLES[name].sidecar else names == {name}
+        assert (tmp_path / name).is_dir() == EXAMPLES[name].folder
+
+
+def interrupted(array: np.ndarray) -> Iterator[np.ndarray]:
+    yield array[0]
+    raise KeyboardInterrupt
+
+
+def largest_file(path: Path) -> Path:
+    """The file itself, or the largest of a folder."""
+    files = [one for one in (path, *path.rglob("*")) if one.is_file()]
+    return max(files, key=lambda one: one.stat().st_size)
+
+
+def read_all(path: Path) -> None:
+    with open_volume(path) as volume:
+        for _ in volume:
+            pass
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_formats_are_declared_without_their_libraries() -> None:
+    code = (
+        "import sys, numpy; before = set(sys.modules);"
+        "from ml_backend.volumes.formats.registry import formats; formats();"
+        "new = {name.partition('.')[0] for name in set(sys.modules) - before};"
+        "print(*sorted(new - sys.stdlib_module_names - {'al_strategies', 'ml_backend', 'numpy'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
 
 
 @pytest.mark.parametrize(
@@ -208,7 +353,7 @@ def test_a_voxel_without_extent_is_not_written(tmp_path: Path, size: tuple) -> N
 
 
 def test_the_names_of_the_formats_are_endings_to_write_under(tmp_path: Path) -> None:
-    assert set(FORMATS) == {"tiff", "ome-zarr", "nifti", "numpy", "png", "hdf5", "raw"}
+    assert set(FORMATS) >= {"tiff", "ome-zarr", "nifti", "numpy", "png", "hdf5", "raw"}
     for ending in FORMATS.values():
         array = write(tmp_path / f"scan_0.5um{ending}", values("u1"))
         with open_volume(tmp_path / f"scan_0.5um{ending}") as volume:

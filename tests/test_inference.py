@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from al_strategies.evidence import CLASS_FRACTIONS, EMBEDDING, Position
+from al_strategies.evidence import (
+    CLASS_FRACTIONS,
+    EMBEDDING,
+    FEATURES,
+    SCORES,
+    STANDARD,
+    Position,
+)
 from al_strategies.learner import IGNORE, UnreadableSlice
 from ml_backend.segmentation.inference import (
     EVIDENCE_NAMES,
@@ -55,6 +62,16 @@ class Mixed(Phantom):
 
     def mask(self, slice_id: str) -> Any:
         return self._part(slice_id).mask(slice_id)
+
+
+def test_the_standard_evidence_is_what_the_network_leaves() -> None:
+    source = Phantom(1)
+
+    evidence = gather_evidence(make_model(), source, source.ids, STANDARD, CONFIG)
+
+    assert STANDARD == EVIDENCE_NAMES
+    assert set(evidence.scores) == SCORES
+    assert set(evidence.features) == FEATURES
 
 
 @pytest.mark.parametrize("architecture", ["hrnet_w18_small", "unet"])

@@ -13,6 +13,7 @@ from ml_backend.cli.progress import round_progress
 from ml_backend.cli.tables import whole
 from ml_backend.rounds.service import Service
 from ml_backend.settings import configure_logging
+from ml_backend.volumes.formats.registry import mask_formats
 
 __all__ = ["export"]
 
@@ -29,7 +30,7 @@ def export(
         str, typer.Option(help="Any of masks, json, record, curve; comma-separated.")
     ] = "masks,json,record,curve",
     format: Annotated[
-        str, typer.Option(help="Of the masks: tiff, ome-zarr, nifti, png, numpy, hdf5.")
+        str, typer.Option(help=f"Of the masks: {', '.join(mask_formats())}.")
     ] = "tiff",
     names: Annotated[
         bool, typer.Option("--names", help="Annotators' e-mail addresses in the record too.")

@@ -31,6 +31,7 @@ from ml_backend.rounds.artefacts import ROUND
 from ml_backend.rounds.project import ConnectedProject, stored_project, stored_projects
 from ml_backend.rounds.service import Service
 from ml_backend.settings import load_settings
+from ml_backend.volumes.formats.registry import written_endings
 from ml_backend.volumes.opening import open_volume
 from ml_backend.volumes.volume import Volume
 
@@ -128,7 +129,7 @@ def segment(
     out: Annotated[
         Path,
         typer.Option(
-            "--out", "-o", help="Labels; by ending: .tif .h5 .zarr .nii .nii.gz .npy .raw, folder."
+            "--out", "-o", help=f"Labels; by ending: {' '.join(written_endings())}, folder."
         ),
     ],
     project: Annotated[

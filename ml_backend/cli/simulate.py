@@ -21,6 +21,7 @@ from rich.progress import (
 from rich.table import Table
 
 from al_strategies import available_strategies, get_strategy
+from al_strategies.evidence import STANDARD
 from ml_backend.cli import app, as_written, console
 from ml_backend.cli.progress import round_progress
 from ml_backend.cli.reading import DatasetOption
@@ -179,10 +180,14 @@ def _warn(sentences: Iterator[str]) -> None:
 def _names(text: str) -> list[str]:
     """The strategies of ``--strategies``, each once, in the order given."""
     if text == "all":
-        return [info.name for info in available_strategies()]
+        names = [info.name for info in available_strategies()]
+        return [name for name in names if not get_strategy(name).beyond(STANDARD)]
     names = list(dict.fromkeys(name.strip() for name in text.split(",")))
     for name in names:
-        get_strategy(name)
+        if unknown := get_strategy(name).beyond(STANDARD):
+            raise ValueError(
+                f"strategy {name!r} needs {', '.join(unknown)}, which the network does not compute"
+            )
     return names
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from ml_backend.durable import move_whole
 from ml_backend.errors import NextsliceError
+from ml_backend.volumes.formats.registry import format_by_ending
 from ml_backend.volumes.staging import staging
 
 __all__ = ["ExportError", "file_name", "to_json", "whole"]
@@ -71,10 +72,15 @@ def _written(folder: Path) -> set[str]:
         return {"export.json", *(row["file"] for row in export["files"])}
     if masks is not None:
         files = [row["file"] for row in masks["volumes"] if row["file"] is not None]
-        # an array has its voxel size beside it
-        sidecars = [f"{file}.json" for file in files if file.endswith(".npy")]
+        sidecars = [f"{file}.json" for file in files if _has_sidecar(file)]
         return {"labels.json", "labels.csv", *files, *sidecars}
     return set()
+
+
+def _has_sidecar(file: str) -> bool:
+    """Whether its voxel size is written beside it, as an array's."""
+    written = format_by_ending(file)
+    return written is not None and written.sidecar
 
 
 def _index(path: Path) -> dict[str, Any] | None:

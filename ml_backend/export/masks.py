@@ -7,7 +7,6 @@ source volume. Memory holds one slice of it at a time; slices cut along y or x w
 from __future__ import annotations
 
 import csv
-import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,6 +23,7 @@ from ml_backend.rounds.artefacts import DATASET, ROUND
 from ml_backend.rounds.records import DatasetRecord, LabelRecord, RoundRecord, TaskRecord
 from ml_backend.rounds.source import PROJECT_VOLUME
 from ml_backend.rounds.store import RoundFolder
+from ml_backend.volumes.formats.registry import mask_formats, without_ending
 from ml_backend.volumes.opening import write_volume
 from ml_backend.volumes.volume import AXES, VolumeError, VolumeSpec, axis_index
 
@@ -36,14 +36,7 @@ __all__ = [
     "read_mask",
 ]
 
-MASK_FORMATS = {
-    "tiff": ".tif",
-    "ome-zarr": ".zarr",
-    "nifti": ".nii.gz",
-    "numpy": ".npy",
-    "hdf5": ".h5",
-    "png": "",
-}
+MASK_FORMATS = mask_formats()
 """Name of a format → ending of a label volume's file; png is a folder with a file a slice."""
 
 MASKS_VERSION = 1
@@ -51,11 +44,6 @@ MASKS_VERSION = 1
 
 _COLUMNS = ("task", "volume", "axis", "slice", "file", "annotation", "completed_by", "updated_at",
             "hash")  # fmt: skip
-
-_ENDING = re.compile(
-    r"\.(tiff?|btf|tf8|zarr|nii|nii\.gz|npy|h5|hdf5?|nxs?|he5|raw|bin|vol)$", re.IGNORECASE
-)
-"""Of the file that a volume is called after: ``bone.nii.gz`` gives ``bone-z.tif``."""
 
 Mask = npt.NDArray[np.uint8]
 
@@ -278,8 +266,9 @@ class _Writer:
             stack.use(source, read_mask(self.folder, first))
 
     def _name(self, volume: str) -> str:
-        """The volume's name as a file's, another one for each volume."""
-        plain = name = file_name(_ENDING.sub("", volume))
+        """The volume's name as a file's, another one for each volume: ``bone.nii.gz`` gives
+        ``bone-z.tif``."""
+        plain = name = file_name(without_ending(volume))
         number = 1
         # Two names that differ in case only are one file on some systems.
         while self._taken.setdefault(name.lower(), volume) != volume:

@@ -12,17 +12,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import h5py
-import hdf5plugin  # noqa: F401  (h5py reads its compressions once it is imported)
 import numpy as np
 import numpy.typing as npt
 
 from ml_backend.volumes.formats.checks import number_type, reading, three_axes
+from ml_backend.volumes.formats.format import DTYPES, EVERYTHING, Format
 from ml_backend.volumes.formats.notes import Notes, length_in, sizes_in_one_unit
 from ml_backend.volumes.formats.slabs import Slabs, chunk_shape, in_slabs
 from ml_backend.volumes.volume import ReadOptions, Volume, VolumeError, VolumeSpec
 
-__all__ = ["read", "write"]
+__all__ = ["FORMAT", "read", "write"]
 
 _EXPECTED = "an HDF5 file"
 _LISTED = 20
@@ -30,6 +29,9 @@ _LISTED = 20
 
 def read(path: Path, options: ReadOptions) -> Volume:
     """``options.dataset``: path of a dataset, or of an NXdata group."""
+    import h5py
+    import hdf5plugin  # noqa: F401  (h5py reads its compressions once it is imported)
+
     with reading(path, _EXPECTED):
         file = h5py.File(path, "r")
     try:
@@ -43,6 +45,8 @@ def read(path: Path, options: ReadOptions) -> Volume:
 def write(path: Path, slices: Iterable[npt.NDArray[Any]], spec: VolumeSpec) -> None:
     """A NeXus file: /entry/data/data, chunked and compressed, with its axes where voxels have a
     size, ``classes`` an attribute of the dataset."""
+    import h5py
+
     with h5py.File(path, "w") as file:
         file.attrs["default"] = "entry"
         entry = file.create_group("entry")
@@ -62,7 +66,28 @@ def write(path: Path, slices: Iterable[npt.NDArray[Any]], spec: VolumeSpec) -> N
             start += len(slab)
 
 
+FORMAT = Format(
+    name="hdf5",
+    title="HDF5, NeXus",
+    summary=(
+        "the dataset that the NeXus defaults lead to, the only volume in the file, or "
+        "`--dataset /entry/data`; compressed as detectors do it too (Bitshuffle, LZ4, Blosc, …)"
+    ),
+    readable="HDF5/NeXus (.h5, .nxs)",
+    endings=(".h5", ".hdf5", ".hdf", ".nxs", ".nx", ".he5"),
+    read=read,
+    write=write,
+    dtypes=DTYPES,
+    keeps=EVERYTHING,
+    repeatable=True,
+    masks=".h5",
+    place=20,
+)
+
+
 def _write_axes(group: Any, dataset: Any, spec: VolumeSpec) -> None:
+    import h5py
+
     if spec.voxel_size is None:
         group.attrs["axes"] = np.array([".", ".", "."], h5py.string_dtype())
         return
@@ -105,6 +130,8 @@ def _open(path: Path, file: Any, name: str | None) -> Volume:
 
 
 def _named(path: Path, file: Any, name: str) -> Any:
+    import h5py
+
     found = file.get(name)
     if isinstance(found, h5py.Group):
         found = found.get(_text(found.attrs.get("signal", "data")))
@@ -135,6 +162,8 @@ def _found(path: Path, file: Any) -> Any:
 
 def _by_default(file: Any) -> Any | None:
     """The signal that ``default`` attributes lead to, None where there are none."""
+    import h5py
+
     group, passed = file, []
     while "signal" not in group.attrs:
         passed.append(group)
@@ -149,6 +178,8 @@ def _by_default(file: Any) -> Any | None:
 
 def _all(group: Any, seen: set[Any] | None = None) -> Iterator[Any]:
     """Every dataset below, linked ones once, broken links left out."""
+    import h5py
+
     seen = set() if seen is None else seen
     for name in group:
         try:
@@ -198,6 +229,8 @@ def _notes(dataset: Any, axes: tuple[int, int, int]) -> Notes:
 
 def _axes_notes(dataset: Any, axes: tuple[int, int, int]) -> Notes:
     """From the datasets that NXdata's ``axes`` name, where they are evenly spaced lengths."""
+    import h5py
+
     group = dataset.parent
     names = [_text(name) for name in np.atleast_1d(group.attrs.get("axes", []))]
     if len(names) != dataset.ndim:

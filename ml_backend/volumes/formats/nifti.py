@@ -18,29 +18,27 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import numpy.typing as npt
-from nibabel.nifti1 import Nifti1Extension
-from nibabel.volumeutils import apply_read_scaling
 
-from ml_backend.volumes.formats.checks import number_type, reading, three_axes, writable_type
+from ml_backend.volumes.formats.checks import number_type, reading, three_axes
 from ml_backend.volumes.formats.flat import Flat
+from ml_backend.volumes.formats.format import EVERYTHING, Format
 from ml_backend.volumes.formats.notes import Notes, length_in, unit_symbol
 from ml_backend.volumes.volume import Read, ReadOptions, Volume, VolumeError, VolumeSpec
 
-__all__ = ["read", "write"]
+__all__ = ["FORMAT", "read", "write"]
 
 _EXPECTED = "a NIfTI file"
 _COMMENT = 6  # code of a header extension that holds text
 _UNITS = {"meter": "m", "mm": "mm", "micron": "µm"}
-_TYPES = (
-    "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64",
-)  # fmt: skip
 
 
 def read(path: Path, options: ReadOptions) -> Volume:
     """Three axes, or more of which the others have length 1."""
+    import nibabel
+    from nibabel.volumeutils import apply_read_scaling
+
     with reading(path, _EXPECTED):
         image: Any = nibabel.load(path)
         proxy = image.dataobj
@@ -74,7 +72,6 @@ def read(path: Path, options: ReadOptions) -> Volume:
 def write(path: Path, slices: Iterable[npt.NDArray[Any]], spec: VolumeSpec) -> None:
     """NIfTI-1, or -2 for an axis beyond 32,767, with an affine of the voxel size alone; unit and
     class names as a comment, in JSON. Lengths that NIfTI has no unit for become µm."""
-    writable_type(path, spec.dtype, _TYPES, "NIfTI")
     header = _header(spec)
     packed = path.suffix.lower() == ".gz"
     with path.open("wb") as raw:
@@ -88,7 +85,29 @@ def write(path: Path, slices: Iterable[npt.NDArray[Any]], spec: VolumeSpec) -> N
             file.close()
 
 
+FORMAT = Format(
+    name="nifti",
+    title="NIfTI",
+    summary="`.nii`, `.nii.gz`",
+    readable="NIfTI (.nii, .nii.gz)",
+    endings=(".nii", ".nii.gz"),
+    read=read,
+    write=write,
+    dtypes=(
+        *("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"),
+        *("float32", "float64"),
+    ),
+    keeps=EVERYTHING,
+    repeatable=True,
+    masks=".nii.gz",
+    place=40,
+)
+
+
 def _header(spec: VolumeSpec) -> Any:
+    import nibabel
+    from nibabel.nifti1 import Nifti1Extension
+
     kind: Any = nibabel.Nifti1Header if max(spec.shape) < 2**15 else nibabel.Nifti2Header
     header = kind()
     header.set_data_dtype(spec.dtype)

@@ -15,10 +15,11 @@ import numpy.typing as npt
 
 from ml_backend.volumes.formats.checks import number_type, reading, three_axes
 from ml_backend.volumes.formats.flat import Flat
+from ml_backend.volumes.formats.format import DTYPES, EVERYTHING, Format
 from ml_backend.volumes.formats.notes import Notes, write_sidecar
 from ml_backend.volumes.volume import ReadOptions, Volume, VolumeError, VolumeSpec
 
-__all__ = ["read", "write"]
+__all__ = ["FORMAT", "read", "write"]
 
 _FORMAT: Any = np.lib.format  # has no types
 
@@ -59,3 +60,20 @@ def write(path: Path, slices: Iterable[npt.NDArray[Any]], spec: VolumeSpec) -> N
         _FORMAT.write_array_header_1_0(file, header)
         for values in slices:
             file.write(np.ascontiguousarray(values).data)
+
+
+FORMAT = Format(
+    name="numpy",
+    title="NumPy",
+    summary="`.npy`",
+    endings=(".npy",),
+    read=read,
+    write=write,
+    dtypes=DTYPES,
+    keeps=EVERYTHING,
+    sidecar=True,
+    repeatable=True,
+    masks=".npy",
+    explains=(".npz",),
+    place=50,
+)

@@ -13,14 +13,14 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import zarr
 
 from ml_backend.volumes.formats.checks import number_type, reading, three_axes
+from ml_backend.volumes.formats.format import DTYPES, EVERYTHING, Format
 from ml_backend.volumes.formats.notes import Notes, sizes_in_one_unit
 from ml_backend.volumes.formats.slabs import Slabs, chunk_shape, in_slabs
 from ml_backend.volumes.volume import ReadOptions, Volume, VolumeError, VolumeSpec
 
-__all__ = ["read", "write"]
+__all__ = ["FORMAT", "read", "write"]
 
 _EXPECTED = "a Zarr array or OME-Zarr image"
 _NAMES: Mapping[str, str] = {
@@ -35,6 +35,8 @@ _NOTHING = Notes()
 
 def read(path: Path, options: ReadOptions) -> Volume:
     """``options.dataset``: path of an array or image inside, as ``labels/bone``."""
+    import zarr
+
     with reading(path, _EXPECTED):
         node: Any = zarr.open(path, mode="r")
         if options.dataset is not None:
@@ -51,6 +53,8 @@ def write(
     zarr_format: Literal[2, 3] = 3,
 ) -> None:
     """One resolution, chunked and compressed: NGFF 0.5, or 0.4 with ``zarr_format=2``."""
+    import zarr
+
     group = zarr.create_group(path, zarr_format=zarr_format)
     chunks = chunk_shape(spec)
     encoding: Any = {"name": "v2" if zarr_format == 2 else "default", "separator": "/"}
@@ -63,6 +67,32 @@ def write(
         array[start : start + len(slab)] = slab
         start += len(slab)
     group.attrs.update(_metadata(spec, zarr_format))
+
+
+def _strange(folder: Path) -> list[str]:
+    names = sorted(one.name for one in folder.iterdir())
+    if "zarr.json" not in names:
+        return names
+    return [name for name in names if name not in ("zarr.json", "0")]
+
+
+FORMAT = Format(
+    name="ome-zarr",
+    title="OME-Zarr",
+    summary="0.4 (Zarr v2) and 0.5 (Zarr v3), full resolution; plain Zarr arrays",
+    endings=(".zarr",),
+    read=read,
+    write=write,
+    dtypes=DTYPES,
+    keeps=EVERYTHING,
+    repeatable=True,
+    masks=".zarr",
+    folder=True,
+    marks=("zarr.json", ".zgroup", ".zarray"),
+    strange=_strange,
+    long_endings=(".ome.zarr",),
+    place=30,
+)
 
 
 def _metadata(spec: VolumeSpec, zarr_format: int) -> dict[str, Any]:
@@ -106,6 +136,8 @@ def _member(path: Path, node: Any, name: str) -> Any:
 
 
 def _image(path: Path, node: Any) -> _Image:
+    import zarr
+
     if isinstance(node, zarr.Array):
         return _Image(node)
     attributes = dict(node.attrs)
@@ -199,6 +231,8 @@ def _open(path: Path, image: _Image) -> Volume:
 
 
 def _listed(node: Any) -> str:
+    import zarr
+
     if isinstance(node, zarr.Array):
         return " nothing, it is an array itself"
     arrays = [

@@ -6,25 +6,28 @@ image.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from ml_backend.volumes.formats.checks import native, reading, writable_type
-from ml_backend.volumes.formats.notes import Notes, write_sidecar
+from ml_backend.volumes.formats.checks import native, reading
+from ml_backend.volumes.formats.format import EVERYTHING, Format
+from ml_backend.volumes.formats.notes import Notes, read_sidecar, write_sidecar
 from ml_backend.volumes.formats.pages import Look, files_in, folder_read
 from ml_backend.volumes.volume import ReadOptions, Volume, VolumeError, VolumeSpec
 
-__all__ = ["SUFFIXES", "read", "write"]
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
-"""Of the images that are read; PNG is written."""
+__all__ = ["FORMAT", "read", "write"]
 
 _EXPECTED = "a whole grey image"
+_IMAGES = {"PNG": (".png",), "JPEG": (".jpg", ".jpeg")}
+"""What is read; PNG is written."""
 _TYPES = {
     "1": np.bool_, "L": np.uint8, "P": np.uint8, "I": np.int32,
     "I;16": np.uint16, "I;16L": np.uint16, "I;16B": np.uint16, "I;16N": np.uint16,
@@ -33,7 +36,7 @@ _TYPES = {
 
 def read(path: Path, options: ReadOptions) -> Volume:
     """8- or 16-bit grey images; of a palette image the index, as annotation tools write it."""
-    files = files_in(path, SUFFIXES)
+    files = files_in(path, [ending for endings in _IMAGES.values() for ending in endings])
     (size, dtype), cut = folder_read(files, _look, _image)
     notes = Notes.beside(path)
     return notes.volume(path, (len(files), *size), dtype, cut)
@@ -41,7 +44,8 @@ def read(path: Path, options: ReadOptions) -> Volume:
 
 def write(path: Path, slices: Iterable[npt.NDArray[Any]], spec: VolumeSpec) -> None:
     """``0000.png``, ``0001.png``, … and ``volume.json``; uint8 and uint16 only."""
-    writable_type(path, spec.dtype, ("uint8", "uint16"), "PNG")
+    from PIL import Image
+
     path.mkdir()
     write_sidecar(path, spec)
     digits = max(4, len(str(spec.shape[0] - 1)))
@@ -49,18 +53,50 @@ def write(path: Path, slices: Iterable[npt.NDArray[Any]], spec: VolumeSpec) -> N
         Image.fromarray(values).save(path / f"{z:0{digits}d}.png")
 
 
+def _strange(folder: Path) -> list[str]:
+    names = sorted(one.name for one in folder.iterdir())
+    # anyone numbers images: the note that is written with them has to be there
+    if read_sidecar(folder).keys() != Notes().to_json().keys():
+        return names
+    return [name for name in names if not re.fullmatch(r"volume\.json|\d{4,}\.png", name)]
+
+
+FORMAT = Format(
+    name="png",
+    title="images",
+    summary="a folder of PNG files, 8 or 16 bit",
+    endings=("_png",),
+    read=read,
+    write=write,
+    written_as="PNG",
+    dtypes=("uint8", "uint16"),
+    keeps=EVERYTHING,
+    repeatable=True,
+    masks="",
+    folder=True,
+    strange=_strange,
+    images=_IMAGES,
+    without_ending=True,
+    place=55,
+)
+
+
 def _look(path: Path) -> Look:
+    from PIL import Image
+
     with reading(path, _EXPECTED), Image.open(path) as image:
         return (image.height, image.width), _type(path, image)
 
 
 def _image(path: Path) -> npt.NDArray[Any]:
+    from PIL import Image
+
     with reading(path, _EXPECTED), Image.open(path) as image:
         _type(path, image)
         return native(np.array(image))
 
 
-def _type(path: Path, image: Image.Image) -> np.dtype[Any]:
+def _type(path: Path, image: Image) -> np.dtype[Any]:
     if image.mode not in _TYPES:
         raise VolumeError(
             f"{path} is a colour image ({image.mode}), expected one grey value a voxel"

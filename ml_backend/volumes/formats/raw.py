@@ -15,10 +15,11 @@ import numpy.typing as npt
 
 from ml_backend.volumes.formats.checks import number_type
 from ml_backend.volumes.formats.flat import Flat
+from ml_backend.volumes.formats.format import DTYPES, EVERYTHING, Format
 from ml_backend.volumes.formats.notes import Notes, read_sidecar, sidecar_path, write_sidecar
 from ml_backend.volumes.volume import ReadOptions, Volume, VolumeError, VolumeSpec
 
-__all__ = ["read", "write"]
+__all__ = ["FORMAT", "read", "write"]
 
 _HELP = 'expected a shape (z, y, x) and a dtype such as "<u2"'
 
@@ -46,6 +47,31 @@ def write(path: Path, slices: Iterable[npt.NDArray[Any]], spec: VolumeSpec) -> N
     with path.open("wb") as file:
         for values in slices:
             file.write(np.ascontiguousarray(values).data)
+
+
+def _takes(path: Path, options: ReadOptions) -> bool:
+    """Whatever has a shape, from the caller or a sidecar."""
+    return options.shape is not None or sidecar_path(path).exists()
+
+
+FORMAT = Format(
+    name="raw",
+    title="raw",
+    summary=(
+        '`--shape 900,1024,1024 --dtype "<u2" --offset 0`, or the same in a file beside it, '
+        "`scan.raw.json` for `scan.raw`"
+    ),
+    readable="raw values (.raw, .bin, .vol)",
+    endings=(".raw", ".bin", ".vol"),
+    read=read,
+    write=write,
+    dtypes=DTYPES,
+    keeps=EVERYTHING,
+    sidecar=True,
+    repeatable=True,
+    takes=_takes,
+    place=60,
+)
 
 
 def _shape(path: Path, shape: object) -> tuple[int, int, int]:

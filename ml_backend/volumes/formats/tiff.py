@@ -22,29 +22,23 @@ from xml.etree import ElementTree
 
 import numpy as np
 import numpy.typing as npt
-import tifffile
 
-from ml_backend.volumes.formats.checks import native, number_type, reading, writable_type
+from ml_backend.volumes.formats.checks import native, number_type, reading
 from ml_backend.volumes.formats.flat import Flat, read_run
-from ml_backend.volumes.formats.notes import (
-    Notes,
-    length_in,
-    sizes_in_one_unit,
-)
+from ml_backend.volumes.formats.format import EVERYTHING, Format
+from ml_backend.volumes.formats.notes import Notes, length_in, sizes_in_one_unit
 from ml_backend.volumes.formats.pages import Look, by_page, files_in, folder_read
 from ml_backend.volumes.volume import ReadOptions, Volume, VolumeError, VolumeSpec
 
-__all__ = ["SUFFIXES", "read", "write"]
-
-SUFFIXES = (".tif", ".tiff", ".btf", ".tf8")
+__all__ = ["FORMAT", "read", "write"]
 
 Slice = npt.NDArray[Any]
 
+_ENDINGS = (".tif", ".tiff", ".btf", ".tf8")
 _EXPECTED = "a TIFF stack"
 _ONE = "a whole TIFF image"
 _NOTHING = Notes()
 _NAMESPACE = "nextslice/classes"
-_TYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 
 
 def read(path: Path, options: ReadOptions) -> Volume:
@@ -54,7 +48,8 @@ def read(path: Path, options: ReadOptions) -> Volume:
 
 def write(path: Path, slices: Iterable[Slice], spec: VolumeSpec) -> None:
     """An uncompressed OME-TIFF, BigTIFF from 4 GiB on; class names as a map annotation."""
-    writable_type(path, spec.dtype, _TYPES, "OME-TIFF")
+    import tifffile
+
     metadata: dict[str, Any] = {"axes": "ZYX"}
     resolution: dict[str, Any] = {}
     if spec.voxel_size is not None:
@@ -77,20 +72,45 @@ def write(path: Path, slices: Iterable[Slice], spec: VolumeSpec) -> None:
         )  # fmt: skip
 
 
+FORMAT = Format(
+    name="tiff",
+    title="TIFF",
+    summary=(
+        "one file with many pages (BigTIFF, ImageJ, OME-TIFF; tiled or compressed), or a folder of "
+        "one-page files"
+    ),
+    readable="a TIFF stack (.tif)",
+    endings=_ENDINGS,
+    read=read,
+    write=write,
+    written_as="OME-TIFF",
+    dtypes=("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64"),
+    keeps=EVERYTHING,
+    masks=".tif",
+    images={"TIFF": _ENDINGS},
+    long_endings=(".ome.tif", ".ome.tiff"),
+    place=10,
+)
+
+
 def _read_folder(path: Path) -> Volume:
-    files = files_in(path, SUFFIXES)
+    files = files_in(path, _ENDINGS)
     (size, dtype), cut = folder_read(files, _look, _image)
     notes = Notes.beside(path)
     return notes.volume(path, (len(files), *size), dtype, cut)
 
 
 def _look(path: Path) -> Look:
+    import tifffile
+
     with reading(path, _ONE), tifffile.TiffFile(path) as tif:
         page = _only_page(path, tif)
         return page.shape, number_type(path, page.dtype)
 
 
 def _image(path: Path) -> Slice:
+    import tifffile
+
     with reading(path, _ONE), tifffile.TiffFile(path) as tif:
         return _decode(path, _only_page(path, tif))
 
@@ -106,6 +126,8 @@ def _only_page(path: Path, tif: Any) -> Any:
 
 
 def _read_file(path: Path) -> Volume:
+    import tifffile
+
     with reading(path, _EXPECTED):
         tif = tifffile.TiffFile(path)
     try:
