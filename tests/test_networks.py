@@ -29,6 +29,7 @@ from ml_backend.segmentation.networks import (
     default_architecture,
     hrnet,
     masked_mean,
+    smp,
 )
 from ml_backend.segmentation.networks.hrnet import HRNetV2
 from ml_backend.segmentation.networks.smp import SMPNetwork
@@ -217,7 +218,9 @@ def test_embedding_leaves_padding_out() -> None:
 
 
 def test_every_listed_architecture_is_known() -> None:
-    for name in architecture_names():
+    assert architecture_names() == tuple(NETWORKS)
+    assert {*hrnet.BUILDERS, *smp.BUILDERS} <= {*architecture_names()}
+    for name in (*hrnet.BUILDERS, *smp.BUILDERS):
         assert NETWORKS[name].build in (HRNetV2, SMPNetwork)
 
 
