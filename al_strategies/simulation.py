@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -135,19 +136,28 @@ class SimulatedRound:
 
 @dataclass(frozen=True)
 class _Part:
-    """Some slices of a source as a source: what a learner may look at."""
+    """Some slices of a source as a source: what a learner may look at. KeyError for the others."""
 
     source: SliceSource
     ids: tuple[SliceId, ...]
 
     def image(self, slice_id: SliceId) -> npt.NDArray[Any]:
-        return self.source.image(slice_id)
+        return self.source.image(self._known(slice_id))
 
     def mask(self, slice_id: SliceId) -> Mask:
-        return self.source.mask(slice_id)
+        return self.source.mask(self._known(slice_id))
 
     def position(self, slice_id: SliceId) -> Position:
-        return self.source.position(slice_id)
+        return self.source.position(self._known(slice_id))
+
+    def _known(self, slice_id: SliceId) -> SliceId:
+        if slice_id not in self._members:
+            raise KeyError(f"slice {slice_id!r} is in another part of the source")
+        return slice_id
+
+    @cached_property
+    def _members(self) -> frozenset[SliceId]:
+        return frozenset(self.ids)
 
 
 class _SurroundedPart(_Part):
@@ -155,7 +165,7 @@ class _SurroundedPart(_Part):
 
     def around(self, slice_id: SliceId, neighbours: int) -> npt.NDArray[Any]:
         assert isinstance(self.source, Surrounded)
-        return self.source.around(slice_id, neighbours)
+        return self.source.around(self._known(slice_id), neighbours)
 
 
 def _part(source: SliceSource, ids: tuple[SliceId, ...]) -> SliceSource:

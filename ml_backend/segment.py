@@ -87,11 +87,11 @@ class VolumeSlices:
 
     def image(self, slice_id: SliceId) -> npt.NDArray[Any]:
         """(H, W) in native values."""
-        return self._read(int(slice_id))
+        return self._read(self._index(slice_id))
 
     def around(self, slice_id: SliceId, neighbours: int) -> npt.NDArray[Any]:
         """(H, W, 2 n + 1), as `Surrounded` has it."""
-        index = int(slice_id)
+        index = self._index(slice_id)
         places = np.arange(index - neighbours, index + neighbours + 1)
         return np.stack([self._read(int(i)) for i in places.clip(0, len(self.ids) - 1)], axis=2)
 
@@ -101,7 +101,15 @@ class VolumeSlices:
 
     def position(self, slice_id: SliceId) -> Position:
         """The volume's path and the index."""
-        return Position(str(self._volume.path), float(slice_id))
+        return Position(str(self._volume.path), float(self._index(slice_id)))
+
+    def _index(self, slice_id: SliceId) -> int:
+        index = int(slice_id)
+        if index not in self.ids:
+            raise KeyError(
+                f"{self._volume.path} has no slice {slice_id!r}: expected 0 to {len(self.ids) - 1}"
+            )
+        return index
 
 
 def partial_folder(out: Path) -> Path:

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 
 import pytest
 
+from al_strategies import base, evidence
 from ml_backend.settings import Local, Settings, SettingsError, load_settings, without_passwords
 
 needs_no_s3fs = pytest.mark.skipif(find_spec("s3fs") is not None, reason="s3fs is installed")
@@ -70,6 +71,23 @@ def test_a_bad_value_is_named(
     with pytest.raises(SettingsError, match=complaint) as refused:
         load_settings()
     assert "Value error" not in str(refused.value)
+
+
+def test_a_strategy_of_evidence_that_the_network_lacks_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
+    monkeypatch.setattr(evidence, "_KINDS", evidence.declared_evidence())
+    evidence.declare_evidence("hessian", "feature")
+
+    @base.register(base.StrategyInfo(name="mine", summary="Mine.", evidence=("hessian",)))
+    class Mine(base.ScoreStrategy):
+        def score(self, problem: base.Problem) -> base.Floats:
+            return problem.feature("hessian").sum(1)
+
+    monkeypatch.setenv("NEXTSLICE_STRATEGY", "mine")
+    with pytest.raises(SettingsError, match=r"needs hessian, which the network does not compute"):
+        load_settings()
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:0", "cuda:12"])
