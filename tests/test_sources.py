@@ -19,9 +19,10 @@ from PIL import Image
 from al_strategies.evidence import Position, SliceId
 from al_strategies.learner import IGNORE, SliceSource, Surrounded
 from al_strategies.simulation import _part
+from ml_backend.rounds.artefacts import DATASET
+from ml_backend.rounds.records import TaskRecord
 from ml_backend.rounds.service import slice_keys
 from ml_backend.rounds.source import ProjectSource
-from ml_backend.rounds.store import DatasetRecord, TaskRecord
 from ml_backend.segment import VolumeSlices
 from ml_backend.segmentation.neighbourhood import with_neighbours
 from ml_backend.settings import Settings
@@ -30,7 +31,7 @@ from ml_backend.volumes.folder import FolderSource
 from ml_backend.volumes.opening import open_volume
 from ml_backend.volumes.pair import VolumePair
 from ml_backend.volumes.phantom import Phantom, PhantomSample
-from tests.export_store import CLASSES, KEY, SHAPE, ExportStore, a_mask
+from tests.export_store import CLASSES, SHAPE, ExportStore, a_mask
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = {"image", "mask", "position"}
@@ -130,8 +131,8 @@ def project(made: Folders) -> Example:
         for z in range(SHAPE[0])
     ]
     store.add_round(1, tasks, {10 + z: a_mask(z, SHAPE[1:]) for z in range(SHAPE[0] - 1)})
-    dataset = store.folder.round(1).need("dataset.json", DatasetRecord)
-    source = ProjectSource(dataset, store.folder, store.service.images(KEY))
+    dataset = store.folder.round(1).need(DATASET)
+    source = ProjectSource(dataset, store.folder, store.images)
     return Example(source, 16, len(CLASSES), unlabelled=15)
 
 
