@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import pytest
 
 from al_strategies import base as strategies
 from al_strategies import get_strategy
+from ml_backend.volumes import formats as package
 from ml_backend.volumes.formats.format import Format
 from ml_backend.volumes.formats.registry import formats
 from ml_backend.volumes.volume import ReadOptions, Volume
@@ -163,6 +165,12 @@ mine = Format({arguments}, summary="Mine.", read=lambda path, options: None)
 """
 
 
+FORMAT_OF_OURS = """
+from ml_backend.volumes.formats.format import Format
+FORMAT = Format("nrrd", "NRRD", "Mine.", (".nrrd",), lambda path, options: None)
+"""
+
+
 @pytest.mark.parametrize(
     ("module", "arguments", "says"),
     [
@@ -194,6 +202,23 @@ def test_what_is_no_format_is_left_out(plugins: Path, caplog: pytest.LogCaptureF
 
 def reader(path: Path, options: ReadOptions) -> Volume:
     raise NotImplementedError
+
+
+def test_a_module_of_ours_that_declares_a_format_is_found(
+    plugins: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (plugins / "nrrd.py").write_text(FORMAT_OF_OURS)
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(plugins)])
+    assert {one.name for one in formats()} == {*KNOWN, "nrrd"}
+    del sys.modules[f"{package.__name__}.nrrd"]
+
+
+def test_a_strategy_in_a_file_of_ours_is_found(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "al_strategies", tmp_path / "al_strategies")
+    text = STRATEGY.format(name="mine", evidence=("entropy",))
+    (tmp_path / "al_strategies" / "toy.py").write_text(text)
+    code = "import al_strategies; print(al_strategies.get_strategy('mine').info.summary)"
+    assert run(tmp_path, "-c", code, cwd=tmp_path) == "Mine.\n"
 
 
 def a_format(**changes: object) -> Format:

@@ -23,7 +23,7 @@ from ml_backend.rounds.artefacts import DATASET, ROUND
 from ml_backend.rounds.records import DatasetRecord, LabelRecord, RoundRecord, TaskRecord
 from ml_backend.rounds.source import PROJECT_VOLUME
 from ml_backend.rounds.store import RoundFolder
-from ml_backend.volumes.formats.registry import mask_formats, without_ending
+from ml_backend.volumes.formats.registry import mask_formats, volume_stem
 from ml_backend.volumes.opening import write_volume
 from ml_backend.volumes.volume import AXES, VolumeError, VolumeSpec, axis_index
 
@@ -268,7 +268,7 @@ class _Writer:
     def _name(self, volume: str) -> str:
         """The volume's name as a file's, another one for each volume: ``bone.nii.gz`` gives
         ``bone-z.tif``."""
-        plain = name = file_name(without_ending(volume))
+        plain = name = file_name(volume_stem(volume))
         number = 1
         # Two names that differ in case only are one file on some systems.
         while self._taken.setdefault(name.lower(), volume) != volume:

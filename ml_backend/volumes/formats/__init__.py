@@ -1,1 +1,1 @@
-"""One file format a module, each with `read` and, where it makes sense, `write`."""
+"""One file format a module, which declares it as ``FORMAT``; `registry` finds them."""

@@ -22,7 +22,7 @@ __all__ = [
     "formats",
     "mask_formats",
     "split_ending",
-    "without_ending",
+    "volume_stem",
     "written_endings",
 ]
 
@@ -39,7 +39,6 @@ def formats() -> tuple[Format, ...]:
     found: list[Format] = []
     for one in sorted(_ours(), key=lambda one: (one.place, one.name)):
         _add(found, one)
-
     load_plugins(GROUP, lambda point: _add(found, point.load()))
     return tuple(found)
 
@@ -93,7 +92,7 @@ def split_ending(name: str) -> tuple[str, str]:
     return stem, name[len(stem) :]
 
 
-def without_ending(name: str) -> str:
+def volume_stem(name: str) -> str:
     """``bone`` of ``bone.nii.gz``; a name that no format of files has as it is."""
     known = (e for one in formats() for e in one.endings if e.startswith("."))
     ending = max((e for e in known if name.lower().endswith(e)), key=len, default="")
