@@ -182,10 +182,7 @@ def _classes(rows: dict[int, dict[str, list[Record]]], peers: list[str], head: l
     for labels, of in sorted(rows.items()):
         names = dict.fromkeys(name for records in of.values() for name in records[0].iou)
         for name in names:
-            cells = [
-                _number(_mean(of.get(p, []), lambda r, n=name: r.iou[n]))
-                for p in peers  # type: ignore[misc]
-            ]
+            cells = [_number(_mean(of.get(peer, []), _iou_of(name))) for peer in peers]
             lines.append(_row([str(labels), name, *cells]))
     return "\n".join(lines)
 
@@ -205,6 +202,10 @@ def _bold(
 
 def _miou(record: Record) -> float:
     return record.scores.miou
+
+
+def _iou_of(name: str) -> Value:
+    return lambda record: record.iou[name]
 
 
 def _boundary(record: Record) -> float:

@@ -71,7 +71,8 @@ def boundary(mask: Mask, index: int, known: Flags) -> Flags:
     """(H, W): the labelled pixels of class ``index`` beside a labelled pixel of another class,
     left, right, above or below. The edge of the slice is no boundary, nor is that of a gap."""
     inside, outside = (mask == index) & known, (mask != index) & known
-    return inside & ndimage.binary_dilation(outside)
+    found: Flags = inside & ndimage.binary_dilation(outside)
+    return found
 
 
 def _matched(truth: Flags, predicted: Flags) -> tuple[int, int, int, int]:
@@ -87,7 +88,8 @@ def _matched(truth: Flags, predicted: Flags) -> tuple[int, int, int, int]:
 def _near(line: Flags) -> Flags:
     if not line.any():
         return np.zeros_like(line)
-    return ndimage.distance_transform_edt(~line) <= TOLERANCE
+    near: Flags = ndimage.distance_transform_edt(~line) <= TOLERANCE
+    return near
 
 
 def _f_score(true: int, found: int, predicted: int, right: int) -> float:

@@ -43,11 +43,8 @@ class NnUNet:
         self.idle_s = 0.0
         self._device = device
         self._python = _environment(home / "nnunet")
-        self._folder = Path(tempfile.mkdtemp(prefix="nnunet-"))
-
-    def __del__(self) -> None:
-        if hasattr(self, "_folder"):
-            shutil.rmtree(self._folder, ignore_errors=True)
+        self._temporary = tempfile.TemporaryDirectory(prefix="nnunet-")
+        self._folder = Path(self._temporary.name)
 
     def fit(self, task: Task) -> None:
         _write_dataset(self._folder / "raw" / "Dataset001_slices", task)

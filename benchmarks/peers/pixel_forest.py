@@ -36,7 +36,8 @@ def features(image: npt.NDArray[Any]) -> Floats:
 
 def _at(image: Floats, sigma: float) -> list[Floats]:
     def derivative(*order: int) -> Floats:
-        return ndimage.gaussian_filter(image, sigma, order=order)
+        found: Floats = ndimage.gaussian_filter(image, sigma, order=order)
+        return found
 
     dy, dx = derivative(1, 0), derivative(0, 1)
     smooth, offset = derivative(0, 0), _response_to_one(sigma)

@@ -61,7 +61,8 @@ class _Network(nn.Module):
             skips.append(x)
         for block, skip in zip(self.up, skips[-2::-1], strict=True):
             x = block(torch.cat([F.interpolate(x, scale_factor=2, mode="bilinear"), skip], 1))
-        return self.head(x)
+        scores: Tensor = self.head(x)
+        return scores
 
 
 class UNet:
@@ -109,7 +110,7 @@ class UNet:
     def _standard(self, image: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         image = image.astype(np.float32)
         mean, deviation = self._scale or (float(image.mean()), float(image.std()) or 1.0)
-        return (image - mean) / deviation
+        return ((image - mean) / deviation).astype(np.float32)
 
     def _batch(
         self, slices: list[tuple[npt.NDArray[Any], Mask]], rng: np.random.Generator
@@ -136,9 +137,9 @@ def _crop(
     x, y = np.rot90(x, turns), np.rot90(y, turns)
     if flipped:
         x, y = x[:, ::-1], y[:, ::-1]
-    x = x * rng.uniform(0.9, 1.1) + rng.uniform(-0.1, 0.1)
-    x = x + rng.normal(0, rng.uniform(0, 0.1), x.shape)
-    return x.astype(np.float32), np.ascontiguousarray(y)
+    light = x * rng.uniform(0.9, 1.1) + rng.uniform(-0.1, 0.1)
+    noise = rng.normal(0, rng.uniform(0, 0.1), x.shape)
+    return (light + noise).astype(np.float32), np.ascontiguousarray(y)
 
 
 def _loss(scores: Tensor, masks: Tensor) -> Tensor:
