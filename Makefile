@@ -55,4 +55,4 @@ constraints: install ## Renew constraints.txt from what .venv holds
 # What `nextslice up` keeps in .nextslice (store, Redis, logs, cache) is of real projects.
 clean: ## Delete the environments, every demo with its labels, phantoms and caches; not store and Redis
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
-	rm -rf $(addprefix .nextslice/,label-studio-* demo demo-* demo.lock phantom-* install.lock)
+	rm -rf $(addprefix .nextslice/,label-studio-* demo demo-* demo.lock phantom-* learning install.lock)

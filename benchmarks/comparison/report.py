@@ -34,8 +34,9 @@ The same labelled slices, the same test slices, one way to score masks (`benchma
 - **U-Net**: four levels from full resolution, 32 to 256 channels, AdamW, flips, quarter turns,
   brightness, contrast and noise, for the CPU seconds that ours took to train.
 - **nnU-Net**: nnunetv2, configuration `2d`, plans and augmentation its own, fold `all`; for the CPU
-  seconds of ours and for ten times as many, its learning rate falling over those. It is made for a
-  GPU and a thousand epochs: this says what it gives on the machine that our users have, no more.
+  seconds of ours and for ten times as many, its learning rate falling over those; planning and
+  preprocessing come on top. It is made for a GPU and a thousand epochs: this says what it gives on
+  CPUs in the time that an annotator waits, no more.
 
 Labelled slices are evenly spread over the pool: the pool is cut into as many bins as there are
 labels, and label set 0 takes the centre of each, sets 1 and 2 the slice at one and at five sixths.

@@ -1,9 +1,9 @@
 """2-D nnU-Net with its own plans and augmentation, in an environment of its own.
 
 What differs from ``nnUNetv2_train 1 2d all``: the training ends when its CPU seconds are spent, and
-the learning rate follows the same polynomial over those instead of over 1,000 epochs. Fold "all":
-nothing of so few slices is kept for validation. Predictions are averaged over mirrored slices, as
-nnU-Net does by default.
+the learning rate follows the same polynomial over those instead of over 1,000 epochs. Planning and
+preprocessing come on top. Fold "all": nothing of so few slices is kept for validation. Predictions
+are averaged over mirrored slices, as nnU-Net does by default.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ def fit(folder: Path, device: str, seconds: float, seed: int) -> None:
     from nnunetv2.experiment_planning import plan_and_preprocess_api as planning
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer as Trainer
 
-    began = started(folder)
+    started(folder)
     torch.manual_seed(seed)
     np.random.seed(seed)  # noqa: NPY002 nnU-Net draws from it
 
@@ -32,7 +32,7 @@ def fit(folder: Path, device: str, seconds: float, seed: int) -> None:
         def run_training(self) -> None:
             self.on_train_start()
             self.network.train()
-            spent = 0.0
+            began, spent = cpu_seconds(), 0.0
             while True:
                 for group in self.optimizer.param_groups:
                     group["lr"] = self.initial_lr * max(1 - spent, 0.0) ** 0.9
@@ -73,10 +73,8 @@ def predict(folder: Path, device: str) -> None:
         np.save(folder / "masks" / path.name, np.asarray(mask)[0].astype(np.uint8))
 
 
-def started(folder: Path) -> float:
-    now = cpu_seconds()
-    (folder / "idle_s").write_text(str(now))
-    return now
+def started(folder: Path) -> None:
+    (folder / "idle_s").write_text(str(cpu_seconds()))
 
 
 def main(folder: str, device: str, command: str, *arguments: str) -> None:
