@@ -106,10 +106,12 @@ def _summary(measured: Sequence[Record]) -> str:
         numbers = [_number(ours), _number(theirs), _signed(ours - theirs)]
         counts = [str(len(duels) - len(lost)), str(len(lost))]
         lines.append(_row([PEERS[peer].title, str(len(duels)), *numbers, *counts]))
+    if not losses:
+        return "## In short\n\nOurs has not been measured beside a peer yet."
     lines.append("\n### Where we lose\n")
     lines += [f"- to {peer}: {'; '.join(where)}" for peer, where in losses.items() if where]
     if not any(losses.values()):
-        lines.append("Nowhere among the rows that were measured." if losses else "Not known yet.")
+        lines.append("Nowhere among the rows that were measured.")
     return "\n".join(lines)
 
 
