@@ -1,0 +1,252 @@
+"""docs/learning.md: the tables, made from the records."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from benchmarks.comparison.data_sets import DATA_SETS, DataSet
+from benchmarks.comparison.records import Record, Records
+from benchmarks.peers import OURS, PEERS
+
+__all__ = ["MARGIN", "page"]
+
+MARGIN = 0.005
+"""mIoU by which a peer must be ahead before we say that we lose."""
+
+Value = Callable[[Record], float]
+Cell = Callable[[Sequence[Record]], str]
+
+_HEAD = """# How good the learner is, beside its peers
+
+<!-- Made by `python -m benchmarks.learning --report` from docs/results/learning/; do not edit. -->
+
+The same labelled slices, the same test slices, one way to score masks (`benchmarks/learning.py`).
+
+- **ours**: the learner of the product as a project's first round trains it, default settings.
+- **the network alone**: the same network without what else the learner holds. Where both columns
+  are the same, the learner is the network alone.
+- **pixel forest**: a pixel classifier as ilastik builds it: 100 unpruned trees on 42 filters at six
+  scales (scikit-learn, SciPy), on every labelled pixel or 200,000 drawn at random. Here it is given
+  whole labelled slices; its users mostly paint strokes.
+- **U-Net**: four levels from full resolution, 32 to 256 channels, AdamW, flips, quarter turns,
+  brightness, contrast and noise, for the CPU seconds that ours took to train.
+- **nnU-Net**: nnunetv2, configuration `2d`, plans and augmentation its own, fold `all`; for the CPU
+  seconds of ours and for ten times as many, its learning rate falling over those; planning and
+  preprocessing come on top. It is made for a GPU and a thousand epochs: this says what it gives on
+  CPUs in the time that an annotator waits, no more.
+
+Labelled slices are evenly spread over the pool: the pool is cut into as many bins as there are
+labels, and label set 0 takes the centre of each, sets 1 and 2 the slice at one and at five sixths.
+The number of the set is the seed as well. A cell is the mean over label sets ± their standard
+deviation. mIoU and boundary F (tolerance 2 pixels) pool the pixels of all test slices; classes that
+the test slices do not hold have none.
+Training and predicting are CPU seconds, user and system, child processes included; the start of
+nnU-Net's interpreter is not.
+
+| data set | what | labels made | classes |
+| --- | --- | --- | ---: |
+"""
+
+
+def page(records: Records) -> str:
+    """The whole page, Markdown. With nothing measured it says so."""
+    found = list(records)
+    measured = [record for record in found if record.error is None]
+    parts = [_HEAD + "\n".join(_described(name, measured) for name in _data_sets(found))]
+    parts.append(_summary(measured) if measured else "Nothing has been measured yet.")
+    parts += [_section(name, measured) for name in _data_sets(measured)] if measured else []
+    failed = [record for record in found if record.error is not None]
+    if failed:
+        parts.append("## What could not be measured\n\n" + "\n".join(_failure(r) for r in failed))
+    return "\n\n".join(parts) + "\n"
+
+
+def _data_sets(records: Iterable[Record]) -> list[str]:
+    """Those of the comparison, in its order, then others; of an empty page all."""
+    seen = list(dict.fromkeys(record.case.data_set for record in records))
+    if not seen:
+        return list(DATA_SETS)
+    return [n for n in DATA_SETS if n in seen] + [n for n in seen if n not in DATA_SETS]
+
+
+def _described(name: str, measured: Sequence[Record]) -> str:
+    data_set = DATA_SETS.get(name, DataSet("given with --data", "not stated"))
+    classes = next((str(len(r.iou)) for r in measured if r.case.data_set == name), "")
+    return f"| {name} | {data_set.title} | {data_set.labels} | {classes} |"
+
+
+def _failure(record: Record) -> str:
+    return f"- {record.case}: {record.error}"
+
+
+# -- the summary
+
+
+def _summary(measured: Sequence[Record]) -> str:
+    """Ours against each peer, and where a peer is ahead."""
+    lines = [
+        "## In short\n",
+        "Mean mIoU of ours and of each peer over the rows that both have, of the label sets that "
+        f"both have. Lost: the peer is ahead by more than {MARGIN}.\n",
+        _row(["peer", "rows", "ours", "peer", "difference", "won or equal", "lost"]),
+        _rule(7, texts=(0,)),
+    ]
+    losses: dict[str, list[str]] = {}
+    for peer in PEERS:
+        duels = _duels(measured, peer)
+        if peer == OURS or not duels:
+            continue
+        lost = [duel for duel in duels if duel.theirs - duel.ours > MARGIN]
+        losses[PEERS[peer].title] = list(map(str, lost))
+        ours = statistics.fmean(duel.ours for duel in duels)
+        theirs = statistics.fmean(duel.theirs for duel in duels)
+        numbers = [_number(ours), _number(theirs), _signed(ours - theirs)]
+        counts = [str(len(duels) - len(lost)), str(len(lost))]
+        lines.append(_row([PEERS[peer].title, str(len(duels)), *numbers, *counts]))
+    if not losses:
+        return "## In short\n\nOurs has not been measured beside a peer yet."
+    lines.append("\n### Where we lose\n")
+    lines += [f"- to {peer}: {'; '.join(where)}" for peer, where in losses.items() if where]
+    if not any(losses.values()):
+        lines.append("Nowhere among the rows that were measured.")
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _Duel:
+    """mIoU of ours and of a peer in a row, each the mean of the label sets that both have."""
+
+    data_set: str
+    labels: int
+    ours: float
+    theirs: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.data_set} {self.labels} ({_number(self.ours)} against {_number(self.theirs)})"
+        )
+
+
+def _duels(measured: Sequence[Record], peer: str) -> list[_Duel]:
+    found = []
+    for (data_set, labels), of in _rows(measured).items():
+        ours, theirs = ({r.case.label_set: _miou(r) for r in of.get(p, [])} for p in (OURS, peer))
+        both = ours.keys() & theirs.keys()
+        if both:
+            means = (statistics.fmean(values[i] for i in both) for values in (ours, theirs))
+            found.append(_Duel(data_set, labels, *means))
+    return found
+
+
+def _rows(measured: Sequence[Record]) -> dict[tuple[str, int], dict[str, list[Record]]]:
+    """(data set, labels), a row → peer → its records, one a label set."""
+    rows: dict[tuple[str, int], dict[str, list[Record]]] = {}
+    for record in measured:
+        group = record.case.data_set, record.case.labels
+        rows.setdefault(group, {}).setdefault(record.case.peer, []).append(record)
+    return rows
+
+
+# -- a data set
+
+
+def _section(name: str, measured: Sequence[Record]) -> str:
+    rows = {group[1]: of for group, of in _rows(measured).items() if group[0] == name}
+    peers = [peer for peer in PEERS if any(peer in of for of in rows.values())]
+    head = [PEERS[peer].title for peer in peers]
+
+    def table(cell: Cell, best: Value | None) -> str:
+        lines = [
+            _row([str(labels), *_bold({p: of.get(p, []) for p in peers}, cell, best)])
+            for labels, of in sorted(rows.items())
+        ]
+        return "\n".join([_row(["labels", *head]), _rule(len(head) + 1), *lines])
+
+    return "\n\n".join(
+        [
+            f"## {name}",
+            "mIoU:",
+            table(lambda records: _spread(_miou, records), _miou),
+            "Boundary F, mean of the classes:",
+            table(lambda records: _spread(_boundary, records), _boundary),
+            "CPU seconds to train, and to predict a megapixel:",
+            table(_cost, None),
+            "IoU of each class:",
+            _classes(rows, peers, head),
+        ]
+    )
+
+
+def _classes(rows: dict[int, dict[str, list[Record]]], peers: list[str], head: list[str]) -> str:
+    lines = [_row(["labels", "class", *head]), _rule(len(head) + 2, texts=(1,))]
+    for labels, of in sorted(rows.items()):
+        names = dict.fromkeys(name for records in of.values() for name in records[0].iou)
+        for name in names:
+            cells = [_number(_mean(of.get(peer, []), _iou_of(name))) for peer in peers]
+            lines.append(_row([str(labels), name, *cells]))
+    return "\n".join(lines)
+
+
+def _bold(
+    of: dict[str, Sequence[Record]],
+    cell: Cell,
+    best: Value | None,
+) -> list[str]:
+    """The cells of a row, the highest bold."""
+    cells = {peer: cell(records) for peer, records in of.items()}
+    if best is not None and sum(bool(records) for records in of.values()) > 1:
+        first = max((p for p in of if of[p]), key=lambda p: _mean(of[p], best))
+        cells[first] = f"**{cells[first]}**"
+    return list(cells.values())
+
+
+def _miou(record: Record) -> float:
+    return record.scores.miou
+
+
+def _iou_of(name: str) -> Value:
+    return lambda record: record.iou[name]
+
+
+def _boundary(record: Record) -> float:
+    return record.scores.mean_boundary_f
+
+
+def _mean(records: Sequence[Record], value: Value = _miou) -> float:
+    return statistics.fmean(map(value, records)) if records else math.nan
+
+
+def _spread(value: Value, records: Sequence[Record]) -> str:
+    values = [value(record) for record in records]
+    if not values:
+        return ""
+    if len(values) == 1:
+        return f"{_number(values[0])} (one set)"
+    return f"{_number(statistics.fmean(values))} ± {_number(statistics.stdev(values))}"
+
+
+def _cost(records: Sequence[Record]) -> str:
+    if not records:
+        return ""
+    train = _mean(records, lambda record: record.train_cpu_s)
+    return f"{train:.0f} / {_mean(records, lambda record: record.predict_cpu_s_per_mpx):.1f}"
+
+
+def _number(value: float) -> str:
+    """.123, 1.000; nothing where there is no value."""
+    return "" if math.isnan(value) else f"{value:.3f}".removeprefix("0")
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−")
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _rule(columns: int, texts: Sequence[int] = ()) -> str:
+    return _row("---" if column in texts else "---:" for column in range(columns))

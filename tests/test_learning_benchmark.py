@@ -1,0 +1,201 @@
+"""`benchmarks.learning`: boundary F, label sets, and the smallest comparison whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from al_strategies.learner import IGNORE
+from benchmarks import learning
+from benchmarks.comparison.data_sets import labelled_slices
+from benchmarks.comparison.records import Case, Record, Records
+from benchmarks.comparison.report import page
+from benchmarks.comparison.scores import boundary, score
+from benchmarks.peers import PEERS, Entry
+from benchmarks.peers.ours import Ours
+from benchmarks.peers.pixel_forest import PixelForest, features
+from benchmarks.peers.protocol import Pool, Unavailable
+from benchmarks.peers.unet import UNet
+from tests.segmentation_phantom import Phantom
+from tests.tiny_experiment import write_slices
+
+CLASSES = ("background", "square")
+
+
+def square(left: int) -> np.ndarray:
+    """A square of 10 × 10 in 40 × 40, its left edge at ``left``."""
+    mask = np.zeros((40, 40), np.uint8)
+    mask[10:20, left : left + 10] = 1
+    return mask
+
+
+def test_a_boundary_is_what_lies_beside_another_class_within_the_labelled_pixels() -> None:
+    mask = square(10)
+    assert boundary(mask, 1, mask != IGNORE).sum() == 36
+    corner = np.zeros((6, 6), np.uint8)
+    corner[:3, :3] = 1
+    # Three below, three to the right, the corner once: the edges of the slice do not count.
+    assert boundary(corner, 1, corner != IGNORE).sum() == 5
+    gap = np.ones((5, 5), np.uint8)
+    gap[2] = IGNORE
+    assert not boundary(gap, 1, gap != IGNORE).any()
+
+
+def test_boundaries_within_two_pixels_match_and_others_do_not() -> None:
+    assert score([(square(10), square(12))], CLASSES).mean_boundary_f == 1
+    further = score([(square(10), square(13))], CLASSES)
+    # Of the 36 pixels of either, the outer column of 10 is 3 away from the other square; of the
+    # inner one all but the three at each end are.
+    assert further.boundary_f["square"] == pytest.approx(22 / 36)
+    assert score([(square(10), square(29))], CLASSES).boundary_f["square"] == 0
+    assert score([(square(10), np.zeros((40, 40), np.uint8))], CLASSES).mean_boundary_f == 0
+
+
+def test_boundaries_are_pooled_over_slices_and_absent_classes_have_no_score() -> None:
+    empty = np.zeros((40, 40), np.uint8)
+    both = score([(square(10), square(10)), (empty, square(10))], (*CLASSES, "absent"))
+    # Precision ½, recall 1.
+    assert both.boundary_f["square"] == pytest.approx(2 / 3)
+    assert both.iou["square"] == pytest.approx(1 / 2)
+    assert np.isnan(both.iou["absent"])
+    assert np.isnan(both.boundary_f["absent"])
+
+
+def test_what_nobody_labelled_is_not_scored() -> None:
+    truth = square(10)
+    truth[:, 25:] = IGNORE
+    wrong = square(10)
+    wrong[:, 28:] = 1
+    assert score([(truth, wrong)], CLASSES).miou == 1
+
+
+def test_label_sets_take_one_slice_of_each_bin() -> None:
+    pool = [f"z{i}" for i in range(12)]
+    assert labelled_slices(pool, 2, 0) == ("z3", "z9")
+    assert labelled_slices(pool, 2, 1) == ("z1", "z7")
+    assert labelled_slices(pool, 2, 2) == ("z5", "z11")
+    assert all(labelled_slices(pool, 12, i) == tuple(pool) for i in range(3))
+
+
+def test_the_pool_hides_masks_that_nobody_drew() -> None:
+    phantom = Phantom(4)
+    pool = Pool(phantom, phantom.ids[:3], phantom.ids[:1])
+    assert pool.ids == tuple(phantom.ids[:3])
+    assert (pool.mask("z000") == phantom.mask("z000")).all()
+    with pytest.raises(KeyError):
+        pool.mask("z001")
+
+
+def test_the_forest_sees_seven_filters_at_six_scales() -> None:
+    y, x = np.mgrid[:64, :64]
+    planes = features(2.0 * x + y).reshape(64, 64, 6, 7)
+    middle = planes[32, 32]
+    # Of a ramp: its value, no curvature, its slope, and a structure tensor of rank one.
+    np.testing.assert_allclose(middle[:4, 0], 96, rtol=1e-3)
+    np.testing.assert_allclose(middle[:4, 1], 0, atol=1e-3)
+    np.testing.assert_allclose(middle[:4, 2], np.sqrt(5), rtol=1e-2)
+    np.testing.assert_allclose(middle[:4, 5], 5, rtol=1e-2)
+    np.testing.assert_allclose(middle[:4, 6], 0, atol=1e-2)
+
+
+@pytest.fixture
+def small_peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours with a few steps, a small forest, a U-Net for a CPU second, and one that is absent."""
+
+    def absent(home: Path, device: str) -> UNet:
+        raise Unavailable("no such package")
+
+    steps = {"steps": 4, "batch": 2, "crop": 64}
+    small = {
+        "ours": Entry("ours", lambda home, device: Ours(device, steps)),
+        "forest": Entry("pixel forest", lambda home, device: PixelForest(10, 5000)),
+        "unet": Entry("U-Net, our time", lambda home, device: UNet(device), times=1),
+        "nnunet": Entry("nnU-Net, our time", absent, times=1),
+    }
+    for name, entry in small.items():
+        monkeypatch.setitem(PEERS, name, entry)
+
+
+def compare(tmp_path: Path, *more: str) -> tuple[list[dict], str]:
+    """The lines and the page of a run on 24 tiny slices, two of them labelled."""
+    places = [
+        "--home",
+        tmp_path / "home",
+        "--out",
+        tmp_path / "out",
+        "--page",
+        tmp_path / "page.md",
+    ]
+    learning.main(
+        [
+            *("--data", f"tiny={tmp_path / 'slices'}", "--sets", "tiny", "--labels", "2", "30"),
+            *("--label-sets", "0", "--seconds", "1", *map(str, places), *more),
+        ]
+    )
+    lines = (tmp_path / "out" / "tiny.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines], (tmp_path / "page.md").read_text()
+
+
+def test_the_smallest_comparison_runs_resumes_and_is_reported(
+    tmp_path: Path, small_peers: None
+) -> None:
+    (tmp_path / "slices").mkdir()
+    write_slices(tmp_path / "slices")
+
+    lines, text = compare(tmp_path, "--only", "ours", "forest", "unet", "nnunet")
+
+    found = {line["case"]["peer"]: line for line in lines}
+    assert list(found) == ["ours", "forest", "unet", "nnunet"]
+    assert found["forest"]["slices"] == found["ours"]["slices"]
+    assert found["forest"]["iou"]["bone"] > 0.7
+    assert found["unet"]["train_cpu_s"] == pytest.approx(1, abs=1)
+    assert found["unet"]["given_s"] == 1
+    for peer in ("ours", "forest", "unet"):
+        assert found[peer]["train_cpu_s"] > 0
+        assert found[peer]["predict_cpu_s_per_mpx"] > 0
+        assert found[peer]["error"] is None
+    assert "nnU-Net, our time |" not in text
+    assert "- tiny, 2 labels, set 0, nnunet: no such package" in text
+    assert "to pixel forest: tiny 2 (" in text
+
+    again, _ = compare(tmp_path, "--only", "ours", "forest", "unet", "nnunet")
+    assert again == lines
+    again, _ = compare(tmp_path, "--only", "forest", "nnunet", "--again", "forest", "--retry")
+    assert [line["case"]["peer"] for line in again[len(lines) :]] == ["forest", "nnunet"]
+
+
+def test_peers_that_train_as_long_as_ours_wait_for_it(tmp_path: Path) -> None:
+    (tmp_path / "slices").mkdir()
+    write_slices(tmp_path / "slices")
+    arguments = ["--data", f"tiny={tmp_path / 'slices'}", "--sets", "tiny", "--labels", "1"]
+    places = ["--home", tmp_path, "--out", tmp_path / "out", "--page", tmp_path / "page.md"]
+    learning.main([*arguments, "--only", "unet", *map(str, places)])
+    assert not (tmp_path / "out").exists()
+    assert "Nothing has been measured yet" in (tmp_path / "page.md").read_text()
+
+
+def test_a_page_gives_means_spreads_and_losses(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    given = {"ours": (0.8, 0.7, 0.9), "forest": (0.85, 0.75, 0.95), "unet": (0.5,)}
+    for peer, values in given.items():
+        for label_set, value in enumerate(values):
+            case = Case("phantom_small", 8, label_set, peer)
+            scored = {"background": value, "bone": float("nan")}
+            records.append(Record(case, iou=scored, boundary_f=scored, train_cpu_s=60))
+
+    text = page(Records(tmp_path))
+
+    assert "| 8 | .800 ± .100 | **.850 ± .100** | .500 (one set) |" in text
+    assert "| pixel forest | 1 | .800 | .850 | −0.050 | 0 | 1 |" in text
+    # Only label set 0 is there for both.
+    assert "| U-Net, our time | 1 | .800 | .500 | +0.300 | 1 | 0 |" in text
+    assert "- to pixel forest: phantom_small 8 (.800 against .850)" in text
+    assert "| 8 | bone |  |  |  |" in text
+
+
+def test_the_committed_page_is_that_of_the_committed_records() -> None:
+    root = Path(__file__).resolve().parents[1] / "docs"
+    assert (root / "learning.md").read_text() == page(Records(root / "results" / "learning"))
