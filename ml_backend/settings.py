@@ -180,7 +180,9 @@ class Settings(BaseSettings):
 
     # -- the network
     architecture: str = Field(
-        "auto", description="hrnet_w18, hrnet_w18_small, …, or unet, fpn, …; auto: by device."
+        "auto",
+        description="hrnet_w18_small+filters, hrnet_w18, …, or unet, fpn, …; auto: HRNet with "
+        "filters, by device.",
     )
     pretrained: Literal["auto", "true", "false"] = Field(
         "auto",

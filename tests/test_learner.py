@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,7 @@ def test_the_report_holds_what_replays_the_training() -> None:
 
     assert (report.steps, report.slices) == (2, 2)
     assert report.seconds > 0
-    assert report.settings["architecture"] == "hrnet_w18_small"
+    assert report.settings["architecture"] == "hrnet_w18_small+filters"
     assert report.settings["seed"] == 5
     assert report.settings["training"]["crop"] == 32
     assert report.settings["warm_started"] is False
@@ -206,11 +207,41 @@ def test_progress_tells_of_loading_and_training() -> None:
     seen: list[tuple[str, int, int]] = []
     source = Phantom(2)
 
-    NetworkLearner(CLASSES, SHORT).fit(
+    plain = replace(SHORT, architecture="hrnet_w18_small")
+    NetworkLearner(CLASSES, plain).fit(
         source, source.ids, progress=lambda *event: seen.append(event)
     )
 
     assert seen == [("load", 1, 2), ("load", 2, 2), ("train", 1, 2), ("train", 2, 2)]
+
+
+def test_a_network_with_filters_is_taught_by_pixels_before_it_is_trained() -> None:
+    seen: list[tuple[str, int, int]] = []
+    source = Phantom(2)
+
+    NetworkLearner(CLASSES, SHORT).fit(
+        source, source.ids, progress=lambda *event: seen.append(event)
+    )
+
+    steps = [step for step, _, _ in seen]
+    assert list(dict.fromkeys(steps)) == ["load", "pixels", "train"]
+    assert steps.count("train") == 2
+
+
+def test_slices_that_nobody_labelled_teach_and_those_of_others_do_not() -> None:
+    """What the learner is given of a source is all that it looks at."""
+
+    class Noted(Phantom):
+        def image(self, slice_id: str) -> np.ndarray:
+            looked.add(slice_id)
+            return super().image(slice_id)
+
+    looked: set[str] = set()
+    source = Noted(6)
+
+    NetworkLearner(CLASSES, SHORT).fit(source, source.ids[:1])
+
+    assert looked == {*source.ids}
 
 
 def test_without_weights_there_is_nothing_to_predict_with() -> None:

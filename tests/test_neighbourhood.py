@@ -52,7 +52,9 @@ class Stack:
 
 def learner(neighbours: int) -> NetworkLearner:
     config = LearnerConfig(
-        neighbours=neighbours, training=TrainingConfig(steps=30, batch=4, crop=64)
+        architecture="hrnet_w18_small",
+        neighbours=neighbours,
+        training=TrainingConfig(steps=30, batch=4, crop=64),
     )
     return NetworkLearner(CLASSES, config)
 

@@ -225,8 +225,8 @@ def test_every_listed_architecture_is_known() -> None:
 
 
 def test_default_is_small_on_a_cpu_and_w18_on_a_gpu() -> None:
-    assert default_architecture("cpu") == "hrnet_w18_small"
-    assert default_architecture("cuda:1") == "hrnet_w18"
+    assert default_architecture("cpu") == "hrnet_w18_small+filters"
+    assert default_architecture("cuda:1") == "hrnet_w18+filters"
 
 
 @pytest.mark.parametrize("name", ["hrnet_w99", "unet:no_such_encoder", ""])

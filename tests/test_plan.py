@@ -50,7 +50,11 @@ def test_runs_of_this_machine_share_its_cores(slices: Path, tmp_path: Path) -> N
 
 def test_runs_on_workers_take_nothing_from_this_machine(slices: Path, tmp_path: Path) -> None:
     recorded = load_experiment(experiment(tmp_path, slices, device="cuda", processes=None))
-    assert (recorded.device, recorded.architecture, recorded.threads) == ("cuda", "hrnet_w18", 0)
+    assert (recorded.device, recorded.architecture, recorded.threads) == (
+        "cuda",
+        "hrnet_w18+filters",
+        0,
+    )
 
 
 @pytest.mark.parametrize("steps", [2, None], ids=["the same", "by the labels"])

@@ -26,8 +26,8 @@ _HEAD = """# How good the learner is, beside its peers
 The same labelled slices, the same test slices, one way to score masks (`benchmarks/learning.py`).
 
 - **ours**: the learner of the product as a project's first round trains it, default settings.
-- **the network alone**: the same network without what else the learner holds. Where both columns
-  are the same, the learner is the network alone.
+- **the network alone**: HRNet at a quarter of the resolution (hrnet_w18_small), without filters,
+  pixel expert and pool: the learner of before.
 - **pixel forest**: a pixel classifier as ilastik builds it: 100 unpruned trees on 42 filters at six
   scales (scikit-learn, SciPy), on every labelled pixel or 200,000 drawn at random. Here it is given
   whole labelled slices; its users mostly paint strokes.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from al_strategies.evidence import SliceId
@@ -39,7 +40,9 @@ class Ours:
 
 
 class NetworkAlone(Ours):
-    """The network without what else the product's learner may hold."""
+    """HRNet at a quarter of the resolution, without filters, pixel expert and pool: the product's
+    learner until November 2026."""
 
     def _new(self, classes: tuple[str, ...]) -> Learner:
-        return new_learner(classes, self._config, self._device, "network")
+        config = replace(self._config, architecture="hrnet_w18_small")
+        return new_learner(classes, config, self._device)

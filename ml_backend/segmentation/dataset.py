@@ -296,7 +296,9 @@ class Crops:
             jitter = (self._rng.random() - 0.5) * self._crop * _CENTRED
             half = self._crop // 2
             inside = max(half, min(round(position + jitter), length - half))
-            centre.append((inside if length > self._crop else length // 2) - 0.5)
+            # A slice that is smaller lies where inference has it, in the corner: a network that may
+            # not flip knows places by it.
+            centre.append((inside if length > self._crop else half) - 0.5)
         return centre
 
 

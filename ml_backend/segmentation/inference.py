@@ -390,15 +390,13 @@ class _Run:
             images = images.pin_memory()
         images = images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
         valid = valid.to(device)
-        with autocast(device, self._config.precision):
-            encoded = self._network.encode(images, valid)
-        # Scores differ by less than bfloat16 resolves, so the last layer never is.
-        logits = self._network.classify(encoded.features.float())
-        evidence = {EMBEDDING: encoded.embedding} if EMBEDDING in self._names else {}
-        if self._names & {MC_ENTROPY, GRADIENT}:
-            features = at_scoring_resolution(encoded.features, valid.shape[-2:])
-            evidence |= self._from_features(features, logits, valid)
-        return _Output(logits, valid, evidence)
+        wanted = bool(self._names & {MC_ENTROPY, GRADIENT})
+        precision = autocast(device, self._config.precision)
+        read = self._network.read(images, valid, precision, features=wanted)
+        evidence = {EMBEDDING: read.embedding} if EMBEDDING in self._names else {}
+        if read.features is not None:
+            evidence |= self._from_features(read.features, read.logits, valid)
+        return _Output(read.logits, valid, evidence)
 
     def _from_features(self, features: Tensor, logits: Tensor, valid: Tensor) -> dict[str, Tensor]:
         evidence = {}

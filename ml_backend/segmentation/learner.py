@@ -30,18 +30,24 @@ from al_strategies.learner import (
     Votes,
 )
 from ml_backend.segmentation import checkpoints, inference
+from ml_backend.segmentation.augmentation import Augmentation
 from ml_backend.segmentation.dataset import LabelledSlices, read_pair
 from ml_backend.segmentation.inference import InferenceConfig
 from ml_backend.segmentation.model import Model
 from ml_backend.segmentation.neighbourhood import with_neighbours
 from ml_backend.segmentation.networks import Pretrained, build_network, default_architecture
+from ml_backend.segmentation.networks.full_resolution import SUFFIX, FullResolutionHRNet
+from ml_backend.segmentation.pixels import PixelConfig, PoolLesson, learn
 from ml_backend.segmentation.preprocessing import Preprocessing
-from ml_backend.segmentation.training import TrainingConfig, train
+from ml_backend.segmentation.training import TrainingConfig, class_weights, train
 
 __all__ = ["LearnerConfig", "NetworkLearner"]
 
 
 logger = logging.getLogger(__name__)
+
+_TAUGHT = 96
+"""Slices of the pool, evenly spread, that the pixel expert is taught on."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +119,7 @@ class NetworkLearner:
         unusable: Unusable | None = None,
     ) -> FitReport:
         """Train on ``labelled`` and ``pseudo``; the learner holds the new weights afterwards.
+        Networks with filters learn from the images of other slices of ``source`` as well.
 
         ``progress`` steps: ``"load"``, ``"train"``. ``unusable``: is given each slice that cannot
         be read or whose mask does not fit, which is left out; without it that is raised. Raises
@@ -132,7 +139,15 @@ class NetworkLearner:
             unusable=unusable,
         )
         training = self._training(slices.largest, len(labelled))
-        run = train(model.network, slices, training, seed=seed, progress=progress)
+        images = (slices.pair(index)[0] for index in range(len(slices)))
+        model.network.fit_filters(images)
+        lesson = None
+        if isinstance(model.network, FullResolutionHRNet):
+            known = {*labelled, *(pseudo or ())}
+            pool = _spread([i for i in source.ids if i not in known], _TAUGHT)
+            shown = list(self._images(source, pool, model.preprocessing))
+            lesson = _lesson(model.network, slices, shown, training, seed, progress)
+        run = train(model.network, slices, training, lesson=lesson, seed=seed, progress=progress)
         self.model = model
         return FitReport(
             steps=run.steps,
@@ -301,11 +316,20 @@ class NetworkLearner:
             )
         return Model(network.to(self.device), preprocessing, self.classes, seed), False
 
+    def _images(
+        self, source: SliceSource, ids: Sequence[SliceId], preprocessing: Preprocessing
+    ) -> Iterator[torch.Tensor]:
+        around = with_neighbours(source, preprocessing.neighbours)
+        return (torch.from_numpy(preprocessing(image)) for image in _readable(around, ids))
+
     def _training(self, largest: tuple[int, int], labelled: int) -> TrainingConfig:
         training = self.config.training
         if isinstance(training, TrainingConfig):
             return training
-        return replace(TrainingConfig.for_device(self.device, largest, labelled), **training)
+        usual = TrainingConfig.for_device(self.device, largest, labelled)
+        if (self.config.architecture or default_architecture(self.device)).endswith(SUFFIX):
+            usual = replace(usual, augmentation=Augmentation.faint())
+        return replace(usual, **training)
 
     def _optimised(self) -> Model:
         if self._fast is None:
@@ -330,6 +354,26 @@ class NetworkLearner:
         }
 
 
+def _pixel_config(training: TrainingConfig) -> PixelConfig:
+    """A short training has a short lesson."""
+    usual = PixelConfig()
+    return replace(usual, steps=min(usual.steps, 2 * training.steps))
+
+
+def _lesson(
+    network: FullResolutionHRNet,
+    slices: LabelledSlices,
+    pool: Sequence[torch.Tensor],
+    training: TrainingConfig,
+    seed: int,
+    progress: Progress | None,
+) -> PoolLesson:
+    """What ``network`` learns from labels and pool, of an expert that has learned from them."""
+    expert = learn(network, slices, pool, _pixel_config(training), seed=seed, progress=progress)
+    weights = torch.from_numpy(class_weights(slices.counts)).to(network.middle.device)
+    return PoolLesson(expert, pool, weights, training.crop, training.augmentation, seed)
+
+
 def _readable(source: SliceSource, ids: Sequence[SliceId]) -> Iterator[npt.NDArray[Any]]:
     """The images of ``ids``; one that cannot be read must not stop a training that does not need
     it. The scoring that follows leaves it out by name."""
@@ -337,7 +381,7 @@ def _readable(source: SliceSource, ids: Sequence[SliceId]) -> Iterator[npt.NDArr
         try:
             yield source.image(slice_id)
         except Exception as error:  # of a server, a file, a format
-            logger.warning("the grey window is found without slice %s: %s", slice_id, error)
+            logger.warning("the training goes on without slice %s: %s", slice_id, error)
 
 
 def _spread(ids: Sequence[SliceId], number: int) -> list[SliceId]:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,10 @@ __all__ = ["FloatImage", "InvalidImage", "Preprocessing", "luminance"]
 FloatImage = npt.NDArray[np.float32]
 
 _LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # Rec. 601, as in Pillow
+Tail = Literal["clip", "log"]
 _LIMIT = 3.0
+_FAR = 1e3
+"""Beyond so many half windows a logarithmic tail ends."""
 
 
 class InvalidImage(NextsliceError, ValueError):
@@ -35,9 +38,10 @@ class InvalidImage(NextsliceError, ValueError):
 class Preprocessing:
     """A linear window of grey values.
 
-    ``window_low`` becomes −1, ``window_high`` becomes +1. Values outside go on along the same line
-    and stop at ±3, so a rare bright material (an implant) is not flattened. NaN counts as
-    ``window_low`` (a pixel outside the reconstructed circle is dark), ±inf as ±3.
+    ``window_low`` becomes −1, ``window_high`` becomes +1. Values outside go on by ``tail``: "log",
+    as ±(1 + ln |x|) for the x of the line, so that metal neither is flattened nor squeezes what
+    lies beside it; "clip", along the line up to ±3, in checkpoints of before. NaN counts as
+    ``window_low`` (a pixel outside the reconstructed circle is dark), ±inf as the end of the tail.
 
     ``channels``: 1 reduces RGB to luminance; 3 keeps RGB and repeats grey. ``neighbours``: so many
     slices on each side are further input channels (2.5-D); then ``channels`` is 1.
@@ -47,6 +51,7 @@ class Preprocessing:
     window_high: float
     channels: int = 1
     neighbours: int = 0
+    tail: Tail = "clip"
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.window_low) and np.isfinite(self.window_high)):
@@ -91,7 +96,7 @@ class Preprocessing:
         values = np.concatenate(samples)
         if not values.size:
             raise InvalidImage("None of the sampled slices has a finite pixel.")
-        return cls(*grey_window(values, percentiles), channels, neighbours)
+        return cls(*grey_window(values, percentiles), channels, neighbours, "log")
 
     def __call__(self, image: npt.NDArray[Any]) -> FloatImage:
         """(H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of any real dtype → (planes, H, W) float32.
@@ -126,9 +131,13 @@ class Preprocessing:
     def _window(self, values: npt.NDArray[Any]) -> FloatImage:
         scaled = from_low(values, self.window_low, 2.0 / (self.window_high - self.window_low))
         scaled -= 1.0
-        np.nan_to_num(scaled, copy=False, nan=-1.0, posinf=_LIMIT, neginf=-_LIMIT)
-        clipped: FloatImage = np.clip(scaled, -_LIMIT, _LIMIT).astype(np.float32, copy=False)
-        return clipped
+        end = _LIMIT if self.tail == "clip" else _FAR
+        np.nan_to_num(scaled, copy=False, nan=-1.0, posinf=end, neginf=-end)
+        scaled = np.clip(scaled, -end, end).astype(np.float32, copy=False)
+        if self.tail == "log":
+            far = np.abs(scaled) > 1
+            scaled[far] = np.sign(scaled[far]) * (1 + np.log(np.abs(scaled[far])))
+        return scaled
 
     def to_json(self) -> str:
         """For the checkpoint's metadata; `from_json` gives an equal Preprocessing back."""
@@ -144,6 +153,7 @@ class Preprocessing:
                 float(fields["window_high"]),
                 int(fields["channels"]),
                 int(fields.get("neighbours", 0)),  # checkpoints of before had none
+                "log" if fields.get("tail") == "log" else "clip",
             )
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(

@@ -12,7 +12,7 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ from ml_backend.segmentation.dataset import Crops, LabelledSlices, prefetch
 from ml_backend.segmentation.networks import MULTIPLE, SegmentationNetwork
 
 __all__ = [
+    "Lesson",
     "Precision",
     "SegmentationLoss",
     "TrainingConfig",
@@ -45,11 +46,23 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 Batch = tuple[Tensor, Tensor]
 
+
 _REPORT_EVERY = 10
 
 
 class TrainingDiverged(NextsliceError, RuntimeError):
     """The loss is no longer a number; the message says at which step and what to change."""
+
+
+class Lesson(Protocol):
+    """What a step learns, where it is more than the labels."""
+
+    def labelled(self, batch: int) -> int:
+        """How many of the ``batch`` crops of a step come from labelled slices."""
+
+    def __call__(self, network: SegmentationNetwork, images: Tensor, masks: Tensor) -> Tensor:
+        """The loss of a step on those, (B, channels, H, W) with masks (B, H, W), and on what the
+        lesson adds. Called inside `autocast`."""
 
 
 @dataclass(frozen=True)
@@ -190,10 +203,13 @@ def train(
     slices: LabelledSlices,
     config: TrainingConfig,
     *,
+    lesson: Lesson | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> TrainingRun:
     """Train ``network`` in place, on the device it is on, and leave it in evaluation mode.
+
+    ``lesson``: instead of `SegmentationLoss`; its crops are not re-lit.
 
     The same seed, slices, config and number of threads give the same weights on a CPU.
     ``progress("train", step, steps)`` after every step.
@@ -207,8 +223,8 @@ def train(
     crops = Crops(
         slices,
         crop=config.crop,
-        batch=config.batch,
-        augmentation=config.augmentation,
+        batch=config.batch if lesson is None else lesson.labelled(config.batch),
+        augmentation=config.augmentation if lesson is None else config.augmentation.unlit(),
         balance=config.balance,
         seed=seed,
         device=device,
@@ -219,7 +235,7 @@ def train(
     forked = [device] if device.type == "cuda" else []
     with closing(source), torch.random.fork_rng(devices=forked), _fast_convolutions(device):
         torch.manual_seed(seed)
-        losses = _loop(network, source, slices, config, progress)
+        losses = _loop(network, source, slices, config, lesson, progress)
     network.eval()
     return TrainingRun(config.steps, time.perf_counter() - started, tuple(losses))
 
@@ -229,6 +245,7 @@ def _loop(
     batches: Iterator[Batch],
     slices: LabelledSlices,
     config: TrainingConfig,
+    lesson: Lesson | None,
     progress: Progress | None,
 ) -> list[tuple[int, float]]:
     device = network.classifier.weight.device
@@ -246,9 +263,13 @@ def _loop(
     since: list[Tensor] = []
     for step in range(1, config.steps + 1):
         images, masks = next(batches)
-        with autocast(device, config.precision):
-            logits = network(images)
-        loss = criterion(logits, masks)
+        if lesson is None:
+            with autocast(device, config.precision):
+                logits, targets = network.sample(images, masks)
+            loss = criterion(logits, targets)
+        else:
+            with autocast(device, config.precision):
+                loss = lesson(network, images, masks)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), config.clip)

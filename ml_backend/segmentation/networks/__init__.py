@@ -19,7 +19,7 @@ import torch
 from huggingface_hub import constants, try_to_load_from_cache
 
 from ml_backend.errors import EnvironmentFault
-from ml_backend.segmentation.networks import hrnet, smp
+from ml_backend.segmentation.networks import full_resolution, hrnet, smp
 from ml_backend.segmentation.networks.base import (
     MULTIPLE,
     SCORING_STRIDE,
@@ -61,7 +61,7 @@ class WeightsUnavailable(EnvironmentFault, OSError):
     """ImageNet weights that were asked for cannot be had."""
 
 
-NETWORKS: Mapping[str, Builder] = {**hrnet.BUILDERS, **smp.BUILDERS}
+NETWORKS: Mapping[str, Builder] = {**hrnet.BUILDERS, **full_resolution.BUILDERS, **smp.BUILDERS}
 """Every architecture by its name."""
 
 
@@ -72,8 +72,9 @@ def architecture_names() -> tuple[str, ...]:
 
 
 def default_architecture(device: str | torch.device) -> str:
-    """``hrnet_w18`` on an accelerator, ``hrnet_w18_small`` on a CPU."""
-    return "hrnet_w18_small" if torch.device(device).type == "cpu" else "hrnet_w18"
+    """HRNet with filters: w18 on an accelerator, w18_small on a CPU."""
+    name = "hrnet_w18_small" if torch.device(device).type == "cpu" else "hrnet_w18"
+    return name + full_resolution.SUFFIX
 
 
 def build_network(
@@ -97,8 +98,8 @@ def build_network(
     if not pretrained:
         return builder.build(architecture, classes, channels, False)
     try:
-        if pretrained == "auto" and builder.from_timm:
-            _check_obtainable(architecture)
+        if pretrained == "auto" and builder.timm_model:
+            _check_obtainable(builder.timm_model)
         return builder.build(architecture, classes, channels, True)
     except UnknownArchitecture:
         raise
@@ -132,12 +133,12 @@ def _builder(architecture: str) -> Builder:
     )
 
 
-def _check_obtainable(architecture: str) -> None:
+def _check_obtainable(model: str) -> None:
     """Raise OSError at once where timm would find out in 50 s of retries: no cache, no network."""
     if getproxies():
         return
-    configuration = timm.get_pretrained_cfg(architecture)
-    repository = str(configuration.hf_hub_id) if configuration else architecture
+    configuration = timm.get_pretrained_cfg(model)
+    repository = str(configuration.hf_hub_id) if configuration else model
     names = ("model.safetensors", "pytorch_model.bin")
     if any(isinstance(try_to_load_from_cache(repository, name), str) for name in names):
         return

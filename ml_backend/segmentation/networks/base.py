@@ -7,9 +7,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ __all__ = [
     "SCORING_STRIDE",
     "Builder",
     "Encoded",
+    "Read",
     "SegmentationNetwork",
     "UnknownArchitecture",
     "at_scoring_resolution",
@@ -47,13 +49,13 @@ class Builder:
     """How the networks of a name are built: ``build(architecture, classes, channels, pretrained)``.
 
     ``takes_encoder``: the name may be followed by ``:<encoder>``; ``build`` gets all of it, and
-    raises UnknownArchitecture for an encoder that there is not. ``from_timm``: the name is that of
-    timm's model whose ImageNet weights it starts from, so what they need can be looked up first.
+    raises UnknownArchitecture for an encoder that there is not. ``timm_model``: of timm, whose
+    ImageNet weights it starts from, so what they need can be looked up first.
     """
 
     build: Callable[[str, int, int, bool], SegmentationNetwork]
     takes_encoder: bool = False
-    from_timm: bool = False
+    timm_model: str = ""
 
 
 class Encoded(NamedTuple):
@@ -66,6 +68,18 @@ class Encoded(NamedTuple):
 
     features: Tensor
     embedding: Tensor
+
+
+class Read(NamedTuple):
+    """What inference takes of one forward.
+
+    ``logits`` (B, classes, h, w) float32 at the network's own output stride, ``embedding`` as
+    `Encoded`'s, ``features`` (B, D, H/4, W/4) where they were asked for.
+    """
+
+    logits: Tensor
+    embedding: Tensor
+    features: Tensor | None
 
 
 class SegmentationNetwork(nn.Module):
@@ -110,6 +124,32 @@ class SegmentationNetwork(nn.Module):
         """
         features, maps = self._encode(images)
         return Encoded(features, torch.cat([masked_mean(m, valid) for m in maps], dim=1))
+
+    def read(
+        self,
+        images: Tensor,
+        valid: Tensor,
+        precision: AbstractContextManager[Any],
+        *,
+        features: bool,
+    ) -> Read:
+        """One forward for inference. ``valid`` (B, H/4, W/4) bool; ``precision``: the context that
+        all but the last layer runs in, since scores differ by less than bfloat16 resolves."""
+        with precision:
+            encoded = self.encode(images, valid)
+        logits = self.classify(encoded.features.float())
+        size = valid.shape[-2:]
+        scored = at_scoring_resolution(encoded.features, size) if features else None
+        return Read(logits, encoded.embedding, scored)
+
+    def sample(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and targets of a training step on crops ``images`` (B, channels, H, W) with
+        ``masks`` (B, H, W): (B, classes, h, w) and (B, h, w), of all pixels or of some."""
+        return self(images), masks
+
+    def fit_filters(self, images: Iterable[Tensor]) -> None:
+        """Before a training: a network with fixed filters takes their ranges from ``images``
+        (channels, H, W)."""
 
     def features(self, images: Tensor) -> Tensor:
         """`Encoded.features` alone."""

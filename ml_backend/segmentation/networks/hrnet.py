@@ -53,7 +53,7 @@ class HRNetV2(SegmentationNetwork):
 
 
 BUILDERS: Mapping[str, Builder] = {
-    name: Builder(HRNetV2, from_timm=True)
+    name: Builder(HRNetV2, timm_model=name)
     for name in (
         "hrnet_w18_small",
         "hrnet_w18_small_v2",

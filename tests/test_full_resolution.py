@@ -1,0 +1,107 @@
+"""HRNet with filters: what is drawn at full resolution, and that bands are what the whole is."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from al_strategies.evidence import Position
+from ml_backend.segmentation.inference import fold_batch_norm
+from ml_backend.segmentation.learner import LearnerConfig, NetworkLearner
+from ml_backend.segmentation.networks import build_network
+from ml_backend.segmentation.networks import full_resolution as module
+from ml_backend.segmentation.networks.full_resolution import FullResolutionHRNet
+
+
+def trained(channels: int = 1) -> FullResolutionHRNet:
+    """A network whose filters are fitted and whose batch norms have seen something."""
+    torch.manual_seed(0)
+    network = build_network("hrnet_w18_small+filters", 3, channels=channels)
+    assert isinstance(network, FullResolutionHRNet)
+    images = texture(4, channels)
+    network.fit_filters(images)
+    network.train()
+    with torch.no_grad():
+        for _ in range(3):
+            network.sample(images, torch.zeros(4, 64, 96, dtype=torch.int64))
+    return network.eval()
+
+
+def texture(count: int, channels: int = 1, size: tuple[int, int] = (64, 96)) -> Tensor:
+    noise = torch.randn((count, channels, *size), generator=torch.Generator().manual_seed(1))
+    return F.avg_pool2d(noise, 3, 1, 1)
+
+
+@pytest.mark.parametrize("band", [1 << 8, 1 << 10, 1 << 20])
+def test_bands_are_what_the_whole_is(band: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, images = trained(), texture(2)
+    monkeypatch.setattr(module, "_BAND", band)
+    valid = torch.ones(2, 16, 24, dtype=torch.bool)
+    with torch.no_grad():
+        read = network.read(images, valid, nullcontext(), features=True)
+        whole = network.encode(images, valid)
+    assert read.features is not None
+    torch.testing.assert_close(read.logits, network.classify(whole.features), rtol=0, atol=1e-5)
+    torch.testing.assert_close(read.features, F.avg_pool2d(whole.features, 4), rtol=0, atol=1e-5)
+    torch.testing.assert_close(read.embedding, whole.embedding)
+
+
+def test_folding_leaves_the_function() -> None:
+    network, images = trained(), texture(1)
+    with torch.no_grad():
+        before, after = network(images), fold_batch_norm(network)(images)
+    torch.testing.assert_close(before, after, rtol=1e-3, atol=1e-4)
+
+
+def test_filters_are_about_one_wide_on_what_they_were_fitted_on() -> None:
+    network, images = trained(), texture(4)
+    values = torch.cat([network.filters_at(i, torch.arange(64 * 96)) for i in images])
+    assert values.median(0).values.abs().max() < 0.1
+    assert values.std(0).min() > 0.5
+    assert values.std(0).max() < 2
+
+
+def test_of_a_slice_with_neighbours_the_one_in_the_middle_has_filters() -> None:
+    network, images = trained(channels=3), texture(2, channels=3)
+    changed = images.clone()
+    changed[:, 0] += 5
+    for maps, others in zip(network.filters(images), network.filters(changed), strict=True):
+        torch.testing.assert_close(maps, others)
+
+
+class Stripes:
+    """Two classes in stripes of two pixels: finer than a quarter of the resolution can draw."""
+
+    def __init__(self, slices: int = 4, size: int = 64) -> None:
+        self.ids = [f"s{i}" for i in range(slices)]
+        self._size = size
+
+    def image(self, slice_id: str) -> np.ndarray:
+        noise = np.random.default_rng(self.ids.index(slice_id)).normal(0, 10, (self._size,) * 2)
+        return np.clip(100 + 60 * self.mask(slice_id) + noise, 0, 255).astype(np.uint8)
+
+    def mask(self, slice_id: str) -> np.ndarray:
+        place = np.arange(self._size) + self.ids.index(slice_id)
+        return np.tile((place // 2 % 2).astype(np.uint8), (self._size, 1))
+
+    def position(self, slice_id: str) -> Position:
+        return Position("stripes", float(self.ids.index(slice_id)))
+
+
+def test_it_draws_what_a_quarter_of_the_resolution_cannot() -> None:
+    source = Stripes()
+    short = {"steps": 60, "batch": 4, "crop": 64}
+
+    def miou(architecture: str) -> float:
+        learner = NetworkLearner(
+            ("dark", "bright"), LearnerConfig(architecture=architecture, training=short)
+        )
+        learner.fit(source, source.ids[:2], seed=0)
+        return learner.evaluate(source, source.ids[2:]).miou
+
+    assert miou("hrnet_w18_small+filters") > 0.95 > miou("hrnet_w18_small")
