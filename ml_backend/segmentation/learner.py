@@ -47,7 +47,9 @@ __all__ = ["LearnerConfig", "NetworkLearner"]
 logger = logging.getLogger(__name__)
 
 _TAUGHT = 96
-"""Slices of the pool, evenly spread, that the pixel expert is taught on."""
+"""Slices of the pool, evenly spread, that teach; fewer where they are large."""
+_TAUGHT_PIXELS = 1 << 26
+"""Of those slices together: they are held in memory, 4 bytes a pixel and channel."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,9 @@ class NetworkLearner:
         lesson = None
         if isinstance(model.network, FullResolutionHRNet):
             known = {*labelled, *(pseudo or ())}
-            pool = _spread([i for i in source.ids if i not in known], _TAUGHT)
+            height, width = slices.largest
+            number = min(_TAUGHT, max(1, _TAUGHT_PIXELS // (height * width)))
+            pool = _spread([i for i in source.ids if i not in known], number)
             shown = list(self._images(source, pool, model.preprocessing))
             lesson = _lesson(model.network, slices, shown, training, seed, progress)
         run = train(model.network, slices, training, lesson=lesson, seed=seed, progress=progress)

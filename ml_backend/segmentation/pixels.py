@@ -9,7 +9,6 @@ from the labels and from what it believes of the pool (`training.Lesson`). Nothi
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -29,8 +28,6 @@ from ml_backend.segmentation.networks.full_resolution import FullResolutionHRNet
 from ml_backend.segmentation.training import class_weights
 
 __all__ = ["PixelConfig", "PixelExpert", "PoolLesson", "learn"]
-
-logger = logging.getLogger(__name__)
 
 _HIDDEN = 64
 
