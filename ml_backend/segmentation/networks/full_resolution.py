@@ -179,7 +179,7 @@ class FullResolutionHRNet(SegmentationNetwork):
     def _encode(self, images: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
         coarse, maps = self._coarse(images)
         rows = slice(0, images.shape[-2])
-        return self._features(coarse.float(), self.filters(images), rows), maps
+        return self._features(coarse.float(), self.filters(images), rows, _folded(self.head)), maps
 
     def read(
         self,
@@ -207,17 +207,17 @@ class FullResolutionHRNet(SegmentationNetwork):
 
     def _bands(self, coarse: Tensor, levels: Levels) -> Iterator[Tensor]:
         height, width = levels.full.shape[-2:]
+        weights = _folded(self.head)
         rows = max(1, _BAND // (len(coarse) * width * SCORING_STRIDE)) * SCORING_STRIDE
         for top in range(0, height, rows):
-            yield self._features(coarse, levels, slice(top, min(height, top + rows)))
+            yield self._features(coarse, levels, slice(top, min(height, top + rows)), weights)
 
-    def _features(self, coarse: Tensor, levels: Levels, rows: slice) -> Tensor:
+    def _features(self, coarse: Tensor, levels: Levels, rows: slice, weights: _Folded) -> Tensor:
         """(B, hidden, rows, W): what the last layer takes."""
         full, half, quarter, extra = (
             _rows(maps, rows, stride)
             for maps, stride in zip((*levels, coarse), (1, 2, 4, 4), strict=True)
         )
-        weights = _folded(self.head)
         hidden = F.conv2d(quarter, weights.quarter) + extra * weights.scale
         size = [2 * length for length in half.shape[-2:]]
         hidden = upsample(hidden, size) + upsample(F.conv2d(half, weights.half), size)
