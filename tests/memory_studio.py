@@ -116,11 +116,13 @@ class MemoryStudio:
     def full_tasks(
         self, project_id: int, filters: Sequence[Filter] = ()
     ) -> Iterator[dict[str, Any]]:
-        yield from self._found(filters)
+        for row in self._found(filters):
+            stored = [p for p in self.imported if p["task"] == row["id"]]
+            yield {**row, "predictions": stored}
 
     def full_tasks_by_id(self, project_id: int, ids: Iterable[int]) -> Iterator[dict[str, Any]]:
         wanted = set(ids)
-        return (row for row in self._found(()) if row["id"] in wanted)
+        return (row for row in self.full_tasks(project_id) if row["id"] in wanted)
 
     def count_tasks(self, project_id: int, filters: Sequence[Filter] = ()) -> int:
         return len(self._found(filters))
