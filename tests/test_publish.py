@@ -65,9 +65,10 @@ class Queue(ConnectedProject):
     def delete_predictions(self, tasks: set[int]) -> None:
         """As *Delete predictions* in the Data Manager does for the tasks that are selected."""
         self.studio.imported[:] = [
-            row for row in self.studio.imported
+            row
+            for row in self.studio.imported
             if row["task"] not in tasks or row["model_version"] != self.version
-        ]  # fmt: skip
+        ]
 
     def open_live(self, task: int) -> None:
         """Somebody opens a task that has no prediction: one is made, and stored."""

@@ -14,7 +14,7 @@ from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import ProjectRecord, RoundRecord
 from ml_backend.rounds.round import run_round
 
-__all__ = ["attempt", "may_try_again"]
+__all__ = ["attempt", "may_try_again", "next_attempt_at"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,12 +43,17 @@ def attempt(
     return done
 
 
-def may_try_again(record: ProjectRecord) -> bool:
-    """Whether the pause after the attempts that came to nothing is over: 1, 2, 4, … minutes, at
-    most an hour, from the moment the last one failed, or began if nobody knows how it ended."""
+def next_attempt_at(record: ProjectRecord) -> float:
+    """When the pause after the attempts that came to nothing is over, in seconds since 1970: 1, 2,
+    4, … minutes, at most an hour, after the last one failed, or began if nobody knows how it ended.
+    """
     attempts = record.failures + record.unended
     if not attempts:
-        return True
+        return 0.0
     pause = min(_BACKOFF_S * 2.0 ** min(attempts, 20), _LONGEST_BACKOFF_S)
-    last = max(record.failed_at, record.began_at if record.unended else 0.0)
-    return time.time() - last >= pause
+    return max(record.failed_at, record.began_at if record.unended else 0.0) + pause
+
+
+def may_try_again(record: ProjectRecord) -> bool:
+    """Whether that pause is over."""
+    return time.time() >= next_attempt_at(record)

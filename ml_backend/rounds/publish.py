@@ -248,8 +248,11 @@ def _lost(project: ConnectedProject, queue: QueueRecord) -> list[QueueEntry]:
     scores = {entry.task: entry.score for entry in places}
     gone = set(task_order.lost(project.studio, project.number, queue.model_version, scores))
     if gone:
-        logger.warning("project %s: %d of the queue's predictions are gone: storing them again",
-                       project.key, len(gone))  # fmt: skip
+        logger.warning(
+            "project %s: %d of the queue's predictions are gone: storing them again",
+            project.key,
+            len(gone),
+        )
     return [entry for entry in places if entry.task in gone]
 
 

@@ -13,6 +13,7 @@ unpickled.
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ import fsspec
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.durable import write_whole
+from ml_backend.durable import create_whole, write_whole
 from ml_backend.errors import NextsliceError
 from ml_backend.rounds.artefacts import (
     MASKS,
@@ -72,16 +73,27 @@ class Store:
         write_whole(Path(target), data)
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write the file only if it does not exist yet; False when it does."""
+        """Write the file whole, but only if it does not exist yet; False when it does.
+
+        In an object store by a conditional put, where it has one.
+        """
         target = f"{self.root}/{path}"
         if self.local:
-            Path(target).parent.mkdir(parents=True, exist_ok=True)
+            return create_whole(Path(target), data)
         try:
-            with self.fs.open(target, "xb") as stream:
-                stream.write(data)
+            self.fs.pipe_file(target, data, mode="create")
         except FileExistsError:
             return False
         return True
+
+    def modified(self, path: str) -> float | None:
+        """When the file was last written, in seconds since 1970; None where nobody says."""
+        self.fs.invalidate_cache()
+        try:
+            moment: datetime = self.fs.modified(f"{self.root}/{path}")
+        except (FileNotFoundError, NotImplementedError):
+            return None
+        return moment.timestamp()
 
     def exists(self, path: str) -> bool:
         """Whether the file or folder is there."""
