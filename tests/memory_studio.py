@@ -131,7 +131,11 @@ class MemoryStudio:
         return len(self._rows), sum(len(row["annotations"]) for row in self._rows.values())
 
     def request(self, method: str, path: str, *, json: dict[str, Any]) -> None:
-        """A change of a task's data, all that is asked for here; it touches the task."""
+        """A change of a task's data, which touches the task, or an annotation of it: all that is
+        asked for here."""
+        if method == "POST":
+            self.submit(int(path.split("/")[2]), json["result"])
+            return
         assert method == "PATCH"
         self._now += timedelta(minutes=1)
         task = int(path.removeprefix("api/tasks/").rstrip("/"))
@@ -157,8 +161,9 @@ class MemoryStudio:
 
     # -- predictions and images
 
-    def import_predictions(self, project_id: int, predictions: list[dict[str, Any]]) -> None:
+    def import_predictions(self, project_id: int, predictions: list[dict[str, Any]]) -> int:
         self.imported += predictions
+        return len(predictions)
 
     def download(self, url: str, task_id: int) -> bytes:
         if task_id in self.unreadable:

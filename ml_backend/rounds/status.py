@@ -60,7 +60,7 @@ def project_status(project: ConnectedProject) -> ProjectStatus:
         project=project.number,
         key=project.key,
         round=number,
-        model_version=published and published.model_version,
+        model_version=None if published is None else published.model_version,
         holder=claimed if alive else None,
         conditions=[*_failure(record), *_attempt(record, number, claimed, alive=alive)],
     )

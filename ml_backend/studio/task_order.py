@@ -58,6 +58,8 @@ LIVE_SCORE = 0.999
 _STEP = 1e-4
 _LAST = 0.9
 _SAME_SCORE = 1e-9
+_ATTEMPTS = 3
+"""How often predictions are sent that Label Studio takes and does not store."""
 _BATCH_BYTES = 4_000_000
 """Label Studio's import is one transaction: a request much larger blocks SQLite for seconds."""
 
@@ -182,21 +184,39 @@ def store_predictions(
     A task that disappeared or was annotated meanwhile is left out. Calling it again with the same
     predictions stores nothing twice. A prediction that was made when the task was opened is none
     in the queue's order: the task gets its own beside it, and Label Studio goes by the lower score.
+    What Label Studio took and did not store is sent again; StudioError when it never does.
     """
     wanted = {p.task: p for p in predictions}
+    missing = _not_stored(studio, project_id, version, wanted)
+    new = len(missing)
+    for _ in range(_ATTEMPTS):
+        rows = [
+            {"task": p.task, "model_version": version, "score": p.score, "result": p.result}
+            for p in missing
+        ]
+        created = [studio.import_predictions(project_id, batch) for batch in _batches(rows)]
+        if sum(created) >= len(rows):
+            return new
+        missing = _not_stored(studio, project_id, version, wanted)
+    if missing:
+        raise StudioError(
+            f"Label Studio took predictions of {version} and did not store those of "
+            f"{len(missing)} tasks of project {project_id} (task {missing[0].task} and the next), "
+            f"also when they were sent {_ATTEMPTS} times. Is its database locked?"
+        )
+    return new
+
+
+def _not_stored(
+    studio: Studio, project_id: int, version: str, wanted: Mapping[int, QueuedPrediction]
+) -> list[QueuedPrediction]:
+    """Those of ``wanted``, task → prediction, that are open and not in their place."""
     if not wanted:
-        return 0
+        return []
     open_tasks = still_open(studio, project_id, wanted)
     scores = {task: p.score for task, p in wanted.items() if task in open_tasks}
     stored = _in_place(studio, project_id, version, scores)
-    rows = [
-        {"task": p.task, "model_version": version, "score": p.score, "result": p.result}
-        for p in wanted.values()
-        if p.task in open_tasks and p.task not in stored
-    ]
-    for batch in _batches(rows):
-        studio.import_predictions(project_id, batch)
-    return len(rows)
+    return [wanted[task] for task in scores if task not in stored]
 
 
 def _rename(
