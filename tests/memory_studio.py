@@ -31,6 +31,7 @@ class MemoryStudio:
     ) -> None:
         self.fields: dict[str, Any] = {"label_config": label_config}
         self.backend: Backend | None = None
+        self.other_backends: list[Backend] = []
         self.imported: list[dict[str, Any]] = []
         self.unreadable: set[int] = set()
         self.sdk = SimpleNamespace(ml=SimpleNamespace(update=self._rename))
@@ -88,6 +89,9 @@ class MemoryStudio:
 
     def find_backend(self, project_id: int, url: str) -> Backend | None:
         return self.backend
+
+    def backends(self, project_id: int) -> list[Backend]:
+        return [*([self.backend] if self.backend else []), *self.other_backends]
 
     def call(self, what: str, function: Any, *args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs)

@@ -8,16 +8,21 @@ from __future__ import annotations
 import logging
 import time
 
+from redis.exceptions import RedisError
+
 from al_strategies.learner import Progress
+from ml_backend.errors import NextsliceError
 from ml_backend.rounds.claim import ClaimLost, ClaimTaken
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import ProjectRecord, RoundRecord
 from ml_backend.rounds.round import run_round
 
-__all__ = ["attempt", "may_try_again", "next_attempt_at"]
+__all__ = ["MAX_FAILURES", "attempt", "may_try_again", "next_attempt_at"]
 
 logger = logging.getLogger(__name__)
 
+MAX_FAILURES = 5
+"""After so many, K labels that no attempt has seen are the reason for the next."""
 _BACKOFF_S = 30.0
 _LONGEST_BACKOFF_S = 3600.0
 
@@ -37,10 +42,18 @@ def attempt(
         raise
     except Exception as error:
         told = f"{type(error).__name__}: {error}"
-        project.update(lambda record: record.attempt_failed(time.time(), told))
+        _note_failure(project, told)
         raise
     project.update(ProjectRecord.round_succeeded)
     return done
+
+
+def _note_failure(project: ConnectedProject, told: str) -> None:
+    """That cannot be noted where the store is full or Redis is gone: the error itself counts."""
+    try:
+        project.update(lambda record: record.attempt_failed(time.time(), told))
+    except (NextsliceError, RedisError) as error:
+        logger.error("project %s: that the attempt failed cannot be noted: %s", project.key, error)
 
 
 def next_attempt_at(record: ProjectRecord) -> float:

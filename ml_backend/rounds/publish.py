@@ -8,6 +8,7 @@ stored, Label Studio what is.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, TypeVar
@@ -23,6 +24,7 @@ from ml_backend.rounds.records import (
     QueueRecord,
     RoundRecord,
     SelectionRecord,
+    SwitchBack,
 )
 from ml_backend.rounds.store import RoundFolder
 from ml_backend.settings import Settings
@@ -160,9 +162,30 @@ def repair(project: ConnectedProject, seen: Project) -> None:
         task_order.prepare(studio, seen)
         if task_order.switched(studio, seen, link, version):
             return
-        if not task_order.switched(studio, project.in_studio(), link, version):
-            logger.warning("project %s was not on %s: switching again", project.key, version)
+        now_there = project.in_studio()
+        if not task_order.switched(studio, now_there, link, version):
+            logger.warning(
+                "project %s was on %s, not on %s: switching again",
+                project.key,
+                now_there.model_version,
+                version,
+            )
+            _note_switch(project, now_there.model_version)
             task_order.switch(studio, project.number, link, version)
+
+
+def _note_switch(project: ConnectedProject, found: str | None) -> None:
+    """Keep that the project was on version ``found``: where it happens again and again, `status`
+    names who fights over it."""
+    ours = project.link.url
+    others = [
+        backend.url
+        for backend in project.studio.backends(project.number)
+        if backend.url.rstrip("/") != ours
+        and (backend.title or "").startswith(task_order.VERSION_PREFIX)
+    ]
+    back = SwitchBack(moment=time.time(), found=found, others=others)
+    project.update(lambda record: record.found_on(back))
 
 
 def _open_tasks(

@@ -132,8 +132,8 @@ def _complete(
         if not absent and not bare:
             return
         logger.warning(
-            "project %s: Label Studio stored %d tasks and the annotations of %d tasks "
-            "not: sending them again",
+            "project %s: %d tasks and the annotations of %d more were not stored: "
+            "sending them again",
             project_id,
             len(absent),
             len(bare),
