@@ -388,12 +388,16 @@ def test_predictions_that_somebody_deletes_are_stored_again(
     other = next(row.id for row in studio.tasks(project.number) if row.id not in entries)
     studio.sdk.predictions.create(task=other, model_version="sam", score=0.5, result=[])
 
-    def stored() -> dict[int, float]:
+    def stored() -> dict[int, tuple[float, int]]:
+        """Task → score and number of regions of what is stored of the queue."""
         rows = studio.full_tasks_by_id(project.number, entries)
         found = [(row["id"], p) for row in rows for p in row["predictions"]]
-        mine = [(task, p) for task, p in found if p["model_version"] == version and p["result"]]
-        return {task: p["score"] for task, p in mine}
+        mine = [(task, p) for task, p in found if p["model_version"] == version]
+        return {task: (p["score"], len(p["result"])) for task, p in mine}
 
+    before = stored()
+    assert {task: score for task, (score, _) in before.items()} == entries
+    assert any(regions for _, regions in before.values())
     for selected in (chosen[:2], list(entries)):
         assert project.session.call(
             "POST",
@@ -401,7 +405,7 @@ def test_predictions_that_somebody_deletes_are_stored_again(
             json={"selectedItems": {"all": False, "included": selected}},
         ).ok
         # Two looks, 5 s each, and the time of the backend for the masks.
-        wait_until(lambda: stored() == entries, "the queue to stand again", 60)
+        wait_until(lambda: stored() == before, "the queue to stand again", 120)
         wait_until(lambda: versions_agree(project, stack), "one version everywhere", 30)
         assert studio.count_tasks(project.number, [with_version("sam")]) == 1
 
