@@ -5,6 +5,7 @@ docs/locks.md says which lock is for what.
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from collections.abc import Iterator
@@ -15,7 +16,9 @@ from filelock import FileLock, Timeout
 
 from ml_backend.errors import NextsliceError
 
-__all__ = ["held", "move_whole", "write_whole"]
+__all__ = ["create_whole", "held", "move_whole", "write_whole"]
+
+_NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 
 
 def write_whole(path: Path, data: bytes, *, flush: bool = True, alone: bool = False) -> None:
@@ -27,8 +30,42 @@ def write_whole(path: Path, data: bytes, *, flush: bool = True, alone: bool = Fa
     is written as ``.<name>.part``, and what a killed process has left of it is replaced by the
     next; else the name is another one every time.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     unique = "" if alone else f"{uuid.uuid4().hex[:8]}."
+    with _part(path, unique, data, flush=flush) as part:
+        part.replace(path)
+    if flush:
+        _flush(path.parent)
+
+
+def create_whole(path: Path, data: bytes) -> bool:
+    """Write ``path`` as `write_whole`, but only where there is none yet; False where there is.
+
+    Of several processes that try at once, one succeeds.
+    """
+    with _part(path, f"{uuid.uuid4().hex[:8]}.", data) as part:
+        try:
+            os.link(part, path)
+        except FileExistsError:
+            # NFS repeats a request whose answer was lost, and then refuses what it has done.
+            if part.stat().st_nlink < 2:
+                return False
+        except OSError as error:
+            if error.errno not in _NO_HARD_LINKS:
+                raise
+            # The name first, then the content: empty in between, which a kill may leave.
+            try:
+                path.open("xb").close()
+            except FileExistsError:
+                return False
+            part.replace(path)
+    _flush(path.parent)
+    return True
+
+
+@contextmanager
+def _part(path: Path, unique: str, data: bytes, *, flush: bool = True) -> Iterator[Path]:
+    """``data`` in a file beside ``path`` under another name, which is gone afterwards."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{unique}part")
     try:
         with part.open("wb") as file:
@@ -36,12 +73,9 @@ def write_whole(path: Path, data: bytes, *, flush: bool = True, alone: bool = Fa
             file.flush()
             if flush:
                 os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
+        yield part
+    finally:
         part.unlink(missing_ok=True)
-        raise
-    if flush:
-        _flush(path.parent)
 
 
 def move_whole(part: Path, target: Path, aside: Path | None = None) -> None:

@@ -13,6 +13,7 @@ several raise stand here.
     + TooManyRequests           more slices are asked for at once than have threads
   x EnvironmentFault          what we stand on does not do its part
     + FileFault                 a file, folder or connection: missing, not permitted, disk full
+      - StoreFault                … of the store of rounds; names it
     + RedisUnavailable          Redis does not answer, or refuses us
       - NoRedis                   … while an experiment's runs are with the gpu workers
     + StartError                a process that was started ended, or does not answer

@@ -24,7 +24,7 @@ from ml_backend.rounds.adopt import connect
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.service import Service, slice_keys
 from ml_backend.studio.annotations import regions
-from ml_backend.studio.client import Project, StudioError, TaskRow
+from ml_backend.studio.client import Project, StudioError, TaskRow, drafted
 from ml_backend.studio.images import decode_image
 from ml_backend.studio.label_config import (
     LabelConfig,
@@ -33,6 +33,7 @@ from ml_backend.studio.label_config import (
     parse_label_config,
 )
 from ml_backend.studio.projects import (
+    annotate,
     check_title,
     create_project,
     delete_project,
@@ -92,7 +93,8 @@ class ImportRequest:
 class ImportReport:
     """What an import did: the project, whether it is new, how many tasks were added, annotated and
     there before, the window of what was added, how many tasks got a new address, and how many of
-    those that were there have labels in the label volume: they keep the annotations they have."""
+    those that were there have labels in the label volume: they keep the annotations they have. So
+    many of these had none, though nobody has touched them, and got the label volume's."""
 
     project: int
     title: str
@@ -104,6 +106,7 @@ class ImportReport:
     window: Window
     moved: int = 0
     labels_left: int = 0
+    labels_added: int = 0
 
 
 def import_volume(
@@ -115,7 +118,8 @@ def import_volume(
     and ``z``; slices that are tasks already are kept as they are, but for the volume's tasks whose
     address is another than it would be today (``PUBLIC_URL``, the secret or the asked window
     changed): they get today's, for the same slice, through the same window if none is asked for.
-    ``progress`` steps: ``"check labels"``, ``"addresses"``, ``"import"``.
+    Such slices that nobody has touched get the label volume's labels too.
+    ``progress`` steps: ``"check labels"``, ``"addresses"``, ``"labels"``, ``"import"``.
 
     Raises VolumeError (a file, the roots, slices that are not there, labels that do not fit) and
     LabelConfigError before anything is created, StudioError when Label Studio refuses; a project
@@ -147,6 +151,7 @@ class _Import:
         self.progress: Progress = progress or (lambda step, done, total: None)
         self.axis = AXES[volume.axis]
         self._there: dict[int, str] = {}
+        self._bare: dict[int, int] = {}
         self._windows: Counter[Window] = Counter()
         self._moved: list[tuple[int, dict[str, Any]]] = []
         # What the browser loads from us must lie under a root; an upload comes from anywhere.
@@ -172,6 +177,7 @@ class _Import:
         try:
             missing = self._missing(project, indices, window)
             self._move()
+            added = self._annotate(project, config, labelled)
             annotated = self._create(project, config, missing, window)
         except VolumeError:
             if created:
@@ -190,6 +196,7 @@ class _Import:
             window=window,
             moved=len(self._moved),
             labels_left=len(self._there.keys() & set(labelled)),
+            labels_added=added,
         )
 
     # -- before anything is created
@@ -284,6 +291,8 @@ class _Import:
                 self._note_address(row, config.value_field, claimed)
             if isinstance(z := row.data.get("z"), int | float):
                 self._there[int(z)] = str(image)
+                if not row.total_annotations and not row.cancelled_annotations:
+                    self._bare[int(z)] = row.id
         implicit = self.request.project is None and self.request.title is None
         if implicit and volumes and self.name not in volumes:
             raise StudioError(
@@ -332,6 +341,22 @@ class _Import:
         for done, (task, data) in enumerate(self._moved, start=1):
             self.studio.request("PATCH", f"api/tasks/{task}/", json={"data": data})
             self.progress("addresses", done, len(self._moved))
+
+    def _annotate(self, project: Project, config: LabelConfig, labelled: Sequence[int]) -> int:
+        """Give slices that are there the labels that an import before this one lost, or was not
+        asked for; how many. Not where somebody has annotated, skipped or begun the slice."""
+        lacking = {z: self._bare[z] for z in labelled if z in self._bare}
+        if not lacking:
+            return 0
+        begun = {row.id for row in self.studio.tasks(project.id, [drafted()])}
+        # In full: where Label Studio has workers, its count of a task's annotations comes later.
+        looked = self.studio.full_tasks_by_id(project.id, lacking.values())
+        bare = {int(row["id"]) for row in looked if not row["annotations"]} - begun
+        mine = {task: z for z, task in lacking.items() if task in bare}
+        for done, (task, z) in enumerate(mine.items(), start=1):
+            annotate(self.studio, {task: self._annotations(z, config)["annotations"]})
+            self.progress("labels", done, len(mine))
+        return len(mine)
 
     def _missing(self, project: Project, indices: range, window: Window) -> list[int]:
         missing = [i for i in indices if i not in self._there]

@@ -31,6 +31,7 @@ class MemoryStudio:
     ) -> None:
         self.fields: dict[str, Any] = {"label_config": label_config}
         self.backend: Backend | None = None
+        self.other_backends: list[Backend] = []
         self.imported: list[dict[str, Any]] = []
         self.unreadable: set[int] = set()
         self.sdk = SimpleNamespace(ml=SimpleNamespace(update=self._rename))
@@ -89,6 +90,9 @@ class MemoryStudio:
     def find_backend(self, project_id: int, url: str) -> Backend | None:
         return self.backend
 
+    def backends(self, project_id: int) -> list[Backend]:
+        return [*([self.backend] if self.backend else []), *self.other_backends]
+
     def call(self, what: str, function: Any, *args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs)
 
@@ -116,11 +120,13 @@ class MemoryStudio:
     def full_tasks(
         self, project_id: int, filters: Sequence[Filter] = ()
     ) -> Iterator[dict[str, Any]]:
-        yield from self._found(filters)
+        for row in self._found(filters):
+            stored = [p for p in self.imported if p["task"] == row["id"]]
+            yield {**row, "predictions": stored}
 
     def full_tasks_by_id(self, project_id: int, ids: Iterable[int]) -> Iterator[dict[str, Any]]:
         wanted = set(ids)
-        return (row for row in self._found(()) if row["id"] in wanted)
+        return (row for row in self.full_tasks(project_id) if row["id"] in wanted)
 
     def count_tasks(self, project_id: int, filters: Sequence[Filter] = ()) -> int:
         return len(self._found(filters))
@@ -129,7 +135,11 @@ class MemoryStudio:
         return len(self._rows), sum(len(row["annotations"]) for row in self._rows.values())
 
     def request(self, method: str, path: str, *, json: dict[str, Any]) -> None:
-        """A change of a task's data, all that is asked for here; it touches the task."""
+        """A change of a task's data, which touches the task, or an annotation of it: all that is
+        asked for here."""
+        if method == "POST":
+            self.submit(int(path.split("/")[2]), json["result"])
+            return
         assert method == "PATCH"
         self._now += timedelta(minutes=1)
         task = int(path.removeprefix("api/tasks/").rstrip("/"))
@@ -155,8 +165,9 @@ class MemoryStudio:
 
     # -- predictions and images
 
-    def import_predictions(self, project_id: int, predictions: list[dict[str, Any]]) -> None:
+    def import_predictions(self, project_id: int, predictions: list[dict[str, Any]]) -> int:
         self.imported += predictions
+        return len(predictions)
 
     def download(self, url: str, task_id: int) -> bytes:
         if task_id in self.unreadable:

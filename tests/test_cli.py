@@ -97,6 +97,17 @@ def test_rounds_of_another_project_names_those_there_are_and_shows_errors_as_the
     assert "scans[/old] of http://ann:***@files.example is no volume" in shown.stderr
 
 
+def test_a_round_whose_worker_is_gone_is_not_said_to_be_running(tmp_path: Path) -> None:
+    env = {"NEXTSLICE_STORE": str(tmp_path), "LABEL_STUDIO_API_KEY": "t"}
+    project = Store(str(tmp_path)).project("127.0.0.1_8080", "7.1700000000")
+    project.record = ProjectRecord(project=7, key="7.1700000000", unended=1, began_at=1.7e9)
+
+    shown = nextslice("rounds", "list", "7", **env)
+
+    assert "Round 0 is not running: its worker was killed" in shown.stderr
+    assert "is running" not in shown.stderr
+
+
 def test_a_table_shows_names_with_brackets_as_they_are() -> None:
     table = Table(title="scans[/old]")
     table.add_column("class")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ml_backend.durable import held, move_whole, write_whole
+from ml_backend.durable import create_whole, held, move_whole, write_whole
 from ml_backend.errors import TryAgainLater
 
 TAKEN = TryAgainLater("another is on it")
@@ -54,6 +54,33 @@ def test_data_is_flushed_before_it_has_its_name_and_the_name_after(
     write_whole(path, b"x")
     write_whole(path, b"y", flush=False)
     assert seen == [(False, False), (True, True)]
+
+
+@pytest.mark.parametrize("hard_links", [True, False])
+def test_of_many_who_create_a_file_one_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hard_links: bool
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(1, "Operation not permitted")  # as on exFAT
+
+    if not hard_links:
+        monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "new" / "claim"
+    created: list[bytes] = []
+
+    def create(name: bytes) -> None:
+        if create_whole(path, name * 1000):
+            created.append(name)
+
+    threads = [threading.Thread(target=create, args=(bytes([65 + i]),)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    (name,) = created
+    assert path.read_bytes() == name * 1000
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_who_is_alone_replaces_what_a_killed_process_has_left(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ import pytest
 from ml_backend.import_volume import ImportReport, ImportRequest, import_volume
 from ml_backend.rounds.service import Service, slice_keys
 from ml_backend.settings import Settings
+from ml_backend.studio.annotations import label_map
 from ml_backend.studio.client import StudioError
-from ml_backend.studio.label_config import bitmask_config
+from ml_backend.studio.label_config import bitmask_config, parse_label_config
 from ml_backend.studio.projects import shortened_title
 from ml_backend.volumes.address import SliceAddress, SliceKeys
 from ml_backend.volumes.opening import ReadOptions
@@ -140,6 +141,25 @@ def test_labels_of_slices_that_are_there_are_counted_and_left(imported: Imported
     labels = imported.path.with_name("labels.npy")
     np.save(labels, masks)
     assert imported.repeat(with_labels=labels).labels_left == 2
+
+
+def test_labels_that_an_import_lost_are_added_by_the_next(imported: Imported) -> None:
+    masks = np.full((SLICES, 8, 9), 255, np.uint8)
+    masks[1:4] = 1
+    labels = imported.path.with_name("labels.npy")
+    np.save(labels, masks)
+    imported.studio.submit(2, [])  # somebody's
+
+    report = imported.repeat(with_labels=labels)
+
+    assert (report.labels_left, report.labels_added) == (3, 2)
+    rows = {row["id"]: row["annotations"] for row in imported.studio.full_tasks(7)}
+    assert [len(rows[z]) for z in range(SLICES)] == [0, 1, 1, 1, 0, 0]
+    config = parse_label_config(imported.studio.fields["label_config"])
+    for z in (1, 3):
+        assert (label_map(rows[z][0]["result"], config, 8, 9).mask == 1).all()
+    assert rows[2][0]["result"] == []
+    assert imported.repeat(with_labels=labels).labels_added == 0
 
 
 @pytest.mark.parametrize("title", ["ct", "a" * 51])

@@ -1,4 +1,4 @@
-"""New projects on a Label Studio that fails half-way, as SQLite's does under load."""
+"""Projects, tasks and files on a Label Studio that fails half-way, as SQLite's does under load."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qs
 
 import pytest
 
 from ml_backend.studio.client import Studio, StudioError
-from ml_backend.studio.projects import create_project
+from ml_backend.studio.projects import create_project, import_tasks, upload_images
+from ml_backend.studio.task_order import QueuedPrediction, store_predictions
 from tests.http_server import serving
 
 CONFIG = "<View/>"
@@ -55,7 +57,25 @@ class Server(ThreadingHTTPServer):
         return self.attempt(fields) if self.patient and status == 500 else (status, number)
 
 
-class Handler(BaseHTTPRequestHandler):
+class Answering(BaseHTTPRequestHandler):
+    """Answers in JSON."""
+
+    def body(self) -> Any:
+        return json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+
+    def answer(self, status: int, body: Any) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+class Handler(Answering):
     server: Server
 
     def do_GET(self) -> None:
@@ -71,7 +91,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(200, self.project(int(one)) if one else listed)
 
     def do_POST(self) -> None:
-        fields = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        fields = self.body()
         self.server.asked += 1
         status, number = self.server.attempt(fields)
         self.answer(status, self.project(number) if status == 201 else {"detail": "locked"})
@@ -86,17 +106,6 @@ class Handler(BaseHTTPRequestHandler):
             "id": number, "title": row.title, "label_config": row.config,
             "created_by": {"id": row.creator}, "created_at": "2026-11-26T18:17:57Z",
         }  # fmt: skip
-
-    def answer(self, status: int, body: Any) -> None:
-        data = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
 
 
 @pytest.fixture
@@ -154,3 +163,182 @@ def test_what_stays_refused_is_said(
         create_project(studio, "scan.tif", CONFIG)
 
     assert (server.rows, server.asked) == ({}, asked)
+
+
+# -- what is stored of what is sent
+
+
+class Forgetful(ThreadingHTTPServer):
+    """Project 1 of a Label Studio that answers 201 and has not stored all of it.
+
+    ``lost``: for each of the next imports, what of it is lost: "annotations" of all tasks, the last
+    "task", the last "prediction", the last "file"; after that, nothing is.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Forgetting)
+        self.tasks: list[dict[str, Any]] = []
+        self.files: list[str] = []
+        self.lost: list[str] = []
+
+    def loses(self) -> str:
+        return self.lost.pop(0) if self.lost else ""
+
+
+class Forgetting(Answering):
+    server: Forgetful
+
+    def do_GET(self) -> None:
+        path, _, query = self.path.partition("?")
+        if path.endswith("file-uploads"):
+            rows = [{"id": i, "file": file} for i, file in enumerate(self.server.files)]
+            self.answer(200, rows)
+            return
+        asked = json.loads(parse_qs(query)["query"][0])
+        found = [task for task in self.server.tasks if meets(task, asked.get("filters"))]
+        if asked["ordering"] == ["-tasks:id"]:
+            found = found[::-1]
+        shown = found[: int(parse_qs(query)["page_size"][0])]
+        self.answer(200, {"tasks": shown, "total": len(found), "total_annotations": 0})
+
+    def do_POST(self) -> None:
+        path = self.path.partition("?")[0].strip("/")
+        if path.endswith("annotations"):
+            self.annotate(int(path.split("/")[2]), self.body())
+        elif path.endswith("predictions"):
+            self.predict(self.body())
+        elif "commit_to_project=false" in self.path:
+            self.upload()
+        else:
+            self.add(self.body())
+
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        lost = self.server.loses()
+        if lost == "task":
+            rows = rows[:-1]
+        if lost == "annotations":
+            rows = [{"data": row["data"]} for row in rows]
+        new = []
+        for row in rows:
+            task = {
+                "id": len(self.server.tasks) + 1,
+                "predictions": [],
+                "annotations": [],
+                **row,
+                "updated_at": "2026-11-26T18:17:57Z",
+            }
+            self.server.tasks.append(task)
+            new.append(task)
+        counted = sum(len(task["annotations"]) for task in new)
+        ids = [task["id"] for task in new]
+        self.answer(201, {"task_count": len(new), "annotation_count": counted, "task_ids": ids})
+
+    def annotate(self, task: int, annotation: dict[str, Any]) -> None:
+        if self.server.loses() != "annotations":
+            self.server.tasks[task - 1]["annotations"].append(annotation)
+        self.answer(201, annotation)
+
+    def predict(self, rows: list[dict[str, Any]]) -> None:
+        rows = rows[:-1] if self.server.loses() == "prediction" else rows
+        for row in rows:
+            self.server.tasks[row["task"] - 1]["predictions"].append(row)
+        self.answer(201, {"created": len(rows)})
+
+    def upload(self) -> None:
+        sent = self.rfile.read(int(self.headers["Content-Length"])).count(b"filename=")
+        count = sent - 1 if self.server.loses() == "file" else sent
+        first = len(self.server.files)
+        self.server.files += [f"upload/1/{first + i}.png" for i in range(count)]
+        self.answer(201, {"file_upload_ids": list(range(first, first + count))})
+
+
+def meets(task: dict[str, Any], filters: dict[str, Any] | None) -> bool:
+    """Whether the Data Manager lists the task: of what we ask for here."""
+    for condition in filters["items"] if filters else ():
+        field, value = condition["filter"].rpartition(":")[2], condition["value"]
+        if field == "id" and condition["operator"] == "in":
+            met = value["min"] <= task["id"] <= value["max"]
+        elif field == "id":
+            met = task["id"] in value
+        elif field == "predictions_model_versions":
+            met = any(p["model_version"] in value for p in task["predictions"])
+        else:
+            met = field == "total_annotations" and not task["annotations"]
+        if not met:
+            return False
+    return True
+
+
+@pytest.fixture
+def forgetful() -> Iterator[Forgetful]:
+    with serving(Forgetful()) as running:
+        yield running
+
+
+@pytest.fixture
+def talking(forgetful: Forgetful) -> Studio:
+    return Studio(f"http://127.0.0.1:{forgetful.server_port}", "a-legacy-token")
+
+
+ROWS = [
+    {"data": {"image": f"http://h/{z}.png", "z": z}, "annotations": [{"result": [{"z": z}]}]}
+    for z in range(6)
+]
+
+
+@pytest.mark.parametrize(
+    "lost", [[], ["annotations"], ["annotations", "annotations"], ["task"], ["task", "annotations"]]
+)
+def test_what_label_studio_did_not_store_of_an_import_is_sent_again(
+    forgetful: Forgetful, talking: Studio, lost: list[str]
+) -> None:
+    import_tasks(talking, 1, [{"data": {"image": "http://h/before.png"}}])
+    forgetful.lost = list(lost)
+
+    import_tasks(talking, 1, ROWS)
+
+    stored = [(task["data"], task["annotations"]) for task in forgetful.tasks[1:]]
+    assert stored == [(row["data"], row["annotations"]) for row in ROWS]
+    assert forgetful.tasks[0]["annotations"] == []
+
+
+@pytest.mark.parametrize(
+    ("lost", "named"),
+    [
+        ("annotations", r"Missing are the annotation of task 1, .* and 1 more\. .*Import again"),
+        ("task", r'Missing are the task of \{"image": "http://h/5\.png", "z": 5\}'),
+    ],
+)
+def test_what_label_studio_never_stores_is_named(
+    forgetful: Forgetful, talking: Studio, lost: str, named: str
+) -> None:
+    forgetful.lost = [lost] * 99
+    with pytest.raises(StudioError, match=named):
+        import_tasks(talking, 1, ROWS)
+
+
+def test_predictions_that_label_studio_did_not_store_are_sent_again_or_named(
+    forgetful: Forgetful, talking: Studio
+) -> None:
+    import_tasks(talking, 1, [{"data": row["data"]} for row in ROWS])
+    version = "nextslice-r001-abcdef"
+    wanted = [QueuedPrediction(task, task / 100, []) for task in range(1, 7)]
+
+    forgetful.lost = ["prediction"]
+    assert store_predictions(talking, 1, version, wanted[:3]) == 3
+    forgetful.lost = ["prediction"] * 9
+    with pytest.raises(StudioError, match=r"did not store those of 1 tasks .*task 4 and"):
+        store_predictions(talking, 1, version, [wanted[3]])
+
+    scores = {task["id"]: [p["score"] for p in task["predictions"]] for task in forgetful.tasks}
+    assert scores == {1: [0.01], 2: [0.02], 3: [0.03], 4: [], 5: [], 6: []}
+
+
+def test_pictures_that_label_studio_did_not_store_are_named(
+    forgetful: Forgetful, talking: Studio
+) -> None:
+    files = [(f"{i}.png", b"png") for i in range(3)]
+    assert len(upload_images(talking, 1, files)) == 3
+    forgetful.lost = ["file"]
+    with pytest.raises(StudioError, match=r"stored 2 of 3 pictures .*0\.png"):
+        upload_images(talking, 1, files)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import io
 import multiprocessing
+import os
+import resource
+import signal
+import socket
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ml_backend.embedded.processes import wait_until
 from ml_backend.rounds.artefacts import (
     DATASET,
     EVIDENCE,
@@ -21,7 +26,7 @@ from ml_backend.rounds.artefacts import (
     of_a_round,
     written_after,
 )
-from ml_backend.rounds.claim import ClaimLost, ClaimTaken, claimed
+from ml_backend.rounds.claim import ClaimedRound, ClaimLost, ClaimTaken, claimed, last_holder
 from ml_backend.rounds.records import Published, RoundRecord
 from ml_backend.rounds.store import ProjectStore, RoundFolder, Store, StoreError
 
@@ -223,3 +228,112 @@ def test_a_killed_holder_does_not_block_the_next_worker(tmp_path: Path) -> None:
 
     with claimed(folder, ttl_s=600) as held:
         assert held.claim.token == 2
+
+
+def test_a_token_that_meets_a_full_disk_leaves_no_file(tmp_path: Path) -> None:
+    """A limit on the size of files stands in for the disk: the system refuses the bytes alike."""
+    context = multiprocessing.get_context("fork")
+    holder = context.Process(target=_take_on_a_full_disk, args=(str(tmp_path),))
+    holder.start()
+    holder.join(60)
+    assert holder.exitcode == 0
+
+    folder = Store(str(tmp_path)).project("h", "1.1").round(1)
+    assert list((tmp_path / folder.path / "claims").iterdir()) == []
+    with claimed(folder, ttl_s=600) as taken:
+        assert taken.claim.token == 1
+
+
+def _take_on_a_full_disk(root: str) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    with pytest.raises(OSError, match="too large"):
+        claimed(Store(root).project("h", "1.1").round(1), ttl_s=600).__enter__()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff" * 9])
+def test_a_claim_that_cannot_be_read_ends_like_any_other(
+    project: ProjectStore, content: bytes
+) -> None:
+    folder = project.round(1)
+    project.store.write(f"{folder.path}/claims/000004.json", content)
+    project.store.write(f"{folder.path}/claims/notes.json", b"somebody's")
+    with pytest.raises(ClaimTaken, match=r"somebody whose claim, token 4, cannot be read"):
+        claimed(folder, ttl_s=60).__enter__()
+    void = 0.2
+
+    def taken() -> bool:
+        try:
+            with claimed(folder, ttl_s=void) as round_:
+                return round_.claim.token == 5
+        except ClaimTaken:
+            return False
+
+    wait_until(taken, "the claim to be void", 10)
+
+
+def test_a_sign_of_life_from_the_future_is_none(project: ProjectStore) -> None:
+    """A clock that was put back by a day does not keep a round for a day."""
+    folder = project.round(1)
+    with claimed(folder, ttl_s=600) as round_:
+        file = round_.claim._file
+        tomorrow = round_.claim._holder().model_copy(
+            update={"host": "elsewhere", "beat": time.time() + 86_400}
+        )
+        folder.save(file, tomorrow)
+        with claimed(folder, ttl_s=60) as taker:
+            assert taker.claim.token == 2
+
+
+def test_signs_of_life_outlast_a_store_that_cannot_be_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = Store(str(tmp_path)).project("h", "1.1").round(1)
+    claims = tmp_path / folder.path / "claims"
+
+    def beat() -> float:
+        holder = last_holder(folder)
+        assert holder is not None
+        return holder.beat
+
+    with claimed(folder, ttl_s=4) as round_:  # a sign of life every half second
+        claims.rename(claims.with_name("away"))
+        claims.touch()  # no folder: nothing can be written under it
+        wait_until(lambda: "no sign of life can be written" in caplog.text, "a missed one", 10)
+        claims.unlink()
+        claims.with_name("away").rename(claims)
+        before = beat()
+        wait_until(lambda: beat() > before, "the next sign of life", 10)
+        with pytest.raises(ClaimTaken):
+            claimed(folder, ttl_s=4).__enter__()
+        round_.write(DATASET, b"{}")
+
+
+def test_work_that_is_done_is_not_lost_for_a_claim_that_cannot_be_released(tmp_path: Path) -> None:
+    folder = Store(str(tmp_path)).project("h", "1.1").round(1)
+    claims = tmp_path / folder.path / "claims"
+
+    def work(round_: ClaimedRound) -> str:
+        round_.write(DATASET, b"{}")
+        claims.rename(claims.with_name("away"))
+        claims.touch()
+        return "done"
+
+    with claimed(folder, ttl_s=600) as round_:
+        assert work(round_) == "done"
+
+
+def test_who_holds_a_round_is_known_and_since_when(project: ProjectStore) -> None:
+    folder = project.round(1)
+    assert last_holder(folder) is None
+    before = time.time()
+    with claimed(folder, ttl_s=600):
+        holder = last_holder(folder)
+        assert holder is not None
+        assert (holder.pid, holder.host) == (os.getpid(), socket.gethostname())
+        assert before <= holder.since <= holder.beat <= time.time()
+        assert holder.alive(600)
+    released = last_holder(folder)
+    assert released is not None
+    assert not released.alive(600)
+    assert released.since == holder.since

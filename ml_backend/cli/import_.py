@@ -104,9 +104,16 @@ def import_command(
             f"{as_written(service.settings.slices_url)}.",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
-    if report.labels_left:
+    if report.labels_added:
         console.print(
-            f"{report.labels_left} of the slices that were there are labelled in "
+            f"{report.labels_added} of the slices that were there had no annotation, and got that "
+            f"of {as_written(str(with_labels))}.",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if kept := report.labels_left - report.labels_added:
+        console.print(
+            f"{kept} of the slices that were there are labelled in "
             f"{as_written(str(with_labels))} too: they keep what they have in Label Studio.",
             highlight=False, soft_wrap=True,
         )  # fmt: skip

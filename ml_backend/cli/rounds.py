@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated
 
 import typer
@@ -16,6 +15,7 @@ from ml_backend.rounds.attempt import attempt
 from ml_backend.rounds.project import find_project, known_project, stored_projects
 from ml_backend.rounds.records import MetricsRecord, Published, RoundRecord
 from ml_backend.rounds.service import Service
+from ml_backend.rounds.status import project_status
 from ml_backend.rounds.store import ProjectStore
 from ml_backend.settings import configure_logging
 
@@ -78,18 +78,8 @@ def list_rounds(
         raise typer.Exit(1)
     for one in found:
         typer.echo(whole(rounds_table(one.folder)))
-        record = one.record
-        if record.last_error:
-            times = f" ({record.failures}×)" if record.failures else ""
-            console.print(f"The last attempt failed{times}: {as_written(record.last_error)}")
-        if record.unended:
-            began = datetime.fromtimestamp(record.began_at).isoformat(" ", "minutes")
-            console.print(
-                f"A round is running since {began}."
-                if record.unended == 1
-                else f"{record.unended} attempts at a round have begun and not ended, the last at "
-                f"{began}: was a worker killed, as for want of memory?"
-            )
+        for condition in project_status(one).conditions:
+            console.print(as_written(condition.says))
 
 
 @rounds_app.command("run")

@@ -8,16 +8,21 @@ from __future__ import annotations
 import logging
 import time
 
+from redis.exceptions import RedisError
+
 from al_strategies.learner import Progress
+from ml_backend.errors import NextsliceError
 from ml_backend.rounds.claim import ClaimLost, ClaimTaken
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import ProjectRecord, RoundRecord
 from ml_backend.rounds.round import run_round
 
-__all__ = ["attempt", "may_try_again"]
+__all__ = ["MAX_FAILURES", "attempt", "may_try_again", "next_attempt_at"]
 
 logger = logging.getLogger(__name__)
 
+MAX_FAILURES = 5
+"""After so many, K labels that no attempt has seen are the reason for the next."""
 _BACKOFF_S = 30.0
 _LONGEST_BACKOFF_S = 3600.0
 
@@ -37,18 +42,31 @@ def attempt(
         raise
     except Exception as error:
         told = f"{type(error).__name__}: {error}"
-        project.update(lambda record: record.attempt_failed(time.time(), told))
+        _note_failure(project, told)
         raise
     project.update(ProjectRecord.round_succeeded)
     return done
 
 
-def may_try_again(record: ProjectRecord) -> bool:
-    """Whether the pause after the attempts that came to nothing is over: 1, 2, 4, … minutes, at
-    most an hour, from the moment the last one failed, or began if nobody knows how it ended."""
+def _note_failure(project: ConnectedProject, told: str) -> None:
+    """That cannot be noted where the store is full or Redis is gone: the error itself counts."""
+    try:
+        project.update(lambda record: record.attempt_failed(time.time(), told))
+    except (NextsliceError, RedisError) as error:
+        logger.error("project %s: that the attempt failed cannot be noted: %s", project.key, error)
+
+
+def next_attempt_at(record: ProjectRecord) -> float:
+    """When the pause after the attempts that came to nothing is over, in seconds since 1970: 1, 2,
+    4, … minutes, at most an hour, after the last one failed, or began if nobody knows how it ended.
+    """
     attempts = record.failures + record.unended
     if not attempts:
-        return True
+        return 0.0
     pause = min(_BACKOFF_S * 2.0 ** min(attempts, 20), _LONGEST_BACKOFF_S)
-    last = max(record.failed_at, record.began_at if record.unended else 0.0)
-    return time.time() - last >= pause
+    return max(record.failed_at, record.began_at if record.unended else 0.0) + pause
+
+
+def may_try_again(record: ProjectRecord) -> bool:
+    """Whether that pause is over."""
+    return time.time() >= next_attempt_at(record)

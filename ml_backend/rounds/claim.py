@@ -6,6 +6,7 @@ that was taken over writes nothing more.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -20,7 +21,9 @@ from ml_backend.rounds.artefacts import Artefact, File, record_file
 from ml_backend.rounds.records import Record
 from ml_backend.rounds.store import RoundFolder, StoreError
 
-__all__ = ["Claim", "ClaimLost", "ClaimTaken", "ClaimedRound", "claimed"]
+__all__ = ["Claim", "ClaimLost", "ClaimTaken", "ClaimedRound", "Holder", "claimed", "last_holder"]
+
+logger = logging.getLogger(__name__)
 
 
 class ClaimTaken(TryAgainLater, RuntimeError):
@@ -31,23 +34,72 @@ class ClaimLost(NextsliceError, RuntimeError):
     """Our claim was taken over: whatever we computed since must not be written."""
 
 
-class _Holder(Record):
+class Holder(Record):
     """`claims/<token>.json`: who holds a round, and when it last showed a sign of life."""
 
     token: int
     host: str
+    """Empty: the file cannot be read, and only its age is known."""
     pid: int
     started: float
     """Start time of the process, so that a reused pid is not taken for the holder."""
+    since: float = 0.0
+    """When the round was claimed."""
     beat: float
     released: bool = False
+
+    def __str__(self) -> str:
+        if not self.host:
+            return f"somebody whose claim, token {self.token}, cannot be read"
+        return f"process {self.pid} on {self.host} (token {self.token})"
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the last sign of life."""
+        return time.time() - self.beat
+
+    def alive(self, ttl_s: float) -> bool:
+        """Whether the claim holds: not given back, a sign of life within ``ttl_s`` seconds, and its
+        process there, if that can be seen from here.
+
+        One from the future, as after a clock was put back, is none: it would hold until then.
+        """
+        if self.released or abs(self.age_s) > ttl_s:
+            return False
+        if self.host != socket.gethostname():
+            return True
+        try:
+            # One clock tick of slack: create_time is derived from jiffies.
+            return bool(abs(psutil.Process(self.pid).create_time() - self.started) < 0.1)
+        except psutil.NoSuchProcess:
+            return False
 
 
 _CLAIMS = "claims"
 
 
-def _token_file(token: int) -> Artefact[_Holder]:
-    return record_file(f"{_CLAIMS}/{token:06d}.json", _Holder)
+def _token_file(token: int) -> Artefact[Holder]:
+    return record_file(f"{_CLAIMS}/{token:06d}.json", Holder)
+
+
+def last_holder(folder: RoundFolder) -> Holder | None:
+    """Who claimed the round last, alive or not; None: nobody ever did.
+
+    A claim that cannot be read (a disk that was full, a power cut) is somebody's, and as old as its
+    file: it ends like any other.
+    """
+    names = folder.store.names(f"{folder.path}/{_CLAIMS}")
+    stems = [name.removesuffix(".json") for name in names if name.endswith(".json")]
+    for token in sorted((int(stem) for stem in stems if stem.isdecimal()), reverse=True):
+        file = _token_file(token)
+        try:
+            found = folder.load(file)
+        except StoreError:
+            beat = folder.store.modified(folder.where(file)) or 0.0
+            return Holder(token=token, host="", pid=0, started=0, since=beat, beat=beat)
+        if found is not None:
+            return found
+    return None
 
 
 class Claim:
@@ -61,6 +113,7 @@ class Claim:
     def __init__(self, folder: RoundFolder, token: int, ttl_s: float) -> None:
         self.folder = folder
         self.token = token
+        self._since = time.time()
         self._stop = threading.Event()
         self._interval_s = max(ttl_s / 8, 0.5)
         self._thread = threading.Thread(target=self._keep_alive, daemon=True)
@@ -68,11 +121,11 @@ class Claim:
     @classmethod
     def take(cls, folder: RoundFolder, ttl_s: float) -> Claim:
         """Take the next token, or raise ClaimTaken."""
-        current = cls._current(folder)
-        if current is not None and _alive(current, ttl_s):
+        current = last_holder(folder)
+        if current is not None and current.alive(ttl_s):
             raise ClaimTaken(
-                f"{folder.path} is held by process {current.pid} on {current.host} "
-                f"(token {current.token})."
+                f"{folder.path} is held by {current}, whose last sign of life was "
+                f"{current.age_s:.0f} s ago: without another it is void after {ttl_s:.0f} s."
             )
         token = 1 if current is None else current.token + 1
         claim = cls(folder, token, ttl_s)
@@ -82,38 +135,42 @@ class Claim:
         claim._thread.start()
         return claim
 
-    @staticmethod
-    def _current(folder: RoundFolder) -> _Holder | None:
-        names = folder.store.names(f"{folder.path}/{_CLAIMS}")
-        tokens = [int(name.partition(".")[0]) for name in names if name.endswith(".json")]
-        for token in reversed(tokens):
-            try:
-                return folder.load(_token_file(token))
-            except StoreError:  # a token being written in this moment: somebody's, and fresh
-                return _Holder(token=token, host="?", pid=0, started=0, beat=time.time())
-        return None
-
     @property
-    def _file(self) -> Artefact[_Holder]:
+    def _file(self) -> Artefact[Holder]:
         return _token_file(self.token)
 
-    def _holder(self, *, released: bool = False) -> _Holder:
-        return _Holder(
+    def _holder(self, *, released: bool = False) -> Holder:
+        return Holder(
             token=self.token,
             host=socket.gethostname(),
             pid=os.getpid(),
             started=psutil.Process().create_time(),
+            since=self._since,
             beat=time.time(),
             released=released,
         )
 
     def _keep_alive(self) -> None:
+        """Signs of life until the end. No error ends them: a disk that is full for a second would
+        give the round to another worker."""
+        silent = False
         while not self._stop.wait(self._interval_s):
-            self.folder.save(self._file, self._holder())
+            try:
+                self.folder.save(self._file, self._holder())
+            except Exception as error:
+                if not silent:
+                    logger.warning(
+                        "%s: no sign of life can be written, the work goes on: %s",
+                        self.folder.path,
+                        error,
+                    )
+                silent = True
+            else:
+                silent = False
 
     def check(self) -> None:
         """Raise ClaimLost when a higher token exists."""
-        current = self._current(self.folder)
+        current = last_holder(self.folder)
         if current is not None and current.token > self.token:
             raise ClaimLost(
                 f"{self.folder.path} was taken over with token {current.token}, "
@@ -124,19 +181,10 @@ class Claim:
         """Give the round back; the next worker need not wait for the ttl."""
         self._stop.set()
         self._thread.join()
-        self.folder.save(self._file, self._holder(released=True))
-
-
-def _alive(holder: _Holder, ttl_s: float) -> bool:
-    if holder.released or time.time() - holder.beat > ttl_s:
-        return False
-    if holder.host != socket.gethostname():
-        return True
-    try:
-        # One clock tick of slack: create_time is derived from jiffies.
-        return bool(abs(psutil.Process(holder.pid).create_time() - holder.started) < 0.1)
-    except psutil.NoSuchProcess:
-        return False
+        try:
+            self.folder.save(self._file, self._holder(released=True))
+        except Exception as error:  # it is void soon, and what the work came to counts more
+            logger.warning("%s: that it is released cannot be noted: %s", self.folder.path, error)
 
 
 class ClaimedRound(RoundFolder):

@@ -1,15 +1,17 @@
 """The last step of a round, and what keeps its queue filled: predictions stored, then the switch.
 
 Everything here can be done again: predictions that are stored already are not stored twice, and
-`published.json` is written only after the switch was verified.
+`published.json` is written only after the switch was verified. `queue.json` says what is to be
+stored, Label Studio what is.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import requests
 
@@ -22,6 +24,7 @@ from ml_backend.rounds.records import (
     QueueRecord,
     RoundRecord,
     SelectionRecord,
+    SwitchBack,
 )
 from ml_backend.rounds.store import RoundFolder
 from ml_backend.settings import Settings
@@ -33,6 +36,7 @@ __all__ = ["publish", "queue_of", "queue_target", "repair", "retire", "tidy", "t
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Regions = list[dict[str, Any]]
 
 _PREDICT_CHUNK = 4
@@ -158,9 +162,30 @@ def repair(project: ConnectedProject, seen: Project) -> None:
         task_order.prepare(studio, seen)
         if task_order.switched(studio, seen, link, version):
             return
-        if not task_order.switched(studio, project.in_studio(), link, version):
-            logger.warning("project %s was not on %s: switching again", project.key, version)
+        now_there = project.in_studio()
+        if not task_order.switched(studio, now_there, link, version):
+            logger.warning(
+                "project %s was on %s, not on %s: switching again",
+                project.key,
+                now_there.model_version,
+                version,
+            )
+            _note_switch(project, now_there.model_version)
             task_order.switch(studio, project.number, link, version)
+
+
+def _note_switch(project: ConnectedProject, found: str | None) -> None:
+    """Keep that the project was on version ``found``: where it happens again and again, `status`
+    names who fights over it."""
+    ours = project.link.url
+    others = [
+        backend.url
+        for backend in project.studio.backends(project.number)
+        if backend.url.rstrip("/") != ours
+        and (backend.title or "").startswith(task_order.VERSION_PREFIX)
+    ]
+    back = SwitchBack(moment=time.time(), found=found, others=others)
+    project.update(lambda record: record.found_on(back))
 
 
 def _open_tasks(
@@ -200,9 +225,10 @@ def _predict(project: ConnectedProject, tasks: list[dict[str, Any]]) -> list[Reg
 
 
 def top_up(project: ConnectedProject) -> int:
-    """Append to the published queue when it runs low; returns how many slices.
+    """Store again what is gone of the published queue, then append to it when it runs low.
 
-    `queue_target` slices are kept ahead. Appended after the last score, in `queue.json`.
+    `queue_target` slices are kept ahead. Appended after the last score, in `queue.json`. Returns
+    how many slices were stored.
     """
     with project.schedule.alone("top-up", _TOP_UP_S, wait=False) as alone:
         return _top_up(project) if alone else 0
@@ -212,28 +238,56 @@ def _top_up(project: ConnectedProject) -> int:
     published = project.published
     if published is None:
         return 0
-    version = published.model_version
-    target = queue_target(project.settings)
-    length = task_order.queue_length(project.studio, project.number, version)
-    if length >= target:
-        return 0
     folder = project.folder.round(published.round)
     queue = folder.load(QUEUE)
-    if queue is None or queue.model_version != version:
+    if queue is None or queue.model_version != published.model_version:
         return 0
-    # A few more than are missing, so that not every submission is a request.
-    room = target + project.settings.k - length
-    candidates = islice(_open_tasks(project, folder, queue), room)
-    added = 0
+    masks = published.weights is not None
+    stored = 0
     try:
-        while chunk := list(islice(candidates, _PREDICT_CHUNK)):
-            _append(project, folder, queue, chunk, masks=published.weights is not None)
-            added += len(chunk)
+        for entries in _chunks(_lost(project, queue)):
+            stored += _store(project, folder, queue, entries, masks=masks)
+        for tasks in _chunks(_missing(project, folder, queue)):
+            stored += _append(project, folder, queue, tasks, masks=masks)
     except StaleQueue as error:  # the one that took its place is looked at by itself
         logger.info("project %s: %s", project.key, error)
-    if added:
-        logger.info("project %s: %d slices appended to %s", project.key, added, version)
-    return added
+    return stored
+
+
+def _chunks(items: Iterable[T]) -> Iterator[list[T]]:
+    """``items`` as many at a time as are predicted in one request."""
+    rest = iter(items)
+    while chunk := list(islice(rest, _PREDICT_CHUNK)):
+        yield chunk
+
+
+def _lost(project: ConnectedProject, queue: QueueRecord) -> list[QueueEntry]:
+    """The places of ``queue`` whose predictions somebody deleted, first place first.
+
+    Label Studio holds the truth about predictions as well: *Delete predictions* in the Data Manager
+    takes the queue away, and a restored database may never have had it.
+    """
+    places = sorted(queue.entries, key=lambda entry: entry.score)
+    scores = {entry.task: entry.score for entry in places}
+    gone = set(task_order.lost(project.studio, project.number, queue.model_version, scores))
+    if gone:
+        logger.warning(
+            "project %s: %d of the queue's predictions are gone: storing them again",
+            project.key,
+            len(gone),
+        )
+    return [entry for entry in places if entry.task in gone]
+
+
+def _missing(project: ConnectedProject, folder: RoundFolder, queue: QueueRecord) -> Iterable[int]:
+    """The tasks to append to the queue; none while it is as long as promised."""
+    target = queue_target(project.settings)
+    length = task_order.queue_length(project.studio, project.number, queue.model_version)
+    if length >= target:
+        return ()
+    # A few more than are missing, so that not every submission is a request.
+    room = target + project.settings.k - length
+    return islice(_open_tasks(project, folder, queue), room)
 
 
 def _append(
@@ -243,21 +297,37 @@ def _append(
     tasks: list[int],
     *,
     masks: bool,
-) -> None:
-    """Store predictions of ``tasks`` behind the last of ``queue``, and note them there.
-
-    Raises StaleQueue, with nothing stored, when another version took its place meanwhile.
-    """
-    regions: dict[int, Regions] = {}
-    if masks:
-        rows = list(project.studio.tasks_by_id(project.number, tasks))
-        predicted = _predict(project, [{"id": row.id, "data": row.data} for row in rows])
-        regions = {row.id: result for row, result in zip(rows, predicted, strict=True)}
+) -> int:
+    """`_store` predictions of ``tasks`` behind the last of ``queue``, and note them there."""
     place = len(queue.entries)
     entries = [
         QueueEntry(task=task, score=queue_score(place + i), kind="top-up")
         for i, task in enumerate(tasks)
     ]
+    stored = _store(project, folder, queue, entries, masks=masks)
+    logger.info("project %s: %d slices appended to %s", project.key, stored, queue.model_version)
+    return stored
+
+
+def _store(
+    project: ConnectedProject,
+    folder: RoundFolder,
+    queue: QueueRecord,
+    entries: list[QueueEntry],
+    *,
+    masks: bool,
+) -> int:
+    """Store predictions of ``entries``, and note in ``queue`` those that it does not have.
+
+    ``masks``: with what the backend predicts now. Returns how many entries there were. Raises
+    StaleQueue, with nothing stored, when another version took its place meanwhile.
+    """
+    regions: dict[int, Regions] = {}
+    if masks:
+        tasks = [entry.task for entry in entries]
+        rows = list(project.studio.tasks_by_id(project.number, tasks))
+        predicted = _predict(project, [{"id": row.id, "data": row.data} for row in rows])
+        regions = {row.id: result for row, result in zip(rows, predicted, strict=True)}
     with project.schedule.alone("queue", _QUEUE_S, wait=True):
         published = project.published
         if published is None or published.model_version != queue.model_version:
@@ -268,8 +338,11 @@ def _append(
             queue.model_version,
             [QueuedPrediction(e.task, e.score, regions.get(e.task, [])) for e in entries],
         )
-        queue.entries.extend(entries)
-        folder.save(QUEUE, queue)
+        known = {entry.task for entry in queue.entries}
+        if new := [entry for entry in entries if entry.task not in known]:
+            queue.entries.extend(new)
+            folder.save(QUEUE, queue)
+    return len(entries)
 
 
 def retire(

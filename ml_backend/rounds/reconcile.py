@@ -9,16 +9,17 @@ import logging
 
 from rq.timeouts import JobTimeoutException
 
+from ml_backend.errors import NextsliceError
 from ml_backend.rounds import publish
 from ml_backend.rounds.adopt import protect_webhook
 from ml_backend.rounds.artefacts import DATASET, METRICS
-from ml_backend.rounds.attempt import may_try_again
+from ml_backend.rounds.attempt import MAX_FAILURES, may_try_again
 from ml_backend.rounds.claim import ClaimTaken
 from ml_backend.rounds.project import ConnectedProject, now
 from ml_backend.rounds.records import ProjectRecord, Published
 from ml_backend.rounds.round import run_round
 from ml_backend.rounds.service import Service
-from ml_backend.rounds.store import RoundFolder, StoreError
+from ml_backend.rounds.store import RoundFolder
 from ml_backend.rounds.sync import new_labels
 from ml_backend.studio.client import Project, StudioError, annotated
 from ml_backend.studio.label_config import LabelConfigError, explain_change, parse_label_config
@@ -26,8 +27,6 @@ from ml_backend.studio.label_config import LabelConfigError, explain_change, par
 __all__ = ["count", "reconcile", "request_start"]
 
 logger = logging.getLogger(__name__)
-
-_MAX_FAILURES = 5
 
 
 def request_start(project: ConnectedProject) -> None:
@@ -79,7 +78,7 @@ def _reason(project: ConnectedProject, published: Published) -> str | None:
     if not may_try_again(record):
         return None
     following = project.folder.round(published.round + 1)
-    if record.failures >= _MAX_FAILURES:
+    if record.failures >= MAX_FAILURES:
         return _new_reason(project, following)
     if following.has(DATASET):
         return "go on with the round that a worker left"
@@ -132,7 +131,7 @@ def _look(project: ConnectedProject, seen: Project) -> None:
         publish.repair(project, seen)
         protect_webhook(project)
         count(project, seen)
-    except (StudioError, StoreError) as error:
+    except NextsliceError as error:
         logger.warning("project %s: reconcile failed: %s", project.key, error)
     except JobTimeoutException:  # of the whole look, not of this project
         raise

@@ -25,6 +25,7 @@ __all__ = [
     "Record",
     "RoundRecord",
     "SelectionRecord",
+    "SwitchBack",
     "TaskRecord",
     "TaskState",
     "round_name",
@@ -35,6 +36,9 @@ TaskState = Literal["pool", "labelled", "skipped", "drafted"]
 """What people have done with a slice: nothing yet, submitted, skipped, begun."""
 QueueKind = Literal["chosen", "reserve", "top-up"]
 """Why a slice is in the queue: among the K, behind them, or appended when it ran low."""
+
+
+_SWITCHES_KEPT = 20
 
 
 class Record(BaseModel):
@@ -193,6 +197,15 @@ class Published(Record):
         return round_number(self.weights.partition("/")[0])
 
 
+class SwitchBack(Record):
+    """That the project was found on another version than the published one, and was put back."""
+
+    moment: float
+    found: str | None
+    others: list[str] = Field(default_factory=list)
+    """URLs of ML backends in the project that are not ours and carry a version of nextslice."""
+
+
 class ProjectRecord(Record):
     """`project.json`: what adopt did, and what people asked for since."""
 
@@ -208,6 +221,12 @@ class ProjectRecord(Record):
     began_at: float = 0.0
     failed_at: float = 0.0
     last_error: str | None = None
+    switched_back: list[SwitchBack] = Field(default_factory=list)
+    """The last few times, oldest first."""
+
+    def found_on(self, back: SwitchBack) -> None:
+        """The project was on another version than ours."""
+        self.switched_back = [*self.switched_back[1 - _SWITCHES_KEPT :], back]
 
     def linked(self, url: str | None) -> None:
         """Label Studio reaches us at ``url``; None: nobody knows better than before."""

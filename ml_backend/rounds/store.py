@@ -13,6 +13,11 @@ unpickled.
 
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,8 +25,8 @@ import fsspec
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.durable import write_whole
-from ml_backend.errors import NextsliceError
+from ml_backend.durable import create_whole, write_whole
+from ml_backend.errors import FileFault, NextsliceError
 from ml_backend.rounds.artefacts import (
     MASKS,
     PROJECT,
@@ -39,13 +44,43 @@ from ml_backend.rounds.records import (
     round_number,
 )
 
-__all__ = ["Folder", "ProjectStore", "RoundFolder", "Store", "StoreError"]
+__all__ = ["Folder", "ProjectStore", "RoundFolder", "Store", "StoreError", "StoreFault"]
 
 T = TypeVar("T")
 
 
 class StoreError(NextsliceError, RuntimeError):
     """A file of the store is missing or damaged; the message names it."""
+
+
+class StoreFault(FileFault, OSError):
+    """The system refuses a file of the store; the message names it and says what to do."""
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FORBIDDEN = (errno.EACCES, errno.EPERM)
+_PROBE = ".nextslice-probe"
+
+
+@contextmanager
+def _named(done: str, target: str) -> Iterator[None]:
+    """A refusal of the system as StoreFault; that a file is there, or is not, is none."""
+    try:
+        yield
+    except (FileNotFoundError, FileExistsError):
+        raise
+    except OSError as error:
+        advice = "Is its disk there?"
+        if error.errno in _FULL:
+            advice = "Free space there: nextslice rounds prune deletes what no later round needs."
+        elif error.errno == errno.EROFS:
+            advice = "Its disk is mounted read-only: mount it to be written."
+        elif error.errno in _FORBIDDEN:
+            advice = f"May user {os.geteuid()}, whom this process runs as, use it?"
+        why = error.strerror or str(error) or type(error).__name__
+        fault = StoreFault(f"The store's {target} cannot be {done}: {why}. {advice}")
+        fault.errno = error.errno
+        raise fault from error
 
 
 class Store:
@@ -59,38 +94,60 @@ class Store:
     # -- bytes
 
     def read(self, path: str) -> bytes:
-        """The file's bytes; FileNotFoundError when there is none."""
-        data: bytes = self.fs.cat_file(f"{self.root}/{path}")
+        """The file's bytes; FileNotFoundError when there is none. Raises StoreFault."""
+        target = f"{self.root}/{path}"
+        with _named("read", target):
+            data: bytes = self.fs.cat_file(target)
         return data
 
     def write(self, path: str, data: bytes) -> None:
-        """Write the file whole or not at all (object stores are atomic by themselves)."""
+        """Write the file whole or not at all (object stores are atomic by themselves). Raises
+        StoreFault."""
         target = f"{self.root}/{path}"
-        if not self.local:
-            self.fs.pipe_file(target, data)
-            return
-        write_whole(Path(target), data)
+        with _named("written", target):
+            if self.local:
+                write_whole(Path(target), data)
+            else:
+                self.fs.pipe_file(target, data)
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write the file only if it does not exist yet; False when it does."""
+        """Write the file whole, but only if it does not exist yet; False when it does.
+
+        In an object store by a conditional put, where it has one. Raises StoreFault.
+        """
         target = f"{self.root}/{path}"
-        if self.local:
-            Path(target).parent.mkdir(parents=True, exist_ok=True)
+        with _named("written", target):
+            if self.local:
+                return create_whole(Path(target), data)
+            try:
+                self.fs.pipe_file(target, data, mode="create")
+            except FileExistsError:
+                return False
+            return True
+
+    def check_writable(self, path: str) -> None:
+        """Write a small file into the folder and delete it again. Raises StoreFault."""
+        probe = f"{path}/{_PROBE}"
+        self.write(probe, bytes(4096))
+        self.remove(probe)
+
+    def modified(self, path: str) -> float | None:
+        """When the file was last written, in seconds since 1970; None where nobody says."""
+        self.fs.invalidate_cache()
         try:
-            with self.fs.open(target, "xb") as stream:
-                stream.write(data)
-        except FileExistsError:
-            return False
-        return True
+            moment: datetime = self.fs.modified(f"{self.root}/{path}")
+        except (FileNotFoundError, NotImplementedError):
+            return None
+        return moment.timestamp()
 
     def exists(self, path: str) -> bool:
         """Whether the file or folder is there."""
         return bool(self.fs.exists(f"{self.root}/{path}"))
 
     def remove(self, path: str) -> None:
-        """Delete the file; nothing happens when there is none."""
+        """Delete the file; nothing happens when there is none. Raises StoreFault."""
         target = f"{self.root}/{path}"
-        if self.fs.exists(target):
+        with _named("deleted", target), suppress(FileNotFoundError):
             self.fs.rm_file(target)
 
     def names(self, path: str) -> list[str]:

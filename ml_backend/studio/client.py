@@ -362,9 +362,13 @@ class Studio:
 
     # -- predictions
 
-    def import_predictions(self, project_id: int, predictions: list[dict[str, Any]]) -> None:
-        """Store predictions (``task``, ``model_version``, ``score``, ``result``) in one request."""
-        self.request("POST", f"api/projects/{project_id}/import/predictions", json=predictions)
+    def import_predictions(self, project_id: int, predictions: list[dict[str, Any]]) -> int:
+        """Store predictions (``task``, ``model_version``, ``score``, ``result``) in one request;
+        how many Label Studio says that it stored."""
+        path = f"api/projects/{project_id}/import/predictions"
+        answer = self.request("POST", path, json=predictions)
+        created = answer.get("created") if isinstance(answer, dict) else None
+        return created if isinstance(created, int) else 0
 
     def delete_prediction(self, prediction_id: int) -> None:
         """Delete one prediction. One by one on purpose: deleting a whole version at once nulls

@@ -7,13 +7,16 @@ a project or its tasks twice: what attempts before the last one left is looked f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_backend.studio.client import Filter, Project, Studio, StudioError, drafted, ids_between
 from ml_backend.studio.task_order import BackendLink
 
 __all__ = [
+    "annotate",
     "check_title",
     "create_project",
     "delete_project",
@@ -24,6 +27,13 @@ __all__ = [
     "upload_images",
 ]
 
+logger = logging.getLogger(__name__)
+
+_REPEATS = 3
+"""How often what Label Studio did not store is sent again."""
+_NAMED = 5
+"""How much of what is missing is named."""
+_LAST_ID = 2**31 - 1
 _PRIVATE_ADDRESS = (
     "Label Studio refuses an ML backend on a private address ({url}). Since 1.23.1 its environment "
     "needs ML_BLOCK_LOCAL_IP=false and SSRF_PROTECTION_ENABLED=false; set both and restart it."
@@ -84,16 +94,94 @@ def projects_called(studio: Studio, title: str) -> list[Project]:
 
 
 def import_tasks(studio: Studio, project_id: int, rows: Sequence[dict[str, Any]]) -> None:
-    """Create tasks in one request: ``{"data": …}``, with ``"annotations"`` if they have some."""
+    """Create tasks in one request: ``{"data": …}``, with ``"annotations"`` if they have some.
+
+    What the answer counts is compared with what was sent: on SQLite, a request that Label Studio
+    repeats by itself stores the tasks without their annotations, and is answered with a 201. What
+    is missing is sent again; StudioError names what is missing after that.
+    """
     newest = studio.newest_task(project_id)
-    answer = studio.request(
-        "POST",
-        f"api/projects/{project_id}/import",
-        params={"return_task_ids": "true"},
-        json=list(rows),
-    )
-    first = min(answer.get("task_ids", ()), default=0)
+    answer = _post_tasks(studio, project_id, rows)
+    first = min(answer.get("task_ids") or (), default=0)
     _delete_task_attempts(studio, project_id, [ids_between(newest + 1, first - 1)], rows)
+    sent = sum(len(_annotations(row)) for row in rows)
+    if (answer.get("task_count"), answer.get("annotation_count")) != (len(rows), sent):
+        _complete(studio, project_id, ids_between(newest + 1, _LAST_ID), rows)
+
+
+def _post_tasks(studio: Studio, project_id: int, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    path, asked = f"api/projects/{project_id}/import", {"return_task_ids": "true"}
+    answer = studio.request("POST", path, params=asked, json=list(rows))
+    return answer if isinstance(answer, dict) else {}
+
+
+def _annotations(row: dict[str, Any]) -> Sequence[dict[str, Any]]:
+    found: Sequence[dict[str, Any]] = row.get("annotations", ())
+    return found
+
+
+def _complete(
+    studio: Studio, project_id: int, where: Filter, rows: Sequence[dict[str, Any]]
+) -> None:
+    """Send again what Label Studio did not store of ``rows``, whose tasks are ``where``.
+
+    StudioError names what is missing still when that was tried.
+    """
+    absent, bare = _not_stored(studio, project_id, where, rows)
+    for _ in range(_REPEATS):
+        if not absent and not bare:
+            return
+        logger.warning(
+            "project %s: %d tasks and the annotations of %d more were not stored: "
+            "sending them again",
+            project_id,
+            len(absent),
+            len(bare),
+        )
+        if absent:
+            _post_tasks(studio, project_id, absent)
+        annotate(studio, bare)
+        absent, bare = _not_stored(studio, project_id, where, rows)
+    if not absent and not bare:
+        return
+    names = [f"the task of {json.dumps(row['data'])[:120]}" for row in absent]
+    names += [f"the annotation of task {task}" for task in bare]
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    raise StudioError(
+        f"Label Studio took {len(rows)} tasks for project {project_id} and did not store all of "
+        f"it, also when it was sent again. Missing are {', '.join(names[:_NAMED])}{more}. Is its "
+        "database locked, as SQLite is beside other writers? Import again: what is missing is added"
+    )
+
+
+def _not_stored(
+    studio: Studio, project_id: int, where: Filter, rows: Sequence[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], dict[int, Sequence[dict[str, Any]]]]:
+    """Those of ``rows`` that are no task, and of the tasks, task → annotations it lacks."""
+    there = {_same(task.data): task.id for task in studio.tasks(project_id, [where])}
+    numbers = [there.get(_same(row["data"])) for row in rows]
+    absent = [row for row, number in zip(rows, numbers, strict=True) if number is None]
+    wanted = {n: _annotations(row) for row, n in zip(rows, numbers, strict=True) if n is not None}
+    wanted = {task: few for task, few in wanted.items() if few}
+    if not wanted:
+        return absent, {}
+    # In full: where Label Studio has workers, its count of a task's annotations comes later.
+    looked = studio.full_tasks_by_id(project_id, wanted)
+    stored = {int(task["id"]): len(task["annotations"]) for task in looked}
+    missing = {task: few[stored.get(task, 0) :] for task, few in wanted.items()}
+    return absent, {task: few for task, few in missing.items() if few}
+
+
+def _same(data: dict[str, Any]) -> str:
+    """Equal for equal data of tasks."""
+    return json.dumps(data, sort_keys=True)
+
+
+def annotate(studio: Studio, annotations: Mapping[int, Sequence[dict[str, Any]]]) -> None:
+    """Give tasks that are there annotations: task → ``{"result": …}`` each."""
+    for task, several in annotations.items():
+        for annotation in several:
+            studio.request("POST", f"api/tasks/{task}/annotations/", json=annotation)
 
 
 def _delete_task_attempts(
@@ -105,7 +193,7 @@ def _delete_task_attempts(
         return
     drawn_on = {task.id for task in studio.tasks(project_id, [*where, drafted()])}
     for task in attempts:
-        sent = [len(row.get("annotations", ())) for row in rows if row["data"] == task.data]
+        sent = [len(_annotations(row)) for row in rows if row["data"] == task.data]
         # Fewer annotations than sent: Label Studio counts them after storing them.
         touched = task.id in drawn_on or task.cancelled_annotations
         if len(sent) == 1 and task.total_annotations <= sent[0] and not touched:
@@ -127,6 +215,12 @@ def upload_images(studio: Studio, project_id: int, files: Sequence[tuple[str, by
         "GET", f"api/projects/{project_id}/file-uploads", params={"ids": str(ids)}
     )
     paths = {row["id"]: row["file"] for row in listed}
+    if len(ids) != len(files) or not paths.keys() >= set(ids):
+        raise StudioError(
+            f"Label Studio stored {len(paths.keys() & set(ids))} of {len(files)} pictures for "
+            f"project {project_id}, {files[0][0]} and the next: no task was made of them. Import "
+            "again: what is missing is added"
+        )
     return [f"{studio.below}/data/{paths[i]}" for i in ids]
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ __all__ = [
     "VERSION_PREFIX",
     "BackendLink",
     "QueuedPrediction",
+    "lost",
     "prepare",
     "queue_length",
     "queue_score",
@@ -56,6 +57,9 @@ LIVE_SCORE = 0.999
 
 _STEP = 1e-4
 _LAST = 0.9
+_SAME_SCORE = 1e-9
+_ATTEMPTS = 3
+"""How often predictions are sent that Label Studio takes and does not store."""
 _BATCH_BYTES = 4_000_000
 """Label Studio's import is one transaction: a request much larger blocks SQLite for seconds."""
 
@@ -135,27 +139,84 @@ def still_open(studio: Studio, project_id: int, tasks: Iterable[int]) -> set[int
     return {row.id for row in studio.tasks_by_id(project_id, tasks, [not_annotated()])}
 
 
+def _in_place(
+    studio: Studio, project_id: int, version: str, scores: Mapping[int, float]
+) -> set[int]:
+    """Those of the tasks that have a stored prediction of ``version`` at their score or before it.
+
+    One made when the task was opened does not count, unless that is the place: it sorts last.
+    Predictions are read of those tasks alone that have one of ``version``: they carry masks.
+    """
+    some = [row.id for row in studio.tasks_by_id(project_id, scores, [with_version(version)])]
+    found = set()
+    for task in studio.full_tasks_by_id(project_id, some):
+        stored = [
+            float(prediction["score"])
+            for prediction in task.get("predictions") or ()
+            if prediction.get("model_version") == version and prediction.get("score") is not None
+        ]
+        if min(stored, default=2.0) <= scores[task["id"]] + _SAME_SCORE:
+            found.add(int(task["id"]))
+    return found
+
+
+def lost(studio: Studio, project_id: int, version: str, scores: Mapping[int, float]) -> list[int]:
+    """Tasks of a queue, task → score, that nobody has annotated and whose prediction is gone.
+
+    In the order of ``scores``. One request per 500 places while all are there.
+    """
+    there = {row.id for row in studio.tasks(project_id, [with_version(version)])}
+    missing = [task for task in scores if task not in there]
+    if not missing or not still_open(studio, project_id, missing):
+        return []
+    # Since then, slices may have been opened: their live predictions stand at the end of the queue.
+    open_tasks = still_open(studio, project_id, scores)
+    wanted = {task: score for task, score in scores.items() if task in open_tasks}
+    in_place = _in_place(studio, project_id, version, wanted)
+    return [task for task in wanted if task not in in_place]
+
+
 def store_predictions(
     studio: Studio, project_id: int, version: str, predictions: Iterable[QueuedPrediction]
 ) -> int:
     """Store the predictions that ``version`` does not have yet; returns how many were new.
 
     A task that disappeared or was annotated meanwhile is left out. Calling it again with the same
-    predictions stores nothing twice.
+    predictions stores nothing twice. A prediction that was made when the task was opened is none
+    in the queue's order: the task gets its own beside it, and Label Studio goes by the lower score.
+    What Label Studio took and did not store is sent again; StudioError when it never does.
     """
     wanted = {p.task: p for p in predictions}
+    missing = _not_stored(studio, project_id, version, wanted)
+    new = len(missing)
+    for _ in range(_ATTEMPTS):
+        rows = [
+            {"task": p.task, "model_version": version, "score": p.score, "result": p.result}
+            for p in missing
+        ]
+        created = [studio.import_predictions(project_id, batch) for batch in _batches(rows)]
+        if sum(created) >= len(rows):
+            return new
+        missing = _not_stored(studio, project_id, version, wanted)
+    if missing:
+        raise StudioError(
+            f"Label Studio took predictions of {version} and did not store those of "
+            f"{len(missing)} tasks of project {project_id} (task {missing[0].task} and the next), "
+            f"also when they were sent {_ATTEMPTS} times. Is its database locked?"
+        )
+    return new
+
+
+def _not_stored(
+    studio: Studio, project_id: int, version: str, wanted: Mapping[int, QueuedPrediction]
+) -> list[QueuedPrediction]:
+    """Those of ``wanted``, task → prediction, that are open and not in their place."""
     if not wanted:
-        return 0
+        return []
     open_tasks = still_open(studio, project_id, wanted)
-    stored = {t.id for t in studio.tasks_by_id(project_id, wanted, [with_version(version)])}
-    rows = [
-        {"task": p.task, "model_version": version, "score": p.score, "result": p.result}
-        for p in wanted.values()
-        if p.task in open_tasks and p.task not in stored
-    ]
-    for batch in _batches(rows):
-        studio.import_predictions(project_id, batch)
-    return len(rows)
+    scores = {task: p.score for task, p in wanted.items() if task in open_tasks}
+    stored = _in_place(studio, project_id, version, scores)
+    return [wanted[task] for task in scores if task not in stored]
 
 
 def _rename(

@@ -373,3 +373,42 @@ def test_a_project_that_is_gone_is_left_alone(
     assert said.startswith("deleted, or not to be seen with this token: ")
     assert other.key not in said
     assert service.studio.project(other.number).sampling == task_order.SAMPLING
+
+
+def test_predictions_that_somebody_deletes_are_stored_again(
+    make_project: MakeProject, stack: Stack
+) -> None:
+    """As *Delete predictions* in the Data Manager does, for a few slices and then for all."""
+    project = make_project()
+    studio = project.service.studio
+    project.label_round()
+    version = project.wait_for_round(1).model_version
+    entries = {e.task: e.score for e in project.folder.round(1).need(QUEUE).entries}
+    chosen = project.selection().chosen
+    other = next(row.id for row in studio.tasks(project.number) if row.id not in entries)
+    studio.sdk.predictions.create(task=other, model_version="sam", score=0.5, result=[])
+
+    def stored() -> dict[int, tuple[float, int]]:
+        """Task → score and number of regions of what is stored of the queue."""
+        rows = studio.full_tasks_by_id(project.number, entries)
+        found = [(row["id"], p) for row in rows for p in row["predictions"]]
+        mine = [(task, p) for task, p in found if p["model_version"] == version]
+        return {task: (p["score"], len(p["result"])) for task, p in mine}
+
+    before = stored()
+    assert {task: score for task, (score, _) in before.items()} == entries
+    assert any(regions for _, regions in before.values())
+    for selected in (chosen[:2], list(entries)):
+        assert project.session.call(
+            "POST",
+            f"/api/dm/actions?id=delete_tasks_predictions&project={project.number}",
+            json={"selectedItems": {"all": False, "included": selected}},
+        ).ok
+        # Two looks, 5 s each, and the time of the backend for the masks.
+        wait_until(lambda: stored() == before, "the queue to stand again", 120)
+        wait_until(lambda: versions_agree(project, stack), "one version everywhere", 30)
+        assert studio.count_tasks(project.number, [with_version("sam")]) == 1
+
+    task = project.annotator().next_task()
+    assert task is not None
+    assert task["id"] == chosen[0]

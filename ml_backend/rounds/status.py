@@ -1,0 +1,236 @@
+"""The state that a project is in, in sentences for people: what `nextslice rounds list` says.
+
+It is read from the store and from Redis; Label Studio is not asked. The store is written to, a
+small file for a moment: that is the only way to know whether it can be.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from typing import Literal
+
+from pydantic import Field
+from redis.exceptions import RedisError
+from rq.job import JobStatus
+
+from ml_backend.rounds.attempt import MAX_FAILURES, next_attempt_at
+from ml_backend.rounds.claim import Holder, last_holder
+from ml_backend.rounds.project import ConnectedProject
+from ml_backend.rounds.records import ProjectRecord, Published, Record
+from ml_backend.rounds.schedule import GPU, RoundProgress
+from ml_backend.rounds.store import StoreFault
+from ml_backend.studio.task_order import VERSION_PREFIX
+
+__all__ = ["Condition", "ProjectStatus", "State", "project_status"]
+
+State = Literal[
+    "unpublished",
+    "retired",
+    "waiting",
+    "queued",
+    "running",
+    "killed",
+    "failed",
+    "contended",
+    "store",
+    "redis",
+]
+"""Nothing is published yet · the served weights are no longer used · labels are waited for · a
+round waits for a gpu worker · a worker is at it · its worker is gone · the last attempt raised an
+error · somebody else switches the project's version · the store cannot be written · Redis does not
+answer."""
+
+_BEGINNING_S = 10.0
+"""An attempt is noted before the round is claimed: so long it may have no holder yet."""
+_FIGHT_S = 600.0
+_FIGHT = 3
+"""So many switches back in `_FIGHT_S` seconds are no accident."""
+
+
+class Condition(Record):
+    """One thing that is so, and the sentence that says it."""
+
+    state: State
+    says: str
+
+
+class ProjectStatus(Record):
+    """Where a project stands. ``round``: the one that is next, or that somebody is at."""
+
+    project: int
+    key: str
+    round: int
+    model_version: str | None = None
+    """What is served."""
+    holder: Holder | None = None
+    """Who holds the round."""
+    progress: RoundProgress | None = None
+    """How far its job is, where there is one."""
+    conditions: list[Condition] = Field(default_factory=list)
+    """At least one; what needs a person first."""
+
+    def has(self, state: State) -> bool:
+        """Whether one of the conditions is ``state``."""
+        return any(condition.state == state for condition in self.conditions)
+
+
+def project_status(project: ConnectedProject) -> ProjectStatus:
+    """Where ``project`` stands at this moment. Raises StoreError where a file of the store is
+    damaged, StoreFault where it cannot be read."""
+    published = project.published
+    number = 0 if published is None else published.round + 1
+    claimed = last_holder(project.folder.round(number))
+    alive = claimed is not None and claimed.alive(project.settings.claim_ttl_s)
+    holder = claimed if alive else None
+    record = project.record
+    progress, jobs = _jobs(project, number, running=alive)
+    trouble = [*_store(project), *jobs, *_contended(project, record), *_failed(project, record)]
+    at_work = _running(record, number, holder, progress) or _killed(record, number, claimed)
+    return ProjectStatus(
+        project=project.number,
+        key=project.key,
+        round=number,
+        model_version=None if published is None else published.model_version,
+        holder=holder,
+        progress=progress,
+        conditions=[*trouble, *at_work, *_served(project, published, waits=not at_work)],
+    )
+
+
+def _condition(state: State, says: str) -> list[Condition]:
+    return [Condition(state=state, says=says)]
+
+
+def _moment(seconds: float) -> str:
+    """A moment in local time, to the second."""
+    return datetime.fromtimestamp(seconds).isoformat(" ", "seconds")
+
+
+# -- what it stands on
+
+
+def _store(project: ConnectedProject) -> list[Condition]:
+    try:
+        project.folder.store.check_writable(project.folder.path)
+    except StoreFault as error:
+        return _condition("store", f"{error} Until then no round begins or goes on.")
+    return []
+
+
+def _jobs(
+    project: ConnectedProject, number: int, *, running: bool
+) -> tuple[RoundProgress | None, list[Condition]]:
+    """The round's job, and what is to be said of one that nobody has begun."""
+    try:
+        progress = project.schedule.round_progress()
+        listening = project.service.schedule.listening(GPU)
+    except RedisError as error:
+        said = f"Redis does not answer ({error}): until it does, no round and no look is started."
+        return None, _condition("redis", said)
+    if running or progress is None or progress.status != JobStatus.QUEUED:
+        return progress, []
+    if listening:
+        why = f"none of the gpu workers that listen ({listening}) is free yet."
+    else:
+        why = "no gpu worker runs. Start one: nextslice worker gpu."
+    return progress, _condition("queued", f"Round {number} is asked for and waits: {why}")
+
+
+def _contended(project: ConnectedProject, record: ProjectRecord) -> list[Condition]:
+    """Two backends, or a backend and another program, that switch one project to and fro."""
+    since = time.time() - _FIGHT_S
+    lately = [back for back in record.switched_back if back.moment >= since]
+    if len(lately) < _FIGHT:
+        return []
+    last = lately[-1]
+    who = "Somebody, or another program,"
+    if (last.found or "").startswith(VERSION_PREFIX):
+        who = "Another nextslice, with a store of its own,"
+    others = sorted({url for back in lately for url in back.others})
+    where = f" Also connected: {', '.join(others)}." if others else ""
+    said = (
+        f"{who} switches project {project.number} away from what is published here: "
+        f"{len(lately)} times in the last {_FIGHT_S / 60:.0f} minutes, last to "
+        f"{last.found or 'no version'} at {_moment(last.moment)}.{where} Let one look after the "
+        "project: delete the other ML backend under Settings → Model, or stop it."
+    )
+    return _condition("contended", said)
+
+
+# -- rounds
+
+
+def _failed(project: ConnectedProject, record: ProjectRecord) -> list[Condition]:
+    if not record.last_error:
+        return []
+    times = f" ({record.failures}×)" if record.failures else ""
+    following = ""
+    if record.failures >= MAX_FAILURES:
+        following = (
+            f" It is tried again at {project.settings.k} labels that no attempt has seen, or after "
+            "Start Training."
+        )
+    elif record.failures and time.time() < next_attempt_at(record):
+        following = f" It is tried again from {_moment(next_attempt_at(record))} on."
+    error = record.last_error.rstrip(".")
+    return _condition("failed", f"The last attempt failed{times}: {error}.{following}")
+
+
+def _running(
+    record: ProjectRecord, number: int, holder: Holder | None, progress: RoundProgress | None
+) -> list[Condition]:
+    """Who is at round ``number``."""
+    if holder is not None:
+        step = ""
+        if progress is not None and progress.step:
+            step = f" Step: {progress.step}"
+            step += f", {progress.done} of {progress.total}." if progress.total else "."
+        said = (
+            f"Round {number} is held by {holder} since {_moment(holder.since)}; its last sign of "
+            f"life was {max(holder.age_s, 0):.0f} s ago.{step}"
+        )
+        return _condition("running", said)
+    if record.unended == 1 and time.time() - record.began_at < _BEGINNING_S:
+        return _condition("running", f"Round {number} began at {_moment(record.began_at)}.")
+    return []
+
+
+def _killed(record: ProjectRecord, number: int, claimed: Holder | None) -> list[Condition]:
+    """What became of who was at round ``number`` and did not end."""
+    if not record.unended:
+        return []
+    who = "its worker was killed, or its machine stopped"
+    if claimed is not None and not claimed.released:
+        who = f"{claimed} showed its last sign of life at {_moment(claimed.beat)}"
+    times = f"{record.unended} attempts at it have begun and not ended, the last at"
+    if record.unended == 1:
+        times = "The attempt at it did not end that began at"
+    said = (
+        f"Round {number} is not running: {who}. {times} {_moment(record.began_at)}; the next may "
+        f"begin at {_moment(next_attempt_at(record))} and goes on from the last finished step. "
+        "Was a worker killed, as for want of memory?"
+    )
+    return _condition("killed", said)
+
+
+def _served(
+    project: ConnectedProject, published: Published | None, *, waits: bool
+) -> list[Condition]:
+    """What is served, and what the next round waits for where nobody is at it."""
+    if published is None:
+        said = "Nothing is published yet: round 0 begins when the project has slices."
+        return _condition("unpublished", said) if waits else []
+    if published.retired:
+        said = (
+            f"{published.model_version} serves an order without masks: {published.retired}. The "
+            "next round trains anew."
+        )
+        return _condition("retired", said)
+    if not waits:
+        return []
+    said = (
+        f"{published.model_version} is served. The next round begins at {project.settings.k} new "
+        "annotations, or by Start Training."
+    )
+    return _condition("waiting", said)

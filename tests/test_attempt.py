@@ -1,0 +1,46 @@
+"""What is noted of an attempt, also where it cannot be; more: tests/test_recovery.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ml_backend.rounds.attempt import attempt
+from ml_backend.rounds.project import ConnectedProject
+from ml_backend.rounds.service import Service
+from ml_backend.settings import Settings
+from ml_backend.studio.client import Project, StudioError
+from ml_backend.studio.label_config import bitmask_config
+from tests.memory_studio import MemoryStudio
+
+KEY = "7.1763865028"
+
+
+class Failing(MemoryStudio):
+    """A Label Studio that is down from the moment on at which the store breaks as well."""
+
+    record: Path
+
+    def project(self, project_id: int) -> Project:
+        self.record.unlink()
+        self.record.mkdir()  # no file of this name can be read or written
+        raise StudioError("Label Studio is down")
+
+
+def test_the_error_of_an_attempt_is_told_also_where_it_cannot_be_noted(
+    make_settings: Callable[..., Settings], redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    studio: Any = Failing(bitmask_config(["bone"]), 3, lambda _: np.zeros((8, 9)))
+    settings = make_settings(REDIS_URL=redis_url, NEXTSLICE_QUEUE_PREFIX="attempt")
+    project = ConnectedProject(Service(settings, studio=studio), KEY)
+    studio.record = Path(settings.store, project.folder.path, "project.json")
+
+    with pytest.raises(StudioError, match="Label Studio is down"):
+        attempt(project, "test")
+
+    assert "that the attempt failed cannot be noted" in caplog.text
+    assert str(studio.record) in caplog.text

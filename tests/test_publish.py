@@ -1,0 +1,159 @@
+"""The queue as it is stored: what somebody deletes of it stands again.
+
+On a real Redis and store; on a real Label Studio: tests/integration/test_queue.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from ml_backend.rounds import publish, reconcile
+from ml_backend.rounds.artefacts import QUEUE
+from ml_backend.rounds.project import ConnectedProject
+from ml_backend.rounds.records import QueueEntry
+from ml_backend.rounds.service import Service
+from ml_backend.settings import Settings
+from ml_backend.studio.client import Backend
+from ml_backend.studio.label_config import bitmask_config
+from ml_backend.studio.task_order import LIVE_SCORE
+from tests.memory_studio import MemoryStudio
+
+KEY = "7.1763865028"
+SLICES = 24
+K, RESERVE = 3, 2
+OTHERS = {"task": 3, "model_version": "sam", "score": 0.4, "result": []}
+
+
+class Queue(ConnectedProject):
+    """A project whose round 0 is published, beside a prediction of another program."""
+
+    def __init__(self, settings: Settings, *, backend: bool) -> None:
+        studio = MemoryStudio(bitmask_config(["bone"]), SLICES, lambda _: np.zeros((8, 9)))
+        if backend:
+            studio.backend = Backend(id=1, url=settings.backend_url, title="nextslice")
+        super().__init__(Service(settings, studio=studio), KEY)
+        self.update(lambda record: None)
+        reconcile.count(self)
+        studio.imported.append(OTHERS)
+
+    @property
+    def version(self) -> str:
+        assert self.published is not None
+        return self.published.model_version
+
+    @property
+    def entries(self) -> list[QueueEntry]:
+        return self.folder.round(0).need(QUEUE).entries
+
+    def stored(self) -> dict[int, list[float]]:
+        """Task → scores of the stored predictions of the published version."""
+        found: dict[int, list[float]] = {}
+        for row in self.studio.imported:
+            if row["model_version"] == self.version:
+                found.setdefault(row["task"], []).append(row["score"])
+        return found
+
+    def handed_out(self) -> list[int]:
+        """The order in which Label Studio hands out what nobody has annotated."""
+        rows = {row.id: row for row in self.studio.tasks(self.number)}
+        scores = {t: min(s) for t, s in self.stored().items() if not rows[t].total_annotations}
+        return sorted(scores, key=lambda task: scores[task])
+
+    def delete_predictions(self, tasks: set[int]) -> None:
+        """As *Delete predictions* in the Data Manager does for the tasks that are selected."""
+        self.studio.imported[:] = [
+            row
+            for row in self.studio.imported
+            if row["task"] not in tasks or row["model_version"] != self.version
+        ]
+
+    def open_live(self, task: int) -> None:
+        """Somebody opens a task that has no prediction: one is made, and stored."""
+        self.studio.import_predictions(
+            self.number,
+            [{"task": task, "model_version": self.version, "score": LIVE_SCORE, "result": []}],
+        )
+
+    def look(self) -> None:
+        """What reconcile does at a project every half minute."""
+        publish.repair(self, self.in_studio())
+        reconcile.count(self)
+
+
+@pytest.fixture(params=[True, False], ids=["with a backend", "without a backend"])
+def project(
+    request: pytest.FixtureRequest, make_settings: Callable[..., Settings], redis_url: str
+) -> Queue:
+    settings = make_settings(
+        REDIS_URL=redis_url,
+        NEXTSLICE_QUEUE_PREFIX="publish",
+        NEXTSLICE_K=K,
+        NEXTSLICE_RESERVE=RESERVE,
+    )
+    return Queue(settings, backend=request.param)
+
+
+def test_a_queue_that_was_deleted_stands_again_within_two_looks(project: Queue) -> None:
+    before, version = project.handed_out(), project.version
+    entries = project.entries
+    assert [e.task for e in entries] == before
+    assert [e.kind for e in entries][:K] == ["chosen"] * K
+    # All of them; Label Studio then forgets the project's version, and somebody opens two slices.
+    project.delete_predictions(set(before))
+    project.studio.fields["model_version"] = None
+    project.open_live(before[1])
+    project.open_live(20)
+
+    for _ in range(2):
+        project.look()
+
+    assert project.handed_out() == [*before, 20]
+    assert project.entries == entries
+    assert {e.task: e.score for e in entries} == {t: min(project.stored()[t]) for t in before}
+    assert project.in_studio().model_version == version
+    assert [row for row in project.studio.imported if row["model_version"] == "sam"] == [OTHERS]
+    stored = project.stored()
+    project.look()
+    assert project.stored() == stored, "a third look stores nothing more"
+
+
+def test_what_was_deleted_of_a_long_queue_is_put_in_its_places(project: Queue) -> None:
+    """As many live predictions as keep the queue's length leave the order to be repaired."""
+    before = project.handed_out()
+    project.delete_predictions(set(before[:K]))
+    for task in [t for t in range(SLICES) if t not in before][: K + 1]:
+        project.open_live(task)
+
+    project.look()
+
+    assert project.handed_out()[: len(before)] == before
+    assert [len(scores) for scores in project.stored().values()] == [1] * (len(before) + K + 1)
+
+
+def test_slices_that_somebody_annotated_are_not_put_back(project: Queue) -> None:
+    before = project.handed_out()
+    project.studio.submit(before[0], [])
+    project.delete_predictions(set(before[:2]))
+
+    project.look()
+
+    assert before[0] not in project.stored()
+    assert project.handed_out()[0] == before[1]
+
+
+def test_a_slice_that_was_opened_live_is_topped_up_to_its_place(project: Queue) -> None:
+    before = project.handed_out()
+    for task in before[:K]:
+        project.studio.submit(task, [])
+    waiting = next(row.id for row in project.studio.tasks(project.number) if row.id not in before)
+    project.open_live(waiting)
+    for task in before[K:]:
+        project.studio.submit(task, [])
+
+    publish.top_up(project)
+
+    scores = {entry.task: entry.score for entry in project.entries}
+    assert min(project.stored()[waiting]) == scores[waiting] < LIVE_SCORE
