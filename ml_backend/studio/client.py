@@ -1,8 +1,8 @@
 """Label Studio as nextslice calls it: the SDK, with what it returns checked at the edge.
 
 `Studio` is the only place that talks to Label Studio's API. Requests that the SDK's typed client
-cannot express (Data Manager filters over pages of tasks) go through the SDK's own HTTP client, so
-that personal access tokens are refreshed in one place.
+cannot express (Data Manager filters over pages of tasks) go through the SDK's own HTTP client. All
+of them show the token of `StudioToken`, which renews itself.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from label_studio_sdk import LabelStudio
 from label_studio_sdk.core.api_error import ApiError
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ml_backend.errors import NextsliceError
+from ml_backend.studio.failures import StudioError
+from ml_backend.studio.token import StudioToken
 
 __all__ = [
     "Backend",
@@ -49,10 +50,6 @@ _IDS_PER_REQUEST = 200
 """Ids travel in the address, which proxies cut at 8 kB."""
 
 Filter = dict[str, Any]
-
-
-class StudioError(NextsliceError, RuntimeError):
-    """Label Studio refused, or answered something unexpected; the message says what to do."""
 
 
 class Project(BaseModel):
@@ -154,7 +151,7 @@ class Studio:
     """One Label Studio server, with one token.
 
     ``url``: its address as this machine sees it. ``api_key``: a personal access token or a legacy
-    token; the SDK tells them apart and refreshes the first kind.
+    token. Raises StudioError without one, and for a personal one that has expired.
     """
 
     def __init__(self, url: str, api_key: str, *, timeout_s: float = 60.0) -> None:
@@ -164,7 +161,12 @@ class Studio:
                 "under Account & Settings and set it in nextslice's environment."
             )
         self.url = url.rstrip("/")
-        self.sdk = LabelStudio(base_url=self.url, api_key=api_key, timeout=timeout_s)  # type: ignore[no-untyped-call]
+        self._token = StudioToken(self.url, api_key)
+        http = httpx.Client(auth=self._token, timeout=timeout_s, follow_redirects=True)
+        # What the SDK takes for a legacy token stands in no request: ours takes its place.
+        self.sdk = LabelStudio(  # type: ignore[no-untyped-call]
+            base_url=self.url, api_key="unused", timeout=timeout_s, httpx_client=http
+        )
         self._timeout_s = timeout_s
 
     @property
@@ -401,14 +403,14 @@ class Studio:
         try:
             there, here = httpx.URL(address), httpx.URL(self.url)
             ours = _origin(there) == _origin(here) and _within(there, here)
-            headers = self.sdk._client_wrapper.get_headers() if ours else {}
-            auth = {k: v for k, v in headers.items() if k.lower() == "authorization"}
-            hooks = {"request": [self._guard_token]} if ours else {}
             with httpx.Client(
-                timeout=self._timeout_s, follow_redirects=True, event_hooks=hooks
+                auth=self._token if ours else None,
+                timeout=self._timeout_s,
+                follow_redirects=True,
+                event_hooks={"request": [self._guard_token]} if ours else {},
             ) as client:
-                answer = client.get(there, headers=auth)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+                answer = client.get(there)
+        except (httpx.HTTPError, httpx.InvalidURL, ApiError) as error:
             raise StudioError(
                 f"The image of task {task_id} at {address} cannot be fetched: {error}"
             ) from error
