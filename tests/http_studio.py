@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -17,12 +17,30 @@ from urllib.parse import parse_qs, urlsplit
 
 import jwt
 
+from ml_backend.rounds import reconcile
+from ml_backend.rounds.project import ConnectedProject
+from ml_backend.rounds.service import Service
+from ml_backend.settings import Settings
+from ml_backend.studio.annotations import regions
 from ml_backend.studio.client import Filter
+from ml_backend.studio.label_config import bitmask_config, parse_label_config
 from tests.http_server import serving
 from tests.memory_studio import MemoryStudio
+from tests.segmentation_phantom import CLASSES, Phantom
 
-__all__ = ["HttpStudio", "http_studio", "personal_token"]
+__all__ = [
+    "CONFIG",
+    "PHANTOM",
+    "SLICES",
+    "HttpStudio",
+    "personal_token",
+    "phantom_project",
+    "phantom_server",
+]
 
+CONFIG = bitmask_config(CLASSES[1:])
+SLICES = 12
+PHANTOM = Phantom(SLICES)
 _SIGNED_WITH = "the secret of a Label Studio in a test"
 
 
@@ -166,7 +184,31 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def http_studio(memory: MemoryStudio, **options: float) -> Iterator[HttpStudio]:
-    """A server that answers until the end of the block."""
+def phantom_server(**options: float) -> Iterator[HttpStudio]:
+    """A server whose project shows a phantom; it answers until the end of the block."""
+    memory = MemoryStudio(CONFIG, SLICES, lambda i: PHANTOM.image(PHANTOM.ids[i]))
     with serving(HttpStudio(memory, **options)) as server:
         yield server
+
+
+def phantom_project(
+    server: HttpStudio,
+    make_settings: Callable[..., Settings],
+    labels: Iterable[int] = range(3),
+    **variables: object,
+) -> ConnectedProject:
+    """The project of ``server``, connected: round 0 is published, ``labels`` are submitted."""
+    fast = {
+        "NEXTSLICE_QUEUE_PREFIX": "http", "NEXTSLICE_K": 3, "NEXTSLICE_RESERVE": 2,
+        "NEXTSLICE_TRAIN_STEPS": 2, "NEXTSLICE_CROP": 32, "NEXTSLICE_PRETRAINED": "false",
+        "NEXTSLICE_TRAIN_DEVICE": "cpu", "NEXTSLICE_ARCHITECTURE": "hrnet_w18_small",
+        "LABEL_STUDIO_URL": server.url, "LABEL_STUDIO_API_KEY": server.key,
+    }  # fmt: skip
+    settings = make_settings(**{**fast, **variables})
+    project = ConnectedProject(Service(settings), server.memory.project(7).key)
+    project.update(lambda record: None)
+    reconcile.count(project)
+    config = parse_label_config(CONFIG)
+    for task in labels:
+        server.memory.submit(task, regions(PHANTOM.mask(PHANTOM.ids[task]), config))
+    return project

@@ -9,32 +9,24 @@ from typing import Any
 
 import pytest
 
-from ml_backend.rounds import reconcile
 from ml_backend.rounds.artefacts import EVIDENCE
-from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.round import run_round
-from ml_backend.rounds.service import Service
 from ml_backend.settings import Settings
-from ml_backend.studio.annotations import regions
 from ml_backend.studio.client import Studio, StudioError
+from ml_backend.studio.download import ImageHosts
 from ml_backend.studio.images import decode_image
-from ml_backend.studio.label_config import bitmask_config, parse_label_config
-from tests.http_studio import HttpStudio, http_studio, personal_token
-from tests.memory_studio import MemoryStudio
-from tests.segmentation_phantom import CLASSES, Phantom
-
-CONFIG = bitmask_config(CLASSES[1:])
-SLICES = 12
-PHANTOM = Phantom(SLICES)
-
-
-def phantom_studio() -> MemoryStudio:
-    return MemoryStudio(CONFIG, SLICES, lambda i: PHANTOM.image(PHANTOM.ids[i]))
+from tests.http_studio import (
+    SLICES,
+    HttpStudio,
+    personal_token,
+    phantom_project,
+    phantom_server,
+)
 
 
 @pytest.fixture
 def server() -> Iterator[HttpStudio]:
-    with http_studio(phantom_studio()) as running:
+    with phantom_server() as running:
         yield running
 
 
@@ -43,29 +35,41 @@ def studio(server: HttpStudio) -> Studio:
     return Studio(server.url, server.key)
 
 
-def test_a_token_is_renewed_at_half_its_life(server: HttpStudio, studio: Studio) -> None:
-    server.life_s = 2.0
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that have passed since the test began."""
+    seconds = [0.0]
+    monkeypatch.setattr("ml_backend.studio.token._seconds", lambda: seconds[0])
+    return seconds
+
+
+def test_a_token_is_renewed_at_half_its_life(
+    server: HttpStudio, studio: Studio, clock: list[float]
+) -> None:
     studio.project(7)
+    clock[0] = 149.0
     studio.project(7)
     assert server.renewals == 1
 
-    time.sleep(1.1)
+    clock[0] = 151.0
     studio.project(7)
 
     assert server.renewals == 2
-    assert server.count(401) == 0
+    assert len(set(server.shown) - {None}) == 2
 
 
 def test_a_renewal_that_fails_ahead_of_time_costs_nothing(
-    server: HttpStudio, studio: Studio
+    server: HttpStudio, studio: Studio, clock: list[float]
 ) -> None:
-    server.life_s = 2.0
     studio.project(7)
     server.renewable = False
 
-    time.sleep(1.1)
-
+    clock[0] = 299.0
     assert studio.project(7).id == 7
+
+    clock[0] = 301.0
+    with pytest.raises(StudioError, match=r"refused the token \(401\)"):
+        studio.project(7)
 
 
 @pytest.mark.parametrize("call", [
@@ -116,9 +120,11 @@ def test_threads_share_one_renewal(server: HttpStudio, studio: Studio) -> None:
 
 
 def test_another_origin_gets_neither_the_token_nor_a_second_request(
-    server: HttpStudio, studio: Studio
+    server: HttpStudio,
 ) -> None:
-    with http_studio(phantom_studio()) as other:  # it refuses whoever it does not know
+    hosts = ImageHosts("127.0.0.1")
+    studio = Studio(server.url, server.key, image_hosts=hosts)
+    with phantom_server() as other:  # it refuses whoever it does not know
         server.moved = {"/3.png": f"{other.url}/3.png"}
         with pytest.raises(StudioError, match="401"):
             studio.download("/3.png", 3)
@@ -127,7 +133,7 @@ def test_another_origin_gets_neither_the_token_nor_a_second_request(
 
 
 def test_the_personal_token_follows_no_redirect(server: HttpStudio, studio: Studio) -> None:
-    with http_studio(phantom_studio()) as other:
+    with phantom_server() as other:
         server.moved = {"/api/token/refresh": f"{other.url}/api/token/refresh/"}
         with pytest.raises(StudioError, match=f"a redirect to {other.url}.*LABEL_STUDIO_URL"):
             studio.project(7)
@@ -138,20 +144,8 @@ def test_a_round_outlives_tokens_of_two_seconds(
     make_settings: Callable[..., Settings], redis_url: str
 ) -> None:
     """By a clock that is a minute ahead: the token is dead before it seems to be."""
-    memory = phantom_studio()
-    with http_studio(memory, life_s=2.0, ahead_s=60.0) as server:
-        settings = make_settings(
-            LABEL_STUDIO_URL=server.url, LABEL_STUDIO_API_KEY=server.key, REDIS_URL=redis_url,
-            NEXTSLICE_QUEUE_PREFIX="token", NEXTSLICE_K=3, NEXTSLICE_RESERVE=2,
-            NEXTSLICE_TRAIN_STEPS=2, NEXTSLICE_CROP=32, NEXTSLICE_PRETRAINED="false",
-            NEXTSLICE_TRAIN_DEVICE="cpu",
-        )  # fmt: skip
-        project = ConnectedProject(Service(settings), memory.project(7).key)
-        project.update(lambda record: None)
-        config = parse_label_config(CONFIG)
-        for task in range(3):
-            memory.submit(task, regions(PHANTOM.mask(PHANTOM.ids[task]), config))
-        reconcile.count(project)
+    with phantom_server(life_s=2.0, ahead_s=60.0) as server:
+        project = phantom_project(server, make_settings, REDIS_URL=redis_url)
         slow = iter([2.2])  # an image takes longer than a token lives
 
         def wait(path: str) -> None:
@@ -163,9 +157,7 @@ def test_a_round_outlives_tokens_of_two_seconds(
         record = run_round(project, "test")
 
     assert record is not None
+    assert record.round == 1
     assert project.published == project.folder.published
-    assert project.published is not None
-    assert project.published.round == 1
-    evidence = project.folder.round(1).need(EVIDENCE)
-    assert len(evidence.ids) == SLICES
+    assert len(project.folder.round(1).need(EVIDENCE).ids) == SLICES
     assert server.renewals >= 2

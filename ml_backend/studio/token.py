@@ -27,6 +27,8 @@ _LIFE_S = 300.0
 _RENEWAL_S = 10.0
 """A renewal takes milliseconds; whoever waits for one longer is told so."""
 
+_seconds = time.monotonic
+
 
 def same_server(url: httpx.URL, server: httpx.URL) -> bool:
     """Whether ``url`` is of the ``server``: scheme, host and port (none: the scheme's own), or its
@@ -91,12 +93,12 @@ class StudioToken(httpx.Auth):
     def _good(self) -> _Access:
         """A token with half its life before it; or the old one, where a new one cannot be had."""
         held = self._access
-        if held is not None and time.monotonic() < held.renewed_at:
+        if held is not None and _seconds() < held.renewed_at:
             return held
         try:
             return self._renewed(instead_of=held)
         except (httpx.HTTPError, ApiError):
-            if held is None or time.monotonic() >= held.good_until:
+            if held is None or _seconds() >= held.good_until:
                 raise
             return held
 
@@ -113,7 +115,7 @@ class StudioToken(httpx.Auth):
             self._renewing.release()
 
     def _ask(self) -> _Access:
-        asked_at = time.monotonic()
+        asked_at = _seconds()
         url = f"{str(self._server).rstrip('/')}/api/token/refresh/"
         answer = httpx.post(url, json={"refresh": self._key}, timeout=_RENEWAL_S)
         if answer.is_redirect:
