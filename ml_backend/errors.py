@@ -34,7 +34,7 @@ several raise stand here.
   x ClaimLost                 another worker has taken this round over
   x StaleQueue                the queue that was to be filled is not the published one any more
   x UnusableLabels            slices are annotated, and not one annotation can be used
-  x UnreadableSlices          too many labelled slices cannot be read: something is down
+  x UnreadableSlices          too many slices cannot be read: something is down
   x EvidenceError             what a model left of the slices is not what a strategy needs
   x UnknownStrategyError      no strategy, or parameter of one, is called so
   x InvalidImage              an array is no slice
