@@ -21,8 +21,9 @@ from ml_backend.rounds import scoring
 from ml_backend.rounds.artefacts import DATASET, EVIDENCE, ROUND, SELECTION
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.round import run_round
-from ml_backend.rounds.scoring import UnreadableSlices, whole_pool
+from ml_backend.rounds.scoring import whole_pool
 from ml_backend.rounds.service import slice_keys
+from ml_backend.rounds.slices import UnreadableSlices
 from ml_backend.segmentation.learner import NetworkLearner
 from ml_backend.settings import Settings
 from ml_backend.studio import download

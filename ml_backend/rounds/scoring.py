@@ -13,10 +13,9 @@ from collections.abc import Callable, Sequence
 
 from al_strategies.evidence import Evidence
 from al_strategies.learner import Unreadable, UnreadableSlice
-from ml_backend.errors import NextsliceError
-from ml_backend.rounds.slices import may_come_back
+from ml_backend.rounds.slices import UnreadableSlices, may_come_back
 
-__all__ = ["Gather", "UnreadableSlices", "whole_pool"]
+__all__ = ["Gather", "whole_pool"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,10 +29,6 @@ _DOWN, _LOST = 10, 4
 and a quarter for any reason."""
 
 _wait = time.sleep
-
-
-class UnreadableSlices(NextsliceError, RuntimeError):
-    """Too many slices cannot be read for their images to be lost: something is down."""
 
 
 def whole_pool(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ml_backend.errors import NextsliceError
 from ml_backend.segmentation.preprocessing import luminance
 from ml_backend.studio.failures import ImageUnavailable, StudioError
 from ml_backend.studio.images import ImageCache
@@ -18,7 +19,11 @@ from ml_backend.volumes.address import AddressRefused, SliceAddress, SliceKeys, 
 from ml_backend.volumes.roots import NoSuchVolume
 from ml_backend.volumes.shelf import OpenVolumes
 
-__all__ = ["ProjectSlices", "may_come_back"]
+__all__ = ["ProjectSlices", "UnreadableSlices", "may_come_back"]
+
+
+class UnreadableSlices(NextsliceError, RuntimeError):
+    """Too many slices cannot be read for their images to be lost: something is down."""
 
 
 def may_come_back(error: BaseException | None) -> bool:

@@ -17,8 +17,7 @@ from al_strategies.learner import Progress
 from ml_backend.rounds.artefacts import MASKS, METRICS
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import DatasetRecord, LabelRecord, TaskRecord, TaskState
-from ml_backend.rounds.scoring import UnreadableSlices
-from ml_backend.rounds.slices import may_come_back
+from ml_backend.rounds.slices import UnreadableSlices, may_come_back
 from ml_backend.rounds.store import RoundFolder
 from ml_backend.studio.annotations import (
     Annotation,

@@ -12,7 +12,7 @@ from ml_backend.rounds.artefacts import METRICS, SELECTION
 from ml_backend.rounds.learners import device_of, learner_config, load_learner, new_learner
 from ml_backend.rounds.pseudo import Mask, pseudo_labels, pseudo_slices
 from ml_backend.rounds.records import DatasetRecord, MetricsRecord, Published
-from ml_backend.rounds.scoring import UnreadableSlices
+from ml_backend.rounds.slices import UnreadableSlices
 from ml_backend.rounds.source import ProjectSource, positions
 from ml_backend.rounds.store import ProjectStore
 from ml_backend.segmentation.validation import Split, is_worse, split_validation
