@@ -19,6 +19,7 @@ several raise stand here.
     + StartError                a process that was started ended, or does not answer
     + WeightsUnavailable        ImageNet weights cannot be had
   x StudioError               Label Studio refused, or answered something unexpected
+    + ImageUnavailable          an image cannot be had at this moment: its host is down, slow, busy
   x LabelConfigError          a labelling config that cannot be segmented
   x AnnotationError           an annotation or task of Label Studio that cannot be read
   x MaskError                 a mask that is not what Label Studio's format says
@@ -34,7 +35,7 @@ several raise stand here.
   x ClaimLost                 another worker has taken this round over
   x StaleQueue                the queue that was to be filled is not the published one any more
   x UnusableLabels            slices are annotated, and not one annotation can be used
-  x UnreadableSlices          too many labelled slices cannot be read: something is down
+  x UnreadableSlices          too many slices cannot be read: something is down
   x EvidenceError             what a model left of the slices is not what a strategy needs
   x UnknownStrategyError      no strategy, or parameter of one, is called so
   x InvalidImage              an array is no slice

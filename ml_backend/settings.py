@@ -140,6 +140,12 @@ class Settings(BaseSettings):
         description="Origins that may show slices besides that of `LABEL_STUDIO_URL`, separated by "
         "commas, as https://labelstudio.example; *: all.",
     )
+    image_hosts: Local[str] = Field(
+        "",
+        description="Hosts that images are downloaded from besides Label Studio and its storages, "
+        "separated by commas: images.lab, 10.0.0.7:9000, *.example.org; *: all with a public "
+        "address.",
+    )
 
     # -- files
     volumes: Local[str] = Field(
@@ -233,6 +239,9 @@ class Settings(BaseSettings):
     )
     published_ttl_s: Local[Seconds] = Field(
         2, description="How long /setup and /predict may serve a cached published.json, seconds."
+    )
+    download_s: Local[Seconds] = Field(
+        30, description="Longest the download of one image may take, seconds."
     )
     queue_prefix: Local[str] = Field(
         "nextslice", pattern=r"^[A-Za-z0-9_-]+$", description="Prefix of the RQ queues."

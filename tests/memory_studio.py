@@ -169,7 +169,7 @@ class MemoryStudio:
         self.imported += predictions
         return len(predictions)
 
-    def download(self, url: str, task_id: int) -> bytes:
+    def download(self, url: str, task_id: int, within_s: float | None = None) -> bytes:
         if task_id in self.unreadable:
             raise StudioError(f"The image of task {task_id} at {url} answered 404")
         buffer = io.BytesIO()

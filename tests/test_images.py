@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from ml_backend.studio.client import Studio, StudioError
+from ml_backend.studio.download import ImageHosts
 from ml_backend.studio.images import ImageCache, decode_image
 from tests.http_server import serving
 
@@ -176,7 +177,8 @@ def test_label_studio_gets_the_token(server: Server, below: str) -> None:
     ],
 )
 def test_the_token_goes_to_no_other_application(server: Server, path: str, host: str) -> None:
-    studio = Studio(server.url("/studio"), "a-legacy-token")
+    hosts = ImageHosts("localhost")
+    studio = Studio(server.url("/studio"), "a-legacy-token", image_hosts=hosts)
     studio.download(server.url(path, host=host), 1)
     server.moved = {"/studio/moved.png": server.url(path, host=host)}
     studio.download("/moved.png", 1)
@@ -190,7 +192,8 @@ def test_an_address_with_a_password_of_its_own_keeps_it(server: Server) -> None:
 
 
 def test_the_token_of_https_is_not_sent_in_plain_text(server: Server) -> None:
-    studio = Studio(server.url(scheme="https"), "a-legacy-token")
+    hosts = ImageHosts("127.0.0.1")
+    studio = Studio(server.url(scheme="https"), "a-legacy-token", image_hosts=hosts)
     studio.download(server.url("/a.png"), 1)
     assert server.seen == [("/a.png", None)]
 
@@ -208,7 +211,7 @@ class CountingStudio:
         self.asked: list[tuple[int, str]] = []
         self.data = encoded(Image.fromarray(GREY)) + b"\0" * size
 
-    def download(self, url: str, task_id: int) -> bytes:
+    def download(self, url: str, task_id: int, within_s: float | None = None) -> bytes:
         self.asked.append((task_id, url))
         return self.data
 

@@ -43,7 +43,7 @@ ALLOWED = {
 ROUNDS = (
     *("records", "artefacts", "store", "claim"),  # what is kept
     *("schedule", "slices", "service", "project"),  # what a step is handed
-    *("source", "learners", "pseudo", "training", "sync", "publish", "round"),  # the steps
+    *("source", "learners", "pseudo", "training", "scoring", "sync", "publish", "round"),  # steps
     *("attempt", "status", "adopt", "reconcile", "jobs", "worker"),  # who runs them, and when
 )
 """The modules of `rounds`, each of which may import those before it."""

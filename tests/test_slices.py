@@ -316,6 +316,12 @@ def test_label_studios_pages_may_read_the_pixels(client: FlaskClient) -> None:
     assert cors(client, None) is None
 
 
+@pytest.mark.parametrize("origin", ["http://[", "http://[::1", "//["])
+def test_an_origin_that_is_no_address_is_nobodys(client: FlaskClient, origin: str) -> None:
+    assert cors(client, origin) is None
+    assert client.get(url(), headers={"Origin": origin}).status_code == 200
+
+
 def test_more_origins_can_be_set(make_client: Callable[..., FlaskClient]) -> None:
     client = make_client(NEXTSLICE_CORS_ORIGINS="https://a.example:8443, http://B.example:80/")
     for origin in ("https://a.example:8443", "http://b.example", ORIGIN):

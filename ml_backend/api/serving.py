@@ -153,7 +153,8 @@ class Serving:
             task_id = int(task["id"])
             url = task["data"][config.value_field]
             neighbours = self._neighbours(key, weights, until)
-            image = self.project(key).images.around(task_id, url, neighbours)
+            left = until - _seconds()
+            image = self.project(key).images.around(task_id, url, neighbours, left)
             with self._forward_before(until):
                 mask = self._model(key, weights).predict_image(image).mask
             return regions(mask, config)

@@ -106,7 +106,10 @@ class SliceServer:
         """The Access-Control-Allow-Origin for a page of ``origin``; None: no such header."""
         if "*" in self._origins:
             return "*"
-        return origin if origin and _origin(origin) in self._origins else None
+        try:
+            return origin if origin and _origin(origin) in self._origins else None
+        except ValueError:  # an Origin that is no address, as http://[
+            return None
 
 
 def _origins(settings: Settings) -> frozenset[str]:

@@ -26,6 +26,9 @@ rounds_app = typer.Typer(
 )
 app.add_typer(rounds_app, name="rounds")
 
+_NAMED = 8
+"""Slices that a row of the table names."""
+
 
 def _score(metrics: MetricsRecord | None) -> str:
     return "–" if metrics is None or metrics.miou is None else f"{metrics.miou:.3f}"
@@ -43,6 +46,16 @@ def _state(record: RoundRecord, published: Published | None) -> str:
     return "committed" if published is None or record.round > published.round else ""
 
 
+def _unseen(record: RoundRecord) -> str:
+    """``2 slices could not be read: 5, 11``; empty where all could."""
+    if not record.unseen:
+        return ""
+    named = ", ".join(map(str, record.unseen[:_NAMED]))
+    more = f" and {len(record.unseen) - _NAMED} more" if len(record.unseen) > _NAMED else ""
+    slices = "slice" if len(record.unseen) == 1 else "slices"
+    return f"{len(record.unseen)} {slices} could not be read: {named}{more}"
+
+
 def rounds_table(folder: ProjectStore) -> Table:
     """One row a round: version, labels, strategy, validation mIoU, time, state."""
     table = Table(title=f"Rounds of project {folder.path}")
@@ -56,7 +69,8 @@ def rounds_table(folder: ProjectStore) -> Table:
             table.add_row(str(number), "", "", "", "", "", "in progress")
             continue
         metrics = folder.round(number).load(METRICS)
-        state = "; ".join(s for s in (_state(record, published), record.flagged) if s)
+        said = (_state(record, published), record.flagged, _unseen(record))
+        state = "; ".join(s for s in said if s)
         table.add_row(
             str(number), record.model_version, _annotated(record), record.strategy,
             _score(metrics), f"{sum(record.seconds.values()):.0f}", state,

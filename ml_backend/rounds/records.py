@@ -152,6 +152,8 @@ class RoundRecord(Record):
     """Slices that people have labelled, pseudo-labelled ones not counted."""
     pseudo: list[int] = Field(default_factory=list)
     """Slices pseudo-labelled for this round's training."""
+    unseen: list[int] = Field(default_factory=list)
+    """Slices that could not be read when the pool was scored: none of them can be selected."""
     strategy: str = ""
     reason: str = ""
     started_at: str = ""

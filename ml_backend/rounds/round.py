@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from al_strategies import Query, even_spacing, get_strategy
 from al_strategies.evidence import Evidence
-from al_strategies.learner import Learner, Progress
+from al_strategies.learner import Learner, Progress, Unreadable
 from ml_backend.errors import NextsliceError
 from ml_backend.rounds.artefacts import (
     DATASET,
@@ -40,6 +40,7 @@ from ml_backend.rounds.records import (
     RoundRecord,
     SelectionRecord,
 )
+from ml_backend.rounds.scoring import whole_pool
 from ml_backend.rounds.source import ProjectSource, positions
 from ml_backend.rounds.sync import sync
 from ml_backend.segmentation.validation import held_back
@@ -69,7 +70,7 @@ def run_round(
     Round 0 selects by position alone and publishes an order without masks. Returns the committed
     record; None for a project without slices, or a round after 0 without an annotation. Raises
     ClaimTaken when another worker is on it, ClaimLost when one took over, UnusableLabels when no
-    annotation can be read as a mask.
+    annotation can be read as a mask, UnreadableSlices when too many slices cannot be read.
     """
     published = project.published
     number = 0 if published is None else published.round + 1
@@ -192,7 +193,7 @@ class _Round:
             metrics = self._timed(Step.TRAIN, lambda: self._train(dataset, published))
             weights, flagged = self._served(metrics, published)
         if not self.folder.has(SELECTION):
-            if weights is not None and not self._scored():
+            if weights is not None:
                 self._timed(Step.SCORE, lambda: self._score(dataset, weights))
             self._timed(Step.SELECT, lambda: self._select(dataset))
         digest = hashlib.sha256(self.folder.read(SELECTION))
@@ -211,6 +212,7 @@ class _Round:
             reason=self.reason,
             started_at=started,
             committed_at=now(),
+            unseen=self._unseen(dataset),
             seconds=self.seconds,
             settings=self.settings.of_a_round(),
         )
@@ -261,26 +263,35 @@ class _Round:
     def _source(self, dataset: DatasetRecord) -> ProjectSource:
         return ProjectSource(dataset, self.folder.project, self.project.images)
 
-    def _scored(self) -> bool:
-        """Whether the evidence is there, and is what today's strategy needs."""
-        evidence = self.folder.load(EVIDENCE)
-        return evidence is not None and self._evidence_names <= evidence.names
-
     def _score(self, dataset: DatasetRecord, weights: str) -> None:
+        """Evidence of the whole pool; of what an attempt before has, nothing is asked again."""
         ids = [task.id for task in dataset.tasks]
-        evidence = self._gather(weights, self._source(dataset), ids)
-        self.folder.save(EVIDENCE, EvidenceArrays.of(evidence))
+        source = self._source(dataset)
 
-    def _gather(self, weights: str, source: ProjectSource, ids: list[int]) -> Evidence:
-        """One pass over ``ids``; a slice that cannot be read is left out and named in the log."""
+        def gather(ids: Sequence[int], unreadable: Unreadable) -> Evidence:
+            return self._serving(weights).evidence(
+                source, ids, self._evidence_names, seed=self._seed, progress=self.progress,
+                unreadable=unreadable,
+            )  # fmt: skip
 
-        def leave_out(error: Exception) -> None:
-            logger.warning("project %s: left out of the selection: %s", self.project.key, error)
+        def keep(evidence: Evidence) -> None:
+            self.folder.save(EVIDENCE, EvidenceArrays.of(evidence))
 
-        return self._serving(weights).evidence(
-            source, ids, self._evidence_names, seed=self._seed, progress=self.progress,
-            unreadable=leave_out,
-        )  # fmt: skip
+        keep(whole_pool(gather, ids, self._gathered(dataset), keep))
+
+    def _gathered(self, dataset: DatasetRecord) -> Evidence:
+        """What an attempt before has of the pool, if it is what today's strategy needs."""
+        evidence = self.folder.load(EVIDENCE)
+        if evidence is None or evidence.names != self._evidence_names:
+            return Evidence.empty()
+        return evidence.at(positions(dataset))
+
+    def _unseen(self, dataset: DatasetRecord) -> list[int]:
+        """Slices that no evidence is there of, in task order; in round 0 none is asked for."""
+        if not self.folder.number:
+            return []
+        seen = set(self.folder.need(EVIDENCE).ids)
+        return [task.id for task in dataset.tasks if task.id not in seen]
 
     def _evidence(self, dataset: DatasetRecord) -> Evidence:
         places = positions(dataset)

@@ -10,6 +10,7 @@ from ml_backend.rounds.schedule import Schedule
 from ml_backend.rounds.store import Store
 from ml_backend.settings import Settings, SettingsError, load_settings
 from ml_backend.studio.client import Studio
+from ml_backend.studio.download import ImageHosts
 from ml_backend.volumes.address import SliceKeys
 from ml_backend.volumes.roots import VolumeRoots
 from ml_backend.volumes.shelf import OpenVolumes
@@ -79,8 +80,18 @@ class Service:
         """Label Studio. Raises StudioError when no API key is set."""
         settings = self.settings
         return self._studio or Studio(
-            settings.label_studio_url, settings.label_studio_api_key.get_secret_value()
+            settings.label_studio_url,
+            settings.label_studio_api_key.get_secret_value(),
+            image_hosts=self._image_hosts,
+            download_s=settings.download_s,
         )
+
+    @property
+    def _image_hosts(self) -> ImageHosts:
+        try:
+            return ImageHosts(self.settings.image_hosts)
+        except ValueError as error:
+            raise SettingsError(f"NEXTSLICE_IMAGE_HOSTS: {error}") from None
 
     @cached_property
     def store(self) -> Store:

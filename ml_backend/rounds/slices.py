@@ -11,13 +11,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ml_backend.errors import NextsliceError
 from ml_backend.segmentation.preprocessing import luminance
-from ml_backend.studio.client import StudioError
+from ml_backend.studio.failures import ImageUnavailable, StudioError
 from ml_backend.studio.images import ImageCache
 from ml_backend.volumes.address import AddressRefused, SliceAddress, SliceKeys, is_slice_address
+from ml_backend.volumes.roots import NoSuchVolume
 from ml_backend.volumes.shelf import OpenVolumes
 
-__all__ = ["ProjectSlices"]
+__all__ = ["ProjectSlices", "UnreadableSlices", "may_come_back"]
+
+
+class UnreadableSlices(NextsliceError, RuntimeError):
+    """Too many slices cannot be read for their images to be lost: something is down."""
+
+
+def may_come_back(error: BaseException | None) -> bool:
+    """Whether a slice that could not be read for ``error`` may be there in a moment: its host is
+    down, its volume is not mounted. Else it is lost, or is no image."""
+    return isinstance(error, ImageUnavailable | NoSuchVolume | OSError)
 
 
 class ProjectSlices:
@@ -34,26 +46,29 @@ class ProjectSlices:
         self._keys = keys
         self._ours = ours.rstrip("/") + "/"
 
-    def image(self, task_id: int, url: str) -> npt.NDArray[Any]:
+    def image(self, task_id: int, url: str, within_s: float | None = None) -> npt.NDArray[Any]:
         """The slice in native values: (H, W), or (H, W, 3 or 4) for an uploaded colour image.
+        ``within_s``: how long a download may take, at most.
 
         Raises StudioError for an image that cannot be fetched, VolumeError for a volume that cannot
-        be read on this machine.
+        be read on this machine; `may_come_back` says which of them are worth another try.
         """
         address = self._address(url)
         if address is None:
-            return self._images.image(task_id, url)
+            return self._images.image(task_id, url, within_s)
         return self._volumes.slice(address)
 
-    def around(self, task_id: int, url: str, neighbours: int) -> npt.NDArray[Any]:
+    def around(
+        self, task_id: int, url: str, neighbours: int, within_s: float | None = None
+    ) -> npt.NDArray[Any]:
         """(H, W, 2 n + 1): the slice between its neighbours; the image alone where the volume is
         not known, grey where it is coloured: colours are no neighbours. At the ends of the volume
         the last slice stands in for those beyond it."""
         address = self._address(url)
         if not neighbours:
-            return self.image(task_id, url)
+            return self.image(task_id, url, within_s)
         if address is None:
-            return luminance(self.image(task_id, url))
+            return luminance(self.image(task_id, url, within_s))
         return np.stack(self._volumes.around(address, neighbours), axis=2)
 
     def _address(self, url: str) -> SliceAddress | None:

@@ -17,6 +17,7 @@ from al_strategies.learner import Progress
 from ml_backend.rounds.artefacts import MASKS, METRICS
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import DatasetRecord, LabelRecord, TaskRecord, TaskState
+from ml_backend.rounds.slices import UnreadableSlices, may_come_back
 from ml_backend.rounds.store import RoundFolder
 from ml_backend.studio.annotations import (
     Annotation,
@@ -35,6 +36,7 @@ from ml_backend.studio.client import (
     drafted,
     not_annotated,
 )
+from ml_backend.studio.failures import ImageUnavailable
 from ml_backend.studio.label_config import LabelConfig, parse_label_config
 from ml_backend.volumes.address import is_slice_address, slice_of
 
@@ -95,6 +97,20 @@ class _Sync:
         self.folder = folder
         self.images = project.images
         self.warnings: list[str] = []
+        self.labelled = 0
+        """How many slices are labelled."""
+        self._unavailable = 0
+
+    def unavailable(self, error: Exception) -> None:
+        """A label waits for its slice. Raises UnreadableSlices when more than a tenth of them do,
+        and two at least: something is down."""
+        self._unavailable += 1
+        if self._unavailable > max(1, self.labelled // 10):
+            raise UnreadableSlices(
+                f"{self._unavailable} of the {self.labelled} labelled slices cannot be read for "
+                "now, expected a tenth at most. Are Label Studio, its storage and the volumes in "
+                f"reach of this machine? The next attempt reads them again. The last: {error}"
+            ) from error
 
     def tasks(self, previous: DatasetRecord | None) -> tuple[dict[int, TaskRecord], datetime]:
         """Every task by id, and the newest ``updated_at`` seen."""
@@ -137,7 +153,8 @@ class _Sync:
         try:
             height, width = self.images.image(record.id, record.image).shape[:2]
         except (LookupError, OSError) as error:
-            raise StudioError(f"its slice {record.image} cannot be read: {error}") from error
+            kind = ImageUnavailable if may_come_back(error) else StudioError
+            raise kind(f"its slice {record.image} cannot be read: {error}") from error
         mask, warnings = label_map(chosen.result, self.config, height, width, self.policy)
         self.warnings += [f"task {record.id}, annotation {chosen.id}: {w}" for w in warnings]
         file = MASKS[f"{record.id}-{digest[:12]}"]
@@ -195,7 +212,8 @@ def sync(
     None (then everything is read); one of another labelling config, or of another policy for
     unlabelled pixels, is not used. A label whose mask is gone from the store, or that could not be
     trained on, is rendered anew. An annotation that cannot be read is left out and named in
-    ``warnings``, so that one broken annotation does not stop the loop.
+    ``warnings``, so that one broken annotation does not stop the loop. Raises UnreadableSlices when
+    the slices of too many labels are out of reach at the moment.
     """
     config = parse_label_config(seen.label_config)
     step = _Sync(project, config, folder)
@@ -215,7 +233,9 @@ def sync(
     filters = [annotated()]
     if previous is not None:
         filters.append(changed_since(_moment(previous.synced_at) - _OVERLAP))
-    missing = {t.id for t in tasks.values() if t.state == "labelled"} - labels.keys()
+    labelled = {t.id for t in tasks.values() if t.state == "labelled"}
+    step.labelled = len(labelled)
+    missing = labelled - labels.keys()
     done = 0
     for row in step.studio.full_tasks(step.id, filters):
         missing.discard(row["id"])
@@ -255,6 +275,8 @@ def _apply(
         chosen = _chosen(row)
         label = step.label(chosen, record, labels.get(number)) if chosen else None
     except (ValueError, StudioError) as error:
+        if may_come_back(error):
+            step.unavailable(error)
         step.warnings.append(f"task {number}: its annotation cannot be used: {error}")
         label = None
     if label is None:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 from al_strategies.evidence import SliceId
 from al_strategies.learner import InvalidMask, Learner, Metrics, Progress
-from ml_backend.errors import NextsliceError
 from ml_backend.rounds.artefacts import METRICS, SELECTION
 from ml_backend.rounds.learners import device_of, learner_config, load_learner, new_learner
 from ml_backend.rounds.pseudo import Mask, pseudo_labels, pseudo_slices
 from ml_backend.rounds.records import DatasetRecord, MetricsRecord, Published
+from ml_backend.rounds.slices import UnreadableSlices
 from ml_backend.rounds.source import ProjectSource, positions
 from ml_backend.rounds.store import ProjectStore
 from ml_backend.segmentation.validation import Split, is_worse, split_validation
@@ -21,10 +21,6 @@ from ml_backend.settings import Settings
 __all__ = ["Outcome", "UnreadableSlices", "train"]
 
 logger = logging.getLogger(__name__)
-
-
-class UnreadableSlices(NextsliceError, RuntimeError):
-    """Too many labelled slices cannot be read for their images to be lost: something is down."""
 
 
 @dataclass(frozen=True)

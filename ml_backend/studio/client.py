@@ -1,15 +1,14 @@
 """Label Studio as nextslice calls it: the SDK, with what it returns checked at the edge.
 
 `Studio` is the only place that talks to Label Studio's API. Requests that the SDK's typed client
-cannot express (Data Manager filters over pages of tasks) go through the SDK's own HTTP client, so
-that personal access tokens are refreshed in one place.
+cannot express (Data Manager filters over pages of tasks) go through the SDK's own HTTP client. All
+of them show the token of `StudioToken`, which renews itself.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-import posixpath
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,7 +21,9 @@ from label_studio_sdk import LabelStudio
 from label_studio_sdk.core.api_error import ApiError
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ml_backend.errors import NextsliceError
+from ml_backend.studio.download import DOWNLOAD_S, Downloads, ImageHosts
+from ml_backend.studio.failures import ImageUnavailable, StudioError
+from ml_backend.studio.token import StudioToken
 
 __all__ = [
     "Backend",
@@ -49,10 +50,6 @@ _IDS_PER_REQUEST = 200
 """Ids travel in the address, which proxies cut at 8 kB."""
 
 Filter = dict[str, Any]
-
-
-class StudioError(NextsliceError, RuntimeError):
-    """Label Studio refused, or answered something unexpected; the message says what to do."""
 
 
 class Project(BaseModel):
@@ -154,18 +151,32 @@ class Studio:
     """One Label Studio server, with one token.
 
     ``url``: its address as this machine sees it. ``api_key``: a personal access token or a legacy
-    token; the SDK tells them apart and refreshes the first kind.
+    token. ``image_hosts``: whom else images come from; ``download_s``: how long one may take.
+    Raises StudioError without a token, and for a personal one that has expired.
     """
 
-    def __init__(self, url: str, api_key: str, *, timeout_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        api_key: str,
+        *,
+        timeout_s: float = 60.0,
+        image_hosts: ImageHosts | None = None,
+        download_s: float = DOWNLOAD_S,
+    ) -> None:
         if not api_key:
             raise StudioError(
                 "LABEL_STUDIO_API_KEY is empty. Create a personal access token in Label Studio "
                 "under Account & Settings and set it in nextslice's environment."
             )
         self.url = url.rstrip("/")
-        self.sdk = LabelStudio(base_url=self.url, api_key=api_key, timeout=timeout_s)  # type: ignore[no-untyped-call]
-        self._timeout_s = timeout_s
+        token = StudioToken(self.url, api_key)
+        self.downloads = Downloads(self.url, token, image_hosts or ImageHosts(), download_s)
+        http = httpx.Client(auth=token, timeout=timeout_s, follow_redirects=True)
+        # What the SDK takes for a legacy token stands in no request: ours takes its place.
+        self.sdk = LabelStudio(  # type: ignore[no-untyped-call]
+            base_url=self.url, api_key="unused", timeout=timeout_s, httpx_client=http
+        )
 
     @property
     def below(self) -> str:
@@ -398,44 +409,18 @@ class Studio:
         path = url.removeprefix(f"{self.below}/") if self.below else url
         return urljoin(self.url + "/", path.lstrip("/"))
 
-    def download(self, url: str, task_id: int) -> bytes:
-        """The bytes of a task's image. The token is sent to Label Studio only, never elsewhere: not
-        to another scheme, host or port, nor outside the path that it is under."""
-        address = self.absolute(url, task_id)
+    def download(self, url: str, task_id: int, within_s: float | None = None) -> bytes:
+        """The bytes of a task's image, from Label Studio, its storages and the named hosts alone.
+
+        ``within_s``: in less time than usual. Raises ImageUnavailable when they may be there in a
+        moment, StudioError otherwise (`Downloads.image`).
+        """
+        address = url
         try:
-            there, here = httpx.URL(address), httpx.URL(self.url)
-            ours = _origin(there) == _origin(here) and _within(there, here)
-            headers = self.sdk._client_wrapper.get_headers() if ours else {}
-            auth = {k: v for k, v in headers.items() if k.lower() == "authorization"}
-            hooks = {"request": [self._guard_token]} if ours else {}
-            with httpx.Client(
-                timeout=self._timeout_s, follow_redirects=True, event_hooks=hooks
-            ) as client:
-                answer = client.get(there, headers=auth)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise StudioError(
+            address = self.absolute(url, task_id)
+            return self.downloads.image(httpx.URL(address), within_s)
+        except (StudioError, httpx.InvalidURL, ValueError) as error:  # ValueError: of no address
+            kind = ImageUnavailable if isinstance(error, ImageUnavailable) else StudioError
+            raise kind(
                 f"The image of task {task_id} at {address} cannot be fetched: {error}"
             ) from error
-        if answer.status_code != 200:
-            raise StudioError(
-                f"The image of task {task_id} at {address} answered {answer.status_code}; "
-                "expected 200 and an image. Is the address reachable from this machine?"
-            )
-        return answer.content
-
-    def _guard_token(self, request: httpx.Request) -> None:
-        """Take the token off where a redirect leads to another application on the host; where it
-        leads to another host, httpx does it."""
-        if not _within(request.url, httpx.URL(self.url)):
-            request.headers.pop("Authorization", None)
-
-
-def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
-    return url.scheme, url.host, url.port  # no port: the scheme's own
-
-
-def _within(url: httpx.URL, top: httpx.URL) -> bool:
-    """Whether the path of ``url`` is in that of ``top``, as servers read it: decoded, without
-    ".."."""
-    path, folder = (posixpath.normpath(one.path).rstrip("/") + "/" for one in (url, top))
-    return path.startswith(folder)

@@ -27,7 +27,7 @@ _COLOUR_MODES = {"P", "PA", "CMYK", "YCbCr", "LAB", "HSV"}
 def decode_image(data: bytes, name: str) -> npt.NDArray[Any]:
     """(H, W), (H, W, 3) or (H, W, 4) in the file's own dtype, turned as browsers show it.
 
-    StudioError names what is broken.
+    StudioError names what is broken, without a byte of it: it may come from anywhere.
     """
     try:
         with Image.open(io.BytesIO(data)) as stored:
@@ -37,8 +37,8 @@ def decode_image(data: bytes, name: str) -> npt.NDArray[Any]:
             return np.asarray(image.convert("RGB" if image.mode in _COLOUR_MODES else "L"))
     except BROKEN_PICTURE as error:
         raise StudioError(
-            f"{name}: found {len(data)} bytes starting {data[:8]!r} that cannot be read as an "
-            f"image ({error}); expected PNG, JPEG or TIFF."
+            f"{name}: found {len(data)} bytes that cannot be read as an image "
+            f"({type(error).__name__}); expected PNG, JPEG or TIFF."
         ) from error
 
 
@@ -65,8 +65,9 @@ class ImageCache:
         # The key is in the name: a fresh server has a project 1 and a task 1 again.
         self._folder = project_key
 
-    def image(self, task_id: int, url: str) -> npt.NDArray[Any]:
+    def image(self, task_id: int, url: str, within_s: float | None = None) -> npt.NDArray[Any]:
         """The task's image as stored, native grey values; from disk if it was fetched before.
+        ``within_s``: how long fetching it may take, at most.
 
         Only what can be decoded is kept: a login or maintenance page is answered with 200 too.
         Raises StudioError for an image that cannot be fetched or is none.
@@ -81,7 +82,7 @@ class ImageCache:
             except StudioError as error:
                 logger.warning("a file of the cache is broken, it is fetched again: %s", error)
                 self._files.drop(name)
-        data = self._studio.download(url, task_id)
+        data = self._studio.download(url, task_id, within_s)
         image = decode_image(data, title)
         self._files.keep(name, data)
         return image

@@ -1,0 +1,16 @@
+"""What can go wrong with Label Studio and the images of its tasks."""
+
+from __future__ import annotations
+
+from ml_backend.errors import NextsliceError
+
+__all__ = ["ImageUnavailable", "StudioError"]
+
+
+class StudioError(NextsliceError, RuntimeError):
+    """Label Studio refused, or answered something unexpected; the message says what to do."""
+
+
+class ImageUnavailable(StudioError):
+    """An image cannot be had at this moment: its host is down, slow, busy or refuses us. Asked
+    again later it may well be there."""

@@ -1,0 +1,276 @@
+"""Rounds through an outage: none is committed over a pool that it has not seen."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from al_strategies.evidence import Evidence, Position
+from al_strategies.learner import Unreadable, UnreadableSlice
+from ml_backend.api.serving import Serving
+from ml_backend.cli.rounds import rounds_table
+from ml_backend.cli.tables import whole
+from ml_backend.rounds import scoring
+from ml_backend.rounds.artefacts import DATASET, EVIDENCE, ROUND, SELECTION
+from ml_backend.rounds.project import ConnectedProject
+from ml_backend.rounds.round import run_round
+from ml_backend.rounds.scoring import whole_pool
+from ml_backend.rounds.service import slice_keys
+from ml_backend.rounds.slices import UnreadableSlices
+from ml_backend.segmentation.learner import NetworkLearner
+from ml_backend.settings import Settings
+from ml_backend.studio import download
+from ml_backend.studio.failures import ImageUnavailable, StudioError
+from ml_backend.volumes.address import SliceAddress
+from tests.http_studio import CONFIG, PHANTOM, SLICES, HttpStudio, phantom_project, phantom_server
+
+LABELLED = 3
+POOL = range(LABELLED, SLICES)
+
+
+@pytest.fixture
+def server() -> Iterator[HttpStudio]:
+    with phantom_server() as running:
+        yield running
+
+
+@pytest.fixture
+def make_project(
+    server: HttpStudio, make_settings: Callable[..., Settings], redis_url: str
+) -> Callable[..., ConnectedProject]:
+    def make(labels: int = LABELLED, **variables: object) -> ConnectedProject:
+        variables |= {"REDIS_URL": redis_url, "NEXTSLICE_IMAGE_HOSTS": "127.0.0.1"}
+        return phantom_project(server, make_settings, range(labels), **variables)
+
+    return make
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
+    """What happens in each pause, instead of waiting; and hosts are asked at once."""
+    events: list[Callable[[], None]] = []
+    monkeypatch.setattr(download, "_QUIET_S", 0.0)
+    monkeypatch.setattr(scoring, "_wait", lambda seconds: events.pop(0)() if events else None)
+    return events
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The slices of each pass over the pool."""
+    asked: list[list[int]] = []
+    evidence = NetworkLearner.evidence
+
+    def spy(self: NetworkLearner, source: Any, ids: Sequence[int], *args: Any, **more: Any) -> Any:
+        asked.append(list(ids))
+        return evidence(self, source, ids, *args, **more)
+
+    monkeypatch.setattr(NetworkLearner, "evidence", spy)
+    return asked
+
+
+def dead_port() -> int:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return int(unused.getsockname()[1])
+
+
+class Outage:
+    """From slice ``first`` on, nothing can be had of ``server``: it answers ``how`` instead, or
+    (refused) sends to where nobody listens."""
+
+    def __init__(self, server: HttpStudio, how: str, first: int = LABELLED + 1) -> None:
+        self.server = server
+        paths = [f"/{task}.png" for task in range(first, SLICES)]
+        if how == "refused":
+            port = dead_port()
+            server.moved = {path: f"http://127.0.0.1:{port}{path}" for path in paths}
+        else:
+            server.fault = lambda path: int(how) if path in paths else None
+
+    def end(self) -> None:
+        self.server.moved.clear()
+        self.server.fault = lambda path: None
+
+
+@pytest.mark.parametrize("how", ["500", "429", "401", "refused"])
+def test_an_outage_while_the_pool_is_scored_costs_no_slice(
+    server: HttpStudio, make_project: Callable[..., ConnectedProject], how: str,
+    pauses: list[Callable[[], None]], passes: list[list[int]],
+) -> None:  # fmt: skip
+    project = make_project()
+    outage = Outage(server, how)
+    pauses += [lambda: None, outage.end]
+
+    record = run_round(project, "test")
+
+    assert record is not None
+    assert record.unseen == []
+    selection = project.folder.round(1).need(SELECTION)
+    assert {*selection.chosen, *selection.reserve, *selection.backlog} == set(POOL)
+    assert list(project.folder.round(1).need(EVIDENCE).ids) == list(range(SLICES))
+    rest = list(range(LABELLED + 1, SLICES))
+    assert passes == [list(range(SLICES)), rest, rest]
+
+
+def test_an_outage_that_lasts_ends_the_attempt_and_the_next_goes_on(
+    server: HttpStudio, make_project: Callable[..., ConnectedProject],
+    pauses: list[Callable[[], None]], passes: list[list[int]],
+) -> None:  # fmt: skip
+    project = make_project()
+    outage = Outage(server, "500")
+    reason = rf"8 of the project's {SLICES} slices cannot be read.*answered 500"
+    with pytest.raises(UnreadableSlices, match=reason):
+        run_round(project, "test")
+
+    folder = project.folder.round(1)
+    assert not folder.has(SELECTION)
+    assert not folder.has(ROUND)
+    assert project.published.round == 0  # type: ignore[union-attr]
+    assert list(folder.need(EVIDENCE).ids) == [0, 1, 2, 3]
+    outage.end()
+    passes.clear()
+
+    record = run_round(project, "test")
+
+    assert passes == [list(range(LABELLED + 1, SLICES))]
+    assert record is not None
+    assert record.unseen == []
+
+
+def test_a_slice_that_is_lost_is_named_and_counted(
+    server: HttpStudio, make_project: Callable[..., ConnectedProject],
+    pauses: list[Callable[[], None]], passes: list[list[int]],
+) -> None:  # fmt: skip
+    project = make_project()
+    server.fault = lambda path: 404 if path in ("/5.png", "/9.png") else None
+
+    record = run_round(project, "test")
+
+    assert record is not None
+    assert record.unseen == [5, 9]
+    assert len(passes) == 1, "it is not waited for"
+    assert "2 slices could not be read: 5, 9" in " ".join(
+        whole(rounds_table(project.folder)).split()
+    )
+
+
+def test_labels_wait_for_their_slices(
+    server: HttpStudio, make_project: Callable[..., ConnectedProject]
+) -> None:
+    """A round that had learned a part of the labels would have looked whole."""
+    project = make_project()
+    outage = Outage(server, "500", first=0)
+    with pytest.raises(UnreadableSlices, match=r"2 of the 3 labelled slices.*answered 500"):
+        run_round(project, "test")
+    assert not project.folder.round(1).has(DATASET)
+    outage.end()
+
+    assert run_round(project, "test") is not None
+
+    assert len(project.folder.round(1).need(DATASET).labels) == LABELLED
+
+
+def test_a_volume_that_is_not_mounted_is_waited_for(
+    server: HttpStudio, make_project: Callable[..., ConnectedProject], tmp_path: Path,
+    pauses: list[Callable[[], None]],
+) -> None:  # fmt: skip
+    mounted, elsewhere = tmp_path / "scans", tmp_path / "elsewhere"
+    mounted.mkdir()
+    np.save(mounted / "v.npy", np.stack([PHANTOM.image(i) for i in PHANTOM.ids]))
+    project = make_project(NEXTSLICE_VOLUMES=f"scans={mounted}")
+    for z in range(SLICES):
+        url = SliceAddress("scans/v.npy", "z", z).url("http://x", slice_keys(project.settings))
+        server.memory.request("PATCH", f"api/tasks/{z}/", json={"data": {"image": url, "z": z}})
+
+    pauses.append(lambda: elsewhere.rename(mounted) and None)
+
+    def unmount(step: str, done: int, total: int) -> None:
+        if step == "score" and pauses and mounted.exists():
+            mounted.rename(elsewhere)
+
+    record = run_round(project, "test", unmount)
+
+    assert not pauses, "or nothing was unmounted"
+    assert record is not None
+    assert record.unseen == []
+
+
+def test_a_slow_host_holds_no_prediction(
+    server: HttpStudio, make_project: Callable[..., ConnectedProject],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    project = make_project()
+    assert run_round(project, "test") is not None
+    serving = Serving(project.service)
+    tasks = [{"id": i, "data": {"image": f"/{i}.png?again"}} for i in (5, 6, 7)]
+    assert all(serving.predict(project.key, tasks[:1], CONFIG))
+    monkeypatch.setattr("ml_backend.api.serving._ANSWER_WITHIN_S", 1.0)
+    over = threading.Event()
+    server.fault = lambda path: 503 if over.wait(30) else None
+    begin = time.monotonic()
+
+    answers = serving.predict(project.key, tasks[1:], CONFIG)
+
+    over.set()
+    assert answers == [[], []]
+    assert time.monotonic() - begin < 15
+
+
+# -- what may be left out
+
+
+def gather(broken: dict[int, Exception]) -> Callable[[Sequence[int], Unreadable], Evidence]:
+    def one_pass(ids: Sequence[int], unreadable: Unreadable) -> Evidence:
+        for i in ids:
+            if i in broken:
+                error = UnreadableSlice(i, broken[i])
+                error.__cause__ = broken[i]
+                unreadable(error)
+        seen = tuple(i for i in ids if i not in broken)
+        return Evidence(seen, tuple(Position("v", i) for i in seen),
+                        {"entropy": np.array(seen, float)})  # fmt: skip
+
+    return one_pass
+
+
+DOWN, LOST = ImageUnavailable("down"), StudioError("404")
+
+
+@pytest.mark.parametrize(
+    ("broken", "refused"),
+    [
+        (dict.fromkeys(range(4), DOWN), False),
+        (dict.fromkeys(range(5), DOWN), True),
+        (dict.fromkeys(range(10), LOST), False),
+        (dict.fromkeys(range(11), LOST), True),
+        (dict.fromkeys(range(40), LOST), True),
+    ],
+)
+def test_a_tenth_may_be_out_of_reach_and_a_quarter_lost(
+    broken: dict[int, Exception], refused: bool, pauses: list[Callable[[], None]]
+) -> None:
+    kept: list[Evidence] = []
+    arguments = gather(broken), range(40), Evidence.empty(), kept.append
+    if refused:
+        with pytest.raises(UnreadableSlices, match=f"{len(broken)} of the project's 40 slices"):
+            whole_pool(*arguments)
+        assert set(kept[-1].ids) == set(range(40)) - set(broken)
+    else:
+        assert whole_pool(*arguments).ids == tuple(i for i in range(40) if i not in broken)
+
+
+def test_evidence_comes_in_the_order_of_the_tasks(pauses: list[Callable[[], None]]) -> None:
+    broken: dict[int, Exception] = {2: DOWN, 5: DOWN}
+    pauses.append(broken.clear)
+
+    found = whole_pool(gather(broken), range(8), Evidence.empty(), lambda _: None)
+
+    assert found.ids == tuple(range(8))
+    assert found.scores["entropy"].tolist() == list(range(8))
