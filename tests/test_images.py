@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import struct
 import time
+import tracemalloc
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -93,6 +96,60 @@ def test_exif_that_cannot_be_read_turns_nothing() -> None:
 def test_what_is_no_image_is_named(data: bytes) -> None:
     with pytest.raises(StudioError, match=r"task 5: found \d+ bytes .* expected PNG, JPEG or TIFF"):
         decode_image(data, "task 5")
+
+
+def test_only_what_is_an_image_for_browsers_or_a_tiff_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow knows fifty formats more, and has Ghostscript run EPS, which is a program."""
+    ran = tmp_path / "ran"
+    ghostscript = tmp_path / "gs"
+    ghostscript.write_text(f"#!/bin/sh\ntouch {ran}\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)  # looked for once a process
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 6\n%%EndComments\n0 0 moveto\n%%EOF\n"
+    for data in (
+        eps,
+        encoded(Image.fromarray(GREY), "PPM"),
+        encoded(Image.fromarray(GREY), "AVIF"),
+    ):
+        with pytest.raises(StudioError, match=r"task 5: found .* expected PNG, JPEG or TIFF"):
+            decode_image(data, "task 5")
+    assert not ran.exists()
+
+
+@pytest.mark.filterwarnings("ignore")  # of Pillow, about what we broke
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP", "GIF", "BMP"])
+def test_whatever_is_broken_is_named(kind: str) -> None:
+    whole = encoded(Image.fromarray(np.stack([GREY] * 3, -1)), kind)
+    noise = np.random.default_rng(0)
+    for _ in range(200):
+        data = bytearray(whole)
+        for place in noise.integers(0, len(data), 3):
+            data[place] = noise.integers(256)
+        with suppress(StudioError):
+            decode_image(bytes(data[: noise.integers(8, len(data) + 1)]), "task 5")
+
+
+def test_the_dds_of_an_unknown_layout_is_named() -> None:
+    """Pillow raises NotImplementedError at it."""
+    head = struct.pack("<4I", 124, 0x1007, 6, 8) + bytes(56) + struct.pack("<2I", 32, 0) + bytes(44)
+    with pytest.raises(StudioError, match="task 5: found"):
+        decode_image(b"DDS " + head, "task 5")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(kind: str) -> None:
+    data = encoded(Image.new("1", (12000, 12000)), kind)
+    tracemalloc.start()
+    try:
+        with pytest.raises(StudioError, match="12000 × 12000 pixels, at most 134217728 are read"):
+            decode_image(data, "task 5")
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_png_with_a_damaged_chunk_is_named() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from ml_backend.disk_cache import DiskCache
-from ml_backend.pictures import BROKEN_PICTURE, encode_png
+from ml_backend.pictures import BROKEN_PICTURE, encode_png, open_picture
 from ml_backend.studio.client import Studio, StudioError
 
 __all__ = ["ImageCache", "decode_image", "encode_png"]
@@ -27,10 +26,10 @@ _COLOUR_MODES = {"P", "PA", "CMYK", "YCbCr", "LAB", "HSV"}
 def decode_image(data: bytes, name: str) -> npt.NDArray[Any]:
     """(H, W), (H, W, 3) or (H, W, 4) in the file's own dtype, turned as browsers show it.
 
-    StudioError names what is broken.
+    StudioError names what is broken, or of no format and size that is read (`pictures`).
     """
     try:
-        with Image.open(io.BytesIO(data)) as stored:
+        with open_picture(data) as stored:
             image = _turned(stored)
             if image.mode in _PLAIN_MODES:
                 return np.asarray(image)
@@ -38,7 +37,7 @@ def decode_image(data: bytes, name: str) -> npt.NDArray[Any]:
     except BROKEN_PICTURE as error:
         raise StudioError(
             f"{name}: found {len(data)} bytes starting {data[:8]!r} that cannot be read as an "
-            f"image ({error}); expected PNG, JPEG or TIFF."
+            f"image ({error}); expected PNG, JPEG or TIFF, or WebP, GIF or BMP."
         ) from error
 
 
