@@ -18,6 +18,7 @@ several raise stand here.
     + StartError                a process that was started ended, or does not answer
     + WeightsUnavailable        ImageNet weights cannot be had
   x StudioError               Label Studio refused, or answered something unexpected
+  x BodyTooLarge              an answer has more bytes than are read
   x LabelConfigError          a labelling config that cannot be segmented
   x AnnotationError           an annotation or task of Label Studio that cannot be read
   x MaskError                 a mask that is not what Label Studio's format says

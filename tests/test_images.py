@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import struct
 import time
@@ -328,3 +329,46 @@ def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
     small.image(2, "/x.png")
     assert len(studio.asked) == asked + 1, "2 was the oldest and must have gone"
     assert sum(f.stat().st_size for f in tmp_path.rglob("*") if f.is_file()) <= 450_000
+
+
+class Flood(BaseHTTPRequestHandler):
+    """Answers /endless with bytes for ever, /long with a length, /bomb with 300 MB in 300 kB."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        if self.path == "/bomb":
+            self.send_header("Content-Encoding", "gzip")
+        if self.path == "/other":
+            self.send_header("Content-Encoding", "br")
+        if self.path == "/long":
+            self.send_header("Content-Length", str(1 << 40))
+        self.end_headers()
+        piece = GZIPPED if self.path == "/bomb" else bytes(1 << 20)
+        with suppress(OSError):  # the reader has gone
+            for _ in range(1 if self.path == "/bomb" else 2000):
+                self.wfile.write(piece)
+
+
+GZIPPED = gzip.compress(bytes(300 << 20), 1)
+
+
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("/endless", "more than the 268435456 bytes that are read"),
+        ("/long", "has 1099511627776 bytes, at most 268435456 are read"),
+        ("/bomb", "more than the 268435456 bytes that are read"),
+        ("/other", "packed as 'br', expected gzip, deflate, identity"),
+    ],
+)
+def test_an_answer_without_end_is_not_kept_in_memory(path: str, why: str) -> None:
+    """The growth that is allowed is one limit, twice: what is read is copied once."""
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Flood)) as server:
+        studio = Studio(f"http://127.0.0.1:{server.server_port}", "token")
+        tracemalloc.start()
+        try:
+            with pytest.raises(StudioError, match=f"image of task 5 at .*{path} .*{why}"):
+                studio.download(path, 5)
+            assert tracemalloc.get_traced_memory()[1] < 400 << 20
+        finally:
+            tracemalloc.stop()

@@ -25,6 +25,7 @@ from flask import Flask, Response, request
 
 from ml_backend.api.auth import refuse
 from ml_backend.api.hints import COUNTED, TRAIN_NOW
+from ml_backend.api.limits import limit_bodies
 from ml_backend.api.protocol import versions
 from ml_backend.api.server import gunicorn_argv
 from ml_backend.api.serving import Serving
@@ -47,6 +48,7 @@ def create_app() -> Flask:
     from ml_backend.adapter.model import NextsliceModel
 
     app: Flask = upstream.init_app(NextsliceModel)
+    limit_bodies(app)
     upstream.TRAIN_EVENTS = (*sorted(COUNTED), TRAIN_NOW)
     upstream.BASIC_AUTH = None  # `_authorise` takes its place
 

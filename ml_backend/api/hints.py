@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 
+from pydantic import ValidationError
 from redis.exceptions import RedisError
 
 from ml_backend.api.serving import Serving
-from ml_backend.rounds.project import ConnectedProject
+from ml_backend.rounds.project import ConnectedProject, InvalidKey
+from ml_backend.studio.client import Project
 from ml_backend.studio.label_config import parse_label_config
 
-__all__ = ["COUNTED", "TRAIN_NOW", "hear", "welcome"]
+__all__ = ["COUNTED", "TRAIN_NOW", "hear", "project_key", "welcome"]
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +29,19 @@ COUNTED = frozenset(
 )
 """Webhook actions after which the project is looked at. None of them trains by itself."""
 TRAIN_NOW = "START_TRAINING"
+
+
+def project_key(said: object) -> str:
+    """The key of the project that a request names: as text, or whole, as a webhook carries it.
+
+    Raises InvalidKey for a project without a number and a time of creation.
+    """
+    if not isinstance(said, dict):
+        return str(said or "")
+    try:
+        return Project.model_validate(said).key
+    except (ValidationError, ValueError, OverflowError):  # the latter: times before the year 1
+        raise InvalidKey("project: expected an object with id and created_at") from None
 
 
 def welcome(serving: Serving, project: ConnectedProject, schema: str, url: str) -> None:

@@ -159,7 +159,7 @@ class Serving:
             return regions(mask, config)
         except _TooLate:
             return None
-        except (KeyError, TypeError, ValueError, StudioError) as error:
+        except (ArithmeticError, KeyError, TypeError, ValueError, StudioError) as error:
             logger.warning("task %s is not predicted: %s", _name(task), _say(error, config))
         except Exception:  # one broken slice must not throw away the batch
             logger.exception("task %s is not predicted", _name(task))

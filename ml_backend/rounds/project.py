@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cached_property
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 _RECORD_S = 30.0
+_KEY = re.compile(r"[0-9]{1,18}(\.[0-9]{1,18})?")
 
 
 class InvalidKey(NextsliceError, ValueError):
@@ -127,12 +129,11 @@ class ConnectedProject:
 
 
 def _number(key: str) -> int:
-    head, dot, stamp = key.partition(".")
-    if not (head.isdigit() and (not dot or stamp.isdigit())):
+    if not _KEY.fullmatch(key):
         raise InvalidKey(
-            f"project key {key!r}: expected <id>.<created timestamp>, as in 7.1763865028"
+            f"project key {key[:60]!r}: expected <id>.<created timestamp>, as in 7.1763865028"
         )
-    return int(head)
+    return int(key.partition(".")[0])
 
 
 def find_project(service: Service, number: int) -> ConnectedProject:

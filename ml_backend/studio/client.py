@@ -23,6 +23,7 @@ from label_studio_sdk.core.api_error import ApiError
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ml_backend.errors import NextsliceError
+from ml_backend.studio.body import ENCODINGS, BodyTooLarge, read_body
 
 __all__ = [
     "Backend",
@@ -407,8 +408,10 @@ class Studio:
             with httpx.Client(
                 timeout=self._timeout_s, follow_redirects=True, event_hooks=hooks
             ) as client:
-                answer = client.get(there, headers=auth)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+                asked = {"Accept-Encoding": ENCODINGS, **auth}
+                with client.stream("GET", there, headers=asked) as answer:
+                    data = read_body(answer) if answer.status_code == 200 else b""
+        except (httpx.HTTPError, httpx.InvalidURL, BodyTooLarge) as error:
             raise StudioError(
                 f"The image of task {task_id} at {address} cannot be fetched: {error}"
             ) from error
@@ -417,7 +420,7 @@ class Studio:
                 f"The image of task {task_id} at {address} answered {answer.status_code}; "
                 "expected 200 and an image. Is the address reachable from this machine?"
             )
-        return answer.content
+        return data
 
     def _guard_token(self, request: httpx.Request) -> None:
         """Take the token off where a redirect leads to another application on the host; where it
