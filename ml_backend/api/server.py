@@ -1,13 +1,16 @@
-"""How the web process is served, whoever starts it: gunicorn, one process, threads."""
+"""How the web process is served, whoever starts it: gunicorn, one process, threads, slow clients
+apart (`buffering`)."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-__all__ = ["PREDICTIONS", "SLICES", "gunicorn_argv"]
+__all__ = ["PREDICTIONS", "SLICES", "WORKER", "gunicorn_argv"]
 
 _THREADS = 64
+WORKER = "ml_backend.api.buffering.BufferingWorker"
+"""Which holds no thread for a client that is slow to send or to take."""
 PREDICTIONS = 16
 """How many /predict requests have a thread at once, waiting or at work."""
 SLICES = 32
@@ -36,6 +39,7 @@ def gunicorn_argv(
     return [
         sys.executable, "-m", "gunicorn", application, "--bind", bind, "--workers", "1",
         "--threads", str(_THREADS), "--timeout", "300", "--no-control-socket",
+        "--worker-class", WORKER,
         "--worker-tmp-dir", memory,
         *(() if log_level is None else ("--log-level", log_level.lower())),
     ]  # fmt: skip
