@@ -119,12 +119,18 @@ class Settings(BaseSettings):
     basic_auth_user: Local[str] = Field(
         "",
         validation_alias=_shared("BASIC_AUTH_USER"),
-        description="User that Label Studio must present; empty: no authentication.",
+        description="User that Label Studio must present; empty: no authentication, and nobody on "
+        "another machine is answered.",
     )
     basic_auth_pass: Local[SecretStr] = Field(
         SecretStr(""),
         validation_alias=_shared("BASIC_AUTH_PASS"),
         description="Password that goes with the user.",
+    )
+    allow_anyone: Local[bool] = Field(
+        False,
+        description="Listen beyond this machine without BASIC_AUTH_USER and BASIC_AUTH_PASS: "
+        "whoever reaches the port may have anything done.",
     )
     webhook_secret: Local[SecretStr] = Field(
         SecretStr(""),

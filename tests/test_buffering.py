@@ -196,5 +196,25 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+@pytest.mark.parametrize("told", [False, True])
+def test_it_listens_beyond_this_machine_when_told_to_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, told: bool
+) -> None:
+    monkeypatch.setenv("NEXTSLICE_ALLOW_ANYONE", str(told))
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", "token")
+    port, log = free_port(), tmp_path / "log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(gunicorn_argv(f"0.0.0.0:{port}"), stderr=out, cwd=REPOSITORY)
+        try:
+            if told:
+                wait_until(lambda: healthy(port), "the server to answer", 60)
+            else:
+                assert process.wait(60) != 0
+                assert "BASIC_AUTH_USER and BASIC_AUTH_PASS" in log.read_text()
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
 def test_the_server_is_ours() -> None:
     assert sys.modules[buffering.__name__].BufferingWorker.__name__ in " ".join(gunicorn_argv("x"))

@@ -112,7 +112,7 @@ class NextsliceModel(LabelStudioMLBase):  # type: ignore[misc]
 
         Training itself is done by ``nextslice worker gpu``.
         """
-        if not hear(self.project, event):
+        if not hear(self.serving, self.project, event):
             abort(make_response(jsonify(error="the queue cannot be reached"), 503))
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
+import sys
 import time
 from typing import Any
 
@@ -20,7 +22,9 @@ from waitress.channel import HTTPChannel
 from waitress.server import TcpWSGIServer
 from waitress.task import ThreadedTaskDispatcher
 
+from ml_backend.api.auth import check_address
 from ml_backend.api.limits import BODY_BYTES
+from ml_backend.settings import SettingsError, load_settings
 
 __all__ = ["CONNECTIONS", "IDLE_S", "RECEIVED_WITHIN_S", "BufferingWorker"]
 
@@ -33,6 +37,8 @@ RECEIVED_WITHIN_S = 60
 _LOOK_EVERY_S = 5
 _WAIT_S = 0.5
 _NEVER = 1 << 40
+_REFUSED = 3
+"""The status with which a worker tells gunicorn not to start it again."""
 
 
 class _Channel(HTTPChannel):  # type: ignore[misc]
@@ -65,6 +71,13 @@ class BufferingWorker(Worker):  # type: ignore[misc]
 
     def init_process(self) -> None:
         os.umask(0o077)  # store, cache and temporary files are the service's own
+        try:
+            for one in self.sockets:
+                if one.sock.family != socket.AF_UNIX:
+                    check_address(load_settings(), one.sock.getsockname()[0])
+        except SettingsError as error:
+            self.log.error("%s", error)
+            sys.exit(_REFUSED)
         super().init_process()
 
     def run(self) -> None:

@@ -58,15 +58,21 @@ def welcome(serving: Serving, project: ConnectedProject, schema: str, url: str) 
         logger.error("project %s cannot be adopted: Redis: %s", project.key, error)
 
 
-def hear(project: ConnectedProject, action: object) -> bool:
+def hear(serving: Serving, project: ConnectedProject, action: object) -> bool:
     """On a webhook: enqueue a look at the project, or a training where a person asked for one.
 
-    False when the queue cannot be reached. Nothing is lost then: reconcile looks anyway.
+    Of a project that was never adopted nothing is heard. False when the queue cannot be reached:
+    nothing is lost then, reconcile looks anyway.
     """
+    if not isinstance(action, str) or action not in COUNTED | {TRAIN_NOW}:
+        return True
+    if not serving.adopted(project.key):
+        logger.warning("webhook of project %s, which is not connected: ignored", project.key)
+        return True
     try:
         if action == TRAIN_NOW:
             project.schedule.start()
-        elif action in COUNTED:
+        else:
             project.schedule.count()
     except RedisError as error:
         logger.error("webhook %s of project %s: Redis: %s", action, project.key, error)

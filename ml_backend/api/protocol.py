@@ -116,10 +116,11 @@ def webhook() -> Response | tuple[Response, int]:
     said = body.get("project")
     if not isinstance(said, dict):
         return _bad(f"project: found {type(said).__name__}, expected an object")
+    serving = _serving()
     try:
-        project = _serving().project(project_key(said))
+        project = serving.project(project_key(said))
     except InvalidKey as error:
         return _bad(str(error))
-    if not hear(project, body.get("action")):
+    if not hear(serving, project, body.get("action")):
         return jsonify(error="the queue cannot be reached"), 503
     return jsonify(status="ok")

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 
 from ml_backend.errors import NextsliceError
+from ml_backend.rounds.artefacts import PROJECT
 from ml_backend.rounds.records import ProjectRecord, Published
 from ml_backend.rounds.schedule import ProjectSchedule
 from ml_backend.rounds.service import Service, slice_keys
@@ -95,6 +96,11 @@ class ConnectedProject:
     def record(self) -> ProjectRecord:
         """`project.json`, or a fresh one where there is none yet."""
         return self.folder.record or ProjectRecord(project=self.number, key=self.key)
+
+    @property
+    def adopted(self) -> bool:
+        """Whether it is ours: Label Studio has confirmed it once. Others are not acted on."""
+        return self.folder.has(PROJECT) or self.published is not None
 
     def update(self, change: Callable[[ProjectRecord], object]) -> ProjectRecord:
         """Let ``change`` act on the record as it is now, and keep it; the record afterwards.

@@ -30,6 +30,7 @@ from rq.serializers import JSONSerializer
 from ml_backend.settings import Settings
 
 __all__ = [
+    "ADOPTIONS",
     "CONTROL",
     "GPU",
     "SIMULATE",
@@ -59,6 +60,8 @@ Lock = Literal["queue", "record", "switch", "top-up"]
 _Job = Literal["adopt", "count", "reconcile", "round", "start", "tidy"]
 """The functions of `jobs`."""
 _JOBS = "ml_backend.rounds.jobs"
+ADOPTIONS = 8
+"""How many projects may wait to be adopted."""
 _ALL = "all"
 _ANSWERS_WITHIN_S = 5
 _MINUTE = Retry(
@@ -233,8 +236,22 @@ class ProjectSchedule:
         self._enqueue(CONTROL, "start")
 
     def adopt(self, backend_url: str | None) -> None:
-        """Make the project ours."""
-        self._enqueue(CONTROL, "adopt", backend_url)
+        """Make the project ours. Not enqueued while `ADOPTIONS` others wait for that: anybody may
+        ask, and Label Studio asks again whenever a task is opened."""
+        adoptions = self._schedule.job_id("adopt", "")
+        waiting = [one for one in self._control.job_ids if one.startswith(adoptions)]
+        if len(waiting) < ADOPTIONS:
+            self._enqueue(CONTROL, "adopt", backend_url)
+        else:
+            logger.warning("project %s is not adopted now: %d others wait", self._key, len(waiting))
+
+    def others_wait(self) -> bool:
+        """Whether control jobs wait for a worker."""
+        return bool(self._control.count)
+
+    @property
+    def _control(self) -> Queue:
+        return self._schedule.queue(CONTROL)
 
     def tidy(self) -> None:
         """Remove predictions of versions that are no longer served."""
