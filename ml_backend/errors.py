@@ -32,6 +32,7 @@ several raise stand here.
   x InvalidKey                a project key that is not <id>.<created timestamp>
   x StoreError                a file of the store is missing or damaged
   x ClaimLost                 another worker has taken this round over
+  x ForeignJob                a job calls something else than our entry points
   x NotConnected              Label Studio does not know us as the backend of a project
   x StaleQueue                the queue that was to be filled is not the published one any more
   x UnusableLabels            slices are annotated, and not one annotation can be used

@@ -243,6 +243,11 @@ class Settings(BaseSettings):
     queue_prefix: Local[str] = Field(
         "nextslice", pattern=r"^[A-Za-z0-9_-]+$", description="Prefix of the RQ queues."
     )
+    entry_points: Local[str] = Field(
+        "",
+        description="Functions that jobs may call besides nextslice's own, separated by commas: "
+        "dotted names, for other programs that use its workers.",
+    )
     log_level: Local[
         Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)]
     ] = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
@@ -328,6 +333,11 @@ class Settings(BaseSettings):
     def slices_url(self) -> str:
         """What addresses of slices begin with: the backend as browsers see it."""
         return self.public_url or self.backend_url
+
+    @property
+    def also_called(self) -> frozenset[str]:
+        """Dotted names of the functions that jobs may call besides ours."""
+        return frozenset(filter(None, map(str.strip, self.entry_points.split(","))))
 
     @property
     def reserve_size(self) -> int:

@@ -21,7 +21,7 @@ from ml_backend.rounds.schedule import (
     Schedule,
     outlast_restarts,
 )
-from ml_backend.rounds.worker import ForkingWorker, SpawningWorker, keep_working
+from ml_backend.rounds.worker import ForkingWorker, OurJob, SpawningWorker, keep_working
 from ml_backend.settings import configure_logging, load_settings
 
 __all__ = ["Kind", "worker"]
@@ -90,6 +90,7 @@ def worker(
             [schedule.queue(name) for name in _QUEUES[kind]],
             connection=schedule.connection,
             serializer=JSONSerializer,
+            job_class=OurJob,
             job_monitoring_interval=HEARTBEAT_S,
         )
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import JsonValue
 from redis import Redis
@@ -33,6 +33,7 @@ __all__ = [
     "ADOPTIONS",
     "CONTROL",
     "GPU",
+    "JOBS",
     "SIMULATE",
     "Kind",
     "Lock",
@@ -58,6 +59,7 @@ _LIVE = (JobStatus.QUEUED, JobStatus.STARTED, JobStatus.SCHEDULED, JobStatus.DEF
 Lock = Literal["queue", "record", "switch", "top-up"]
 """What a project is locked for: its queue, `project.json`, the switch to a version, filling up."""
 _Job = Literal["adopt", "count", "reconcile", "round", "start", "tidy"]
+JOBS: tuple[str, ...] = get_args(_Job)
 """The functions of `jobs`."""
 _JOBS = "ml_backend.rounds.jobs"
 ADOPTIONS = 8
