@@ -395,11 +395,21 @@ def read_settings() -> Settings:
         raise SettingsError(_complaint(error)) from None
 
 
+class _WithoutPasswords(logging.Formatter):
+    """Messages and tracebacks without the passwords of the addresses in them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_passwords(super().format(record))
+
+
 def configure_logging(level: str) -> None:
-    """One line a message, with time and place, to standard error. Done again it changes nothing."""
-    logging.basicConfig(
-        level=level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-    )
+    """One line a message, with time and place, to standard error. Done again it changes nothing.
+
+    Passwords that are part of an address are not shown.
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(_WithoutPasswords("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
     if not logging.getLogger().isEnabledFor(logging.DEBUG):
         # One line per HTTP request of the SDK drowns what matters.
         logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -67,6 +67,9 @@ def test_up_starts_the_redis_that_other_commands_look_for(
         group.wait("up", answers, timeout_s=240)
     assert not redis_answers(env["REDIS_URL"])
     assert "one is started there" in (tmp_path / "logs" / "up.log").read_text()
+    made = [path for path in (tmp_path / "data").rglob("*") if path.exists()]
+    assert len(made) > 4
+    assert [path for path in made if path.stat().st_mode & 0o077] == []
 
 
 def test_up_stops_at_a_redis_that_it_cannot_use_and_hides_its_password(

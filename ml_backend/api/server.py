@@ -35,7 +35,8 @@ def gunicorn_argv(
     not look like a dead worker. The control socket has one path for all of a user's gunicorns, so
     it is off.
     """
-    memory = "/dev/shm" if Path("/dev/shm").is_dir() else "/tmp"
+    # gunicorn makes a file of its own there, with a random name, and unlinks it
+    memory = "/dev/shm" if Path("/dev/shm").is_dir() else "/tmp"  # nosec B108
     return [
         sys.executable, "-m", "gunicorn", application, "--bind", bind, "--workers", "1",
         "--threads", str(_THREADS), "--timeout", "300", "--no-control-socket",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Annotated
@@ -45,6 +46,7 @@ def up(
     nothing listens there, and it is an address of this machine without a password, one is started
     there, for this machine alone, so that other commands find it.
     """
+    os.umask(0o077)  # logs, Redis' file, store and cache are this user's own
     stop_on_sigterm()
     settings = load_settings()
     address = bind or f"127.0.0.1:{urlsplit(settings.backend_url).port or _PORT}"

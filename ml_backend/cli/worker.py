@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from enum import StrEnum
 from importlib import import_module
@@ -74,6 +75,7 @@ def worker(
     burst: Annotated[bool, typer.Option(help="End when the queue is empty.")] = False,
 ) -> None:
     """Work off the queues of a kind. Start one or two `control`, and a `gpu` per GPU."""
+    os.umask(0o077)  # store and cache are this user's own
     settings = load_settings()
     configure_logging(settings.log_level)
     schedule = Schedule(settings)

@@ -23,6 +23,7 @@ from ml_backend.rounds.artefacts import MASKS, METRICS
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import DatasetRecord, LabelRecord, TaskRecord, TaskState
 from ml_backend.rounds.store import RoundFolder
+from ml_backend.settings import without_passwords
 from ml_backend.studio.annotations import (
     Annotation,
     AnnotationError,
@@ -270,7 +271,7 @@ def sync(
         synced_at=newest.isoformat(),
         tasks=[tasks[i] for i in sorted(tasks)],
         labels=[labels[i] for i in sorted(labels)],
-        warnings=step.warnings,
+        warnings=[without_passwords(warning) for warning in step.warnings],
     )
 
 
