@@ -8,7 +8,7 @@ ARGS ?=
 export NEXTSLICE_HOME := $(CURDIR)/.nextslice
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint format types bench constraints clean
+.PHONY: help install demo test check lint format types safety bench constraints clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -38,7 +38,10 @@ lint: install ## Look for style errors
 types: install ## Check the types of both packages
 	@$(BIN)/mypy
 
-check: lint types test ## lint + types + test
+safety: install ## Look for what is known to be unsafe; exceptions are explained where they are
+	@$(BIN)/bandit --quiet --configfile pyproject.toml --recursive al_strategies ml_backend docker
+
+check: lint types safety test ## lint + types + safety + test
 
 format: install ## Rewrite the code in the project's style
 	@$(BIN)/ruff check --fix .

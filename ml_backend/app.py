@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flask import Flask
 
+from ml_backend.api.limits import limit_bodies
 from ml_backend.api.protocol import protocol
 from ml_backend.api.serving import Serving
 from ml_backend.api.slices import serve_slices
@@ -20,6 +21,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app = Flask("nextslice")
     service = Service(settings)
     app.extensions["nextslice"] = Serving(service)
+    limit_bodies(app)
     app.register_blueprint(protocol)
     serve_slices(app, service)
     return app

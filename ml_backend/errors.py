@@ -20,6 +20,7 @@ several raise stand here.
     + WeightsUnavailable        ImageNet weights cannot be had
   x StudioError               Label Studio refused, or answered something unexpected
     + ImageUnavailable          an image cannot be had at this moment: its host is down, slow, busy
+    + BodyTooLarge              an answer has more bytes than are read
   x LabelConfigError          a labelling config that cannot be segmented
   x AnnotationError           an annotation or task of Label Studio that cannot be read
   x MaskError                 a mask that is not what Label Studio's format says
@@ -33,6 +34,8 @@ several raise stand here.
   x InvalidKey                a project key that is not <id>.<created timestamp>
   x StoreError                a file of the store is missing or damaged
   x ClaimLost                 another worker has taken this round over
+  x ForeignJob                a job calls something else than our entry points
+  x NotConnected              Label Studio does not know us as the backend of a project
   x StaleQueue                the queue that was to be filled is not the published one any more
   x UnusableLabels            slices are annotated, and not one annotation can be used
   x UnreadableSlices          too many slices cannot be read: something is down

@@ -1,8 +1,11 @@
-"""Pictures and label maps as files: PNG out, what may go wrong on the way in, class ids."""
+"""Pictures and label maps as files: PNG out, what is let in and what may be wrong, class ids."""
 
 from __future__ import annotations
 
 import io
+import struct
+import zlib
+from pathlib import Path
 from typing import Any
 
 import imagecodecs
@@ -11,8 +14,18 @@ import numpy.typing as npt
 from PIL import Image
 
 from al_strategies.learner import IGNORE
+from ml_backend.errors import NextsliceError
 
-__all__ = ["BROKEN_PICTURE", "class_ids", "decode_label_map", "encode_png"]
+__all__ = [
+    "BROKEN_PICTURE",
+    "MOST_PIXELS",
+    "PICTURES",
+    "TooManyPixels",
+    "class_ids",
+    "decode_label_map",
+    "encode_png",
+    "open_picture",
+]
 
 LabelMap = npt.NDArray[np.uint8]
 
@@ -21,8 +34,29 @@ BROKEN_PICTURE = (
     SyntaxError,  # Pillow's word for a PNG whose chunks are damaged
     ValueError,
     Image.DecompressionBombError,
+    # What its decoders meet in damaged headers is not translated.
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    RuntimeError,  # NotImplementedError and RecursionError are some
+    TypeError,
+    struct.error,
+    zlib.error,
 )
 """What Pillow raises at bytes that are no picture, a damaged one, or one that is too large."""
+
+PICTURES = ("PNG", "JPEG", "TIFF", "WEBP", "GIF", "BMP")
+"""What is read, whatever a file is called. Pillow knows fifty more; one of them, EPS, is a program,
+which Ghostscript runs."""
+
+MOST_PIXELS = 1 << 27
+"""Of a picture: 134 million, as 16,384 × 8,192."""
+
+
+class TooManyPixels(NextsliceError, ValueError):
+    """A picture claims more pixels than are read."""
 
 
 def encode_png(image: npt.NDArray[np.uint8]) -> bytes:
@@ -38,9 +72,27 @@ def encode_png(image: npt.NDArray[np.uint8]) -> bytes:
     )
 
 
+def open_picture(
+    source: bytes | Path,
+    formats: tuple[str, ...] = PICTURES,
+    most_pixels: int = MOST_PIXELS,
+) -> Image.Image:
+    """The picture in ``source``, a context manager, of which no pixel is decoded yet.
+
+    Raises one of `BROKEN_PICTURE`, as decoding it may: TooManyPixels for one of more than
+    ``most_pixels``, before memory is taken for them.
+    """
+    image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
+    width, height = image.size
+    if width * height > most_pixels:
+        image.close()
+        raise TooManyPixels(f"it is {width} × {height} pixels, at most {most_pixels} are read")
+    return image
+
+
 def decode_label_map(data: bytes) -> LabelMap:
     """The label map (H, W) that `encode_png` wrote. Raises one of `BROKEN_PICTURE`."""
-    with Image.open(io.BytesIO(data)) as image:
+    with open_picture(data, formats=("PNG",)) as image:
         return np.asarray(image.convert("L"))
 
 

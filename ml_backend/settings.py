@@ -119,12 +119,18 @@ class Settings(BaseSettings):
     basic_auth_user: Local[str] = Field(
         "",
         validation_alias=_shared("BASIC_AUTH_USER"),
-        description="User that Label Studio must present; empty: no authentication.",
+        description="User that Label Studio must present; empty: no authentication, and nobody on "
+        "another machine is answered.",
     )
     basic_auth_pass: Local[SecretStr] = Field(
         SecretStr(""),
         validation_alias=_shared("BASIC_AUTH_PASS"),
         description="Password that goes with the user.",
+    )
+    allow_anyone: Local[bool] = Field(
+        False,
+        description="Listen beyond this machine without BASIC_AUTH_USER and BASIC_AUTH_PASS: "
+        "whoever reaches the port may have anything done.",
     )
     webhook_secret: Local[SecretStr] = Field(
         SecretStr(""),
@@ -246,6 +252,11 @@ class Settings(BaseSettings):
     queue_prefix: Local[str] = Field(
         "nextslice", pattern=r"^[A-Za-z0-9_-]+$", description="Prefix of the RQ queues."
     )
+    entry_points: Local[str] = Field(
+        "",
+        description="Functions that jobs may call besides nextslice's own, separated by commas: "
+        "dotted names, for other programs that use its workers.",
+    )
     log_level: Local[
         Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)]
     ] = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
@@ -333,6 +344,11 @@ class Settings(BaseSettings):
         return self.public_url or self.backend_url
 
     @property
+    def also_called(self) -> frozenset[str]:
+        """Dotted names of the functions that jobs may call besides ours."""
+        return frozenset(filter(None, map(str.strip, self.entry_points.split(","))))
+
+    @property
     def reserve_size(self) -> int:
         """R: how many slices follow the K in the queue."""
         return self.reserve if self.reserve is not None else max(4 * self.k, 32)
@@ -388,11 +404,21 @@ def read_settings() -> Settings:
         raise SettingsError(_complaint(error)) from None
 
 
+class _WithoutPasswords(logging.Formatter):
+    """Messages and tracebacks without the passwords of the addresses in them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_passwords(super().format(record))
+
+
 def configure_logging(level: str) -> None:
-    """One line a message, with time and place, to standard error. Done again it changes nothing."""
-    logging.basicConfig(
-        level=level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-    )
+    """One line a message, with time and place, to standard error. Done again it changes nothing.
+
+    Passwords that are part of an address are not shown.
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(_WithoutPasswords("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
     if not logging.getLogger().isEnabledFor(logging.DEBUG):
         # One line per HTTP request of the SDK drowns what matters.
         logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
+import struct
+import tracemalloc
+import zlib
 from datetime import UTC, datetime
 from typing import Any
 
@@ -341,6 +345,40 @@ def test_outlines_need_no_original_size_and_may_stand_for_a_smaller_view():
     assert np.array_equal(mask_of([whole], 20, 40), mask_of([shown], 20, 40))
 
 
+FAR = 1.7e308
+LONG = int("9" * 400)
+"""An integer that is no float, as JSON may have it."""
+NINES = pytest.param(LONG, id="400 nines")
+
+
+@pytest.mark.parametrize("far", [FAR, -FAR, NINES, math.inf, math.nan, 1e7])
+@pytest.mark.parametrize(
+    ("shape", "field"),
+    [
+        (ellipse(50, 50, 10, 10), "x"),
+        (ellipse(50, 50, 10, 10), "radiusY"),
+        (ellipse(50, 50, 10, 10), "rotation"),
+        (rectangle(0, 0, 50, 50), "width"),
+    ],
+)
+def test_a_number_far_from_the_image_is_named(shape: dict, field: str, far: float) -> None:
+    shape = {**shape, "value": {**shape["value"], field: far}}
+    with pytest.raises(AnnotationError, match=rf"region 1 .*value\.{field}: expected a number"):
+        label_map([shape], BITMASK, 64, 64)
+
+
+@pytest.mark.parametrize("far", [FAR, NINES, math.inf, 1e7])
+def test_a_point_far_from_the_image_is_named(far: float) -> None:
+    with pytest.raises(AnnotationError, match=r"region 1 .*value\.points: expected"):
+        label_map([polygon((0, 0), (far, 0), (50, 50))], BITMASK, 64, 64)
+
+
+def test_an_outline_of_too_many_points_is_named() -> None:
+    circle = [(50 + 40 * math.cos(i), 50 + 40 * math.sin(i)) for i in range(100_001)]
+    with pytest.raises(AnnotationError, match="at most 100000 points, found 100001"):
+        label_map([polygon(*circle)], BITMASK, 64, 64)
+
+
 # Sizes and rotation
 
 
@@ -367,6 +405,71 @@ def test_a_mask_of_another_image_is_an_error_that_names_both_sizes(form):
         match=r"region 1 \(.*\): .* image of 30 × 10 pixels, this slice has 20 × 20",
     ):
         label_map([form(np.ones((10, 30), bool))], BITMASK, 20, 20)
+
+
+def one_bit_png(side: int) -> str:
+    """A white picture of ``side`` × ``side`` pixels in a data URL: few bytes, many pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    rows = zlib.compress((b"\0" + b"\xff" * -(-side // 8)) * side)
+    head = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    parts = (chunk(b"IHDR", head), chunk(b"IDAT", rows), chunk(b"IEND", b""))
+    png = b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def claimed_brush(side: int) -> dict:
+    """A brush stroke over all of ``side`` × ``side`` pixels, written as runs of 65,536 values."""
+    runs = 4 * side * side >> 16
+    head = f"{4 * side * side:032b}" + f"{7:05b}{2:04b}{3:04b}{7:04b}{15:04b}"
+    bits = head + ("1" + "11" + "1" * 16 + "1" * 8) * runs
+    bits += "0" * (-len(bits) % 8)
+    value = {"format": "rle", "rle": list(int(bits, 2).to_bytes(len(bits) // 8, "big"))}
+    return region("brushlabels", value, original_width=side, original_height=side)
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        claimed_brush(12288),
+        region("bitmasklabels", {"imageDataURL": one_bit_png(12288)}),
+        {**rectangle(0, 0, 50, 50), **{f"original_{side}": 10**30 for side in ("width", "height")}},
+    ],
+    ids=["brush", "bitmask", "rectangle"],
+)
+def test_a_mask_far_larger_than_its_slice_takes_no_memory(result: dict) -> None:
+    """150 million pixels of the slice's proportions, from a few kilobytes."""
+    tracemalloc.start()
+    try:
+        if result["type"] == "rectanglelabels":  # it has no pixels of its own
+            label_map([result], BITMASK, 64, 64)
+        else:
+            with pytest.raises(AnnotationError, match=r"12288 × 12288 pixels.* at most 4194304"):
+                label_map([result], BITMASK, 64, 64)
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_mask_made_on_a_larger_view_fits() -> None:
+    """Small slices are shown enlarged: sixteen times on each side, up to four million pixels."""
+    large = np.zeros((1024, 1024), bool)
+    large[:512] = True
+    expected = np.zeros((64, 64), np.uint8)
+    expected[:32] = BONE
+    for form in (brush, bitmask):
+        assert np.array_equal(mask_of([form(large)], 64, 64), expected)
+
+
+@pytest.mark.parametrize("body", ["ä", "€uro", "\ud800"])
+def test_base64_that_is_no_ascii_is_named(body: str) -> None:
+    url = "data:image/png;base64," + body
+    with pytest.raises(AnnotationError, match=r"region 1 .*base64 text cannot be read"):
+        label_map([region("bitmasklabels", {"imageDataURL": url})], BITMASK, 4, 4)
 
 
 def test_an_outline_of_another_image_is_an_error():

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import struct
 import time
+import tracemalloc
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -94,6 +98,60 @@ def test_exif_that_cannot_be_read_turns_nothing() -> None:
 def test_what_is_no_image_is_named(data: bytes) -> None:
     with pytest.raises(StudioError, match=r"task 5: found \d+ bytes .* expected PNG, JPEG or TIFF"):
         decode_image(data, "task 5")
+
+
+def test_only_what_is_an_image_for_browsers_or_a_tiff_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow knows fifty formats more, and has Ghostscript run EPS, which is a program."""
+    ran = tmp_path / "ran"
+    ghostscript = tmp_path / "gs"
+    ghostscript.write_text(f"#!/bin/sh\ntouch {ran}\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)  # looked for once a process
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 6\n%%EndComments\n0 0 moveto\n%%EOF\n"
+    for data in (
+        eps,
+        encoded(Image.fromarray(GREY), "PPM"),
+        encoded(Image.fromarray(GREY), "AVIF"),
+    ):
+        with pytest.raises(StudioError, match=r"task 5: found .* expected PNG, JPEG or TIFF"):
+            decode_image(data, "task 5")
+    assert not ran.exists()
+
+
+@pytest.mark.filterwarnings("ignore")  # of Pillow, about what we broke
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP", "GIF", "BMP"])
+def test_whatever_is_broken_is_named(kind: str) -> None:
+    whole = encoded(Image.fromarray(np.stack([GREY] * 3, -1)), kind)
+    noise = np.random.default_rng(0)
+    for _ in range(200):
+        data = bytearray(whole)
+        for place in noise.integers(0, len(data), 3):
+            data[place] = noise.integers(256)
+        with suppress(StudioError):
+            decode_image(bytes(data[: noise.integers(8, len(data) + 1)]), "task 5")
+
+
+def test_the_dds_of_an_unknown_layout_is_named() -> None:
+    """Pillow raises NotImplementedError at it."""
+    head = struct.pack("<4I", 124, 0x1007, 6, 8) + bytes(56) + struct.pack("<2I", 32, 0) + bytes(44)
+    with pytest.raises(StudioError, match="task 5: found"):
+        decode_image(b"DDS " + head, "task 5")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(kind: str) -> None:
+    data = encoded(Image.new("1", (12000, 12000)), kind)
+    tracemalloc.start()
+    try:
+        with pytest.raises(StudioError, match="12000 × 12000 pixels, at most 134217728 are read"):
+            decode_image(data, "task 5")
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_png_with_a_damaged_chunk_is_named() -> None:
@@ -274,3 +332,46 @@ def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
     small.image(2, "/x.png")
     assert len(studio.asked) == asked + 1, "2 was the oldest and must have gone"
     assert sum(f.stat().st_size for f in tmp_path.rglob("*") if f.is_file()) <= 450_000
+
+
+class Flood(BaseHTTPRequestHandler):
+    """Answers /endless with bytes for ever, /long with a length, /bomb with 300 MB in 300 kB."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        if self.path == "/bomb":
+            self.send_header("Content-Encoding", "gzip")
+        if self.path == "/other":
+            self.send_header("Content-Encoding", "br")
+        if self.path == "/long":
+            self.send_header("Content-Length", str(1 << 40))
+        self.end_headers()
+        piece = GZIPPED if self.path == "/bomb" else bytes(1 << 20)
+        with suppress(OSError):  # the reader has gone
+            for _ in range(1 if self.path == "/bomb" else 2000):
+                self.wfile.write(piece)
+
+
+GZIPPED = gzip.compress(bytes(300 << 20), 1)
+
+
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("/endless", "more than the 268435456 bytes that are read"),
+        ("/long", "has 1099511627776 bytes, at most 268435456 are read"),
+        ("/bomb", "more than the 268435456 bytes that are read"),
+        ("/other", "packed as 'br', expected gzip, deflate, identity"),
+    ],
+)
+def test_an_answer_without_end_is_not_kept_in_memory(path: str, why: str) -> None:
+    """The growth that is allowed is one limit, twice: what is read is copied once."""
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Flood)) as server:
+        studio = Studio(f"http://127.0.0.1:{server.server_port}", "token")
+        tracemalloc.start()
+        try:
+            with pytest.raises(StudioError, match=f"image of task 5 at .*{path} .*{why}"):
+                studio.download(path, 5)
+            assert tracemalloc.get_traced_memory()[1] < 400 << 20
+        finally:
+            tracemalloc.stop()

@@ -15,14 +15,16 @@ from flask import Flask
 from flask.testing import FlaskClient
 from rq import Queue
 
+from ml_backend.api.auth import check_address
 from ml_backend.api.server import PREDICTIONS, SLICES, gunicorn_argv
 from ml_backend.api.serving import Serving
 from ml_backend.app import create_app
 from ml_backend.embedded.processes import ProcessGroup, free_port, wait_until
 from ml_backend.rounds.artefacts import DATASET, ROUND
 from ml_backend.rounds.records import Published, RoundRecord
+from ml_backend.rounds.schedule import ADOPTIONS
 from ml_backend.rounds.service import WEBHOOK_HEADER, slice_keys, webhook_secret
-from ml_backend.settings import Settings
+from ml_backend.settings import Settings, SettingsError
 from ml_backend.studio.label_config import bitmask_config, parse_label_config
 from ml_backend.studio.task_order import LIVE_SCORE, PENDING_VERSION
 from ml_backend.volumes.address import SliceAddress
@@ -238,6 +240,7 @@ ANNOTATED = {"id": 3, "task": 2, "result": [], "was_cancelled": False}
 def test_a_webhook_storm_is_one_look_at_the_project(
     app: Flask, client: FlaskClient, action: str
 ) -> None:
+    publish(app)
     for _ in range(20):
         body = {"action": action, "project": PROJECT, "annotation": ANNOTATED}
         assert client.post("/webhook", json=body).status_code == 200
@@ -247,8 +250,76 @@ def test_a_webhook_storm_is_one_look_at_the_project(
 
 
 def test_start_training_is_a_job_of_its_own(app: Flask, client: FlaskClient) -> None:
+    publish(app)
     client.post("/webhook", json={"action": "START_TRAINING", "project": PROJECT})
     assert [job.func_name for job in control(app).jobs] == ["ml_backend.rounds.jobs.start"]
+
+
+@pytest.mark.parametrize("action", ["ANNOTATION_CREATED", "TASKS_CREATED", "START_TRAINING"])
+def test_a_webhook_of_a_project_that_was_never_connected_does_nothing(
+    app: Flask, client: FlaskClient, action: str
+) -> None:
+    for number in range(300):
+        body = {"action": action, "project": {**PROJECT, "id": number}}
+        assert client.post("/webhook", json=body).status_code == 200
+    assert control(app).jobs == []
+    assert serving(app).service.project_keys() == []
+
+
+def test_three_hundred_setups_leave_the_queue_to_those_that_are_connected(
+    app: Flask, client: FlaskClient
+) -> None:
+    for number in range(300):
+        body = setup_body(project=f"{number}.1763865028")
+        assert client.post("/setup", json=body).get_json() == {"model_version": PENDING_VERSION}
+    assert len(control(app).jobs) == ADOPTIONS
+
+
+@pytest.mark.parametrize("action", [["START_TRAINING"], {}, 7, None])
+def test_a_strange_action_does_nothing(app: Flask, client: FlaskClient, action: object) -> None:
+    publish(app)
+    body = {"action": action, "project": PROJECT}
+    assert client.post("/webhook", json=body).status_code == 200
+    assert control(app).jobs == []
+
+
+ELSEWHERE = [
+    ({"REMOTE_ADDR": "192.168.1.7"}, {}),
+    ({"REMOTE_ADDR": "2001:db8::7"}, {}),
+    ({}, {"X-Forwarded-For": "192.168.1.7"}),
+    ({}, {"Forwarded": "for=192.168.1.7"}),
+]
+
+
+@pytest.mark.parametrize(("environ", "headers"), ELSEWHERE)
+@pytest.mark.parametrize("path", ["/health", "/versions"])
+def test_without_credentials_only_this_machine_is_answered(
+    make_settings: Callable[..., Settings],
+    environ: dict[str, str],
+    headers: dict[str, str],
+    path: str,
+) -> None:
+    client = create_app(make_settings()).test_client()
+    answer = client.get(path, environ_overrides=environ, headers=headers)
+    assert answer.status_code == 403
+    assert "BASIC_AUTH_USER" in answer.text
+    for here in ("127.0.0.1", "127.9.9.9", "::1"):
+        assert client.get(path, environ_overrides={"REMOTE_ADDR": here}).status_code == 200
+
+    told = create_app(make_settings(NEXTSLICE_ALLOW_ANYONE="true")).test_client()
+    assert told.get(path, environ_overrides=environ, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "", "192.168.1.7", "::", "lab.example"])
+def test_an_address_beyond_this_machine_needs_credentials(
+    make_settings: Callable[..., Settings], host: str
+) -> None:
+    with pytest.raises(SettingsError, match=r"does not listen on .*BASIC_AUTH_USER"):
+        check_address(make_settings(), host)
+    check_address(make_settings(BASIC_AUTH_USER="ls", BASIC_AUTH_PASS="secret"), host)
+    check_address(make_settings(NEXTSLICE_ALLOW_ANYONE="true"), host)
+    for here in ("127.0.0.1", "localhost", "[::1]"):
+        check_address(make_settings(), here)
 
 
 def test_an_unknown_action_does_nothing(app: Flask, client: FlaskClient) -> None:
@@ -263,8 +334,11 @@ def test_a_webhook_without_a_project_is_refused(client: FlaskClient, body: objec
 
 
 def test_a_webhook_says_so_when_redis_is_gone(make_settings: Callable[..., Settings]) -> None:
-    client = create_app(make_settings(REDIS_URL="redis://127.0.0.1:1/0")).test_client()
-    answer = client.post("/webhook", json={"action": "ANNOTATION_CREATED", "project": PROJECT})
+    app = create_app(make_settings(REDIS_URL="redis://127.0.0.1:1/0"))
+    publish(app)
+    answer = app.test_client().post(
+        "/webhook", json={"action": "ANNOTATION_CREATED", "project": PROJECT}
+    )
     assert answer.status_code == 503
 
 

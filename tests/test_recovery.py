@@ -6,6 +6,7 @@ Rounds run whole, with a real network, store and Redis; only Label Studio stands
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -284,11 +285,39 @@ def test_without_an_attempt_there_is_no_pause() -> None:
 
 # -- annotations that cannot be used
 
+
+def ellipse(**value: Any) -> dict[str, Any]:
+    whole = {"x": 50, "y": 50, "radiusX": 9, "radiusY": 9, "ellipselabels": ["bone"]}
+    return {"type": "ellipselabels", "value": {**whole, **value}}
+
+
+def nested(depth: int) -> Any:
+    found: Any = "bone"
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
 STRANGE: list[tuple[Any, str]] = [
+    ([ellipse(x=1.7e308)], "value.x"),
+    ([ellipse(radiusX=int("9" * 400))], "value.radiusX"),
+    ([ellipse(ellipselabels=nested(5000))], "it cannot be read (RecursionError"),
     ([{"type": "bitmasklabels", "original_width": 512.5, "value": {}}], "original_width"),
     ([{"type": "bitmasklabels", "value": None}], "value"),
     ([{"type": "bitmasklabels", "value": {"bitmasklabels": ["bone"]}}], "imageDataURL"),
 ]
+
+
+@pytest.mark.parametrize("z", [math.inf, math.nan, pytest.param(int("9" * 400), id="400 nines")])
+def test_a_z_that_is_no_number_stops_nothing(make_project: MakeProject, z: Any) -> None:
+    project = make_project()
+    project.label([0, 2])
+    data = {"image": "/1.png", "volume": "phantom", "z": z}
+    project.studio.request("PATCH", "api/tasks/1/", json={"data": data})
+
+    assert project.run() is not None
+
+    assert {task.id: task.z for task in project.dataset().tasks}[1] is None
 
 
 @pytest.mark.parametrize(("result", "named"), STRANGE)

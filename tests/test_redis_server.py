@@ -85,3 +85,29 @@ def test_a_private_one_has_a_port_of_its_own(group: ProcessGroup, tmp_path: Path
     urls = {start_redis(group, tmp_path / name) for name in ("a", "b")}
     assert len(urls) == 2
     assert all(redis_answers(url) for url in urls)
+
+
+def test_a_private_one_is_of_its_user_alone(group: ProcessGroup, tmp_path: Path) -> None:
+    url = start_redis(group, tmp_path / "redis")
+    redis = Redis.from_url(url)
+    assert redis.config_get("port") == {"port": "0"}
+    sock = Path(redis.connection_pool.connection_kwargs["path"])
+    assert sock.stat().st_mode & 0o077 == 0
+
+
+def test_one_is_started_on_a_socket_in_a_folder_of_ours_alone(
+    group: ProcessGroup, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("r")
+    url = f"unix://{folder}/s?db=3"
+    folder.chmod(0o777)
+    with pytest.raises(StartError, match="cannot be used"):
+        provide_redis(group, url, folder / "redis")
+    folder.chmod(0o700)
+    assert provide_redis(group, url, folder / "redis")
+    assert not provide_redis(group, url, folder / "redis")
+    assert Redis.from_url(url).ping()
+
+
+def test_a_folder_of_any_length_has_one(group: ProcessGroup, tmp_path: Path) -> None:
+    assert redis_answers(start_redis(group, tmp_path / ("long" * 40)))

@@ -67,6 +67,9 @@ def test_up_starts_the_redis_that_other_commands_look_for(
         group.wait("up", answers, timeout_s=240)
     assert not redis_answers(env["REDIS_URL"])
     assert "one is started there" in (tmp_path / "logs" / "up.log").read_text()
+    made = [path for path in (tmp_path / "data").rglob("*") if path.exists()]
+    assert len(made) > 4
+    assert [path for path in made if path.stat().st_mode & 0o077] == []
 
 
 def test_up_stops_at_a_redis_that_it_cannot_use_and_hides_its_password(
@@ -85,3 +88,23 @@ def test_up_stops_at_a_redis_that_it_cannot_use_and_hides_its_password(
     assert "cannot be used" in done.stderr.replace("\n", " ")
     assert "secret" not in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:9090"])
+def test_up_does_not_listen_beyond_this_machine_without_credentials(
+    label_studio: str, tmp_path: Path, address: str
+) -> None:
+    done = nextslice(
+        "up",
+        "--bind",
+        address,
+        "--data",
+        str(tmp_path / "data"),
+        LABEL_STUDIO_URL=label_studio,
+        LABEL_STUDIO_API_KEY="token",
+        REDIS_URL=f"redis://127.0.0.1:{free_port()}/0",
+    )
+    assert done.returncode == 1
+    assert "BASIC_AUTH_USER" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "data").exists()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from rq import SpawnWorker
+from rq import Callback, SpawnWorker
 from rq.exceptions import InvalidJobOperation
 
 from ml_backend.cli.worker import Kind, _tick, _worker_class
@@ -45,6 +45,45 @@ def train(folder: str) -> None:
             note(f"{folder}/done", "trained")
             return
         time.sleep(0.1)
+
+
+@pytest.fixture(autouse=True)
+def _our_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that are started here may call the jobs of this file."""
+    names = [f"{job.__module__}.{job.__name__}" for job in (imported, note, train)]
+    monkeypatch.setenv("NEXTSLICE_ENTRY_POINTS", ",".join([*names, "subprocess.check_call"]))
+
+
+@pytest.mark.parametrize("as_on_a_gpu", [False, True], ids=["forked", "spawned"])
+def test_a_job_of_somebody_else_calls_nothing(
+    make_settings: Callable[..., Settings],
+    redis_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    as_on_a_gpu: bool,
+) -> None:
+    """Whoever may write to Redis; the worker goes on with the next job."""
+    monkeypatch.setenv("NEXTSLICE_ENTRY_POINTS", "tests.test_worker.note")
+    queue = Schedule(make_settings(REDIS_URL=redis_url, NEXTSLICE_QUEUE_PREFIX="foreign")).queue(
+        GPU
+    )
+    touch = ["touch", str(tmp_path / "called")]
+    hooks = {"on_success": Callback("os.abort"), "on_failure": Callback("os.abort")}
+    queue.enqueue("subprocess.check_call", touch)
+    queue.enqueue("subprocess.check_call", touch, **hooks)
+    queue.enqueue("pathlib.Path.touch", str(tmp_path / "called"))
+    queue.enqueue("tests.test_worker.note", str(tmp_path / "done"), "ours", **hooks)
+
+    if as_on_a_gpu:
+        work_off_as_on_a_gpu(redis_url, "foreign")
+    else:
+        argv = {"REDIS_URL": redis_url, "NEXTSLICE_QUEUE_PREFIX": "foreign"}
+        done = nextslice("worker", "gpu", "--burst", **argv, PYTHONPATH=str(REPOSITORY))
+        assert done.returncode == 0, done.stderr
+        assert "calls subprocess.check_call, which is none of nextslice's" in done.stderr
+
+    assert not (tmp_path / "called").exists()
+    assert (tmp_path / "done").read_text() == "ours\n"
 
 
 @pytest.mark.parametrize(("kind", "torch"), [("control", False), ("gpu", True)])

@@ -25,6 +25,7 @@ from flask import Flask, Response, request
 
 from ml_backend.api.auth import refuse
 from ml_backend.api.hints import COUNTED, TRAIN_NOW
+from ml_backend.api.limits import limit_bodies
 from ml_backend.api.protocol import versions
 from ml_backend.api.server import gunicorn_argv
 from ml_backend.api.serving import Serving
@@ -47,6 +48,7 @@ def create_app() -> Flask:
     from ml_backend.adapter.model import NextsliceModel
 
     app: Flask = upstream.init_app(NextsliceModel)
+    limit_bodies(app)
     upstream.TRAIN_EVENTS = (*sorted(COUNTED), TRAIN_NOW)
     upstream.BASIC_AUTH = None  # `_authorise` takes its place
 
@@ -65,7 +67,8 @@ def create_app() -> Flask:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="nextslice, served by label-studio-ml")
     parser.add_argument("-p", "--port", type=int, default=9090)
-    parser.add_argument("--host", default="0.0.0.0")
+    # as upstream; without credentials the worker refuses it
+    parser.add_argument("--host", default="0.0.0.0")  # nosec
     parser.add_argument("--log-level", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
     parser.add_argument("--basic-auth-user", help="better: BASIC_AUTH_USER, for the workers too")
     parser.add_argument("--basic-auth-pass", help="better: BASIC_AUTH_PASS, for the workers too")
@@ -84,7 +87,7 @@ def main() -> None:
             os.environ[f"NEXTSLICE_{name.upper()}"] = value
     address, application = f"{given.host}:{given.port}", "ml_backend.adapter._wsgi:app"
     argv = gunicorn_argv(address, application, asked_log_level())
-    os.execv(sys.executable, argv)
+    os.execv(sys.executable, argv)  # nosec B606  # no shell, our own arguments
 
 
 if __name__ == "__main__":

@@ -14,11 +14,12 @@ from typing import Any
 from flask import abort, current_app, jsonify, make_response, request
 from label_studio_ml.exceptions import AnswerException
 from label_studio_ml.model import LabelStudioMLBase
+from werkzeug.exceptions import HTTPException
 
-from ml_backend.api.hints import hear, welcome
+from ml_backend.api.hints import hear, project_key, welcome
+from ml_backend.api.limits import check_tasks
 from ml_backend.api.serving import Serving
 from ml_backend.rounds.project import ConnectedProject
-from ml_backend.studio.client import Project
 from ml_backend.studio.label_config import LabelConfigError
 from ml_backend.studio.task_order import LIVE_SCORE, PENDING_VERSION
 
@@ -35,10 +36,8 @@ class NextsliceModel(LabelStudioMLBase):  # type: ignore[misc]
     @cached_property
     def project(self) -> ConnectedProject:
         """The project, from the request's own words."""
-        said = request.get_json().get("project")
         try:  # a webhook carries the whole project
-            key = Project.model_validate(said).key if isinstance(said, dict) else str(said or "")
-            return self.serving.project(key)
+            return self.serving.project(project_key(request.get_json().get("project")))
         except ValueError as error:
             raise _refused(str(error)) from None
 
@@ -95,8 +94,10 @@ class NextsliceModel(LabelStudioMLBase):  # type: ignore[misc]
 
         ``context`` and ``params`` (the project's login and password for its images) are not used.
         """
-        if not isinstance(tasks, list):
-            raise _refused(f"tasks: found {type(tasks).__name__}, expected a list of tasks")
+        try:
+            check_tasks(tasks)
+        except HTTPException as error:
+            raise _refused(error.description or error.name) from None
         found = self.serving.predict(self.project.key, tasks, self.get("label_config") or "")
         nothing = {
             "result": [],
@@ -111,7 +112,7 @@ class NextsliceModel(LabelStudioMLBase):  # type: ignore[misc]
 
         Training itself is done by ``nextslice worker gpu``.
         """
-        if not hear(self.project, event):
+        if not hear(self.serving, self.project, event):
             abort(make_response(jsonify(error="the queue cannot be reached"), 503))
 
 

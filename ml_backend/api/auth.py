@@ -1,20 +1,48 @@
 """Who may call: basic auth for Label Studio, a secret header for its webhook.
 
 Label Studio sends the basic auth of an ML backend with every call but the automatic webhook; that
-one carries the secret header that adopt gave it. Without basic auth in the settings everything is
-open, as with any ML backend.
+one carries the secret header that adopt gave it. Without basic auth in the settings only this
+machine is answered, unless NEXTSLICE_ALLOW_ANYONE says otherwise.
 """
 
 from __future__ import annotations
 
 import hmac
+import ipaddress
 
 from flask import Request, Response
 
 from ml_backend.rounds.service import WEBHOOK_HEADER, webhook_secret
-from ml_backend.settings import Settings
+from ml_backend.settings import Settings, SettingsError
 
-__all__ = ["refuse"]
+__all__ = ["check_address", "refuse"]
+
+_MISSING = (
+    "without BASIC_AUTH_USER and BASIC_AUTH_PASS (give Label Studio the same, under Settings → "
+    "Model) nextslice serves this machine alone. NEXTSLICE_ALLOW_ANYONE=true lets everybody in."
+)
+
+
+def check_address(settings: Settings, host: str) -> None:
+    """Raise SettingsError where listening on ``host`` would let everybody in, untold."""
+    if settings.basic_auth is None and not settings.allow_anyone and not _loopback(host):
+        raise SettingsError(f"nextslice does not listen on {host or 'every address'}: {_MISSING}")
+
+
+def _loopback(host: str | None) -> bool:
+    host = (host or "").strip("[]")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _from_here(request: Request) -> bool:
+    """Whether who asks is on this machine; not where a proxy here passes on for somebody else."""
+    passed_on = {"Forwarded", "X-Forwarded-For", "X-Real-Ip"} & {
+        name for name, _ in request.headers
+    }
+    return _loopback(request.remote_addr) and not passed_on
 
 
 def _equal(found: str | None, expected: str) -> bool:
@@ -25,7 +53,9 @@ def refuse(settings: Settings, request: Request) -> Response | None:
     """None for a request that may go on; the 401 for one that may not."""
     expected = settings.basic_auth
     if expected is None:
-        return None
+        if settings.allow_anyone or _from_here(request):
+            return None
+        return Response(f"nextslice: {_MISSING}\n", 403, mimetype="text/plain")
     given = request.authorization
     if given is not None and given.type == "basic":
         user = _equal(given.username, expected[0])

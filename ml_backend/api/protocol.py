@@ -7,15 +7,16 @@ for the first and 1 s for the second, inside an annotator's submit.
 from __future__ import annotations
 
 import logging
-from datetime import datetime
 from typing import Any
 
 from flask import Blueprint, Response, current_app, jsonify, request
+from werkzeug.exceptions import HTTPException
 
 from ml_backend.api.auth import refuse
-from ml_backend.api.hints import hear, welcome
+from ml_backend.api.hints import hear, project_key, welcome
+from ml_backend.api.limits import BODY_BYTES, check_tasks, read_json
 from ml_backend.api.serving import Serving
-from ml_backend.rounds.project import ConnectedProject, InvalidKey
+from ml_backend.rounds.project import InvalidKey
 from ml_backend.studio.label_config import LabelConfigError
 from ml_backend.studio.task_order import PENDING_VERSION
 
@@ -42,8 +43,18 @@ def _bad(message: str) -> tuple[Response, int]:
 
 
 def _body() -> dict[str, Any]:
-    body = request.get_json(silent=True)
-    return body if isinstance(body, dict) else {}
+    return read_json(current_app, request.get_data()) if request.is_json else {}
+
+
+@protocol.errorhandler(400)
+@protocol.errorhandler(413)
+def _refused(error: HTTPException) -> tuple[Response, int]:
+    code = error.code or 400
+    message = error.description or error.name
+    if code == 413 and not message.startswith("tasks"):
+        message = f"found a body of {request.content_length or 'more'} bytes, expected {BODY_BYTES}"
+    logger.warning("%s %s: %s", request.method, request.path, message)
+    return jsonify(error=message), code
 
 
 @protocol.get("/")
@@ -59,7 +70,7 @@ def setup() -> Response | tuple[Response, int]:
     body = _body()
     serving = _serving()
     try:
-        project = serving.project(str(body.get("project") or ""))
+        project = serving.project(project_key(body.get("project")))
         welcome(serving, project, str(body.get("schema") or ""), request.host_url)
     except LabelConfigError as error:
         return _bad(f"this labelling config cannot be segmented: {error}")
@@ -72,12 +83,10 @@ def setup() -> Response | tuple[Response, int]:
 def predict() -> Response | tuple[Response, int]:
     """One result per task, always."""
     body = _body()
-    tasks = body.get("tasks")
-    if not isinstance(tasks, list):
-        return _bad(f"tasks: found {type(tasks).__name__}, expected a list of tasks")
+    tasks = check_tasks(body.get("tasks"))
     serving = _serving()
     try:
-        project = serving.project(str(body.get("project") or ""))
+        project = serving.project(project_key(body.get("project")))
     except InvalidKey as error:
         return _bad(str(error))
     config = str(body.get("label_config") or "")
@@ -104,18 +113,14 @@ def versions() -> Response:
 def webhook() -> Response | tuple[Response, int]:
     """Enqueue a look at the project, and nothing else."""
     body = _body()
-    project = _project(body.get("project"))
-    if project is None:
-        return _bad("project: expected an object with id and created_at")
-    if not hear(project, body.get("action")):
+    said = body.get("project")
+    if not isinstance(said, dict):
+        return _bad(f"project: found {type(said).__name__}, expected an object")
+    serving = _serving()
+    try:
+        project = serving.project(project_key(said))
+    except InvalidKey as error:
+        return _bad(str(error))
+    if not hear(serving, project, body.get("action")):
         return jsonify(error="the queue cannot be reached"), 503
     return jsonify(status="ok")
-
-
-def _project(said: Any) -> ConnectedProject | None:
-    """The project of a webhook, which carries it whole."""
-    try:
-        created = datetime.fromisoformat(str(said["created_at"]))
-        return _serving().project(f"{int(said['id'])}.{int(created.timestamp())}")
-    except (KeyError, TypeError, ValueError):
-        return None

@@ -1,13 +1,16 @@
-"""How the web process is served, whoever starts it: gunicorn, one process, threads."""
+"""How the web process is served, whoever starts it: gunicorn, one process, threads, slow clients
+apart (`buffering`)."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-__all__ = ["PREDICTIONS", "SLICES", "gunicorn_argv"]
+__all__ = ["PREDICTIONS", "SLICES", "WORKER", "gunicorn_argv"]
 
 _THREADS = 64
+WORKER = "ml_backend.api.buffering.BufferingWorker"
+"""Which holds no thread for a client that is slow to send or to take."""
 PREDICTIONS = 16
 """How many /predict requests have a thread at once, waiting or at work."""
 SLICES = 32
@@ -32,10 +35,12 @@ def gunicorn_argv(
     not look like a dead worker. The control socket has one path for all of a user's gunicorns, so
     it is off.
     """
-    memory = "/dev/shm" if Path("/dev/shm").is_dir() else "/tmp"
+    # gunicorn makes a file of its own there, with a random name, and unlinks it
+    memory = "/dev/shm" if Path("/dev/shm").is_dir() else "/tmp"  # nosec B108
     return [
         sys.executable, "-m", "gunicorn", application, "--bind", bind, "--workers", "1",
         "--threads", str(_THREADS), "--timeout", "300", "--no-control-socket",
+        "--worker-class", WORKER,
         "--worker-tmp-dir", memory,
         *(() if log_level is None else ("--log-level", log_level.lower())),
     ]  # fmt: skip

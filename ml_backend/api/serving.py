@@ -58,11 +58,18 @@ class Serving:
         self._forward = threading.Lock()
         self._places = threading.BoundedSemaphore(PREDICTIONS)
         self._projects: dict[str, ConnectedProject] = {}
+        self._adopted: set[str] = set()
 
     def project(self, key: str) -> ConnectedProject:
         """The project ``key``. Made once for those that something is published of: anybody may ask
         for others. Raises InvalidKey."""
         return self._projects.get(key) or ConnectedProject(self.service, key)
+
+    def adopted(self, key: str) -> bool:
+        """Whether the project is ours. Looked for in the store until it is, then known."""
+        if key not in self._adopted and self.project(key).adopted:
+            self._adopted.add(key)
+        return key in self._adopted
 
     def published(self, key: str) -> Published | None:
         """What is published for the project, at most ``published_ttl_s`` old."""
@@ -160,7 +167,7 @@ class Serving:
             return regions(mask, config)
         except _TooLate:
             return None
-        except (KeyError, TypeError, ValueError, StudioError) as error:
+        except (ArithmeticError, KeyError, TypeError, ValueError, StudioError) as error:
             logger.warning("task %s is not predicted: %s", _name(task), _say(error, config))
         except Exception:  # one broken slice must not throw away the batch
             logger.exception("task %s is not predicted", _name(task))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,7 @@ from urllib.parse import urlsplit
 
 import typer
 
+from ml_backend.api.auth import check_address
 from ml_backend.api.server import gunicorn_argv
 from ml_backend.cli import app, as_written, console
 from ml_backend.embedded.processes import ProcessGroup, StartError, stop_on_sigterm
@@ -44,11 +46,13 @@ def up(
     nothing listens there, and it is an address of this machine without a password, one is started
     there, for this machine alone, so that other commands find it.
     """
+    os.umask(0o077)  # logs, Redis' file, store and cache are this user's own
     stop_on_sigterm()
     settings = load_settings()
+    address = bind or f"127.0.0.1:{urlsplit(settings.backend_url).port or _PORT}"
+    check_address(settings, address.rpartition(":")[0])
     service = Service(settings)
     service.studio.call("a list of the projects", service.studio.sdk.projects.list)
-    address = bind or f"127.0.0.1:{urlsplit(settings.backend_url).port or _PORT}"
     with ProcessGroup(data / "logs") as group:
         if provide_redis(group, settings.redis_url, (data / "redis").resolve()):
             console.print(f"No Redis listened at {settings.redis_url}: one is started there.")

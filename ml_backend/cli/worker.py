@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from enum import StrEnum
 from importlib import import_module
@@ -21,7 +22,7 @@ from ml_backend.rounds.schedule import (
     Schedule,
     outlast_restarts,
 )
-from ml_backend.rounds.worker import ForkingWorker, SpawningWorker, keep_working
+from ml_backend.rounds.worker import ForkingWorker, OurJob, SpawningWorker, keep_working
 from ml_backend.settings import configure_logging, load_settings
 
 __all__ = ["Kind", "worker"]
@@ -74,6 +75,7 @@ def worker(
     burst: Annotated[bool, typer.Option(help="End when the queue is empty.")] = False,
 ) -> None:
     """Work off the queues of a kind. Start one or two `control`, and a `gpu` per GPU."""
+    os.umask(0o077)  # store and cache are this user's own
     settings = load_settings()
     configure_logging(settings.log_level)
     schedule = Schedule(settings)
@@ -90,6 +92,7 @@ def worker(
             [schedule.queue(name) for name in _QUEUES[kind]],
             connection=schedule.connection,
             serializer=JSONSerializer,
+            job_class=OurJob,
             job_monitoring_interval=HEARTBEAT_S,
         )
 

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 LABEL_STUDIO_VERSION = "1.23.2"
 _CONSTRAINTS = Path(__file__).with_name("label_studio_constraints.txt")
 _EMAIL = "demo@nextslice.local"
-_PASSWORD = "nextslice-demo"
+_PASSWORD = "nextslice-demo"  # nosec B105  # of the demo, which the command prints
 _EMPTY = Path("empty", "label_studio.sqlite3")
 _OFFLINE = {
     "COLLECT_ANALYTICS": "false",

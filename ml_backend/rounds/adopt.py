@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 
+from ml_backend.errors import NextsliceError
 from ml_backend.rounds.claim import ClaimTaken
 from ml_backend.rounds.project import ConnectedProject, now
 from ml_backend.rounds.records import ProjectRecord
@@ -20,12 +21,18 @@ from ml_backend.studio.label_config import parse_label_config
 from ml_backend.studio.projects import register_backend
 from ml_backend.studio.task_order import BackendLink
 
-__all__ = ["adopt", "connect", "protect_webhook"]
+__all__ = ["NotConnected", "adopt", "connect", "protect_webhook"]
 
 logger = logging.getLogger(__name__)
 
 _APPEAR_S = 15.0
 """Label Studio asks /setup before it saves the backend: wait this long for it to be there."""
+_GIVE_WAY_S = 2.0
+"""So long while other jobs wait: hints of projects that are ours go before who may be nobody."""
+
+
+class NotConnected(NextsliceError):
+    """Label Studio's project has no ML backend at our address: somebody else asked for it."""
 
 
 def connect(project: ConnectedProject) -> bool:
@@ -50,15 +57,24 @@ def connect(project: ConnectedProject) -> bool:
             return added
 
 
-def adopt(project: ConnectedProject, backend_url: str | None = None) -> ProjectRecord:
+def adopt(
+    project: ConnectedProject, backend_url: str | None = None, *, confirmed: bool = True
+) -> ProjectRecord:
     """Adopt the project.
 
-    ``backend_url``: our URL as Label Studio sees it (the Host of its request). Raises StudioError
-    when the project is gone, LabelConfigError when its labelling config cannot be segmented.
+    ``backend_url``: our URL as Label Studio sees it (the Host of its request). ``confirmed``: a
+    person asks for it; else anybody may have, and Label Studio has to say that we are its backend.
+    Raises StudioError when the project is gone, LabelConfigError when its labelling config cannot
+    be segmented, NotConnected, before anything is changed, for one that is not confirmed.
     """
     seen = project.check_identity()
     parse_label_config(seen.label_config)
-    backend = _backend(project, backend_url or project.record.backend_url)
+    backend = _backend(project, backend_url or project.record.backend_url, give_way=not confirmed)
+    if backend is None and not confirmed and not project.adopted:
+        raise NotConnected(
+            f"project {project.key} is not adopted: Label Studio has no ML backend at "
+            f"{backend_url} in it. Connect it under Settings → Model, or by `nextslice connect`."
+        )
     task_order.prepare(project.studio, seen)
     url = None if backend is None else backend.url.rstrip("/")
     project.update(lambda record: record.linked(url))
@@ -70,17 +86,20 @@ def adopt(project: ConnectedProject, backend_url: str | None = None) -> ProjectR
     return record
 
 
-def _backend(project: ConnectedProject, url: str | None) -> Backend | None:
+def _backend(project: ConnectedProject, url: str | None, *, give_way: bool) -> Backend | None:
     """Our backend in the project, waited for while Label Studio is still saving it."""
     urls = [u for u in (url, project.settings.backend_url) if u]
-    deadline = time.monotonic() + _APPEAR_S
+    began = time.monotonic()
     while True:
         found = project.studio.backends(project.number)
         for wanted in urls:
             for backend in found:
                 if backend.url.rstrip("/") == wanted.rstrip("/"):
                     return backend
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - began
+        if waited > _APPEAR_S or (
+            give_way and waited > _GIVE_WAY_S and project.schedule.others_wait()
+        ):
             logger.info(
                 "project %s has no ML backend at %s (found: %s): publishing works without one, "
                 "live predictions do not",

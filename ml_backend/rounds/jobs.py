@@ -25,6 +25,7 @@ from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.schedule import Schedule, outlast_restarts
 from ml_backend.rounds.service import Service
 from ml_backend.settings import Settings, configure_logging
+from ml_backend.studio.client import StudioError
 
 __all__ = ["adopt", "count", "reconcile", "round", "start", "tidy"]
 
@@ -74,28 +75,46 @@ def _project(key: str) -> ConnectedProject:
     return ConnectedProject(_service(), key)
 
 
+def _ours(key: str) -> ConnectedProject | None:
+    """The project, None for one that was never adopted: whoever asks for it is not heard."""
+    project = _project(key)
+    if project.adopted:
+        return project
+    logger.warning("project %s is not connected: nothing is done", key)
+    return None
+
+
 def adopt(key: str, backend_url: str | None) -> None:
     """Make the project ours, then look whether it has labels already."""
     project = _project(key)
-    adoption.adopt(project, backend_url)
+    try:
+        adoption.adopt(project, backend_url, confirmed=False)
+    except (adoption.NotConnected, StudioError) as error:
+        logger.warning("%s", error)
+        return
     reconciliation.count(project)
 
 
 def count(key: str) -> None:
     """Something changed in the project: look, and act on it."""
-    reconciliation.count(_project(key))
+    project = _ours(key)
+    if project is not None:
+        reconciliation.count(project)
 
 
 def start(key: str) -> None:
     """A person asked for a training now."""
-    project = _project(key)
-    reconciliation.request_start(project)
-    reconciliation.count(project)
+    project = _ours(key)
+    if project is not None:
+        reconciliation.request_start(project)
+        reconciliation.count(project)
 
 
 def tidy(key: str) -> None:
     """Remove what is no longer served."""
-    publish.tidy(_project(key))
+    project = _ours(key)
+    if project is not None:
+        publish.tidy(project)
 
 
 def reconcile() -> None:
@@ -109,7 +128,9 @@ def round(key: str, reason: str, number: int | None = None) -> None:
     ``number``: of the round that is asked for. When it is published already, nothing is done but
     another look, or the next round would learn the same labels again.
     """
-    project = _project(key)
+    project = _ours(key)
+    if project is None:
+        return
     published = project.published
     if number is not None and published is not None and published.round >= number:
         logger.info("project %s: round %d is published already", key, number)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cached_property
 
 from ml_backend.errors import NextsliceError
+from ml_backend.rounds.artefacts import PROJECT
 from ml_backend.rounds.records import ProjectRecord, Published
 from ml_backend.rounds.schedule import ProjectSchedule
 from ml_backend.rounds.service import Service, slice_keys
@@ -28,6 +30,7 @@ __all__ = [
 ]
 
 _RECORD_S = 30.0
+_KEY = re.compile(r"[0-9]{1,18}(\.[0-9]{1,18})?")
 
 
 class InvalidKey(NextsliceError, ValueError):
@@ -94,6 +97,11 @@ class ConnectedProject:
         """`project.json`, or a fresh one where there is none yet."""
         return self.folder.record or ProjectRecord(project=self.number, key=self.key)
 
+    @property
+    def adopted(self) -> bool:
+        """Whether it is ours: Label Studio has confirmed it once. Others are not acted on."""
+        return self.folder.has(PROJECT) or self.published is not None
+
     def update(self, change: Callable[[ProjectRecord], object]) -> ProjectRecord:
         """Let ``change`` act on the record as it is now, and keep it; the record afterwards.
 
@@ -127,12 +135,11 @@ class ConnectedProject:
 
 
 def _number(key: str) -> int:
-    head, dot, stamp = key.partition(".")
-    if not (head.isdigit() and (not dot or stamp.isdigit())):
+    if not _KEY.fullmatch(key):
         raise InvalidKey(
-            f"project key {key!r}: expected <id>.<created timestamp>, as in 7.1763865028"
+            f"project key {key[:60]!r}: expected <id>.<created timestamp>, as in 7.1763865028"
         )
-    return int(head)
+    return int(key.partition(".")[0])
 
 
 def find_project(service: Service, number: int) -> ConnectedProject:

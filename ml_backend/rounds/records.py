@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from al_strategies.holdout import ZBlock
+from ml_backend.settings import without_passwords
 from ml_backend.studio.label_config import Policy
 
 __all__ = [
@@ -262,7 +263,7 @@ class ProjectRecord(Record):
         self.attempt_ended()
         self.failures += 1
         self.failed_at = moment
-        self.last_error = why
+        self.last_error = without_passwords(why)
 
     def round_succeeded(self) -> None:
         """Nothing of earlier attempts counts any more."""

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import JsonValue
 from redis import Redis
@@ -30,8 +30,10 @@ from rq.serializers import JSONSerializer
 from ml_backend.settings import Settings
 
 __all__ = [
+    "ADOPTIONS",
     "CONTROL",
     "GPU",
+    "JOBS",
     "SIMULATE",
     "Kind",
     "Lock",
@@ -57,8 +59,11 @@ _LIVE = (JobStatus.QUEUED, JobStatus.STARTED, JobStatus.SCHEDULED, JobStatus.DEF
 Lock = Literal["queue", "record", "switch", "top-up"]
 """What a project is locked for: its queue, `project.json`, the switch to a version, filling up."""
 _Job = Literal["adopt", "count", "reconcile", "round", "start", "tidy"]
+JOBS: tuple[str, ...] = get_args(_Job)
 """The functions of `jobs`."""
 _JOBS = "ml_backend.rounds.jobs"
+ADOPTIONS = 8
+"""How many projects may wait to be adopted."""
 _ALL = "all"
 _ANSWERS_WITHIN_S = 5
 _MINUTE = Retry(
@@ -233,8 +238,22 @@ class ProjectSchedule:
         self._enqueue(CONTROL, "start")
 
     def adopt(self, backend_url: str | None) -> None:
-        """Make the project ours."""
-        self._enqueue(CONTROL, "adopt", backend_url)
+        """Make the project ours. Not enqueued while `ADOPTIONS` others wait for that: anybody may
+        ask, and Label Studio asks again whenever a task is opened."""
+        adoptions = self._schedule.job_id("adopt", "")
+        waiting = [one for one in self._control.job_ids if one.startswith(adoptions)]
+        if len(waiting) < ADOPTIONS:
+            self._enqueue(CONTROL, "adopt", backend_url)
+        else:
+            logger.warning("project %s is not adopted now: %d others wait", self._key, len(waiting))
+
+    def others_wait(self) -> bool:
+        """Whether control jobs wait for a worker."""
+        return bool(self._control.count)
+
+    @property
+    def _control(self) -> Queue:
+        return self._schedule.queue(CONTROL)
 
     def tidy(self) -> None:
         """Remove predictions of versions that are no longer served."""

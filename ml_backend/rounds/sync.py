@@ -9,16 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from rq.timeouts import JobTimeoutException
+
 from al_strategies.learner import Progress
+from ml_backend.errors import NextsliceError
 from ml_backend.rounds.artefacts import MASKS, METRICS
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import DatasetRecord, LabelRecord, TaskRecord, TaskState
 from ml_backend.rounds.slices import UnreadableSlices, may_come_back
 from ml_backend.rounds.store import RoundFolder
+from ml_backend.settings import without_passwords
 from ml_backend.studio.annotations import (
     Annotation,
     AnnotationError,
@@ -79,11 +85,21 @@ def _record(row: TaskRow, config: LabelConfig) -> TaskRecord | None:
         id=row.id,
         image=image,
         volume=str(row.data.get("volume") or ""),
-        z=float(z) if isinstance(z, int | float) and not isinstance(z, bool) else None,
+        z=_finite(z),
         axis=str(row.data.get("axis") or "z"),
         state=_state(row),
         annotations=row.total_annotations,
     )
+
+
+def _finite(value: object) -> float | None:
+    """The number, None for what is none: JSON has 1e999 and integers of any length."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
 
 
 class _Sync:
@@ -145,7 +161,8 @@ class _Sync:
     ) -> LabelRecord:
         """The task's label, rendered anew only when the annotation was submitted again, or the
         slice is another."""
-        digest = self._digest(chosen, record)
+        with _reading():
+            digest = self._digest(chosen, record)
         seen = previous and (previous.hash, previous.annotation, previous.updated_at)
         if previous is not None and seen == (digest, chosen.id, _stamp(chosen)):
             return previous
@@ -155,7 +172,8 @@ class _Sync:
         except (LookupError, OSError) as error:
             kind = ImageUnavailable if may_come_back(error) else StudioError
             raise kind(f"its slice {record.image} cannot be read: {error}") from error
-        mask, warnings = label_map(chosen.result, self.config, height, width, self.policy)
+        with _reading():
+            mask, warnings = label_map(chosen.result, self.config, height, width, self.policy)
         self.warnings += [f"task {record.id}, annotation {chosen.id}: {w}" for w in warnings]
         file = MASKS[f"{record.id}-{digest[:12]}"]
         self.folder.save(file, mask)
@@ -197,6 +215,23 @@ class _Sync:
         image = slice_of(task.image) if is_slice_address(task.image) else task.image
         parts = (label_hash(annotation.result), self.config.fingerprint, self.policy, image)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Whatever a part of an annotation raises inside, as one AnnotationError.
+
+    People, scripts and other programs write annotations, and nobody foresees all that is in them:
+    one of them must not stop the project.
+    """
+    try:
+        yield
+    except (NextsliceError, JobTimeoutException):
+        raise
+    except Exception as error:
+        logger.debug("an annotation raised", exc_info=True)
+        reason = str(error).partition("\n")[0][:200]
+        raise AnnotationError(f"it cannot be read ({type(error).__name__}: {reason})") from error
 
 
 def sync(
@@ -256,7 +291,7 @@ def sync(
         synced_at=newest.isoformat(),
         tasks=[tasks[i] for i in sorted(tasks)],
         labels=[labels[i] for i in sorted(labels)],
-        warnings=step.warnings,
+        warnings=[without_passwords(warning) for warning in step.warnings],
     )
 
 
@@ -297,7 +332,8 @@ def _chosen(row: dict[str, Any]) -> Annotation | None:
     broken: list[tuple[dict[str, Any], AnnotationError]] = []
     for found in row.get("annotations") or ():
         try:
-            readable.append(parse_annotation(found))
+            with _reading():
+                readable.append(parse_annotation(found))
         except AnnotationError as error:
             broken.append((found, error))
     chosen = choose_annotation(readable)

@@ -22,12 +22,60 @@ from rq.exceptions import StopRequested
 from rq.executions import Execution
 from rq.job import Job
 
-__all__ = ["ForkingWorker", "SpawningWorker", "keep_working"]
+from ml_backend.errors import NextsliceError
+from ml_backend.rounds.schedule import JOBS
+from ml_backend.settings import load_settings
+
+__all__ = [
+    "ENTRY_POINTS",
+    "ForeignJob",
+    "ForkingWorker",
+    "OurJob",
+    "SpawningWorker",
+    "keep_working",
+]
 
 logger = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 30.0
+
+
+ENTRY_POINTS = frozenset(
+    {f"ml_backend.rounds.jobs.{name}" for name in JOBS} | {"ml_backend.experiment.runner.run_one"}
+)
+"""What a job may call. Redis holds a job as the name of a function, and whoever may write there
+would have any function of this machine called."""
+
+
+class ForeignJob(NextsliceError):
+    """A job in our queues that calls something else than our entry points."""
+
+
+class OurJob(Job):
+    """A job that calls one of `ENTRY_POINTS` and nothing when it ends. Raises ForeignJob."""
+
+    @property
+    def func(self) -> Any:
+        """The entry point."""
+        if self.instance or self.func_name not in ENTRY_POINTS | load_settings().also_called:
+            raise ForeignJob(
+                f"job {self.id} calls {self.func_name}, which is none of nextslice's: somebody "
+                "else writes to this Redis. Give it a password, or nextslice one of its own."
+            )
+        return super().func
+
+    @property
+    def success_callback(self) -> None:
+        """None: nothing of ours has one."""
+
+    @property
+    def failure_callback(self) -> None:
+        """None, likewise."""
+
+    @property
+    def stopped_callback(self) -> None:
+        """None, likewise."""
 
 
 class ForkingWorker(Worker):

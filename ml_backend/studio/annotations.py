@@ -56,6 +56,15 @@ _NOT_PIXELS = frozenset(
 )
 
 
+_MOST_POINTS = 100_000
+"""Of an outline."""
+_MOST_PERCENT = 1e6
+"""Of the image's side: outlines may begin outside of it, but not ten thousand images away."""
+_LARGER = 4
+"""A mask has at most so many times the pixels of its slice (`_LEAST_LIMIT` in any case)."""
+_LEAST_LIMIT = 1 << 22
+
+
 class AnnotationError(NextsliceError, ValueError):
     """An annotation or task from Label Studio that cannot be read, and which field of it."""
 
@@ -213,7 +222,7 @@ def label_map(
       the config has now.
     - An annotation made on the image in another size but the same aspect ratio (to a pixel) fits,
       since the slice may have been shown smaller: its masks are resampled to the nearest pixel.
-      Any other size is an error.
+      Any other size is an error, one of far more pixels before memory is taken for them.
     - polygon (non-zero winding, as the canvas fills), rectangle and ellipse (turned clockwise
       around corner and centre): a pixel is painted when its centre is inside.
     - ``image_rotation`` only says how the view was turned: Label Studio rotates the canvas, the
@@ -325,7 +334,10 @@ def _as_region(result: Region | Mapping[str, Any]) -> Region:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested deeply; a number of thousands of digits
+        return f"a {type(value).__name__} that cannot be shown"
     return text if len(text) <= 60 else text[:57] + "…"
 
 
@@ -354,7 +366,7 @@ def _class_of(region: Region, config: LabelConfig) -> tuple[int, str | None]:
     index = config.class_index(str(labels[0]))
     if index is None:
         return IGNORE, (
-            f'has the label "{labels[0]}", which the labelling config does not have '
+            f'has the label "{str(labels[0])[:60]}", which the labelling config does not have '
             f"({', '.join(config.labels)})"
         )
     return index, None
@@ -364,6 +376,7 @@ def _brush(region: Region, height: int, width: int) -> _Painted:
     if "rle" not in region.value:
         raise AnnotationError("value.rle is missing: expected the run-length code of a brush mask")
     own = (region.original_height or height, region.original_width or width)
+    _check_size(*own, height, width)
     return _fitted(decode_brush(region.value["rle"], *own) >= PAINTED, height, width)
 
 
@@ -371,19 +384,28 @@ def _bitmask(region: Region, height: int, width: int) -> _Painted:
     url = region.value.get("imageDataURL")
     if not isinstance(url, str):
         raise AnnotationError(f"value.imageDataURL: expected a data URL, found {_shown(url)}")
-    return _fitted(decode_bitmask(url) >= PAINTED, height, width)
+    alpha = decode_bitmask(url, _most_pixels(height, width))
+    return _fitted(alpha >= PAINTED, height, width)
 
 
 def _polygon(region: Region, height: int, width: int) -> _Painted:
     points = region.value.get("points")
+    if isinstance(points, list) and len(points) > _MOST_POINTS:
+        raise AnnotationError(
+            f"value.points: expected at most {_MOST_POINTS} points, found {len(points)}"
+        )
     try:
         corners = np.array(points, dtype=np.float64).reshape(-1, 2)
-    except (TypeError, ValueError) as error:
+    except (OverflowError, TypeError, ValueError) as error:
         raise AnnotationError(
             f"value.points: expected a list of [x, y], found {_shown(points)}"
         ) from error
     if not np.isfinite(corners).all():
         raise AnnotationError("value.points: expected numbers, found one that is not finite")
+    if corners.size and np.abs(corners).max() > _MOST_PERCENT:
+        raise AnnotationError(
+            f"value.points: expected percent of the image, found {np.abs(corners).max():.3g}"
+        )
     return _filled(corners * (width / 100, height / 100), height, width)
 
 
@@ -425,8 +447,12 @@ _RASTERS = {
 
 def _number(region: Region, key: str) -> float:
     value = region.value.get(key)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise AnnotationError(f"value.{key}: expected a number, found {_shown(value)}")
+    if not -_MOST_PERCENT <= value <= _MOST_PERCENT:  # NaN is not either
+        raise AnnotationError(
+            f"value.{key}: expected a number up to {_MOST_PERCENT:.0f}, found {_shown(value)}"
+        )
     return float(value)
 
 
@@ -477,6 +503,19 @@ def _fitted(painted: _Painted, height: int, width: int) -> _Painted:
     rows = ((np.arange(height) + 0.5) * own_height / height).astype(np.int64)
     columns = ((np.arange(width) + 0.5) * own_width / width).astype(np.int64)
     return painted[np.ix_(rows, columns)]
+
+
+def _most_pixels(height: int, width: int) -> int:
+    """Of a mask for a slice of this size: it may have been shown larger, but not by far."""
+    return max(_LEAST_LIMIT, _LARGER * height * width)
+
+
+def _check_size(own_height: int, own_width: int, height: int, width: int) -> None:
+    if own_height * own_width > _most_pixels(height, width):
+        raise AnnotationError(
+            f"it claims {own_width} × {own_height} pixels, this slice has {width} × {height}: "
+            f"expected at most {_most_pixels(height, width)} pixels"
+        )
 
 
 def _check_aspect(own_height: int, own_width: int, height: int, width: int) -> None:

@@ -17,6 +17,7 @@ from functools import cached_property
 import httpx
 from label_studio_sdk.core.api_error import ApiError
 
+from ml_backend.studio.body import ENCODINGS, MOST_BYTES, read_body
 from ml_backend.studio.failures import ImageUnavailable, StudioError
 from ml_backend.studio.network import checked_client
 from ml_backend.studio.token import StudioToken, same_server
@@ -25,8 +26,6 @@ __all__ = ["DOWNLOAD_S", "Downloads", "ImageHosts"]
 
 DOWNLOAD_S = 30.0
 """For one image, redirects included."""
-_LARGEST_BYTES = 512 * 2**20
-"""Of one image: 8192² in float32 is half of it."""
 _REDIRECTS = 5
 _FAILURES, _QUIET_S = 5, 5.0
 """A host that failed so often in a row is not asked for that long."""
@@ -152,14 +151,13 @@ class _Way:
         of = self._of
         auth = of.token if self._only_studio else None
         with checked_client(url, of.certificates, self._until, private=private) as client:
-            # Compressed, a megabyte may be a thousand.
-            request = client.build_request("GET", url, headers={"Accept-Encoding": "identity"})
+            request = client.build_request("GET", url, headers={"Accept-Encoding": ENCODINGS})
             answer = client.send(request, stream=True, auth=auth)
             try:
                 if answer.next_request is not None:
                     return answer.next_request.url
                 _check_status(answer.status_code)
-                return _body(answer)
+                return read_body(answer, MOST_BYTES)
             finally:
                 answer.close()
 
@@ -172,21 +170,6 @@ def _check_status(status: int) -> None:
         f"it answered {status}; expected 200 and an image. Is the address reachable from this "
         "machine?"
     )
-
-
-def _body(answer: httpx.Response) -> bytes:
-    announced = answer.headers.get("Content-Length", "")
-    _check_size(int(announced) if announced.isdecimal() else 0)
-    data = bytearray()
-    for chunk in answer.iter_bytes():
-        data += chunk
-        _check_size(len(data))
-    return bytes(data)
-
-
-def _check_size(size: int) -> None:
-    if size > _LARGEST_BYTES:
-        raise StudioError(f"it has {size} bytes or more, expected {_LARGEST_BYTES} at most")
 
 
 class _Patience:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from ml_backend.disk_cache import DiskCache
-from ml_backend.pictures import BROKEN_PICTURE, encode_png
+from ml_backend.pictures import BROKEN_PICTURE, TooManyPixels, encode_png, open_picture
 from ml_backend.studio.client import Studio, StudioError
 
 __all__ = ["ImageCache", "decode_image", "encode_png"]
@@ -27,10 +26,11 @@ _COLOUR_MODES = {"P", "PA", "CMYK", "YCbCr", "LAB", "HSV"}
 def decode_image(data: bytes, name: str) -> npt.NDArray[Any]:
     """(H, W), (H, W, 3) or (H, W, 4) in the file's own dtype, turned as browsers show it.
 
-    StudioError names what is broken, without a byte of it: it may come from anywhere.
+    StudioError names what is broken, or of no format and size that is read (`pictures`), without a
+    byte of it: it may come from anywhere.
     """
     try:
-        with Image.open(io.BytesIO(data)) as stored:
+        with open_picture(data) as stored:
             image = _turned(stored)
             if image.mode in _PLAIN_MODES:
                 return np.asarray(image)
@@ -38,8 +38,13 @@ def decode_image(data: bytes, name: str) -> npt.NDArray[Any]:
     except BROKEN_PICTURE as error:
         raise StudioError(
             f"{name}: found {len(data)} bytes that cannot be read as an image "
-            f"({type(error).__name__}); expected PNG, JPEG or TIFF."
+            f"({_reason(error)}); expected PNG, JPEG or TIFF, or WebP, GIF or BMP."
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong. Pillow's own words may quote the file."""
+    return str(error) if isinstance(error, TooManyPixels) else type(error).__name__
 
 
 def _turned(image: Image.Image) -> Image.Image:
@@ -52,7 +57,8 @@ def _turned(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
     except Exception as error:  # EXIF is broken in many ways, and no browser minds
-        logger.warning("an image's EXIF cannot be read, its orientation is ignored: %s", error)
+        reason = type(error).__name__
+        logger.warning("an image's EXIF cannot be read, its orientation is ignored: %s", reason)
         return image
 
 

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from ml_backend.errors import NextsliceError
-from ml_backend.pictures import BROKEN_PICTURE
+from ml_backend.pictures import BROKEN_PICTURE, MOST_PIXELS, open_picture
 from ml_backend.studio.bitstream import BLOCK, PIECE, Bits, BitWriter, set_places
 from ml_backend.studio.mask_png import write_png
 
@@ -139,22 +137,23 @@ def encode_bitmask(mask: npt.NDArray[np.bool_] | npt.NDArray[np.uint8]) -> str:
     return _DATA_URL + base64.b64encode(png).decode("ascii")
 
 
-def decode_bitmask(data_url: str) -> npt.NDArray[np.uint8]:
+def decode_bitmask(data_url: str, most_pixels: int = MOST_PIXELS) -> npt.NDArray[np.uint8]:
     """The alpha channel (H, W) uint8 of a BitmaskLabels region's ``imageDataURL``.
 
     Reads any PNG as the browser would draw it: true colour, grey or palette; one without
     transparency is opaque, that is painted everywhere. The size is the PNG's own.
-    Raises MaskError for anything but a base64 PNG data URL.
+    Raises MaskError for anything but a base64 PNG data URL, and, before memory is taken, for one of
+    more than ``most_pixels``.
     """
     head, comma, body = data_url.partition(",")
     if not comma or not head.startswith("data:image/png") or not head.endswith(";base64"):
         raise MaskError(f"expected a bitmask that begins with {_DATA_URL!r}, found {head[:60]!r}")
     try:
         png = base64.b64decode(body, validate=True)
-    except binascii.Error as error:
+    except (binascii.Error, ValueError) as error:  # the latter: not ASCII
         raise MaskError(f"the bitmask's base64 text cannot be read: {error}") from error
     try:
-        with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
+        with open_picture(png, ("PNG",), most_pixels) as image:
             alpha = image if image.mode == "RGBA" else image.convert("RGBA")
             return np.array(alpha.getchannel("A"))
     except BROKEN_PICTURE as error:

@@ -23,7 +23,7 @@ from PIL import Image
 from al_strategies.evidence import Position, SliceId
 from al_strategies.learner import IGNORE
 from ml_backend.errors import NextsliceError
-from ml_backend.pictures import BROKEN_PICTURE, class_ids
+from ml_backend.pictures import BROKEN_PICTURE, class_ids, open_picture
 from ml_backend.volumes.formats.pages import files_in
 
 __all__ = ["FolderError", "FolderSource", "MissingMaskError"]
@@ -185,7 +185,7 @@ def _zs(names: Sequence[str]) -> list[float]:
 
 def _read_image(path: Path) -> npt.NDArray[Any]:
     try:
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             _refuse_stack(path, image)
             if image.mode in _GREY_MODES:
                 return _native(np.asarray(image))
@@ -198,7 +198,7 @@ def _read_image(path: Path) -> npt.NDArray[Any]:
 
 def _read_mask(path: Path) -> npt.NDArray[np.uint8]:
     try:
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             _refuse_stack(path, image)
             if image.mode not in _GREY_MODES | {"P"}:
                 raise FolderError(
@@ -229,7 +229,7 @@ def _native(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 def _size(path: Path) -> tuple[int, int]:
     try:
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             return image.size
     except BROKEN_PICTURE as error:
         raise _unreadable(path, error) from error

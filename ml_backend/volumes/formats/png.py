@@ -82,16 +82,16 @@ FORMAT = Format(
 
 
 def _look(path: Path) -> Look:
-    from PIL import Image
+    from ml_backend.pictures import open_picture
 
-    with reading(path, _EXPECTED), Image.open(path) as image:
+    with reading(path, _EXPECTED), open_picture(path, tuple(_IMAGES)) as image:
         return (image.height, image.width), _type(path, image)
 
 
 def _image(path: Path) -> npt.NDArray[Any]:
-    from PIL import Image
+    from ml_backend.pictures import open_picture
 
-    with reading(path, _EXPECTED), Image.open(path) as image:
+    with reading(path, _EXPECTED), open_picture(path, tuple(_IMAGES)) as image:
         _type(path, image)
         return native(np.array(image))
 
