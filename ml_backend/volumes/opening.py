@@ -17,8 +17,10 @@ import numpy.typing as npt
 
 from al_strategies.learner import Progress
 from ml_backend.durable import move_whole
+from ml_backend.volumes.enclosure import check_inside
 from ml_backend.volumes.formats.checks import writable_type
 from ml_backend.volumes.formats.format import Format
+from ml_backend.volumes.formats.notes import sidecar_path
 from ml_backend.volumes.formats.registry import formats
 from ml_backend.volumes.recognition import format_for, format_of, readable
 from ml_backend.volumes.staging import staging
@@ -43,11 +45,13 @@ def open_volume(path: str | Path, options: ReadOptions | None = None) -> Volume:
     """The volume at ``path``; nothing but its description is read yet.
 
     Raises VolumeError for what is none of the formats, is broken, has no three axes (z, y, x) of
-    numbers, or needs ``options``.
+    numbers, needs ``options``, or leads out of their bounds.
     """
     place, given = Path(path), options or ReadOptions()
     if not place.exists():
         raise VolumeError(f"{place} does not exist, expected {readable()}")
+    check_inside(place, place, given)
+    check_inside(sidecar_path(place), place, given)
     return format_of(place, given).read(place, given)
 
 

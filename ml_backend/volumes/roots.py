@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ml_backend.errors import SettingsError
-from ml_backend.volumes.volume import VolumeError
+from ml_backend.volumes.enclosure import own_folders
+from ml_backend.volumes.volume import Bounds, VolumeError
 
 __all__ = ["NoSuchVolume", "VolumeRoots"]
 
@@ -84,6 +85,16 @@ class VolumeRoots:
         if not inside:
             raise VolumeError(f"volume {name!r}: {path} is a link that leads out of {root}")
         return path
+
+    @property
+    def bounds(self) -> Bounds:
+        """What a volume that is called by a name may be made of: files in any of the roots."""
+        return Bounds(tuple(self.folders.values()))
+
+    def bounds_of(self, path: Path) -> Bounds:
+        """What a volume that a person has given by its path may be made of besides: what lies in
+        its own folder."""
+        return Bounds((*own_folders(path), *self.folders.values()))
 
     def name(self, path: str | Path) -> str:
         """The name of the volume at ``path``, so that `path` gives that file back.

@@ -17,7 +17,16 @@ import numpy.typing as npt
 
 from ml_backend.errors import NextsliceError
 
-__all__ = ["AXES", "Read", "ReadOptions", "Volume", "VolumeError", "VolumeSpec", "axis_index"]
+__all__ = [
+    "AXES",
+    "Bounds",
+    "Read",
+    "ReadOptions",
+    "Volume",
+    "VolumeError",
+    "VolumeSpec",
+    "axis_index",
+]
 
 AXES = ("z", "y", "x")
 """The axes of a volume in the order of its shape. A slice along z is (Y, X), along y (Z, X), along
@@ -122,17 +131,30 @@ class Volume:
 
 
 @dataclass(frozen=True)
+class Bounds:
+    """What reading a volume may not go beyond.
+
+    ``roots``: folders in which everything lies that is opened on behalf of it, links followed;
+    none: its own folder.
+    """
+
+    roots: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
 class ReadOptions:
     """What some formats cannot say of themselves; the others do not look at it.
 
     ``dataset``: path of an HDF5 dataset or group, or of an array or group inside a Zarr folder.
     ``shape`` (Z, Y, X), ``dtype`` as NumPy writes it ("<u2") and ``offset`` in bytes: of raw files.
+    ``bounds`` say nothing of the voxels: with others it is the same reading of the volume.
     """
 
     dataset: str | None = None
     shape: tuple[int, int, int] | None = None
     dtype: str | None = None
     offset: int = 0
+    bounds: Bounds = field(default_factory=Bounds, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

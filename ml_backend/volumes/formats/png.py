@@ -28,6 +28,8 @@ __all__ = ["FORMAT", "read", "write"]
 _EXPECTED = "a whole grey image"
 _IMAGES = {"PNG": (".png",), "JPEG": (".jpg", ".jpeg")}
 """What is read; PNG is written."""
+_FORMATS = ("PNG", "JPEG")
+"""Pillow's names of these: for an EPS file that is called .png it would start Ghostscript."""
 _TYPES = {
     "1": np.bool_, "L": np.uint8, "P": np.uint8, "I": np.int32,
     "I;16": np.uint16, "I;16L": np.uint16, "I;16B": np.uint16, "I;16N": np.uint16,
@@ -37,7 +39,7 @@ _TYPES = {
 def read(path: Path, options: ReadOptions) -> Volume:
     """8- or 16-bit grey images; of a palette image the index, as annotation tools write it."""
     files = files_in(path, [ending for endings in _IMAGES.values() for ending in endings])
-    (size, dtype), cut = folder_read(files, _look, _image)
+    (size, dtype), cut = folder_read(files, options, _look, _image)
     notes = Notes.beside(path)
     return notes.volume(path, (len(files), *size), dtype, cut)
 
@@ -84,14 +86,14 @@ FORMAT = Format(
 def _look(path: Path) -> Look:
     from PIL import Image
 
-    with reading(path, _EXPECTED), Image.open(path) as image:
+    with reading(path, _EXPECTED), Image.open(path, formats=_FORMATS) as image:
         return (image.height, image.width), _type(path, image)
 
 
 def _image(path: Path) -> npt.NDArray[Any]:
     from PIL import Image
 
-    with reading(path, _EXPECTED), Image.open(path) as image:
+    with reading(path, _EXPECTED), Image.open(path, formats=_FORMATS) as image:
         _type(path, image)
         return native(np.array(image))
 

@@ -43,7 +43,7 @@ _NAMESPACE = "nextslice/classes"
 
 def read(path: Path, options: ReadOptions) -> Volume:
     """A file with one grey page a slice, or a folder of such files with one page each."""
-    return _read_folder(path) if path.is_dir() else _read_file(path)
+    return _read_folder(path, options) if path.is_dir() else _read_file(path)
 
 
 def write(path: Path, slices: Iterable[Slice], spec: VolumeSpec) -> None:
@@ -93,9 +93,9 @@ FORMAT = Format(
 )
 
 
-def _read_folder(path: Path) -> Volume:
+def _read_folder(path: Path, options: ReadOptions) -> Volume:
     files = files_in(path, _ENDINGS)
-    (size, dtype), cut = folder_read(files, _look, _image)
+    (size, dtype), cut = folder_read(files, options, _look, _image)
     notes = Notes.beside(path)
     return notes.volume(path, (len(files), *size), dtype, cut)
 
