@@ -234,6 +234,11 @@ class Settings(BaseSettings):
     published_ttl_s: Local[Seconds] = Field(
         2, description="How long /setup and /predict may serve a cached published.json, seconds."
     )
+    volume_timeout_s: Local[Seconds] = Field(
+        30,
+        description="Seconds in which a TIFF, HDF5 or Zarr volume must be open, and each of its "
+        "slices read (ten times that across y and x).",
+    )
     queue_prefix: Local[str] = Field(
         "nextslice", pattern=r"^[A-Za-z0-9_-]+$", description="Prefix of the RQ queues."
     )

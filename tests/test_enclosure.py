@@ -277,3 +277,12 @@ def test_the_slice_server_refuses_it(
         answer = client.get(address.url("", KEYS))
         assert answer.status_code == 422
         assert f"leads out of {root}" in answer.get_data(as_text=True)
+
+
+def test_a_part_of_an_open_virtual_dataset_is_a_volume_of_its_own(root: Path) -> None:
+    with h5py.File(root / "b.h5", "w") as file:
+        file["data"] = GREY
+    with open_volume(virtual(root / "a.h5", "b.h5", "data")) as whole:
+        assert_holds(whole, GREY)
+        with open_volume(root / "b.h5") as part:
+            assert_holds(part, GREY)

@@ -176,8 +176,9 @@ def segment(
     if device != "auto":
         check_device(device, here=True)
     stop_on_sigterm()
-    bounds = VolumeRoots.parse(load_settings().volumes).bounds_of(volume)
-    options = replace(reading(dataset, shape, dtype, offset), bounds=bounds)
+    settings = load_settings()
+    roots = VolumeRoots.parse(settings.volumes, settings.volume_timeout_s)
+    options = replace(reading(dataset, shape, dtype, offset), bounds=roots.bounds_of(volume))
     with open_volume(volume, options) as opened:
         data, version = (
             _published(project) if weights is None else (weights.read_bytes(), weights.name)

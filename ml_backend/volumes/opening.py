@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from al_strategies.learner import Progress
 from ml_backend.durable import move_whole
+from ml_backend.volumes.apart import open_apart
 from ml_backend.volumes.enclosure import check_inside
 from ml_backend.volumes.formats.checks import writable_type
 from ml_backend.volumes.formats.format import Format
@@ -52,7 +53,8 @@ def open_volume(path: str | Path, options: ReadOptions | None = None) -> Volume:
         raise VolumeError(f"{place} does not exist, expected {readable()}")
     check_inside(place, place, given)
     check_inside(sidecar_path(place), place, given)
-    return format_of(place, given).read(place, given)
+    kind = format_of(place, given)
+    return open_apart(place, given) if kind.apart else kind.read(place, given)
 
 
 def write_volume(

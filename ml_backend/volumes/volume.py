@@ -135,10 +135,13 @@ class Bounds:
     """What reading a volume may not go beyond.
 
     ``roots``: folders in which everything lies that is opened on behalf of it, links followed;
-    none: its own folder.
+    none: its own folder. ``timeout_s``: seconds in which it has to be open, and each slice read;
+    ten times that across y and x, for which most formats read every slice. It holds for what is
+    read in a child process.
     """
 
     roots: tuple[Path, ...] = ()
+    timeout_s: float = 30.0
 
 
 @dataclass(frozen=True)

@@ -181,9 +181,10 @@ def _opened(group: Any, name: str) -> Any:
     beside the file: by itself HDF5 looks in the folder that the process was started in."""
     import h5py
 
-    key = os.fsencode(name)
-    if h5py.h5o.get_info(group.id, key).type != h5py.h5o.TYPE_DATASET:
-        return group[name]
+    found = group[name]
+    if not isinstance(found, h5py.Dataset) or not found.external:
+        return found
+    del found  # while it is open it cannot be opened in another way
     access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
     access.set_efile_prefix(b"${ORIGIN}")
-    return h5py.Dataset(h5py.h5d.open(group.id, key, access))
+    return h5py.Dataset(h5py.h5d.open(group.id, os.fsencode(name), access))

@@ -92,6 +92,7 @@ FORMAT = Format(
     readable="NIfTI (.nii, .nii.gz)",
     endings=(".nii", ".nii.gz"),
     read=read,
+    apart=False,
     write=write,
     dtypes=(
         *("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"),

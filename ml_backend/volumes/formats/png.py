@@ -69,6 +69,7 @@ FORMAT = Format(
     summary="a folder of PNG files, 8 or 16 bit",
     endings=("_png",),
     read=read,
+    apart=False,
     write=write,
     written_as="PNG",
     dtypes=("uint8", "uint16"),

@@ -52,7 +52,7 @@ class Slabs:
                 self._slab = None  # before the next one needs the memory
                 stop = min(start + thickness, self._shape[axis])
                 self._slab, self._at = self._block(axis, start, stop), (axis, start)
-            return np.array(self._slab.take(index - start, axis))
+            return self._slab.take(index - start, axis)
 
     def close(self) -> None:
         with self._lock:
