@@ -252,6 +252,11 @@ class TestProcesses:
         assert status == 0
         assert_holds(volume, GREY)
 
+    def test_a_path_may_be_relative(self, healthy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(healthy.parent)
+        with open_volume(healthy.name) as volume:
+            assert_holds(volume, GREY)
+
     def test_they_know_no_secrets(
         self, healthy: Path, readers: Readers, monkeypatch: pytest.MonkeyPatch
     ) -> None:

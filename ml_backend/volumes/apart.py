@@ -62,6 +62,8 @@ class _Apart:
     def __post_init__(self) -> None:
         self._process, self._key = os.getpid(), self.readers.key(self)
         self._places = threading.BoundedSemaphore(self.readers.most_for_one)
+        # absolute: the processes are not in the folder that we are in
+        self._place = str(self.path.absolute())
 
     def read(self, axis: int, index: int) -> Slice:
         """The slice at ``index`` across ``axis``."""
@@ -83,10 +85,10 @@ class _Apart:
         self, request: dict[str, Any], what: str, timeout_s: float, values: Slice | None = None
     ) -> dict[str, Any]:
         """The answer to ``request``; VolumeError says ``what`` could not be had, and why."""
-        about = request | {"key": self._key, "path": str(self.path), "options": self._options()}
+        where = {"path": self._place, "options": self._options()}
         with self._places:
             try:
-                answer = self._answer(about, timeout_s, values)
+                answer = self._answer(request | where, timeout_s, values)
             except ReaderTimeout as error:
                 raise VolumeError(
                     f"{self.path} takes too long {what} ({error}): the file may be damaged, or its "
@@ -110,6 +112,7 @@ class _Apart:
             self._process, self.readers = os.getpid(), _ours.get()
             self._key = self.readers.key(self)
             self._places = threading.BoundedSemaphore(self.readers.most_for_one)
+        about["key"] = self._key
         try:
             return self.readers.ask(self._key, self._stamp(), about, timeout_s, values)
         except ReaderEnded:
@@ -128,10 +131,10 @@ class _Apart:
 
     def _stamp(self) -> FileStamp | None:
         try:
-            found = self.path.stat()
+            found = Path(self._place).stat()
         except OSError:
             return None
-        return str(self.path), self.options, found.st_mtime_ns, found.st_size
+        return self._place, self.options, found.st_mtime_ns, found.st_size
 
 
 class _Ours:

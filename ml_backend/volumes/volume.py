@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ml_backend.errors import NextsliceError
+from ml_backend.volumes.limits import LONGEST_AXIS, SLICE_VOXELS
 
 __all__ = [
     "AXES",
@@ -72,7 +74,7 @@ class Volume:
     where the file does not say. ``classes``: the names of a label volume's values by index, where
     the file says them. ``axis``: the one that indices run along. Reading is safe from several
     threads. Closes its files as a context manager or by `close`, at the latest when nothing
-    refers to it any more.
+    refers to it any more. VolumeError for an axis of more than `LONGEST_AXIS` slices.
     """
 
     path: Path
@@ -84,6 +86,13 @@ class Volume:
     classes: tuple[str, ...] | None = None
     axis: int = 0
     close: Callable[[], None] = field(default=_nothing, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if max(self.shape) > LONGEST_AXIS:
+            raise VolumeError(
+                f"{self.path} has the shape {self.shape}, expected at most {LONGEST_AXIS} slices "
+                "along an axis: is its header broken?"
+            )
 
     def along(self, axis: int | str) -> Volume:
         """The same volume with slices along ``axis``: "z", "y", "x" or 0, 1, 2."""
@@ -100,12 +109,18 @@ class Volume:
     def __getitem__(self, index: int) -> Slice:
         """The slice at ``index`` along `axis`, an array of its own in native values.
 
-        Raises IndexError outside 0 … len - 1, VolumeError for a file that is broken there.
+        Raises IndexError outside 0 … len - 1, VolumeError for a file that is broken there, and for
+        a slice of more than `SLICE_VOXELS`.
         """
         if not 0 <= index < len(self):
             raise IndexError(
                 f"{self.path} has no slice {index} along {AXES[self.axis]}: expected 0 to "
                 f"{len(self) - 1}"
+            )
+        if math.prod(self.slice_shape) > SLICE_VOXELS:
+            raise VolumeError(
+                f"{self.path} has slices of {self.slice_shape} voxels along {AXES[self.axis]}, "
+                f"expected at most {SLICE_VOXELS} in one, as 16384 x 16384: cut it into parts"
             )
         found = self.read(self.axis, index)
         if found.shape != self.slice_shape or found.dtype != self.dtype:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.volumes.formats.checks import number_type, reading, three_axes
+from ml_backend.volumes.formats.checks import chunk_size, number_type, reading, three_axes
 from ml_backend.volumes.formats.format import DTYPES, EVERYTHING, Format
 from ml_backend.volumes.formats.hdf5_files import Hdf5Files
 from ml_backend.volumes.formats.notes import Notes, length_in, sizes_in_one_unit
@@ -108,6 +108,7 @@ def _open(path: Path, files: Hdf5Files, name: str | None) -> Volume:
     native = number_type(place, dataset.dtype)
     axes = three_axes(place, dataset.shape)
     files.check(dataset)
+    chunk_size(place, dataset.chunks or (), native)
     expected = "a whole dataset, in a compression that HDF5 or hdf5plugin knows"
 
     def block(axis: int, start: int, stop: int) -> npt.NDArray[Any]:

@@ -46,10 +46,10 @@ def folder_read(
     files: Sequence[Path],
     options: ReadOptions,
     look: Callable[[Path], Look],
-    page: Callable[[Path], Slice],
+    page: Callable[[Path, Callable[[Look], None]], Slice],
 ) -> tuple[Look, Read]:
     """Shape and type of the first image as ``look`` finds them in its header, and how slices are
-    read from one image a file.
+    read from one image a file: by ``page``, which has shape and type checked before it decodes.
 
     Raises VolumeError naming the file that has another shape or type than the first: the last one,
     as a stray image sorts there, at once, the others when they are read. Files that are links to
@@ -69,9 +69,7 @@ def folder_read(
 
     def checked(z: int) -> Slice:
         check_inside(files[z], folder, options)
-        image = page(files[z])
-        check(files[z], ((image.shape[0], image.shape[1]), image.dtype))
-        return image
+        return page(files[z], lambda found: check(files[z], found))
 
     check(files[-1], look(files[-1]))
     return first, by_page(len(files), checked)

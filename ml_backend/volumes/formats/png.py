@@ -7,7 +7,7 @@ image.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,11 +91,11 @@ def _look(path: Path) -> Look:
         return (image.height, image.width), _type(path, image)
 
 
-def _image(path: Path) -> npt.NDArray[Any]:
+def _image(path: Path, check: Callable[[Look], None]) -> npt.NDArray[Any]:
     from PIL import Image
 
     with reading(path, _EXPECTED), Image.open(path, formats=_FORMATS) as image:
-        _type(path, image)
+        check(((image.height, image.width), _type(path, image)))
         return native(np.array(image))
 
 

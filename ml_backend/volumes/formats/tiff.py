@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import struct
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,7 @@ from xml.etree import ElementTree
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.volumes.formats.checks import native, number_type, reading
+from ml_backend.volumes.formats.checks import chunk_size, native, number_type, reading
 from ml_backend.volumes.formats.flat import Flat, read_run
 from ml_backend.volumes.formats.format import EVERYTHING, Format
 from ml_backend.volumes.formats.notes import Notes, length_in, sizes_in_one_unit
@@ -108,11 +108,13 @@ def _look(path: Path) -> Look:
         return page.shape, number_type(path, page.dtype)
 
 
-def _image(path: Path) -> Slice:
+def _image(path: Path, check: Callable[[Look], None]) -> Slice:
     import tifffile
 
     with reading(path, _ONE), tifffile.TiffFile(path) as tif:
-        return _decode(path, _only_page(path, tif))
+        page = _only_page(path, tif)
+        check((page.shape, number_type(path, page.dtype)))
+        return _decode(path, page)
 
 
 def _only_page(path: Path, tif: Any) -> Any:
@@ -250,6 +252,7 @@ def _decode(path: Path, page: Any) -> Slice:
 def _check_segments(path: Path, page: Any) -> None:
     """A strip beyond the end of the file, or one never written, is no slice of zeros."""
     size, found = page.parent.filehandle.size, len(page.dataoffsets)
+    chunk_size(path, page.chunks, page.dtype)
     if not page.is_final and found != math.prod(page.chunked):
         raise VolumeError(
             f"{path}, page {page.index}, has {found} strips or tiles, expected "
