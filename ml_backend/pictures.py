@@ -12,7 +12,7 @@ from PIL import Image
 
 from al_strategies.learner import IGNORE
 
-__all__ = ["BROKEN_PICTURE", "class_ids", "decode_label_map", "encode_png"]
+__all__ = ["BROKEN_PICTURE", "PICTURES", "class_ids", "decode_label_map", "encode_png"]
 
 LabelMap = npt.NDArray[np.uint8]
 
@@ -23,6 +23,10 @@ BROKEN_PICTURE = (
     Image.DecompressionBombError,
 )
 """What Pillow raises at bytes that are no picture, a damaged one, or one that is too large."""
+
+PICTURES = ("PNG", "JPEG", "TIFF", "WEBP", "GIF", "BMP")
+"""What is read, whatever a file is called. Pillow knows fifty more; one of them, EPS, is a program,
+which Ghostscript runs."""
 
 
 def encode_png(image: npt.NDArray[np.uint8]) -> bytes:

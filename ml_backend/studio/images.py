@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from ml_backend.disk_cache import DiskCache
-from ml_backend.pictures import BROKEN_PICTURE, encode_png
+from ml_backend.pictures import BROKEN_PICTURE, PICTURES, encode_png
 from ml_backend.studio.client import Studio, StudioError
 
 __all__ = ["ImageCache", "decode_image", "encode_png"]
@@ -30,7 +30,7 @@ def decode_image(data: bytes, name: str) -> npt.NDArray[Any]:
     StudioError names what is broken.
     """
     try:
-        with Image.open(io.BytesIO(data)) as stored:
+        with Image.open(io.BytesIO(data), formats=PICTURES) as stored:
             image = _turned(stored)
             if image.mode in _PLAIN_MODES:
                 return np.asarray(image)

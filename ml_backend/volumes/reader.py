@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ml_backend.volumes.volume import VolumeError
+
 __all__ = ["Reader", "ReaderEnded", "ReaderTimeout"]
 
 _START_S = 120
@@ -27,11 +29,11 @@ _ELSEWHERE = ("HDF5_EXT_PREFIX", "HDF5_EXTFILE_PREFIX", "HDF5_VDS_PREFIX")
 """With these HDF5 looks for files in other places than those that were checked."""
 
 
-class ReaderTimeout(Exception):
+class ReaderTimeout(VolumeError):
     """The process has not answered in time, and was killed."""
 
 
-class ReaderEnded(Exception):
+class ReaderEnded(VolumeError):
     """The process has ended without an answer; the message says how."""
 
 

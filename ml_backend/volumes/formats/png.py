@@ -26,10 +26,13 @@ if TYPE_CHECKING:
 __all__ = ["FORMAT", "read", "write"]
 
 _EXPECTED = "a whole grey image"
-_IMAGES = {"PNG": (".png",), "JPEG": (".jpg", ".jpeg")}
-"""What is read; PNG is written."""
-_FORMATS = ("PNG", "JPEG")
-"""Pillow's names of these: for an EPS file that is called .png it would start Ghostscript."""
+_IMAGES = {
+    "PNG": (".png",), "JPEG": (".jpg", ".jpeg"), "WEBP": (".webp",), "GIF": (".gif",),
+    "BMP": (".bmp",),
+}  # fmt: skip
+"""What is read, with TIFF all that may be uploaded (`PICTURES`); PNG is written."""
+_WITHOUT_GREY = ("WEBP", "GIF")
+"""Colours, or a palette in an order of its own: grey is what is shown so."""
 _TYPES = {
     "1": np.bool_, "L": np.uint8, "P": np.uint8, "I": np.int32,
     "I;16": np.uint16, "I;16L": np.uint16, "I;16B": np.uint16, "I;16N": np.uint16,
@@ -66,7 +69,7 @@ def _strange(folder: Path) -> list[str]:
 FORMAT = Format(
     name="png",
     title="images",
-    summary="a folder of PNG files, 8 or 16 bit",
+    summary="a folder of grey PNG (8 or 16 bit), JPEG, WebP, GIF or BMP files",
     endings=("_png",),
     read=read,
     apart=False,
@@ -87,21 +90,34 @@ FORMAT = Format(
 def _look(path: Path) -> Look:
     from PIL import Image
 
-    with reading(path, _EXPECTED), Image.open(path, formats=_FORMATS) as image:
+    with reading(path, _EXPECTED), Image.open(path, formats=tuple(_IMAGES)) as image:
         return (image.height, image.width), _type(path, image)
 
 
 def _image(path: Path, check: Callable[[Look], None]) -> npt.NDArray[Any]:
     from PIL import Image
 
-    with reading(path, _EXPECTED), Image.open(path, formats=_FORMATS) as image:
+    with reading(path, _EXPECTED), Image.open(path, formats=tuple(_IMAGES)) as image:
         check(((image.height, image.width), _type(path, image)))
-        return native(np.array(image))
+        grey = image.convert("L") if _is_shown_grey(image) else image
+        return native(np.array(grey))
 
 
 def _type(path: Path, image: Image) -> np.dtype[Any]:
-    if image.mode not in _TYPES:
+    if (images := getattr(image, "n_frames", 1)) > 1:
+        raise VolumeError(f"{path} has {images} images, expected one slice a file")
+    if _is_shown_grey(image):
+        return np.dtype(np.uint8)
+    if image.mode not in _TYPES or image.format in _WITHOUT_GREY:
         raise VolumeError(
             f"{path} is a colour image ({image.mode}), expected one grey value a voxel"
         )
     return np.dtype(_TYPES[image.mode])
+
+
+def _is_shown_grey(image: Image) -> bool:
+    """Whether every pixel of a format that has no grey values is shown as one all the same."""
+    if image.format not in _WITHOUT_GREY:
+        return False
+    red, green, blue = image.convert("RGB").split()
+    return red.tobytes() == green.tobytes() == blue.tobytes()
