@@ -67,12 +67,13 @@ class TestAFileThatHangs:
         self, tmp_path: Path, healthy: Path, readers: Readers
     ) -> None:
         known = open_apart(healthy, LATER, readers)
+        in_a_while = ReadOptions(bounds=Bounds(timeout_s=6))  # another process has to start
         damaged, running = hanging(tmp_path / "a.h5"), threading.Event()
 
         def refused() -> str:
             running.set()
             with pytest.raises(VolumeError) as caught:
-                open_apart(damaged, SOON, readers)
+                open_apart(damaged, in_a_while, readers)
             return str(caught.value)
 
         with ThreadPoolExecutor(1) as pool:
@@ -80,7 +81,7 @@ class TestAFileThatHangs:
             assert running.wait(10)
             assert_holds(known, GREY)
             assert not reason.done(), "the healthy volume was read in the meantime"
-        assert f"{damaged} takes too long to be opened (it took longer than 2 s)" in reason.result()
+        assert f"{damaged} takes too long to be opened (it took longer than 6 s)" in reason.result()
         assert len(readers.processes()) == 1, "the one that hung is gone"
         assert_holds(open_apart(healthy, LATER, readers), GREY)
 
@@ -166,7 +167,7 @@ def client(make_settings: Callable[..., Settings], tmp_path: Path) -> FlaskClien
     settings = make_settings(
         NEXTSLICE_VOLUMES=f"scans={tmp_path}",
         NEXTSLICE_SLICE_SECRET=KEYS.secrets[0],
-        NEXTSLICE_VOLUME_TIMEOUT_S=4,
+        NEXTSLICE_VOLUME_TIMEOUT_S=6,
     )
     return create_app(settings).test_client()
 
@@ -190,7 +191,7 @@ def test_the_slice_server_says_why_and_answers_others(
         assert not all(one.done() for one in hung)
     for status, text in (one.result() for one in hung):
         assert status == 422
-        assert "a.h5 takes too long to be opened (it took longer than 4 s" in text
+        assert "a.h5 takes too long to be opened (it took longer than 6 s" in text
     status, text = get("b.h5")
     assert status == 422
     assert "b.h5 ends the process that reads it for slice 3 along z (SIGSEGV)" in text
