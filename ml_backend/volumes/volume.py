@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ml_backend.errors import NextsliceError
-from ml_backend.volumes.limits import LONGEST_AXIS, SLICE_VOXELS
+from ml_backend.volumes.limits import SLICE_VOXELS
 
 __all__ = [
     "AXES",
@@ -74,7 +74,7 @@ class Volume:
     where the file does not say. ``classes``: the names of a label volume's values by index, where
     the file says them. ``axis``: the one that indices run along. Reading is safe from several
     threads. Closes its files as a context manager or by `close`, at the latest when nothing
-    refers to it any more. VolumeError for an axis of more than `LONGEST_AXIS` slices.
+    refers to it any more.
     """
 
     path: Path
@@ -86,13 +86,6 @@ class Volume:
     classes: tuple[str, ...] | None = None
     axis: int = 0
     close: Callable[[], None] = field(default=_nothing, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        if max(self.shape) > LONGEST_AXIS:
-            raise VolumeError(
-                f"{self.path} has the shape {self.shape}, expected at most {LONGEST_AXIS} slices "
-                "along an axis: is its header broken?"
-            )
 
     def along(self, axis: int | str) -> Volume:
         """The same volume with slices along ``axis``: "z", "y", "x" or 0, 1, 2."""
