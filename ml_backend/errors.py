@@ -26,6 +26,8 @@ several raise stand here.
   x MaskError                 a mask that is not what Label Studio's format says
   x VolumeError               a volume cannot be read, or not be written as asked
     + NoSuchVolume              a name that stands for nothing under NEXTSLICE_VOLUMES
+    + ReaderTimeout             the process that reads it has not answered in time
+    + ReaderEnded               the process that reads it has ended
   x WindowError               two grey values between which nothing can be shown
   x AddressRefused            a slice address that we did not sign, or that has expired
   x FolderError               a folder of images and masks is not what is expected

@@ -44,7 +44,8 @@ from ml_backend.studio.projects import (
 )
 from ml_backend.volumes.address import SliceAddress, is_slice_address
 from ml_backend.volumes.opening import ReadOptions, open_volume
-from ml_backend.volumes.volume import AXES, Volume, VolumeError
+from ml_backend.volumes.roots import VolumeRoots
+from ml_backend.volumes.volume import AXES, Bounds, Volume, VolumeError
 from ml_backend.volumes.window import Window, fit_window, render
 
 __all__ = ["ImportReport", "ImportRequest", "import_volume"]
@@ -126,13 +127,25 @@ def import_volume(
     that was created for a file that turns out to be broken while it is uploaded is deleted again.
     """
     with ExitStack() as opened:
-        volume = opened.enter_context(open_volume(request.path, request.options))
+        roots = service.volumes.roots
+        options = replace(request.options, bounds=_bounds(roots, request))
+        volume = opened.enter_context(open_volume(request.path, options))
         volume = volume.along(request.axis)
         labels: Volume | None = None
         if request.with_labels is not None:
-            labels = opened.enter_context(open_volume(request.with_labels, request.label_options))
+            bounds = roots.bounds_of(request.with_labels)
+            options = replace(request.label_options, bounds=bounds)
+            labels = opened.enter_context(open_volume(request.with_labels, options))
             labels = labels.along(request.axis)
         return _Import(service, request, volume, labels, progress).run()
+
+
+def _bounds(roots: VolumeRoots, request: ImportRequest) -> Bounds:
+    """Those of the slice server, where slices are to come from it."""
+    if request.upload or not request.path.exists():
+        return roots.bounds_of(request.path)
+    roots.name(request.path)  # or VolumeError says which folders there are
+    return roots.bounds
 
 
 class _Import:

@@ -249,6 +249,11 @@ class Settings(BaseSettings):
     download_s: Local[Seconds] = Field(
         30, description="Longest the download of one image may take, seconds."
     )
+    volume_timeout_s: Local[Seconds] = Field(
+        30,
+        description="Seconds in which a TIFF, HDF5 or Zarr volume must be open, and each of its "
+        "slices read (ten times that across y and x).",
+    )
     queue_prefix: Local[str] = Field(
         "nextslice", pattern=r"^[A-Za-z0-9_-]+$", description="Prefix of the RQ queues."
     )

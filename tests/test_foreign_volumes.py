@@ -19,6 +19,10 @@ import tifffile
 import zarr
 from PIL import Image
 
+from ml_backend.pictures import PICTURES
+from ml_backend.studio.client import StudioError
+from ml_backend.studio.images import decode_image
+from ml_backend.volumes.formats.registry import formats
 from ml_backend.volumes.opening import ReadOptions, open_volume
 from ml_backend.volumes.volume import VolumeError
 from tests.test_formats import SHAPE, assert_holds, values, write
@@ -540,6 +544,39 @@ class TestPng:
         for z in range(3):
             Image.fromarray(np.full((8, 8), 40 * z, "u1")).save(tmp_path / f"{z}.jpg")
         assert open_volume(tmp_path)[2][4, 4] == pytest.approx(80, abs=2)
+
+    def test_what_may_be_uploaded_is_read_as_slices(self) -> None:
+        assert {kind for one in formats() for kind in one.images} == set(PICTURES)
+
+    @pytest.mark.parametrize("ending", ["png", "webp", "gif", "bmp", "tif"])
+    def test_a_slice_is_what_an_upload_of_its_file_shows(self, tmp_path: Path, ending: str) -> None:
+        array = values("u1", (3, 20, 24))
+        for z, page in enumerate(array):
+            lossless = {"lossless": True} if ending == "webp" else {}
+            Image.fromarray(page).save(tmp_path / f"{z}.{ending}", **lossless)
+        opened_as(tmp_path, array)
+        shown = decode_image((tmp_path / f"1.{ending}").read_bytes(), "1")
+        assert np.array_equal(shown if shown.ndim == 2 else shown[..., 0], array[1])
+
+    def test_a_program_is_no_image(self, tmp_path: Path) -> None:
+        """Pillow would hand it to Ghostscript."""
+        Image.new("L", (8, 8)).save(tmp_path / "0.eps")
+        (tmp_path / "0.eps").rename(tmp_path / "0.png")
+        with pytest.raises(VolumeError, match=r"0\.png cannot be read \(cannot identify"):
+            open_volume(tmp_path)
+        with pytest.raises(StudioError, match="cannot be read as an image"):
+            decode_image((tmp_path / "0.png").read_bytes(), "0")
+
+    def test_a_moving_image_is_no_slice(self, tmp_path: Path) -> None:
+        pages = [Image.fromarray(page) for page in values("u1", (3, 20, 24))]
+        pages[0].save(tmp_path / "0.gif", save_all=True, append_images=pages[1:])
+        with pytest.raises(VolumeError, match=r"0\.gif has 3 images, expected one slice a file"):
+            open_volume(tmp_path)
+
+    def test_coloured_webp_is_refused(self, tmp_path: Path) -> None:
+        Image.new("RGB", (8, 8), (10, 20, 30)).save(tmp_path / "0.webp")
+        with pytest.raises(VolumeError, match=r"0\.webp is a colour image \(RGB\)"):
+            open_volume(tmp_path)
 
     @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
     def test_colour_is_refused(self, tmp_path: Path, mode: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,6 +34,7 @@ from ml_backend.rounds.service import Service
 from ml_backend.settings import load_settings
 from ml_backend.volumes.formats.registry import written_endings
 from ml_backend.volumes.opening import open_volume
+from ml_backend.volumes.roots import VolumeRoots
 from ml_backend.volumes.volume import Volume
 
 if TYPE_CHECKING:
@@ -174,7 +176,9 @@ def segment(
     if device != "auto":
         check_device(device, here=True)
     stop_on_sigterm()
-    options = reading(dataset, shape, dtype, offset)
+    settings = load_settings()
+    roots = VolumeRoots.parse(settings.volumes, settings.volume_timeout_s)
+    options = replace(reading(dataset, shape, dtype, offset), bounds=roots.bounds_of(volume))
     with open_volume(volume, options) as opened:
         data, version = (
             _published(project) if weights is None else (weights.read_bytes(), weights.name)

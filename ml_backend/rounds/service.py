@@ -109,7 +109,8 @@ class Service:
         if self._volumes is not None:
             return self._volumes
         try:
-            return OpenVolumes(VolumeRoots.parse(self.settings.volumes))
+            settings = self.settings
+            return OpenVolumes(VolumeRoots.parse(settings.volumes, settings.volume_timeout_s))
         except ValueError as error:
             raise SettingsError(str(error)) from None
 

@@ -17,9 +17,13 @@ import numpy.typing as npt
 
 from al_strategies.learner import Progress
 from ml_backend.durable import move_whole
+from ml_backend.volumes.apart import open_apart
+from ml_backend.volumes.enclosure import check_inside
 from ml_backend.volumes.formats.checks import writable_type
 from ml_backend.volumes.formats.format import Format
+from ml_backend.volumes.formats.notes import sidecar_path
 from ml_backend.volumes.formats.registry import formats
+from ml_backend.volumes.limits import LONGEST_AXIS
 from ml_backend.volumes.recognition import format_for, format_of, readable
 from ml_backend.volumes.staging import staging
 from ml_backend.volumes.volume import ReadOptions, Volume, VolumeError, VolumeSpec
@@ -43,12 +47,22 @@ def open_volume(path: str | Path, options: ReadOptions | None = None) -> Volume:
     """The volume at ``path``; nothing but its description is read yet.
 
     Raises VolumeError for what is none of the formats, is broken, has no three axes (z, y, x) of
-    numbers, or needs ``options``.
+    numbers, needs ``options``, leads out of their bounds, or claims more than `limits` allow.
     """
     place, given = Path(path), options or ReadOptions()
     if not place.exists():
         raise VolumeError(f"{place} does not exist, expected {readable()}")
-    return format_of(place, given).read(place, given)
+    check_inside(place, place, given)
+    check_inside(sidecar_path(place), place, given)
+    kind = format_of(place, given)
+    volume = open_apart(place, given) if kind.apart else kind.read(place, given)
+    if max(volume.shape) > LONGEST_AXIS:
+        volume.close()
+        raise VolumeError(
+            f"{place} has the shape {volume.shape}, expected at most {LONGEST_AXIS} slices along "
+            "an axis: is its header broken?"
+        )
+    return volume
 
 
 def write_volume(

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ml_backend.errors import SettingsError
-from ml_backend.volumes.volume import VolumeError
+from ml_backend.volumes.enclosure import own_folders
+from ml_backend.volumes.volume import Bounds, VolumeError
 
 __all__ = ["NoSuchVolume", "VolumeRoots"]
 
@@ -30,12 +31,14 @@ class VolumeRoots:
     """Folders by name, each absolute. A root itself may be a volume (a folder of PNGs), or a file.
 
     Roots need not exist until a volume in them is asked for: a disk may be mounted later.
+    ``timeout_s``: as in `Bounds`, of the volumes in them.
     """
 
     folders: Mapping[str, Path]
+    timeout_s: float = Bounds.timeout_s
 
     @classmethod
-    def parse(cls, text: str) -> VolumeRoots:
+    def parse(cls, text: str, timeout_s: float = Bounds.timeout_s) -> VolumeRoots:
         """Roots from ``"/data/scans"`` or ``"scans=/data/scans,archive=/mnt/x"``; "" is none.
 
         A root without a name is called as its last folder. Raises SettingsError for an entry
@@ -59,7 +62,7 @@ class VolumeRoots:
                     f"give them different names, as in {name}=…,other={folder}"
                 )
             folders[name] = folder
-        return cls(folders)
+        return cls(folders, timeout_s)
 
     def path(self, name: str) -> Path:
         """The file or folder that ``name`` stands for.
@@ -84,6 +87,16 @@ class VolumeRoots:
         if not inside:
             raise VolumeError(f"volume {name!r}: {path} is a link that leads out of {root}")
         return path
+
+    @property
+    def bounds(self) -> Bounds:
+        """What a volume that is called by a name may be made of: files in any of the roots."""
+        return Bounds(tuple(self.folders.values()), self.timeout_s)
+
+    def bounds_of(self, path: Path) -> Bounds:
+        """What a volume that a person has given by its path may be made of besides: what lies in
+        its own folder."""
+        return Bounds((*own_folders(path), *self.folders.values()), self.timeout_s)
 
     def name(self, path: str | Path) -> str:
         """The name of the volume at ``path``, so that `path` gives that file back.

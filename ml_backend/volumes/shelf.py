@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -142,11 +142,12 @@ class OpenVolumes:
     def _borrowed(self, name: str, options: ReadOptions) -> Iterator[_Held]:
         state = FileState.of(self.roots.path(name))
         key = (state.path, options)
+        bounded = replace(options, bounds=self.roots.bounds)
         with self._lock:
             held = self._shelf.get(key)
             idle = self._drop([key]) if held is not None and held.state != state else []
             # taken out and put back: the order of the shelf is that of use
-            held = self._shelf.pop(key, None) or _Held(state, options)
+            held = self._shelf.pop(key, None) or _Held(state, bounded)
             self._shelf[key] = held
             held.readers += 1
             idle += self._drop(list(self._shelf)[: max(0, len(self._shelf) - self._limit)])

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,8 +17,18 @@ import numpy as np
 import numpy.typing as npt
 
 from ml_backend.errors import NextsliceError
+from ml_backend.volumes.limits import SLICE_VOXELS
 
-__all__ = ["AXES", "Read", "ReadOptions", "Volume", "VolumeError", "VolumeSpec", "axis_index"]
+__all__ = [
+    "AXES",
+    "Bounds",
+    "Read",
+    "ReadOptions",
+    "Volume",
+    "VolumeError",
+    "VolumeSpec",
+    "axis_index",
+]
 
 AXES = ("z", "y", "x")
 """The axes of a volume in the order of its shape. A slice along z is (Y, X), along y (Z, X), along
@@ -91,12 +102,18 @@ class Volume:
     def __getitem__(self, index: int) -> Slice:
         """The slice at ``index`` along `axis`, an array of its own in native values.
 
-        Raises IndexError outside 0 … len - 1, VolumeError for a file that is broken there.
+        Raises IndexError outside 0 … len - 1, VolumeError for a file that is broken there, and for
+        a slice of more than `SLICE_VOXELS`.
         """
         if not 0 <= index < len(self):
             raise IndexError(
                 f"{self.path} has no slice {index} along {AXES[self.axis]}: expected 0 to "
                 f"{len(self) - 1}"
+            )
+        if math.prod(self.slice_shape) > SLICE_VOXELS:
+            raise VolumeError(
+                f"{self.path} has slices of {self.slice_shape} voxels along {AXES[self.axis]}, "
+                f"expected at most {SLICE_VOXELS} in one, as 16384 x 16384: cut it into parts"
             )
         found = self.read(self.axis, index)
         if found.shape != self.slice_shape or found.dtype != self.dtype:
@@ -122,17 +139,33 @@ class Volume:
 
 
 @dataclass(frozen=True)
+class Bounds:
+    """What reading a volume may not go beyond.
+
+    ``roots``: folders in which everything lies that is opened on behalf of it, links followed;
+    none: its own folder. ``timeout_s``: seconds in which it has to be open, and each slice read;
+    ten times that across y and x, for which most formats read every slice. It holds for what is
+    read in a child process.
+    """
+
+    roots: tuple[Path, ...] = ()
+    timeout_s: float = 30.0
+
+
+@dataclass(frozen=True)
 class ReadOptions:
     """What some formats cannot say of themselves; the others do not look at it.
 
     ``dataset``: path of an HDF5 dataset or group, or of an array or group inside a Zarr folder.
     ``shape`` (Z, Y, X), ``dtype`` as NumPy writes it ("<u2") and ``offset`` in bytes: of raw files.
+    ``bounds`` say nothing of the voxels: with others it is the same reading of the volume.
     """
 
     dataset: str | None = None
     shape: tuple[int, int, int] | None = None
     dtype: str | None = None
     offset: int = 0
+    bounds: Bounds = field(default_factory=Bounds, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ml_backend.volumes.limits import CHUNK_BYTES
 from ml_backend.volumes.volume import VolumeError
 
-__all__ = ["native", "number_type", "reading", "three_axes", "writable_type"]
+__all__ = ["chunk_size", "native", "number_type", "reading", "three_axes", "writable_type"]
 
 
 @contextmanager
@@ -61,6 +63,15 @@ def three_axes(path: Path, shape: Sequence[int]) -> tuple[int, int, int]:
     if min(shape) < 1:
         raise VolumeError(f"{path} has the shape {tuple(shape)}: it is empty, expected voxels")
     return axes[0], axes[1], axes[2]
+
+
+def chunk_size(path: Path, chunk: Sequence[int], dtype: np.dtype[Any]) -> None:
+    """Raises VolumeError for a chunk, strip or tile that takes too much memory to be unpacked."""
+    if (size := math.prod(map(int, chunk)) * dtype.itemsize) > CHUNK_BYTES:
+        raise VolumeError(
+            f"{path} has its values in pieces of {tuple(chunk)}, {size} bytes each, expected at "
+            f"most {CHUNK_BYTES}: write it in smaller ones"
+        )
 
 
 def writable_type(path: Path, dtype: np.dtype[Any], known: Sequence[str], what: str) -> None:

@@ -8,15 +8,16 @@ Detectors compress with Bitshuffle, LZ4, Blosc, Zstandard, …: hdf5plugin knows
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.volumes.formats.checks import number_type, reading, three_axes
+from ml_backend.volumes.formats.checks import chunk_size, number_type, reading, three_axes
 from ml_backend.volumes.formats.format import DTYPES, EVERYTHING, Format
+from ml_backend.volumes.formats.hdf5_files import Hdf5Files
 from ml_backend.volumes.formats.notes import Notes, length_in, sizes_in_one_unit
 from ml_backend.volumes.formats.slabs import Slabs, chunk_shape, in_slabs
 from ml_backend.volumes.volume import ReadOptions, Volume, VolumeError, VolumeSpec
@@ -29,16 +30,15 @@ _LISTED = 20
 
 def read(path: Path, options: ReadOptions) -> Volume:
     """``options.dataset``: path of a dataset, or of an NXdata group."""
-    import h5py
     import hdf5plugin  # noqa: F401  (h5py reads its compressions once it is imported)
 
     with reading(path, _EXPECTED):
-        file = h5py.File(path, "r")
+        files = Hdf5Files(path, options)
     try:
         with reading(path, _EXPECTED):
-            return _open(path, file, options.dataset)
+            return _open(path, files, options.dataset)
     except BaseException:
-        file.close()
+        files.close()
         raise
 
 
@@ -102,12 +102,13 @@ def _write_axes(group: Any, dataset: Any, spec: VolumeSpec) -> None:
         dataset.attrs["element_size_um"] = [size * factor for size in spec.voxel_size]
 
 
-def _open(path: Path, file: Any, name: str | None) -> Volume:
-    dataset = _named(path, file, name) if name is not None else _found(path, file)
+def _open(path: Path, files: Hdf5Files, name: str | None) -> Volume:
+    dataset = _named(files, name) if name is not None else _found(files)
     place = Path(f"{path}:{dataset.name}")
     native = number_type(place, dataset.dtype)
     axes = three_axes(place, dataset.shape)
-    _check_sources(place, path, dataset)
+    files.check(dataset)
+    chunk_size(place, dataset.chunks or (), native)
     expected = "a whole dataset, in a compression that HDF5 or hdf5plugin knows"
 
     def block(axis: int, start: int, stop: int) -> npt.NDArray[Any]:
@@ -120,79 +121,83 @@ def _open(path: Path, file: Any, name: str | None) -> Volume:
     z, y, x = (dataset.shape[axis] for axis in axes)
     chunks = dataset.chunks and tuple(dataset.chunks[axis] for axis in axes)
     slabs = Slabs((z, y, x), chunks, native.itemsize, block)
-    notes = _notes(dataset, axes)
+    notes = _notes(files, dataset, axes)
 
     def close() -> None:
         slabs.close()
-        file.close()
+        files.close()
 
     return notes.volume(path, (z, y, x), native, slabs.read, close)
 
 
-def _named(path: Path, file: Any, name: str) -> Any:
+def _named(files: Hdf5Files, name: str) -> Any:
     import h5py
 
-    found = file.get(name)
+    found = files.member(files.root, name)
     if isinstance(found, h5py.Group):
-        found = found.get(_text(found.attrs.get("signal", "data")))
+        found = files.member(found, _text(found.attrs.get("signal", "data")))
     if not isinstance(found, h5py.Dataset):
-        raise VolumeError(f"{path} has no dataset {name}, expected one of:{_listed(_all(file))}")
+        raise VolumeError(
+            f"{files.path} has no dataset {name}, expected one of:{_listed(_all(files))}"
+        )
     return found
 
 
-def _found(path: Path, file: Any) -> Any:
+def _found(files: Hdf5Files) -> Any:
     """By the NeXus defaults, else the only dataset with three axes of numbers."""
-    if (pointed := _by_default(file)) is not None:
+    if (pointed := _by_default(files)) is not None:
         return pointed
-    candidates = [one for one in _all(file) if one.dtype.kind in "biuf" and _is_volume(one.shape)]
+    there = _all(files)
+    if files.refused:  # it may be the one, and another must not be taken for it
+        raise files.refused[0]
+    candidates = [one for one in there if one.dtype.kind in "biuf" and _is_volume(one.shape)]
     signals = [one for one in candidates if str(_text(one.attrs.get("signal", ""))) == "1"]
     for few in (signals, candidates):
         if len(few) == 1:
             return few[0]
     if candidates:
         raise VolumeError(
-            f"{path} has {len(candidates)} datasets that could be the volume, name one as dataset:"
-            f"{_listed(candidates)}"
+            f"{files.path} has {len(candidates)} datasets that could be the volume, name one as "
+            f"dataset:{_listed(candidates)}"
         )
     raise VolumeError(
-        f"{path} has no dataset with three axes of numbers, expected a volume; it has:"
-        f"{_listed(_all(file)) or ' nothing'}"
+        f"{files.path} has no dataset with three axes of numbers, expected a volume; it has:"
+        f"{_listed(there) or ' nothing'}"
     )
 
 
-def _by_default(file: Any) -> Any | None:
+def _by_default(files: Hdf5Files) -> Any | None:
     """The signal that ``default`` attributes lead to, None where there are none."""
     import h5py
 
-    group, passed = file, []
+    group, passed = files.root, []
     while "signal" not in group.attrs:
         passed.append(group)
         name = _text(group.attrs.get("default", ""))
-        step = group.get(name) if name else None
+        step = files.member(group, name) if name else None
         if not isinstance(step, h5py.Group) or step in passed:
             return None
         group = step
-    signal = group.get(_text(group.attrs["signal"]))
+    signal = files.member(group, _text(group.attrs["signal"]))
     return signal if isinstance(signal, h5py.Dataset) else None
 
 
-def _all(group: Any, seen: set[Any] | None = None) -> Iterator[Any]:
-    """Every dataset below, linked ones once, broken links left out."""
+def _all(files: Hdf5Files) -> list[Any]:
+    """Every dataset, linked ones once; links that lead nowhere or outside are left out."""
     import h5py
 
-    seen = set() if seen is None else seen
-    for name in group:
-        try:
-            member = group[name]
-        except (KeyError, OSError):
-            continue
-        if member in seen:
-            continue
-        seen.add(member)
-        if isinstance(member, h5py.Group):
-            yield from _all(member, seen)
-        elif isinstance(member, h5py.Dataset):
-            yield member
+    seen: set[Any] = set()
+    found, groups = [], [files.root]
+    while groups:
+        for member in files.members(groups.pop()):
+            if member in seen:
+                continue
+            seen.add(member)
+            if isinstance(member, h5py.Group):
+                groups.append(member)
+            elif isinstance(member, h5py.Dataset):
+                found.append(member)
+    return found
 
 
 def _is_volume(shape: tuple[int, ...] | None) -> bool:
@@ -205,29 +210,17 @@ def _listed(datasets: Iterable[Any]) -> str:
     return "".join(lines[:_LISTED]) + more
 
 
-def _check_sources(place: Path, path: Path, dataset: Any) -> None:
-    """HDF5 gives zeros for files of a virtual dataset that are not there."""
-    if not dataset.is_virtual:
-        return
-    for name in {source.file_name for source in dataset.virtual_sources()}:
-        if name != "." and not (path.parent / name).exists():
-            raise VolumeError(
-                f"{place} is made of other files, and {name} is not there: expected it beside "
-                f"{path.name}"
-            )
-
-
-def _notes(dataset: Any, axes: tuple[int, int, int]) -> Notes:
+def _notes(files: Hdf5Files, dataset: Any, axes: tuple[int, int, int]) -> Notes:
     classes = dataset.attrs.get("classes")
     names = None if classes is None else tuple(_text(name) for name in np.atleast_1d(classes))
-    notes = _axes_notes(dataset, axes)
+    notes = _axes_notes(files, dataset, axes)
     sizes = dataset.attrs.get("element_size_um")
     if notes.voxel_size is None and sizes is not None and np.size(sizes) == 3:
         notes = Notes.sized(list(sizes), "µm")
     return Notes(notes.voxel_size, notes.unit, names)
 
 
-def _axes_notes(dataset: Any, axes: tuple[int, int, int]) -> Notes:
+def _axes_notes(files: Hdf5Files, dataset: Any, axes: tuple[int, int, int]) -> Notes:
     """From the datasets that NXdata's ``axes`` name, where they are evenly spaced lengths."""
     import h5py
 
@@ -235,17 +228,22 @@ def _axes_notes(dataset: Any, axes: tuple[int, int, int]) -> Notes:
     names = [_text(name) for name in np.atleast_1d(group.attrs.get("axes", []))]
     if len(names) != dataset.ndim:
         return Notes()
-    coordinates = [group.get(names[axis]) for axis in axes]
-    if not all(isinstance(one, h5py.Dataset) and "units" in one.attrs for one in coordinates):
-        return Notes()
-    return sizes_in_one_unit(
-        [_step(one[()]) for one in coordinates], [one.attrs["units"] for one in coordinates]
-    )
+    sizes, units = [], []
+    for axis in axes:
+        one = files.member(group, names[axis])
+        if not isinstance(one, h5py.Dataset) or "units" not in one.attrs:
+            return Notes()
+        files.check(one)
+        sizes.append(_step(one, dataset.shape[axis]))
+        units.append(one.attrs["units"])
+    return sizes_in_one_unit(sizes, units)
 
 
-def _step(values: Any) -> float | None:
-    if np.ndim(values) != 1 or len(values) < 2 or values.dtype.kind not in "iuf":
+def _step(coordinates: Any, length: int) -> float | None:
+    """How far they are apart; None where they are not one for each index, or uneven."""
+    if coordinates.shape != (length,) or length < 2 or coordinates.dtype.kind not in "iuf":
         return None
+    values = coordinates[()]
     steps = np.diff(values.astype(np.float64))
     mean = float(steps.mean())
     return abs(mean) if np.allclose(steps, mean, rtol=1e-3, atol=0) else None

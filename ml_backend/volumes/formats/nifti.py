@@ -8,8 +8,10 @@ unpacks it once into a temporary file (in TMPDIR), which `Volume.close` removes.
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import shutil
+import struct
 import tempfile
 import threading
 import weakref
@@ -25,32 +27,36 @@ from ml_backend.volumes.formats.checks import number_type, reading, three_axes
 from ml_backend.volumes.formats.flat import Flat
 from ml_backend.volumes.formats.format import EVERYTHING, Format
 from ml_backend.volumes.formats.notes import Notes, length_in, unit_symbol
+from ml_backend.volumes.limits import HEADER_BYTES, UNPACKED_BYTES
 from ml_backend.volumes.volume import Read, ReadOptions, Volume, VolumeError, VolumeSpec
 
 __all__ = ["FORMAT", "read", "write"]
 
 _EXPECTED = "a NIfTI file"
+_LONGEST_HEADER = 544
+_HIGHEST_RATIO = 1032
+"""Deflate makes no more of a byte."""
 _COMMENT = 6  # code of a header extension that holds text
 _UNITS = {"meter": "m", "mm": "mm", "micron": "µm"}
 
 
 def read(path: Path, options: ReadOptions) -> Volume:
     """Three axes, or more of which the others have length 1."""
-    import nibabel
     from nibabel.volumeutils import apply_read_scaling
 
     with reading(path, _EXPECTED):
-        image: Any = nibabel.load(path)
-        proxy = image.dataobj
-        if not hasattr(proxy, "slope"):
-            raise VolumeError(f"{path} is no NIfTI file, expected .nii or .nii.gz")
-        axes = three_axes(path, proxy.shape)
-        x, y, z = (proxy.shape[axis] for axis in axes)
-        stored: np.dtype[Any] = np.dtype(proxy.dtype)
+        header = _header_of(path)
+        shape = tuple(map(int, header.get_data_shape()))
+        axes = three_axes(path, shape)
+        x, y, z = (shape[axis] for axis in axes)
+        stored: np.dtype[Any] = np.dtype(header.get_data_dtype())
         native = number_type(path, stored)
-        slope, inter = float(proxy.slope), float(proxy.inter)
-        notes = _notes(path, image.header, axes)
-        flat = Flat(path, (z, y, x), stored, int(proxy.offset))
+        # None where the header says nothing, or what makes no sense
+        slope, inter = (
+            float(n or d) for n, d in zip(header.get_slope_inter(), (1, 0), strict=True)
+        )
+        notes = _notes(path, header, axes)
+        flat = Flat(path, (z, y, x), stored, int(header.get_data_offset()))
     read_stored: Read = flat.read
     close: Callable[[], None] | None = None
     if path.suffix.lower() == ".gz":
@@ -92,6 +98,7 @@ FORMAT = Format(
     readable="NIfTI (.nii, .nii.gz)",
     endings=(".nii", ".nii.gz"),
     read=read,
+    apart=False,
     write=write,
     dtypes=(
         *("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"),
@@ -102,6 +109,33 @@ FORMAT = Format(
     masks=".nii.gz",
     place=40,
 )
+
+
+def _header_of(path: Path) -> Any:
+    """What is before the values, read no further than they begin: extensions may claim anything."""
+    import nibabel
+
+    opening: Any = gzip.open if path.suffix.lower() == ".gz" else open
+    with opening(path, "rb") as file:
+        head = file.read(_LONGEST_HEADER)
+        for order in "<>":
+            (size,) = struct.unpack_from(f"{order}i", head)
+            if size == 348:
+                kind: Any = nibabel.Nifti1Header
+                (offset,) = struct.unpack_from(f"{order}f", head, 108)
+            elif size == 540:
+                kind = nibabel.Nifti2Header
+                (offset,) = struct.unpack_from(f"{order}q", head, 168)
+            else:
+                continue
+            if not 0 <= offset <= HEADER_BYTES:
+                raise VolumeError(
+                    f"{path} says that its values begin at byte {offset:.0f}, expected one within "
+                    f"the first {HEADER_BYTES}"
+                )
+            head += file.read(max(0, int(offset) - len(head)))
+            return kind.from_fileobj(io.BytesIO(head[: max(int(offset), size)]))
+    raise VolumeError(f"{path} is no NIfTI file, expected .nii or .nii.gz")
 
 
 def _header(spec: VolumeSpec) -> Any:
@@ -188,6 +222,15 @@ class _Unpacked:
     def _unpack_into(self, folder: Path) -> Flat:
         path = self.packed.path
         free, size = shutil.disk_usage(folder).free, self.packed.end
+        if size > UNPACKED_BYTES:
+            raise VolumeError(
+                f"{path} unpacks to {size} bytes, expected at most {UNPACKED_BYTES}: gunzip it"
+            )
+        if size > _HIGHEST_RATIO * (packed := path.stat().st_size):
+            raise VolumeError(
+                f"{path} has {packed} bytes, which never unpack to the {size} that its shape "
+                f"{self.packed.shape} needs: expected a whole gzip file"
+            )
         if free < size:
             raise VolumeError(
                 f"{path} needs {size} bytes in {tempfile.gettempdir()} to be unpacked, {free} are "
@@ -195,7 +238,12 @@ class _Unpacked:
             )
         target = folder / "volume.nii"
         with reading(path, "a whole gzip file"), gzip.open(path) as source, target.open("wb") as to:
-            shutil.copyfileobj(source, to, 2**20)
+            # no further than the values go, whatever is packed behind them
+            left = size
+            while left and (part := source.read(min(left, 2**20))):
+                to.write(part)
+                left -= len(part)
+            source.read(1)  # where nothing is, the sum of what was packed is checked
         found = target.stat().st_size
         if found < size:
             raise VolumeError(

@@ -68,6 +68,7 @@ FORMAT = Format(
     summary="`.npy`",
     endings=(".npy",),
     read=read,
+    apart=False,
     write=write,
     dtypes=DTYPES,
     keeps=EVERYTHING,

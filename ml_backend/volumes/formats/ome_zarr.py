@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.volumes.formats.checks import number_type, reading, three_axes
+from ml_backend.volumes.formats.checks import chunk_size, number_type, reading, three_axes
 from ml_backend.volumes.formats.format import DTYPES, EVERYTHING, Format
 from ml_backend.volumes.formats.notes import Notes, sizes_in_one_unit
 from ml_backend.volumes.formats.slabs import Slabs, chunk_shape, in_slabs
@@ -37,8 +37,10 @@ def read(path: Path, options: ReadOptions) -> Volume:
     """``options.dataset``: path of an array or image inside, as ``labels/bone``."""
     import zarr
 
+    from ml_backend.volumes.zarr_store import EnclosedStore
+
     with reading(path, _EXPECTED):
-        node: Any = zarr.open(path, mode="r")
+        node: Any = zarr.open(EnclosedStore(path, options), mode="r")
         if options.dataset is not None:
             node = _member(path, node, options.dataset)
         image = _image(path, node)
@@ -213,6 +215,7 @@ def _open(path: Path, image: _Image) -> Volume:
     z, y, x = (array.shape[axis] for axis in axes)
     if 0 in array.shape:
         raise VolumeError(f"{place} has the shape {array.shape}: it is empty, expected voxels")
+    chunk_size(place, array.chunks, native)
     # source axes that are left after indexing, in the order of z, y, x
     order = [sorted(axes).index(axis) for axis in axes]
 

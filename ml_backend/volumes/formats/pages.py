@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.volumes.volume import Read, VolumeError
+from ml_backend.volumes.enclosure import check_inside
+from ml_backend.volumes.volume import Read, ReadOptions, VolumeError
 
 __all__ = ["Look", "by_page", "files_in", "folder_read"]
 
@@ -42,14 +43,21 @@ def files_in(folder: Path, endings: Sequence[str]) -> list[Path]:
 
 
 def folder_read(
-    files: Sequence[Path], look: Callable[[Path], Look], page: Callable[[Path], Slice]
+    files: Sequence[Path],
+    options: ReadOptions,
+    look: Callable[[Path], Look],
+    page: Callable[[Path, Callable[[Look], None]], Slice],
 ) -> tuple[Look, Read]:
     """Shape and type of the first image as ``look`` finds them in its header, and how slices are
-    read from one image a file.
+    read from one image a file: by ``page``, which has shape and type checked before it decodes.
 
     Raises VolumeError naming the file that has another shape or type than the first: the last one,
-    as a stray image sorts there, at once, the others when they are read.
+    as a stray image sorts there, at once, the others when they are read. Files that are links to
+    somewhere outside are refused both times.
     """
+    folder = files[0].parent
+    for path in files:
+        check_inside(path, folder, options)
     first = look(files[0])
 
     def check(path: Path, found: Look) -> None:
@@ -60,9 +68,8 @@ def folder_read(
             )
 
     def checked(z: int) -> Slice:
-        image = page(files[z])
-        check(files[z], ((image.shape[0], image.shape[1]), image.dtype))
-        return image
+        check_inside(files[z], folder, options)
+        return page(files[z], lambda found: check(files[z], found))
 
     check(files[-1], look(files[-1]))
     return first, by_page(len(files), checked)

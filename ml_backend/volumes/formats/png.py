@@ -7,7 +7,7 @@ image.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +26,13 @@ if TYPE_CHECKING:
 __all__ = ["FORMAT", "read", "write"]
 
 _EXPECTED = "a whole grey image"
-_IMAGES = {"PNG": (".png",), "JPEG": (".jpg", ".jpeg")}
-"""What is read; PNG is written."""
+_IMAGES = {
+    "PNG": (".png",), "JPEG": (".jpg", ".jpeg"), "WEBP": (".webp",), "GIF": (".gif",),
+    "BMP": (".bmp",),
+}  # fmt: skip
+"""What is read, with TIFF all that may be uploaded (`PICTURES`); PNG is written."""
+_WITHOUT_GREY = ("WEBP", "GIF")
+"""Colours, or a palette in an order of its own: grey is what is shown so."""
 _TYPES = {
     "1": np.bool_, "L": np.uint8, "P": np.uint8, "I": np.int32,
     "I;16": np.uint16, "I;16L": np.uint16, "I;16B": np.uint16, "I;16N": np.uint16,
@@ -37,7 +42,7 @@ _TYPES = {
 def read(path: Path, options: ReadOptions) -> Volume:
     """8- or 16-bit grey images; of a palette image the index, as annotation tools write it."""
     files = files_in(path, [ending for endings in _IMAGES.values() for ending in endings])
-    (size, dtype), cut = folder_read(files, _look, _image)
+    (size, dtype), cut = folder_read(files, options, _look, _image)
     notes = Notes.beside(path)
     return notes.volume(path, (len(files), *size), dtype, cut)
 
@@ -64,9 +69,10 @@ def _strange(folder: Path) -> list[str]:
 FORMAT = Format(
     name="png",
     title="images",
-    summary="a folder of PNG files, 8 or 16 bit",
+    summary="a folder of grey PNG (8 or 16 bit), JPEG, WebP, GIF or BMP files",
     endings=("_png",),
     read=read,
+    apart=False,
     write=write,
     written_as="PNG",
     dtypes=("uint8", "uint16"),
@@ -88,17 +94,30 @@ def _look(path: Path) -> Look:
         return (image.height, image.width), _type(path, image)
 
 
-def _image(path: Path) -> npt.NDArray[Any]:
+def _image(path: Path, check: Callable[[Look], None]) -> npt.NDArray[Any]:
     from ml_backend.pictures import open_picture
 
     with reading(path, _EXPECTED), open_picture(path, tuple(_IMAGES)) as image:
-        _type(path, image)
-        return native(np.array(image))
+        check(((image.height, image.width), _type(path, image)))
+        grey = image.convert("L") if _is_shown_grey(image) else image
+        return native(np.array(grey))
 
 
 def _type(path: Path, image: Image) -> np.dtype[Any]:
-    if image.mode not in _TYPES:
+    if (images := getattr(image, "n_frames", 1)) > 1:
+        raise VolumeError(f"{path} has {images} images, expected one slice a file")
+    if _is_shown_grey(image):
+        return np.dtype(np.uint8)
+    if image.mode not in _TYPES or image.format in _WITHOUT_GREY:
         raise VolumeError(
             f"{path} is a colour image ({image.mode}), expected one grey value a voxel"
         )
     return np.dtype(_TYPES[image.mode])
+
+
+def _is_shown_grey(image: Image) -> bool:
+    """Whether every pixel of a format that has no grey values is shown as one all the same."""
+    if image.format not in _WITHOUT_GREY:
+        return False
+    red, green, blue = image.convert("RGB").split()
+    return red.tobytes() == green.tobytes() == blue.tobytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -34,7 +35,7 @@ class Slabs:
         self._thickness = [1, 1, 1]
         for axis, length in enumerate(shape):
             thickness = min(chunks[axis], length) if chunks else 1
-            others = int(np.prod([n for i, n in enumerate(shape) if i != axis]))
+            others = math.prod(n for i, n in enumerate(shape) if i != axis)
             if thickness * others * itemsize <= _KEPT:
                 self._thickness[axis] = thickness
         self._lock = threading.Lock()
@@ -52,7 +53,8 @@ class Slabs:
                 self._slab = None  # before the next one needs the memory
                 stop = min(start + thickness, self._shape[axis])
                 self._slab, self._at = self._block(axis, start, stop), (axis, start)
-            return np.array(self._slab.take(index - start, axis))
+            part: Array = self._slab.take(index - start, axis)
+            return part
 
     def close(self) -> None:
         with self._lock:

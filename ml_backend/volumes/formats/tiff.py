@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import struct
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,7 @@ from xml.etree import ElementTree  # nosec B405  # it fetches nothing, expat bou
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.volumes.formats.checks import native, number_type, reading
+from ml_backend.volumes.formats.checks import chunk_size, native, number_type, reading
 from ml_backend.volumes.formats.flat import Flat, read_run
 from ml_backend.volumes.formats.format import EVERYTHING, Format
 from ml_backend.volumes.formats.notes import Notes, length_in, sizes_in_one_unit
@@ -43,7 +43,7 @@ _NAMESPACE = "nextslice/classes"
 
 def read(path: Path, options: ReadOptions) -> Volume:
     """A file with one grey page a slice, or a folder of such files with one page each."""
-    return _read_folder(path) if path.is_dir() else _read_file(path)
+    return _read_folder(path, options) if path.is_dir() else _read_file(path)
 
 
 def write(path: Path, slices: Iterable[Slice], spec: VolumeSpec) -> None:
@@ -93,9 +93,9 @@ FORMAT = Format(
 )
 
 
-def _read_folder(path: Path) -> Volume:
+def _read_folder(path: Path, options: ReadOptions) -> Volume:
     files = files_in(path, _ENDINGS)
-    (size, dtype), cut = folder_read(files, _look, _image)
+    (size, dtype), cut = folder_read(files, options, _look, _image)
     notes = Notes.beside(path)
     return notes.volume(path, (len(files), *size), dtype, cut)
 
@@ -108,11 +108,13 @@ def _look(path: Path) -> Look:
         return page.shape, number_type(path, page.dtype)
 
 
-def _image(path: Path) -> Slice:
+def _image(path: Path, check: Callable[[Look], None]) -> Slice:
     import tifffile
 
     with reading(path, _ONE), tifffile.TiffFile(path) as tif:
-        return _decode(path, _only_page(path, tif))
+        page = _only_page(path, tif)
+        check((page.shape, number_type(path, page.dtype)))
+        return _decode(path, page)
 
 
 def _only_page(path: Path, tif: Any) -> Any:
@@ -250,6 +252,7 @@ def _decode(path: Path, page: Any) -> Slice:
 def _check_segments(path: Path, page: Any) -> None:
     """A strip beyond the end of the file, or one never written, is no slice of zeros."""
     size, found = page.parent.filehandle.size, len(page.dataoffsets)
+    chunk_size(path, page.chunks, page.dtype)
     if not page.is_final and found != math.prod(page.chunked):
         raise VolumeError(
             f"{path}, page {page.index}, has {found} strips or tiles, expected "

@@ -1,0 +1,59 @@
+"""A folder as a Zarr store that gives no chunk which is a link to somewhere outside.
+
+Not among the formats, all of which are imported whenever the product starts: zarr is heavy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from zarr.abc.store import ByteRequest
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import LocalStore
+
+from ml_backend.volumes.enclosure import check_inside
+from ml_backend.volumes.volume import ReadOptions
+
+__all__ = ["EnclosedStore"]
+
+
+class EnclosedStore(LocalStore):
+    """The files of ``folder``, read only. Raises VolumeError for one that lies outside the roots
+    of ``options``."""
+
+    def __init__(self, folder: Path, options: ReadOptions) -> None:
+        super().__init__(folder, read_only=True)
+        self._options = options
+
+    def with_read_only(self, read_only: bool = False) -> EnclosedStore:
+        return EnclosedStore(self.root, self._options)
+
+    def get_sync(
+        self,
+        key: str,
+        *,
+        prototype: BufferPrototype | None = None,
+        byte_range: ByteRequest | None = None,
+    ) -> Buffer | None:
+        check_inside(self.root / key, self.root, self._options)
+        return super().get_sync(key, prototype=prototype, byte_range=byte_range)
+
+    async def get(
+        self,
+        key: str,
+        prototype: BufferPrototype | None = None,
+        byte_range: ByteRequest | None = None,
+    ) -> Buffer | None:
+        check_inside(self.root / key, self.root, self._options)
+        return await super().get(key, prototype, byte_range)
+
+    async def get_partial_values(
+        self,
+        prototype: BufferPrototype,
+        key_ranges: Iterable[tuple[str, ByteRequest | None]],
+    ) -> list[Buffer | None]:
+        wanted = list(key_ranges)
+        for key, _ in wanted:
+            check_inside(self.root / key, self.root, self._options)
+        return await super().get_partial_values(prototype, wanted)
