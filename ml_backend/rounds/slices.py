@@ -29,7 +29,7 @@ class UnreadableSlices(NextsliceError, RuntimeError):
 
 def may_come_back(error: BaseException | None) -> bool:
     """Whether a slice that could not be read for ``error`` may be there in a moment: its host is
-    down, its volume is not mounted, or on a disk that is slow to answer. Else it is lost, or is no image."""
+    down, its volume is not mounted, or its disk slow. Else it is lost, or is no image."""
     return isinstance(error, ImageUnavailable | NoSuchVolume | ReaderTimeout | OSError)
 
 

@@ -84,13 +84,14 @@ class _Apart:
     def ask(
         self, request: dict[str, Any], what: str, timeout_s: float, values: Slice | None = None
     ) -> dict[str, Any]:
-        """The answer to ``request``; VolumeError says ``what`` could not be had, and why."""
+        """The answer to ``request``; VolumeError says ``what`` could not be had, and why:
+        ReaderTimeout where it may be had later."""
         where = {"path": self._place, "options": self._options()}
         with self._places:
             try:
                 answer = self._answer(request | where, timeout_s, values)
             except ReaderTimeout as error:
-                raise VolumeError(
+                raise ReaderTimeout(
                     f"{self.path} takes too long {what} ({error}): the file may be damaged, or its "
                     "disk slow (NEXTSLICE_VOLUME_TIMEOUT_S is the limit)"
                 ) from None
