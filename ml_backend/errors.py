@@ -44,6 +44,7 @@ several raise stand here.
   x EvidenceError             what a model left of the slices is not what a strategy needs
   x UnknownStrategyError      no strategy, or parameter of one, is called so
   x InvalidImage              an array is no slice
+  x TooManyPixels             a picture claims more pixels than are read
   x InvalidMask               a mask does not fit its slice or the classes
   x NothingLabelled           not one labelled pixel to train or to evaluate on
   x UnreadableSlice           a slice cannot be read while the network is at it

@@ -299,12 +299,12 @@ def nested(depth: int) -> Any:
 
 
 STRANGE: list[tuple[Any, str]] = [
-    ([ellipse(x=1.7e308)], "value.x"),
-    ([ellipse(radiusX=int("9" * 400))], "value.radiusX"),
-    ([ellipse(ellipselabels=nested(5000))], "it cannot be read (RecursionError"),
     ([{"type": "bitmasklabels", "original_width": 512.5, "value": {}}], "original_width"),
     ([{"type": "bitmasklabels", "value": None}], "value"),
     ([{"type": "bitmasklabels", "value": {"bitmasklabels": ["bone"]}}], "imageDataURL"),
+    ([ellipse(x=1.7e308)], "value.x"),
+    ([ellipse(radiusX=int("9" * 400))], "value.radiusX"),
+    ([ellipse(ellipselabels=nested(5000))], "it cannot be read (RecursionError"),
 ]
 
 

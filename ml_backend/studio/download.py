@@ -185,7 +185,8 @@ class _Patience:
         times, at = self._failures.get(host, (0, 0.0))
         if times >= _FAILURES and time.monotonic() < at + _QUIET_S:
             raise ImageUnavailable(
-                f"{host} failed {times} times in a row and is not asked for {_QUIET_S:g} s"
+                f"{host} failed {_FAILURES} times in a row or more and is not asked for "
+                f"{_QUIET_S:g} s"
             )
 
     def failed(self, host: str) -> None:
