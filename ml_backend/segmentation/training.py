@@ -41,8 +41,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 Precision = Literal["auto", "float32", "bfloat16"]
-"""``"auto"``: bfloat16 where it is much faster, on CUDA devices from Ampere on and on CPUs that
-multiply matrices of it (AMX), float32 elsewhere."""
+"""``"auto"``: bfloat16 on a CUDA device that has it (Ampere and later), float32 elsewhere."""
 
 _REPORT_EVERY = 10
 
@@ -128,11 +127,14 @@ class TrainingConfig:
         usual = cls.for_device(device, slice_size, labelled)
         steps = min(600, round(100 + 70 * labelled**0.5))
         on_cpu = torch.device(device).type == "cpu"
+        # On CPUs that multiply matrices of it, a step in bfloat16 takes half as long.
+        multiplied = on_cpu and torch.cpu._is_amx_tile_supported()
         return replace(
             usual,
             steps=steps if on_cpu else 3 * steps,
             batch=max(16, usual.batch),
             filter_noise=min(0.5, max(0.05, 0.8 / max(1, labelled))),
+            precision="bfloat16" if multiplied else "auto",
             augmentation=Augmentation.faint(),
         )
 
@@ -198,15 +200,12 @@ def class_weights(counts: npt.NDArray[np.int64], *, limit: float = 5.0) -> npt.N
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
     """The context a forward runs in: bfloat16 where ``precision`` asks for it, else nothing."""
-    wanted = _multiplies_bfloat16(device) if precision == "auto" else precision == "bfloat16"
-    return torch.autocast(device.type, dtype=torch.bfloat16) if wanted else nullcontext()
-
-
-def _multiplies_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
+    if precision == "auto":
         # Before Ampere torch emulates it, without cuDNN; is_bf16_supported says yes there too.
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+        wanted = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        wanted = precision == "bfloat16"
+    return torch.autocast(device.type, dtype=torch.bfloat16) if wanted else nullcontext()
 
 
 def train(
