@@ -195,28 +195,32 @@ class FullResolutionHRNet(SegmentationNetwork):
         *,
         features: bool,
     ) -> Read:
-        """As the other networks', band by band: features of all pixels at once would take a
-        quarter of a gigabyte for 1,024², and more time."""
+        """As the other networks', slice by slice and band by band: features of all pixels at once
+        would take a quarter of a gigabyte for 1,024², and more time."""
         with precision:
             coarse, maps = self._coarse(images)
             embedding = torch.cat([masked_mean(m, _valid(valid)) for m in maps], dim=1)
-        bands = [
-            (self.classify(band), F.avg_pool2d(band, SCORING_STRIDE) if features else None)
-            for band in self._bands(coarse.float(), _plain_filters(images))
-        ]
-        scored = [pooled for _, pooled in bands if pooled is not None]
-        return Read(
-            torch.cat([logits for logits, _ in bands], 2),
-            embedding,
-            torch.cat(scored, 2) if scored else None,
-        )
+        batch, _, height, width = images.shape
+        logits = coarse.new_empty((batch, self.classes, height, width), dtype=torch.float32)
+        scored = logits.new_empty((batch, 2 * WIDTH, *coarse.shape[-2:])) if features else None
+        for index, rows, band in self._bands(images, coarse.float()):
+            logits[index, :, rows] = self.classify(band)[0]
+            if scored is not None:
+                coarser = slice(rows.start // SCORING_STRIDE, rows.stop // SCORING_STRIDE)
+                scored[index, :, coarser] = F.avg_pool2d(band, SCORING_STRIDE)[0]
+        return Read(logits, embedding, scored)
 
-    def _bands(self, coarse: Tensor, levels: Levels) -> Iterator[Tensor]:
-        height, width = levels.full.shape[-2:]
+    def _bands(self, images: Tensor, coarse: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
+        """Which of ``images``, which of its rows, and what the last layer takes there."""
+        height, width = images.shape[-2:]
         weights = self._folded()
-        rows = max(1, _BAND // (len(coarse) * width * SCORING_STRIDE)) * SCORING_STRIDE
-        for top in range(0, height, rows):
-            yield self._features(coarse, levels, slice(top, min(height, top + rows)), weights)
+        step = max(1, _BAND // (width * SCORING_STRIDE)) * SCORING_STRIDE
+        for index in range(len(images)):
+            one = slice(index, index + 1)
+            levels = _plain_filters(images[one])
+            for top in range(0, height, step):
+                rows = slice(top, min(height, top + step))
+                yield index, rows, self._features(coarse[one], levels, rows, weights)
 
     @torch.no_grad()
     def _features(self, coarse: Tensor, levels: Levels, rows: slice, weights: Folded) -> Tensor:
