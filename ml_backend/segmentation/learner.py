@@ -38,7 +38,7 @@ from ml_backend.segmentation.networks import Pretrained, build_network, default_
 from ml_backend.segmentation.networks.full_resolution import SUFFIX, FullResolutionHRNet
 from ml_backend.segmentation.pixels import PixelConfig
 from ml_backend.segmentation.preprocessing import Preprocessing
-from ml_backend.segmentation.training import TrainingConfig, train
+from ml_backend.segmentation.training import TrainingConfig, needed_crop, train
 
 __all__ = ["LearnerConfig", "NetworkLearner"]
 
@@ -339,7 +339,9 @@ class NetworkLearner:
             if architecture.endswith(SUFFIX)
             else TrainingConfig.for_device
         )
-        return replace(defaults(self.device, largest, labelled), **training)
+        chosen = replace(defaults(self.device, largest, labelled), **training)
+        # What a crop shows beyond a slice, nobody shows the network later.
+        return replace(chosen, crop=min(chosen.crop, needed_crop(largest)))
 
     def _optimised(self) -> Model:
         if self._fast is None:

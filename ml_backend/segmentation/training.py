@@ -35,6 +35,7 @@ __all__ = [
     "TrainingRun",
     "autocast",
     "class_weights",
+    "needed_crop",
     "train",
 ]
 
@@ -103,8 +104,7 @@ class TrainingConfig:
         """
         on_cpu = torch.device(device).type == "cpu"
         largest = 128 if on_cpu else 512
-        needed = -(-max(slice_size) // MULTIPLE) * MULTIPLE
-        crop = min(largest, max(needed, 2 * MULTIPLE))
+        crop = min(largest, needed_crop(slice_size))
         # The work of a step falls with the crop's area: small slices can afford more crops of it.
         batch = min(16 if on_cpu else 64, max(8, round(8 * (largest / crop) ** 2)))
         steps = (220 if on_cpu else 1000) + min(labelled, 40) * (4 if on_cpu else 25)
@@ -141,6 +141,11 @@ class TrainingConfig:
     def settings(self) -> dict[str, Any]:
         """JSON-able; what a record needs to replay the training."""
         return asdict(self)
+
+
+def needed_crop(slice_size: tuple[int, int]) -> int:
+    """The side of a crop that shows a slice of ``slice_size`` (H, W) whole: 64 at least."""
+    return max(-(-max(slice_size) // MULTIPLE) * MULTIPLE, 2 * MULTIPLE)
 
 
 @dataclass(frozen=True)

@@ -246,11 +246,15 @@ class FullResolutionHRNet(SegmentationNetwork):
 
 
 def _shrunk(images: Tensor) -> Tensor:
-    """Blocks of `_SHRUNK` pixels a side as one, and at the lower and right edge what is missing to
-    the sides that HRNet takes."""
+    """Blocks of `_SHRUNK` pixels a side as one, mirrored at the lower and right edge to the sides
+    that HRNet takes."""
     small = F.avg_pool2d(images, _SHRUNK)
-    missing = [-length % MULTIPLE for length in small.shape[-2:]]
-    return F.pad(small, (0, missing[1], 0, missing[0]), mode="replicate")
+    for axis in (2, 3):
+        missing = -small.shape[axis] % MULTIPLE
+        if missing:
+            mirrored = small.flip(axis).narrow(axis, 0, missing)
+            small = torch.cat([small, mirrored], axis)
+    return small.contiguous(memory_format=torch.channels_last)
 
 
 def _valid(valid: Tensor) -> Tensor:
