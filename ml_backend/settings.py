@@ -36,6 +36,7 @@ from ml_backend.errors import SettingsError
 
 __all__ = [
     "DEVICE",
+    "LARGEST_SEED",
     "Local",
     "Settings",
     "SettingsError",
@@ -50,6 +51,9 @@ __all__ = [
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 DEVICE = r"cpu|cuda(:[0-9]+)?"
 """Regular expression of what a device may be called, besides ``auto``."""
+LARGEST_SEED = 2**31 - 1
+"""A round adds its number, and scikit-learn takes no more than 32 bits: it would say so in the
+first training."""
 _PASSWORD = re.compile(r"(?<=://)([^/\s:@]*):[^/\s]*@|(?<=[?&]password=)[^&\s]+")
 
 
@@ -183,7 +187,7 @@ class Settings(BaseSettings):
     spacing: bool = Field(
         True, description="Keep selected slices apart along z and share them between volumes."
     )
-    seed: int = Field(0, ge=0, description="Seed of everything random.")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Seed of everything random.")
     unlabelled: Literal["auto", "ignore", "background"] = Field(
         "auto",
         description="Pixels no one labelled: ignore (by the loss), background, or auto: ignored "

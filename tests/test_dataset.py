@@ -18,6 +18,7 @@ from ml_backend.segmentation.dataset import (
     NothingLabelled,
     prefetch,
 )
+from ml_backend.segmentation.networks import Lesson
 from ml_backend.segmentation.preprocessing import Preprocessing
 
 IDENTITY = Preprocessing(-1, 1)
@@ -54,7 +55,7 @@ def labelled(source: Source, classes: int = 3, **options: object) -> LabelledSli
     return LabelledSlices(source, source.ids, IDENTITY, classes, **options)  # type: ignore[arg-type]
 
 
-def crops(slices: LabelledSlices, **options: object) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def crops(slices: LabelledSlices, **options: object) -> Iterator[Lesson]:
     settings = {"crop": 32, "batch": 8, "augmentation": Augmentation.none(), "seed": 0, **options}
     return iter(Crops(slices, **settings))  # type: ignore[arg-type]
 
@@ -74,7 +75,7 @@ def test_image_and_mask_are_cropped_at_the_same_place() -> None:
     mask = np.repeat(np.arange(100, dtype=np.uint8)[:, None], 80, axis=1)
     slices = labelled(Source({"a": image}, {"a": mask}), classes=100)
 
-    images, masks = next(crops(slices))
+    images, masks, _ = next(crops(slices))
 
     rows = images[:, 0] * 1000
     assert images.shape == (8, 1, 32, 32)
@@ -90,7 +91,7 @@ def test_flips_scale_and_warp_keep_image_and_mask_together(seed: int) -> None:
     slices = labelled(Source({"a": image}, {"a": mask}), classes=100)
     geometric = Augmentation(warped=1, gain=0, gamma=0, offset=0, noise=0, blur=0)
 
-    images, masks = next(crops(slices, augmentation=geometric, seed=seed))
+    images, masks, _ = next(crops(slices, augmentation=geometric, seed=seed))
 
     inside = masks != IGNORE
     assert inside.float().mean() > 0.8
@@ -103,7 +104,7 @@ def test_masks_hold_no_class_that_was_not_there() -> None:
     mask[50:] = IGNORE
     slices = labelled(Source({"a": np.zeros((64, 64))}, {"a": mask}))
 
-    _, masks = next(crops(slices, augmentation=Augmentation()))
+    _, masks, _ = next(crops(slices, augmentation=Augmentation()))
 
     assert set(masks.unique().tolist()) <= {0, 2, IGNORE}
 
@@ -111,7 +112,7 @@ def test_masks_hold_no_class_that_was_not_there() -> None:
 def test_what_lies_outside_a_small_slice_is_ignored_and_mirrored() -> None:
     slices = labelled(Source({"a": np.full((20, 24), 0.5)}, {"a": np.ones((20, 24), np.uint8)}))
 
-    images, masks = next(crops(slices))
+    images, masks, _ = next(crops(slices))
 
     assert (masks == 1).sum(dim=(1, 2)).tolist() == [20 * 24] * 8
     assert (masks == IGNORE).sum(dim=(1, 2)).tolist() == [32 * 32 - 20 * 24] * 8
@@ -145,7 +146,7 @@ def test_every_crop_shows_a_labelled_pixel() -> None:
     mask[10:14, 240:244] = 1
     slices = labelled(Source({"a": np.zeros((256, 256))}, {"a": mask}))
 
-    _, masks = next(crops(slices, batch=32))
+    _, masks, _ = next(crops(slices, batch=32))
 
     assert (masks == 1).flatten(1).any(1).all()
 

@@ -1,13 +1,17 @@
-"""A demo takes the place of the last one, and nobody's labels go with it."""
+"""A demo takes the place of the last one, and nobody's labels go with it; a seed makes another."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from ml_backend.cli.demo import _fresh
+from ml_backend.cli.demo import _asked, _fresh
 from ml_backend.embedded.processes import StartError
+from ml_backend.embedded.stack import settings_from
+from ml_backend.volumes.folder import FolderSource
+from ml_backend.volumes.phantom import phantom
 from tests.test_cli import nextslice
 from tests.tiny_experiment import write_slices
 
@@ -73,3 +77,36 @@ def test_a_mistyped_folder_and_a_running_demo_leave_the_last_one_as_it_is(tmp_pa
     assert "nowhere" in mistyped.stderr
     assert "Traceback" not in running.stderr + mistyped.stderr
     assert database.read_text() == "labels"
+
+
+@pytest.mark.parametrize(
+    ("options", "variable", "folder", "seed"),
+    [([], "", "phantom-demo", 0), (["--seed", "3"], "4", "phantom-demo-3", 3)],
+)
+def test_each_seed_has_a_phantom_of_its_own(
+    tmp_path: Path, options: list[str], variable: str, folder: str, seed: int
+) -> None:
+    env = {"NEXTSLICE_HOME": str(tmp_path), "NEXTSLICE_SEED": variable}
+    with _fresh(tmp_path / "demo", unattended=True):
+        shown = nextslice("demo", "--headless", *options, **env)
+    assert "A demo is running in" in shown.stderr  # all that is missing
+
+    made, expected = FolderSource(tmp_path / folder), phantom("demo", seed=seed)
+    assert set(made.ids) == set(expected.ids)
+    for slice_id in expected.ids[20::40]:
+        np.testing.assert_array_equal(made.image(slice_id), expected.image(slice_id))
+        np.testing.assert_array_equal(made.mask(slice_id), expected.mask(slice_id))
+
+
+def test_the_seed_is_also_that_of_the_rounds() -> None:
+    settings = settings_from(_asked(k=5, strategy="badge", seed=3))
+
+    assert (settings.k, settings.strategy, settings.seed) == (5, "badge", 3)
+
+
+def test_a_seed_that_a_training_would_refuse_is_refused_at_once(tmp_path: Path) -> None:
+    refused = nextslice("demo", "--headless", "--seed", str(2**32), NEXTSLICE_HOME=str(tmp_path))
+
+    assert refused.returncode == 2
+    assert "less than or equal to 2147483647" in refused.stderr
+    assert list(tmp_path.iterdir()) == []

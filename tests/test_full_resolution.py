@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from al_strategies.evidence import Position
 from ml_backend.segmentation.inference import fold_batch_norm
 from ml_backend.segmentation.learner import LearnerConfig, NetworkLearner
-from ml_backend.segmentation.networks import build_network
+from ml_backend.segmentation.networks import Lesson, build_network
 from ml_backend.segmentation.networks import full_resolution as module
 from ml_backend.segmentation.networks.full_resolution import FullResolutionHRNet
 
@@ -28,8 +28,10 @@ def trained(channels: int = 1) -> FullResolutionHRNet:
     network.train()
     with torch.no_grad():
         for _ in range(3):
-            network.sample(images, torch.zeros(4, 64, 96, dtype=torch.int64))
-    return network.eval()
+            masks = torch.zeros(4, 64, 96, dtype=torch.int64)
+            network.sample(Lesson(images, masks, images), noise=0.1)
+    network.eval().trained()
+    return network
 
 
 def texture(count: int, channels: int = 1, size: tuple[int, int] = (64, 96)) -> Tensor:

@@ -215,7 +215,7 @@ def test_training_scoring_serving_and_volume_segmentation_share_one_preprocessin
 
     slices = LabelledSlices(source, source.ids, model.preprocessing, 3)
     crops = Crops(slices, crop=64, batch=1, augmentation=Augmentation.none())
-    training, _ = next(iter(crops))
+    training = next(iter(crops)).images
     gather_evidence(model, source, source.ids, frozenset({"entropy"}), CONFIG)
     segment_image(model, image, CONFIG)
     list(segment(model, source, source.ids, CONFIG))

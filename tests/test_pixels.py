@@ -1,4 +1,4 @@
-"""The pixel expert: what a few labelled pixels say of texture, and how it teaches a network."""
+"""The pixel expert: what a few labelled pixels say of texture, alone and beside HRNet."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from al_strategies.evidence import Position
-from al_strategies.learner import IGNORE
-from ml_backend.segmentation.augmentation import Augmentation
 from ml_backend.segmentation.dataset import LabelledSlices
 from ml_backend.segmentation.networks import build_network
 from ml_backend.segmentation.networks.full_resolution import FullResolutionHRNet
-from ml_backend.segmentation.pixels import PixelConfig, PixelExpert, PoolLesson, learn
+from ml_backend.segmentation.networks.reader import PixelReader
+from ml_backend.segmentation.pixels import PixelConfig, learn
 from ml_backend.segmentation.preprocessing import Preprocessing
+from ml_backend.segmentation.training import TrainingConfig, train
 
 QUICK = PixelConfig(steps=200, batch=2048, trees=5)
 
@@ -64,7 +64,7 @@ def shown(slice_id: str) -> torch.Tensor:
     return torch.from_numpy(preprocessing()(SOURCE.image(slice_id)))
 
 
-def believed(expert: PixelExpert, network: FullResolutionHRNet, slice_id: str) -> torch.Tensor:
+def believed(expert: PixelReader, network: FullResolutionHRNet, slice_id: str) -> torch.Tensor:
     return expert.believe(network.filters_at(shown(slice_id), torch.arange(64 * 64)))
 
 
@@ -91,33 +91,32 @@ def test_the_same_seed_gives_the_same_expert(network: FullResolutionHRNet) -> No
     assert not torch.equal(first, other)
 
 
-def test_a_slice_smaller_than_a_crop_teaches_nothing_from_beyond_its_edge(
+def test_the_served_probabilities_are_the_geometric_mean_of_both(
     network: FullResolutionHRNet,
 ) -> None:
     expert = learn(network, labelled(), [], QUICK, seed=0)
-    lesson = PoolLesson(
-        expert, [shown("t1")[:, :40, :48]], torch.ones(3), 64, Augmentation.none(), 0
-    )
+    torch.nn.init.normal_(network.reader.last.weight, generator=torch.Generator().manual_seed(0))
+    image = shown("t1")[None]
+    with torch.no_grad():
+        network.eval().trained()
+        alone = network(image).mul(2).softmax(1)  # half of the logits, an expert without opinion
+        network.agree_with(expert)
+        served = network(image).softmax(1)
+    believes = expert.believe(network.filters_at(image[0], torch.arange(64 * 64)))
+    believes = believes.T.reshape(1, 3, 64, 64)
 
-    image, inside = lesson._one(torch.device("cpu"))
+    mean = (alone.log() + believes.log()).div(2).softmax(1)
 
-    assert image.shape == (1, 64, 64)
-    assert int((inside != IGNORE).sum()) == 40 * 48
+    torch.testing.assert_close(served, mean, rtol=0, atol=1e-4)
+    assert (served - alone).abs().max() > 0.05
 
 
-@pytest.mark.parametrize("pool", [[], ["t1"]])
-def test_a_lesson_ignores_what_nobody_labelled(
-    network: FullResolutionHRNet, pool: list[str]
-) -> None:
-    expert = learn(network, labelled(), [], QUICK, seed=0)
-    lesson = PoolLesson(expert, [shown(i) for i in pool], torch.ones(3), 64, Augmentation.none(), 0)
-    images = torch.stack([shown("t0"), shown("t2")])
-    masks = torch.full((2, 64, 64), IGNORE)
-    masks[0, :, 0] = 0
+def test_what_the_expert_says_is_not_trained_by_the_network(network: FullResolutionHRNet) -> None:
+    network.agree_with(learn(network, labelled(), [], QUICK, seed=0))
+    before = {name: value.clone() for name, value in network.expert.state_dict().items()}
     network.train()
 
-    loss = lesson(network, images, masks)
-    loss.backward()
+    train(network, labelled(), TrainingConfig(steps=2, batch=2, crop=64), seed=0)
 
-    assert torch.isfinite(loss)
-    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in network.parameters())
+    for name, value in network.expert.state_dict().items():
+        torch.testing.assert_close(value, before[name])

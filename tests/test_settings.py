@@ -40,6 +40,7 @@ def test_our_own_name_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "value", "complaint"),
     [
         ("NEXTSLICE_K", "0", r"NEXTSLICE_K: found '0'.*greater than or equal to 1"),
+        ("NEXTSLICE_SEED", "2147483648", r"NEXTSLICE_SEED: found .*equal to 2147483647"),
         ("NEXTSLICE_CROP", "100", r"NEXTSLICE_CROP: found '100'.*multiple of 32"),
         ("NEXTSLICE_MAX_TILE", "1000", r"NEXTSLICE_MAX_TILE: found '1000'.*multiple of 32"),
         ("NEXTSLICE_K", "many", r"NEXTSLICE_K: found 'many'.*integer"),

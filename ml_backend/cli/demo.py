@@ -37,7 +37,7 @@ from ml_backend.rounds.artefacts import SELECTION
 from ml_backend.rounds.project import find_project
 from ml_backend.rounds.records import Published
 from ml_backend.rounds.service import Service
-from ml_backend.settings import Settings
+from ml_backend.settings import LARGEST_SEED, Settings
 from ml_backend.studio.client import Studio
 from ml_backend.studio.label_config import bitmask_config, parse_label_config
 from ml_backend.studio.projects import register_backend
@@ -94,12 +94,12 @@ def _load(folder: Path) -> _Data:
     return _Data(_Shown(source), source.classes, tasks, held_out)
 
 
-def _phantom(home: Path) -> Path:
-    """The demo's phantom, generated once."""
-    folder = home / "phantom-demo"
+def _phantom(home: Path, seed: int) -> Path:
+    """The demo's phantom of ``seed``, generated once."""
+    folder = home / (f"phantom-demo-{seed}" if seed else "phantom-demo")
     with Progress(console=console, transient=True) as bars:
         bar = bars.add_task("generating the phantom", total=None)
-        phantom("demo").write(
+        phantom("demo", seed=seed).write(
             folder, progress=lambda _, done, total: bars.update(bar, completed=done, total=total)
         )
     return folder
@@ -243,6 +243,15 @@ def _check_strategy(name: str) -> None:
         raise OptionError(f"--strategy: found {name!r}, expected one of {', '.join(names)}")
 
 
+def _asked(k: int, strategy: str, seed: int) -> dict[str, str]:
+    """The options as settings of the service."""
+    return {
+        "NEXTSLICE_K": str(k),
+        "NEXTSLICE_STRATEGY": strategy,
+        "NEXTSLICE_SEED": str(seed),
+    }
+
+
 def _may_hold_labels(folder: Path) -> bool:
     """Whether a person may have labelled in the demo: it had a server, and was for a person."""
     return (folder / "label-studio").exists() and not (folder / _UNATTENDED).exists()
@@ -286,6 +295,15 @@ def demo(
     strategy: Annotated[str, typer.Option(help="Acquisition function.")] = (
         Settings.model_fields["strategy"].default
     ),
+    seed: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=LARGEST_SEED,
+            envvar="NEXTSLICE_SEED",
+            help="Seed of everything random: another one is another phantom, other trainings.",
+        ),
+    ] = Settings.model_fields["seed"].default,
     keep: Annotated[
         bool, typer.Option("--keep", help="Headless: leave the servers up until Ctrl-C.")
     ] = False,
@@ -300,9 +318,9 @@ def demo(
     stop_on_sigterm()
     _check_strategy(strategy)
     home = default_home()
-    loaded = _load(data if data is not None else _phantom(home))
+    loaded = _load(data if data is not None else _phantom(home, seed))
     _say(f"{len(loaded.tasks)} slices to label, {len(loaded.held_out)} held out")
-    env = {"NEXTSLICE_K": str(k), "NEXTSLICE_STRATEGY": strategy}
+    env = _asked(k, strategy, seed)
     try:
         with (
             _fresh(home / "demo", unattended=headless and not keep) as folder,

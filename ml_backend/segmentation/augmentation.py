@@ -7,7 +7,7 @@ Masks are resampled to the nearest pixel, and what lies outside the slice is `IG
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -56,10 +56,6 @@ class Augmentation:
         """For scans of one grey scale, whose grey values and textures mean something: no warp, and
         hardly another light."""
         return cls(warped=0.0, gain=0.02, gamma=0.02, offset=0.02, noise=0.05, blur=0.05)
-
-    def unlit(self) -> Augmentation:
-        """The same crops, their grey values as they are."""
-        return replace(self, gain=0.0, gamma=0.0, offset=0.0, noise=0.0, blur=0.0)
 
     @classmethod
     def none(cls) -> Augmentation:

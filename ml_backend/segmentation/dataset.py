@@ -23,6 +23,7 @@ from al_strategies.evidence import SliceId
 from al_strategies.learner import IGNORE, InvalidMask, Progress, SliceSource, Unusable
 from ml_backend.errors import NextsliceError
 from ml_backend.segmentation.augmentation import Augmentation, resample
+from ml_backend.segmentation.networks.base import Lesson
 from ml_backend.segmentation.preprocessing import Preprocessing
 
 __all__ = [
@@ -223,7 +224,8 @@ class Crops:
 
     ``crop``: side in pixels. ``balance``: the part of the crops placed on a class chosen with equal
     chances, the others on any labelled pixel, slice after slice. Yields images
-    (batch, channels, crop, crop) float32 and masks (batch, crop, crop) int64 on ``device``.
+    (batch, channels, crop, crop) float32, lit and plain, and masks (batch, crop, crop) int64, on
+    ``device``.
     """
 
     def __init__(
@@ -251,13 +253,13 @@ class Crops:
         self._holding = {label: slices.holding(label) for label in self._classes}
         self._order: list[int] = []
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Lesson]:
         while True:
             crops = [self._one() for _ in range(self._batch)]
-            images = torch.stack([image for image, _ in crops])
+            plain = torch.stack([image for image, _ in crops])
             masks = torch.stack([mask for _, mask in crops])
-            images = self._augmentation.relight(images, self._noise)
-            yield images.contiguous(memory_format=torch.channels_last), masks
+            images = self._augmentation.relight(plain, self._noise)
+            yield Lesson(images.contiguous(memory_format=torch.channels_last), masks, plain)
 
     def _one(self) -> tuple[Tensor, Tensor]:
         index, label = self._draw()

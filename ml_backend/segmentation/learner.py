@@ -29,17 +29,16 @@ from al_strategies.learner import (
     Unusable,
     Votes,
 )
-from ml_backend.segmentation import checkpoints, inference
-from ml_backend.segmentation.augmentation import Augmentation
+from ml_backend.segmentation import checkpoints, inference, pixels
 from ml_backend.segmentation.dataset import LabelledSlices, read_pair
 from ml_backend.segmentation.inference import InferenceConfig
 from ml_backend.segmentation.model import Model
 from ml_backend.segmentation.neighbourhood import with_neighbours
 from ml_backend.segmentation.networks import Pretrained, build_network, default_architecture
 from ml_backend.segmentation.networks.full_resolution import SUFFIX, FullResolutionHRNet
-from ml_backend.segmentation.pixels import PixelConfig, PoolLesson, learn
+from ml_backend.segmentation.pixels import PixelConfig
 from ml_backend.segmentation.preprocessing import Preprocessing
-from ml_backend.segmentation.training import TrainingConfig, class_weights, train
+from ml_backend.segmentation.training import TrainingConfig, needed_crop, train
 
 __all__ = ["LearnerConfig", "NetworkLearner"]
 
@@ -47,9 +46,7 @@ __all__ = ["LearnerConfig", "NetworkLearner"]
 logger = logging.getLogger(__name__)
 
 _TAUGHT = 96
-"""Slices of the pool, evenly spread, that teach; fewer where they are large."""
-_TAUGHT_PIXELS = 1 << 26
-"""Of those slices together: they are held in memory, 4 bytes a pixel and channel."""
+"""Slices of the pool, evenly spread, that the pixel expert learns from."""
 
 
 @dataclass(frozen=True)
@@ -141,17 +138,23 @@ class NetworkLearner:
             unusable=unusable,
         )
         training = self._training(slices.largest, len(labelled))
-        images = (slices.pair(index)[0] for index in range(len(slices)))
-        model.network.fit_filters(images)
-        lesson = None
-        if isinstance(model.network, FullResolutionHRNet):
+        network = model.network
+        network.fit_filters(slices.pair(index)[0] for index in range(len(slices)))
+        expert = None
+        if isinstance(network, FullResolutionHRNet):
             known = {*labelled, *(pseudo or ())}
-            height, width = slices.largest
-            number = min(_TAUGHT, max(1, _TAUGHT_PIXELS // (height * width)))
-            pool = _spread([i for i in source.ids if i not in known], number)
-            shown = list(self._images(source, pool, model.preprocessing))
-            lesson = _lesson(model.network, slices, shown, training, seed, progress)
-        run = train(model.network, slices, training, lesson=lesson, seed=seed, progress=progress)
+            pool = _spread([i for i in source.ids if i not in known], _TAUGHT)
+            expert = pixels.learn(
+                network,
+                slices,
+                self._images(source, pool, model.preprocessing),
+                _pixel_config(training, len(labelled), len(pool)),
+                seed=seed,
+                progress=progress,
+            )
+        run = train(network, slices, training, seed=seed, progress=progress)
+        if isinstance(network, FullResolutionHRNet) and expert is not None:
+            network.agree_with(expert)
         self.model = model
         return FitReport(
             steps=run.steps,
@@ -330,10 +333,15 @@ class NetworkLearner:
         training = self.config.training
         if isinstance(training, TrainingConfig):
             return training
-        usual = TrainingConfig.for_device(self.device, largest, labelled)
-        if (self.config.architecture or default_architecture(self.device)).endswith(SUFFIX):
-            usual = replace(usual, augmentation=Augmentation.faint())
-        return replace(usual, **training)
+        architecture = self.config.architecture or default_architecture(self.device)
+        defaults = (
+            TrainingConfig.at_full_resolution
+            if architecture.endswith(SUFFIX)
+            else TrainingConfig.for_device
+        )
+        chosen = replace(defaults(self.device, largest, labelled), **training)
+        # What a crop shows beyond a slice, nobody shows the network later.
+        return replace(chosen, crop=min(chosen.crop, needed_crop(largest)))
 
     def _optimised(self) -> Model:
         if self._fast is None:
@@ -358,24 +366,16 @@ class NetworkLearner:
         }
 
 
-def _pixel_config(training: TrainingConfig) -> PixelConfig:
-    """A short training has a short lesson."""
+def _pixel_config(training: TrainingConfig, labelled: int, pool: int) -> PixelConfig:
+    """For so many ``labelled`` slices and a ``pool`` of so many. A short training has a short
+    lesson."""
     usual = PixelConfig()
-    return replace(usual, steps=min(usual.steps, 2 * training.steps))
-
-
-def _lesson(
-    network: FullResolutionHRNet,
-    slices: LabelledSlices,
-    pool: Sequence[torch.Tensor],
-    training: TrainingConfig,
-    seed: int,
-    progress: Progress | None,
-) -> PoolLesson:
-    """What ``network`` learns from labels and pool, of an expert that has learned from them."""
-    expert = learn(network, slices, pool, _pixel_config(training), seed=seed, progress=progress)
-    weights = torch.from_numpy(class_weights(slices.counts)).to(network.middle.device)
-    return PoolLesson(expert, pool, weights, training.crop, training.augmentation, seed)
+    return replace(
+        usual,
+        steps=min(usual.steps, 2 * training.steps),
+        noise=min(0.5, max(0.1, usual.noise * (8 / labelled) ** 0.5)),
+        per_unlabelled=usual.unlabelled // max(1, pool),
+    )
 
 
 def _readable(source: SliceSource, ids: Sequence[SliceId]) -> Iterator[npt.NDArray[Any]]:

@@ -2,34 +2,33 @@
 
 Classifiers of single pixels on fixed filters are hard to beat on few labels of materials, and
 several of them better than one, but too slow to ask for each pixel of a volume. So they teach: they
-say what they believe of pixels of the pool that nobody labelled, and a small network learns that
-beside the labels. It became better than those that taught it, and teaches in its turn: HRNet learns
-from the labels and from what it believes of the pool (`training.Lesson`). Nothing of it is kept.
+say what they believe of pixels of the pool that nobody labelled, and a small `PixelReader` learns
+that beside the labels. It became better than those that taught it. HRNet, which has learned
+something else from the same labels, is served in agreement with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from sklearn.ensemble import ExtraTreesClassifier
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from al_strategies.learner import IGNORE, Progress
-from ml_backend.segmentation.augmentation import Augmentation, resample
+from al_strategies.learner import Progress
 from ml_backend.segmentation.dataset import LabelledSlices
-from ml_backend.segmentation.networks import SegmentationNetwork
-from ml_backend.segmentation.networks.filters import FEATURES_PER_LEVEL
-from ml_backend.segmentation.networks.full_resolution import FullResolutionHRNet
+from ml_backend.segmentation.networks.full_resolution import WIDTH, FullResolutionHRNet
+from ml_backend.segmentation.networks.reader import PixelReader
 from ml_backend.segmentation.training import class_weights
 
-__all__ = ["PixelConfig", "PixelExpert", "PoolLesson", "learn"]
+__all__ = ["PixelConfig", "learn"]
 
-_HIDDEN = 64
+_TEACHERS = 64
+"""Width of the small networks that teach."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +36,16 @@ class PixelConfig:
     """How the pixel expert is learned; see the module.
 
     ``per_slice``: pixels of a labelled slice at most, 2,000 at least where there are so many, and
-    ``labelled`` in all. ``unlabelled``: pixels of the pool in all. ``trees`` are ``grown`` on so
-    many pixels. Teachers take ``steps`` of ``batch`` pixels, the expert twice as many, under
-    ``noise`` on values that are about 1 wide: it is what keeps eight slices from being learned by
-    heart.
+    ``labelled`` in all. ``unlabelled``: pixels of the pool in all, so ``per_unlabelled`` of each of
+    its slices, within the same bounds. ``trees`` are ``grown`` on so many pixels. Teachers take
+    ``steps`` of ``batch`` pixels, the expert twice as many under half the noise. ``noise`` on
+    values that are about 1 wide keeps eight slices from being learned by heart; two need more.
     """
 
     per_slice: int = 40_000
     labelled: int = 400_000
     unlabelled: int = 200_000
+    per_unlabelled: int = 2000
     trees: int = 30
     grown: int = 150_000
     steps: int = 400
@@ -54,42 +54,15 @@ class PixelConfig:
     noise: float = 0.2
 
 
-class PixelExpert(nn.Module):
-    """Filters (n, F) → logits (n, classes): two hidden layers."""
-
-    def __init__(self, classes: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(sum(FEATURES_PER_LEVEL), _HIDDEN, bias=False),
-            nn.BatchNorm1d(_HIDDEN),
-            nn.ReLU(),
-            nn.Linear(_HIDDEN, _HIDDEN, bias=False),
-            nn.BatchNorm1d(_HIDDEN),
-            nn.ReLU(),
-            nn.Linear(_HIDDEN, classes),
-        )
-
-    def forward(self, values: Tensor) -> Tensor:
-        """Logits of values about 1 wide."""
-        logits: Tensor = self.layers(values)
-        return logits
-
-    @torch.no_grad()
-    def believe(self, values: Tensor) -> Tensor:
-        """Probabilities (n, classes)."""
-        parts = [self(part).softmax(1) for part in torch.split(values, 1 << 16)]
-        return torch.cat(parts)
-
-
 def learn(
     network: FullResolutionHRNet,
     slices: LabelledSlices,
-    pool: Sequence[Tensor],
+    pool: Iterable[Tensor],
     config: PixelConfig,
     *,
     seed: int = 0,
     progress: Progress | None = None,
-) -> PixelExpert:
+) -> PixelReader:
     """Learn a pixel expert on the filters of ``network``, from ``slices`` and from what several
     classifiers of them believe of the ``pool``.
 
@@ -100,77 +73,16 @@ def learn(
     device = network.middle.device
     known = _labelled(network, slices, config, rng)
     # Without a pool they teach what they believe of the labelled pixels themselves.
-    asked = _unlabelled(network, pool, config, rng) if pool else known.values
+    found = _unlabelled(network, pool, config, rng)
+    asked = torch.cat(found) if found else known.values
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         teachers = _teachers(known, network.classes, config, seed, progress)
         told = _Taught(asked, _agreed([believe(asked) for believe in teachers]))
-        expert = PixelExpert(network.classes).to(device)
+        expert = PixelReader(network.classes, WIDTH).to(device)
         longer = replace(config, steps=2 * config.steps, noise=config.noise / 2)
         _train(expert, [known, told], _soft_entropy, longer, progress)
     return expert
-
-
-class PoolLesson:
-    """A training step on the labels and, as many crops again, on what an expert believes of the
-    pool: the filters that the network looks at are what the expert is asked of.
-
-    ``pool``: as for `learn`. ``weights`` (classes,): of the cross-entropy.
-    """
-
-    def __init__(
-        self,
-        expert: PixelExpert,
-        pool: Sequence[Tensor],
-        weights: Tensor,
-        crop: int,
-        augmentation: Augmentation,
-        seed: int,
-    ) -> None:
-        self._expert = expert
-        self._pool = pool
-        self._loss = soft_loss(weights)
-        self._crop = crop
-        self._augmentation = augmentation
-        self._rng = np.random.default_rng([seed, 4])
-        self._generator = torch.Generator().manual_seed(seed + 1)
-        self._noise = torch.Generator(weights.device).manual_seed(seed + 1)
-
-    def labelled(self, batch: int) -> int:
-        """Half of the crops, all of them without a pool."""
-        return batch - batch // 2 if self._pool else batch
-
-    def __call__(self, network: SegmentationNetwork, images: Tensor, masks: Tensor) -> Tensor:
-        """The loss of both; see `training.Lesson`."""
-        assert isinstance(network, FullResolutionHRNet)
-        labelled = len(images)
-        if self._pool:
-            more = [self._one(images.device) for _ in range(labelled)]
-            images = torch.cat([images, torch.stack([image for image, _ in more])])
-            masks = torch.cat([masks, torch.stack([inside for _, inside in more])])
-        lit = self._augmentation.relight(images, self._noise)
-        found = network.sampled(images, masks, lit.contiguous(memory_format=torch.channels_last))
-        classes = found.classes[:labelled]
-        targets = F.one_hot(classes.clamp_max(network.classes - 1), network.classes).float()
-        values = found.filters[labelled:].permute(0, 2, 3, 1)
-        believed = self._expert.believe(values.flatten(0, 2)).view(
-            *values.shape[:3], network.classes
-        )
-        there = found.classes != IGNORE
-        logits = found.logits.permute(0, 2, 3, 1)[there].float()
-        return self._loss(logits, torch.cat([targets, believed])[there])
-
-    def _one(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """A crop of the pool (channels, crop, crop), and (crop, crop): `IGNORE` outside of it."""
-        image = self._pool[int(self._rng.integers(len(self._pool)))]
-        points = self._augmentation.grid(self._crop, self._generator, device)
-        half = self._crop // 2
-        for axis, length in ((1, image.shape[1]), (0, image.shape[2])):
-            free = max(length - self._crop, 0)
-            middle = half + self._rng.integers(free + 1)
-            points[..., axis] += middle - 0.5
-        inside = torch.zeros(image.shape[1:], dtype=torch.uint8, device=device)
-        return resample(image.to(device), inside, points)
 
 
 # -- pixels
@@ -203,15 +115,17 @@ def _labelled(
 
 def _unlabelled(
     network: FullResolutionHRNet,
-    pool: Sequence[Tensor],
+    pool: Iterable[Tensor],
     config: PixelConfig,
     rng: np.random.Generator,
-) -> Tensor:
-    each = max(2000, min(config.per_slice, config.unlabelled // len(pool)))
-    counts = [image.shape[1] * image.shape[2] for image in pool]
-    picked = [torch.from_numpy(rng.integers(count, size=min(each, count))) for count in counts]
-    found = [_filters(network, *pair) for pair in zip(pool, picked, strict=True)]
-    return torch.cat(found)
+) -> list[Tensor]:
+    each = max(2000, min(config.per_slice, config.per_unlabelled))
+    found = []
+    for image in pool:
+        count = image.shape[1] * image.shape[2]
+        pixels = torch.from_numpy(rng.integers(count, size=min(each, count)))
+        found.append(_filters(network, image, pixels))
+    return found
 
 
 @torch.no_grad()
@@ -232,10 +146,10 @@ def _teachers(
     weights = torch.from_numpy(class_weights(counts.cpu().numpy())).to(counts)
     networks = []
     for balanced in (False, True):
-        expert = PixelExpert(classes).to(counts.device)
-        loss = soft_loss(weights) if balanced else _soft_entropy
-        _train(expert, [known], loss, config, progress)
-        networks.append(expert.believe)
+        teacher = PixelReader(classes, _TEACHERS).to(counts.device)
+        loss = _soft_loss(weights) if balanced else _soft_entropy
+        _train(teacher, [known], loss, config, progress)
+        networks.append(teacher.believe)
     return [*networks, _Trees(known, classes, config, seed)]
 
 
@@ -267,7 +181,7 @@ _FLOOR = 1e-3
 
 
 def _train(
-    expert: PixelExpert,
+    expert: PixelReader,
     taught: Sequence[_Taught],
     loss: Callable[[Tensor, Tensor], Tensor],
     config: PixelConfig,
@@ -304,7 +218,7 @@ def _soft_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return -(targets * F.log_softmax(logits, 1)).sum() / len(targets)
 
 
-def soft_loss(weights: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+def _soft_loss(weights: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     """Cross-entropy under ``weights`` (classes,), and the Dice loss of the classes there are."""
 
     def loss(logits: Tensor, targets: Tensor) -> Tensor:

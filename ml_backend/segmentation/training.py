@@ -11,8 +11,8 @@ import logging
 import time
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,10 +25,9 @@ from al_strategies.learner import IGNORE, Progress
 from ml_backend.errors import NextsliceError
 from ml_backend.segmentation.augmentation import Augmentation
 from ml_backend.segmentation.dataset import Crops, LabelledSlices, prefetch
-from ml_backend.segmentation.networks import MULTIPLE, SegmentationNetwork
+from ml_backend.segmentation.networks import MULTIPLE, Lesson, SegmentationNetwork
 
 __all__ = [
-    "Lesson",
     "Precision",
     "SegmentationLoss",
     "TrainingConfig",
@@ -36,6 +35,7 @@ __all__ = [
     "TrainingRun",
     "autocast",
     "class_weights",
+    "needed_crop",
     "train",
 ]
 
@@ -44,25 +44,11 @@ logger = logging.getLogger(__name__)
 Precision = Literal["auto", "float32", "bfloat16"]
 """``"auto"``: bfloat16 on a CUDA device that has it (Ampere and later), float32 elsewhere."""
 
-Batch = tuple[Tensor, Tensor]
-
-
 _REPORT_EVERY = 10
 
 
 class TrainingDiverged(NextsliceError, RuntimeError):
     """The loss is no longer a number; the message says at which step and what to change."""
-
-
-class Lesson(Protocol):
-    """What a step learns, where it is more than the labels."""
-
-    def labelled(self, batch: int) -> int:
-        """How many of the ``batch`` crops of a step come from labelled slices."""
-
-    def __call__(self, network: SegmentationNetwork, images: Tensor, masks: Tensor) -> Tensor:
-        """The loss of a step on those, (B, channels, H, W) with masks (B, H, W), and on what the
-        lesson adds. Called inside `autocast`."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +58,7 @@ class TrainingConfig:
     ``steps`` optimiser steps on ``batch`` crops of ``crop`` pixels a side (a multiple of 32).
     ``balance``: the part of the crops placed on classes with equal chances. ``dice``: weight of the
     Dice loss beside the cross-entropy. ``clip``: largest gradient norm. ``warm_up``: the part of
-    the steps in which the learning rate rises.
+    the steps in which the learning rate rises. ``filter_noise``: see `SegmentationNetwork.sample`.
     """
 
     steps: int = 250
@@ -84,6 +70,7 @@ class TrainingConfig:
     balance: float = 0.3
     dice: float = 1.0
     clip: float = 5.0
+    filter_noise: float = 0.1
     precision: Precision = "auto"
     augmentation: Augmentation = field(default_factory=Augmentation)
 
@@ -117,8 +104,7 @@ class TrainingConfig:
         """
         on_cpu = torch.device(device).type == "cpu"
         largest = 128 if on_cpu else 512
-        needed = -(-max(slice_size) // MULTIPLE) * MULTIPLE
-        crop = min(largest, max(needed, 2 * MULTIPLE))
+        crop = min(largest, needed_crop(slice_size))
         # The work of a step falls with the crop's area: small slices can afford more crops of it.
         batch = min(16 if on_cpu else 64, max(8, round(8 * (largest / crop) ** 2)))
         steps = (220 if on_cpu else 1000) + min(labelled, 40) * (4 if on_cpu else 25)
@@ -128,9 +114,38 @@ class TrainingConfig:
             crop=crop,
         )
 
+    @classmethod
+    def at_full_resolution(
+        cls, device: str | torch.device, slice_size: tuple[int, int], labelled: int
+    ) -> TrainingConfig:
+        """Defaults of networks with filters, for ``labelled`` slices of ``slice_size`` (H, W).
+
+        The fewer slices, the sooner they are known by heart: the fewer steps, and the more noise on
+        what the filters say. Grey values and textures mean something: crops are hardly lit
+        otherwise.
+        """
+        usual = cls.for_device(device, slice_size, labelled)
+        steps = min(600, round(100 + 70 * labelled**0.5))
+        on_cpu = torch.device(device).type == "cpu"
+        # On CPUs that multiply matrices of it, a step in bfloat16 takes half as long.
+        multiplied = on_cpu and torch.cpu._is_amx_tile_supported()
+        return replace(
+            usual,
+            steps=steps if on_cpu else 3 * steps,
+            batch=max(16, usual.batch),
+            filter_noise=min(0.5, max(0.05, 0.8 / max(1, labelled))),
+            precision="bfloat16" if multiplied else "auto",
+            augmentation=Augmentation.faint(),
+        )
+
     def settings(self) -> dict[str, Any]:
         """JSON-able; what a record needs to replay the training."""
         return asdict(self)
+
+
+def needed_crop(slice_size: tuple[int, int]) -> int:
+    """The side of a crop that shows a slice of ``slice_size`` (H, W) whole: 64 at least."""
+    return max(-(-max(slice_size) // MULTIPLE) * MULTIPLE, 2 * MULTIPLE)
 
 
 @dataclass(frozen=True)
@@ -203,13 +218,10 @@ def train(
     slices: LabelledSlices,
     config: TrainingConfig,
     *,
-    lesson: Lesson | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> TrainingRun:
     """Train ``network`` in place, on the device it is on, and leave it in evaluation mode.
-
-    ``lesson``: instead of `SegmentationLoss`; its crops are not re-lit.
 
     The same seed, slices, config and number of threads give the same weights on a CPU.
     ``progress("train", step, steps)`` after every step.
@@ -223,8 +235,8 @@ def train(
     crops = Crops(
         slices,
         crop=config.crop,
-        batch=config.batch if lesson is None else lesson.labelled(config.batch),
-        augmentation=config.augmentation if lesson is None else config.augmentation.unlit(),
+        batch=config.batch,
+        augmentation=config.augmentation,
         balance=config.balance,
         seed=seed,
         device=device,
@@ -235,17 +247,17 @@ def train(
     forked = [device] if device.type == "cuda" else []
     with closing(source), torch.random.fork_rng(devices=forked), _fast_convolutions(device):
         torch.manual_seed(seed)
-        losses = _loop(network, source, slices, config, lesson, progress)
+        losses = _loop(network, source, slices, config, progress)
     network.eval()
+    network.trained()
     return TrainingRun(config.steps, time.perf_counter() - started, tuple(losses))
 
 
 def _loop(
     network: SegmentationNetwork,
-    batches: Iterator[Batch],
+    batches: Iterator[Lesson],
     slices: LabelledSlices,
     config: TrainingConfig,
-    lesson: Lesson | None,
     progress: Progress | None,
 ) -> list[tuple[int, float]]:
     device = network.classifier.weight.device
@@ -262,14 +274,9 @@ def _loop(
     losses: list[tuple[int, float]] = []
     since: list[Tensor] = []
     for step in range(1, config.steps + 1):
-        images, masks = next(batches)
-        if lesson is None:
-            with autocast(device, config.precision):
-                logits, targets = network.sample(images, masks)
-            loss = criterion(logits, targets)
-        else:
-            with autocast(device, config.precision):
-                loss = lesson(network, images, masks)
+        with autocast(device, config.precision):
+            logits, targets = network.sample(next(batches), config.filter_noise)
+        loss = criterion(logits, targets)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), config.clip)
@@ -311,15 +318,15 @@ def _fast_convolutions(device: torch.device) -> AbstractContextManager[Any]:
     return torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=True)
 
 
-def _inline(batches: Iterator[Batch]) -> Generator[Batch]:
+def _inline(batches: Iterator[Lesson]) -> Generator[Lesson]:
     yield from batches
 
 
-def _made_ahead(batches: Iterator[Batch], device: torch.device) -> Generator[Batch]:
+def _made_ahead(batches: Iterator[Lesson], device: torch.device) -> Generator[Lesson]:
     """``batches``, made by a thread on a CUDA stream of its own: on that of the training each copy
     of a crop would wait for the steps that are queued there."""
 
-    def made() -> Iterator[tuple[Batch, torch.cuda.Event]]:
+    def made() -> Iterator[tuple[Lesson, torch.cuda.Event]]:
         stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch has no types here
         with torch.cuda.stream(stream):
             for batch in batches:

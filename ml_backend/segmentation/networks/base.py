@@ -23,6 +23,7 @@ __all__ = [
     "SCORING_STRIDE",
     "Builder",
     "Encoded",
+    "Lesson",
     "Read",
     "SegmentationNetwork",
     "UnknownArchitecture",
@@ -68,6 +69,18 @@ class Encoded(NamedTuple):
 
     features: Tensor
     embedding: Tensor
+
+
+class Lesson(NamedTuple):
+    """What a training step learns from: crops.
+
+    ``images`` (B, channels, H, W), ``masks`` (B, H, W) int64 with `IGNORE`; ``plain``: the images
+    with their grey values as they are, before they were lit otherwise.
+    """
+
+    images: Tensor
+    masks: Tensor
+    plain: Tensor
 
 
 class Read(NamedTuple):
@@ -142,10 +155,13 @@ class SegmentationNetwork(nn.Module):
         scored = at_scoring_resolution(encoded.features, size) if features else None
         return Read(logits, encoded.embedding, scored)
 
-    def sample(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and targets of a training step on crops ``images`` (B, channels, H, W) with
-        ``masks`` (B, H, W): (B, classes, h, w) and (B, h, w), of all pixels or of some."""
-        return self(images), masks
+    def sample(self, lesson: Lesson, noise: float) -> tuple[Tensor, Tensor]:
+        """Logits (B, classes, h, w) and targets (B, h, w) of a training step, of all pixels or of
+        some. ``noise``: on the values of fixed filters, where the network has some."""
+        return self(lesson.images), lesson.masks
+
+    def trained(self) -> None:
+        """After a training: what is derived from the weights is derived again."""
 
     def fit_filters(self, images: Iterable[Tensor]) -> None:
         """Before a training: a network with fixed filters takes their ranges from ``images``

@@ -1,24 +1,32 @@
-"""HRNet that decides at full resolution: its context, and what fixed filters say of each pixel.
+"""HRNet that decides at full resolution, in agreement with a classifier of single pixels.
 
-HRNet's features are drawn at 1/4 of the resolution, too coarse for an edge. The filters of a pixel
-classifier (`filters`) are drawn at full resolution; a small head reads both. It has one set of
-probabilities, and the same last 1×1 convolution behind a channel dropout as every network here, so
-MC dropout, embeddings and BADGE mean what they do elsewhere.
+HRNet's features are drawn at a part of the resolution, too coarse for an edge. The filters of a
+pixel classifier (`filters`) are drawn at full resolution. Two small readers look at them: one
+together with what HRNet makes of the surroundings, the other alone, which
+`ml_backend.segmentation.pixels` teaches. Their geometric mean is the mean of their logits: one 1×1
+convolution over the features of both, behind a channel dropout as in every network here. So there
+is one set of probabilities, and MC dropout, embeddings and BADGE mean what they do elsewhere.
+
+Since the filters see what is fine, HRNet is shown the slice at half the resolution: a quarter of
+the work, and twice as far around.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ml_backend.segmentation.networks.base import (
+    MULTIPLE,
     SCORING_STRIDE,
     Builder,
+    Encoded,
+    Lesson,
     Read,
     SegmentationNetwork,
     masked_mean,
@@ -27,17 +35,21 @@ from ml_backend.segmentation.networks.base import (
 from ml_backend.segmentation.networks.filters import FEATURES_PER_LEVEL, Levels, filter_levels
 from ml_backend.segmentation.networks.hrnet import BUILDERS as HRNETS
 from ml_backend.segmentation.networks.hrnet import HRNetV2
+from ml_backend.segmentation.networks.reader import Folded, PixelReader, folded, second_layer
 
-__all__ = ["BUILDERS", "SUFFIX", "FullResolutionHRNet", "Sampled"]
+__all__ = ["BUILDERS", "SUFFIX", "WIDTH", "FullResolutionHRNet"]
 
 SUFFIX = "+filters"
-"""Of an HRNet's name: that HRNet with filters and a head at full resolution."""
+"""Of an HRNet's name: that HRNet with filters, decided at full resolution."""
 
-_HIDDEN = 64
+WIDTH = 32
+"""Of each of the two readers."""
+_SHRUNK = 2
+"""HRNet sees blocks of so many pixels a side as one."""
 _SAMPLED = 1024
 """Pixels of a crop that a training step looks at: all of them cost four times as much and taught no
 more."""
-_BAND = 1 << 12
+_BAND = 1 << 14
 """Pixels whose features are held at once while logits are made: a cache's worth."""
 _FITTED = 4096
 """Pixels of an image that the filters are fitted on."""
@@ -45,43 +57,11 @@ _CONTEXT_DROPOUT = 0.5
 """Of HRNet's features, in training."""
 _DROPOUT = 0.1
 """Before the last layer: what MC dropout samples."""
-_NOISE = 0.1
-"""On the filters' values in training: few labels would have the head learn them by heart."""
-
-
-class Sampled(NamedTuple):
-    """A training step at some pixels of each crop: ``logits`` (B, classes, 1, n), the masks'
-    ``classes`` (B, 1, n) there, and the ``filters`` (B, F, 1, n)."""
-
-    logits: Tensor
-    classes: Tensor
-    filters: Tensor
-
-
-class _Head(nn.Module):
-    """What is summed of 1×1 convolutions of each level, BN + ReLU, 1×1 + BN + ReLU."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        full, half, quarter = FEATURES_PER_LEVEL
-        # Ahead of the convolutions: `_folded` folds them, and nobody else must.
-        self.first, self.third = nn.BatchNorm2d(_HIDDEN), nn.BatchNorm2d(_HIDDEN)
-        self.at_full = nn.Conv2d(full, _HIDDEN, kernel_size=1, bias=False)
-        self.at_half = nn.Conv2d(half, _HIDDEN, kernel_size=1, bias=False)
-        self.at_quarter = nn.Conv2d(quarter, _HIDDEN, kernel_size=1, bias=False)
-        self.second = nn.Conv2d(_HIDDEN, _HIDDEN, kernel_size=1, bias=False)
-        # As one convolution of all filters would begin.
-        bound = sum(FEATURES_PER_LEVEL) ** -0.5
-        for level in (self.at_full, self.at_half, self.at_quarter):
-            nn.init.uniform_(level.weight, -bound, bound)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """(B, hidden, h, w) of the sum of what the levels give."""
-        return F.relu(self.third(self.second(F.relu(self.first(hidden)))))
 
 
 class FullResolutionHRNet(SegmentationNetwork):
-    """See the module. Before `fit_filters` the filters' values are taken as they come."""
+    """See the module. Before `fit_filters` the filters' values are taken as they come, before
+    `agree_with` the reader with context decides alone."""
 
     norm_follows_convolution: ClassVar[bool] = True
 
@@ -92,17 +72,37 @@ class FullResolutionHRNet(SegmentationNetwork):
             architecture,
             classes=classes,
             channels=channels,
-            width=_HIDDEN,
+            width=2 * WIDTH,
             embedding_size=width,
             dropout=_DROPOUT,
         )
         self.branches, self.fuse = context.branches, context.fuse
-        self.project = nn.Conv2d(width, _HIDDEN, kernel_size=1, bias=False)
-        self.head = _Head()
+        self.project = nn.Conv2d(width, WIDTH, kernel_size=1, bias=False)
+        self.reader = PixelReader(classes, WIDTH)
+        self.expert = PixelReader(classes, WIDTH).requires_grad_(False)
+        nn.init.zeros_(self.expert.last.weight)
+        nn.init.zeros_(self.expert.last.bias)
+        self.classifier.requires_grad_(False)
         self.middle: Tensor
         self.spread: Tensor
         self.register_buffer("middle", torch.zeros(sum(FEATURES_PER_LEVEL)))
         self.register_buffer("spread", torch.ones(sum(FEATURES_PER_LEVEL)))
+        self.trained()
+
+    def agree_with(self, expert: PixelReader) -> None:
+        """Take a copy of ``expert``, of `WIDTH`, which has learned on these filters."""
+        self.expert.load_state_dict(expert.state_dict())
+        self.expert.eval()
+        self.trained()
+
+    @torch.no_grad()
+    def trained(self) -> None:
+        """The last layer: the mean of what both readers say."""
+        lasts = (self.reader.last, self.expert.last)
+        weight = torch.cat([last.weight for last in lasts], 1)[:, :, None, None]
+        self.classifier.weight.copy_(weight / len(lasts))
+        assert self.classifier.bias is not None
+        self.classifier.bias.copy_((lasts[0].bias + lasts[1].bias) / len(lasts))
 
     # -- the filters
 
@@ -127,12 +127,9 @@ class FullResolutionHRNet(SegmentationNetwork):
 
         Of a slice with neighbours they are those of the slice in the middle.
         """
-        middle = images.shape[1] // 2
-        with torch.autocast(images.device.type, enabled=False):
-            levels = filter_levels(images[:, middle : middle + 1].float().contiguous())
-            sizes = list(FEATURES_PER_LEVEL)
-            middles, spreads = torch.split(self.middle, sizes), torch.split(self.spread, sizes)
-            return Levels(*map(_normalised, levels, middles, spreads))
+        sizes = list(FEATURES_PER_LEVEL)
+        middles, spreads = torch.split(self.middle, sizes), torch.split(self.spread, sizes)
+        return Levels(*map(_normalised, _plain_filters(images), middles, spreads))
 
     def filters_at(self, image: Tensor, pixels: Tensor) -> Tensor:
         """(n, F) float32: the filters at ``pixels`` (n,), places in ``image`` (channels, H, W)
@@ -145,41 +142,50 @@ class FullResolutionHRNet(SegmentationNetwork):
 
     # -- training
 
-    def sample(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, classes, 1, n) and targets (B, 1, n) at pixels drawn from each crop."""
-        found = self.sampled(images, masks, images)
-        return found.logits, found.classes
+    def sample(self, lesson: Lesson, noise: float) -> tuple[Tensor, Tensor]:
+        """Logits (B, classes, 1, n) of the reader with context and targets (B, 1, n), at pixels
+        drawn from each crop.
 
-    def sampled(self, images: Tensor, masks: Tensor, lit: Tensor) -> Sampled:
-        """Of crops ``images`` (B, channels, H, W) with ``masks`` (B, H, W). HRNet sees them as
-        ``lit``: noise that it should not mind would drown what the filters see."""
-        batch, height, width = masks.shape
-        picked = torch.randint(height * width, (batch, _SAMPLED), device=masks.device)
+        HRNet sees the crops as they are lit, the filters as they are: the noise that HRNet should
+        not mind would drown what they see. They have ``noise`` of their own on values that are
+        about 1 wide, or few labels would be learned by heart.
+        """
+        batch, height, width = lesson.masks.shape
+        picked = torch.randint(height * width, (batch, _SAMPLED), device=lesson.masks.device)
         grid = _grid(picked // width, picked % width, height, width)[:, None]
-        coarse, _ = self._coarse(lit)
-        hidden = _at(coarse, grid)
-        values = [_at(maps, grid) for maps in self.filters(images)]
-        for at_level, convolution in zip(values, self._levels(), strict=True):
-            hidden = hidden + convolution(at_level + _NOISE * torch.randn_like(at_level))
-        classes = masks.flatten(1).gather(1, picked)[:, None]
-        return Sampled(self.classify(self.head(hidden)), classes, torch.cat(values, 1))
+        coarse, _ = self._coarse(lesson.images)
+        values = torch.cat([_at(maps, grid) for maps in self.filters(lesson.plain)], 1)
+        values = _rows(values + noise * torch.randn_like(values))
+        hidden = self.reader.hidden(values, _rows(_at(coarse, grid)))
+        hidden = hidden.view(batch, _SAMPLED, WIDTH).transpose(1, 2)[:, :, None]
+        last = self.reader.last
+        logits = F.conv2d(self.dropout(hidden), last.weight[:, :, None, None], last.bias)
+        return logits, lesson.masks.flatten(1).gather(1, picked)[:, None]
 
     def _coarse(self, images: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
-        """(B, hidden, H/4, W/4): what HRNet adds to the head, and its branches."""
-        maps: list[Tensor] = self.branches(images)
+        """(B, WIDTH, H/4, W/4): what HRNet adds to the reader, and its branches."""
+        quarter = [length // SCORING_STRIDE for length in images.shape[-2:]]
+        maps: list[Tensor] = self.branches(_shrunk(images))
         size = maps[0].shape[-2:]
         fused = self.fuse(torch.cat([maps[0], *(upsample(m, size) for m in maps[1:])], 1))
-        return self.project(F.dropout2d(fused, _CONTEXT_DROPOUT, self.training)), maps
-
-    def _levels(self) -> tuple[nn.Conv2d, nn.Conv2d, nn.Conv2d]:
-        return self.head.at_full, self.head.at_half, self.head.at_quarter
+        added = self.project(F.dropout2d(fused, _CONTEXT_DROPOUT, self.training))
+        enlarged = upsample(added, [_SHRUNK * length for length in size])
+        return enlarged[:, :, : quarter[0], : quarter[1]], maps
 
     # -- use
 
     def _encode(self, images: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
         coarse, maps = self._coarse(images)
         rows = slice(0, images.shape[-2])
-        return self._features(coarse.float(), self.filters(images), rows, _folded(self.head)), maps
+        levels = _plain_filters(images)
+        return self._features(coarse.float(), levels, rows, self._folded()), maps
+
+    def encode(self, images: Tensor, valid: Tensor | None = None) -> Encoded:
+        """See `SegmentationNetwork`."""
+        return super().encode(images, None if valid is None else _valid(valid))
+
+    def _folded(self) -> Folded:
+        return folded(self.middle, self.spread, self.reader, self.expert)
 
     def read(
         self,
@@ -189,40 +195,80 @@ class FullResolutionHRNet(SegmentationNetwork):
         *,
         features: bool,
     ) -> Read:
-        """As the other networks', band by band: features of all pixels at once would take a
-        quarter of a gigabyte for 1,024², and more time."""
+        """As the other networks', slice by slice and band by band: features of all pixels at once
+        would take a quarter of a gigabyte for 1,024², and more time."""
         with precision:
             coarse, maps = self._coarse(images)
-            embedding = torch.cat([masked_mean(m, valid) for m in maps], dim=1)
-        bands = [
-            (self.classify(band), F.avg_pool2d(band, SCORING_STRIDE) if features else None)
-            for band in self._bands(coarse.float(), self.filters(images))
-        ]
-        scored = [pooled for _, pooled in bands if pooled is not None]
-        return Read(
-            torch.cat([logits for logits, _ in bands], 2),
-            embedding,
-            torch.cat(scored, 2) if scored else None,
-        )
+            embedding = torch.cat([masked_mean(m, _valid(valid)) for m in maps], dim=1)
+        batch, _, height, width = images.shape
+        logits = coarse.new_empty((batch, self.classes, height, width), dtype=torch.float32)
+        scored = logits.new_empty((batch, 2 * WIDTH, *coarse.shape[-2:])) if features else None
+        for index, rows, band in self._bands(images, coarse.float()):
+            logits[index, :, rows] = self.classify(band)[0]
+            if scored is not None:
+                coarser = slice(rows.start // SCORING_STRIDE, rows.stop // SCORING_STRIDE)
+                scored[index, :, coarser] = F.avg_pool2d(band, SCORING_STRIDE)[0]
+        return Read(logits, embedding, scored)
 
-    def _bands(self, coarse: Tensor, levels: Levels) -> Iterator[Tensor]:
-        height, width = levels.full.shape[-2:]
-        weights = _folded(self.head)
-        rows = max(1, _BAND // (len(coarse) * width * SCORING_STRIDE)) * SCORING_STRIDE
-        for top in range(0, height, rows):
-            yield self._features(coarse, levels, slice(top, min(height, top + rows)), weights)
+    def _bands(self, images: Tensor, coarse: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
+        """Which of ``images``, which of its rows, and what the last layer takes there."""
+        height, width = images.shape[-2:]
+        weights = self._folded()
+        step = max(1, _BAND // (width * SCORING_STRIDE)) * SCORING_STRIDE
+        for index in range(len(images)):
+            one = slice(index, index + 1)
+            levels = _plain_filters(images[one])
+            for top in range(0, height, step):
+                rows = slice(top, min(height, top + step))
+                yield index, rows, self._features(coarse[one], levels, rows, weights)
 
-    def _features(self, coarse: Tensor, levels: Levels, rows: slice, weights: _Folded) -> Tensor:
-        """(B, hidden, rows, W): what the last layer takes."""
-        full, half, quarter, extra = (
-            _rows(maps, rows, stride)
+    @torch.no_grad()
+    def _features(self, coarse: Tensor, levels: Levels, rows: slice, weights: Folded) -> Tensor:
+        """(B, 2 WIDTH, rows, W): what the last layer takes. Without gradients: it is `sample` that
+        is trained."""
+        full, half, quarter, context = (
+            _near(maps, rows, stride)
             for maps, stride in zip((*levels, coarse), (1, 2, 4, 4), strict=True)
         )
-        hidden = F.conv2d(quarter, weights.quarter) + extra * weights.scale
+        at_full, at_half, at_quarter = weights.levels
+        hidden = F.conv2d(quarter, at_quarter)
+        hidden[:, :WIDTH] += context * weights.scale[:WIDTH]
         size = [2 * length for length in half.shape[-2:]]
-        hidden = upsample(hidden, size) + upsample(F.conv2d(half, weights.half), size)
-        hidden = (_cut(hidden, rows) + F.conv2d(full, weights.full, weights.bias)).relu()
-        return F.conv2d(hidden, weights.second, weights.second_bias).relu()
+        hidden = upsample(hidden, size).add_(upsample(F.conv2d(half, at_half), size))
+        hidden = _cut(hidden, rows).add_(F.conv2d(full, at_full, weights.bias)).relu_()
+        return second_layer(hidden, weights)
+
+    def classify(self, features: Tensor) -> Tensor:
+        """See `SegmentationNetwork`. Of few classes a product is twice as fast as a convolution."""
+        last = self.classifier
+        rows = self.dropout(features).permute(0, 2, 3, 1)
+        return F.linear(rows, last.weight[:, :, 0, 0], last.bias).permute(0, 3, 1, 2)
+
+
+def _shrunk(images: Tensor) -> Tensor:
+    """Blocks of `_SHRUNK` pixels a side as one, mirrored at the lower and right edge to the sides
+    that HRNet takes."""
+    small = F.avg_pool2d(images, _SHRUNK)
+    for axis in (2, 3):
+        missing = -small.shape[axis] % MULTIPLE
+        if missing:
+            mirrored = small.flip(axis).narrow(axis, 0, missing)
+            small = torch.cat([small, mirrored], axis)
+    return small.contiguous(memory_format=torch.channels_last)
+
+
+def _valid(valid: Tensor) -> Tensor:
+    """``valid`` (B, H/4, W/4) of `_shrunk` images: what was added is not."""
+    unit = _SHRUNK * MULTIPLE // SCORING_STRIDE
+    missing = [-length % unit for length in valid.shape[-2:]]
+    return F.pad(valid, (0, missing[1], 0, missing[0]))
+
+
+def _plain_filters(images: Tensor) -> Levels:
+    """As they come, of the slice in the middle."""
+    middle = images.shape[1] // 2
+    with torch.autocast(images.device.type, enabled=False):
+        return filter_levels(images[:, middle : middle + 1].float().contiguous())
 
 
 def _normalised(maps: Tensor, middle: Tensor, spread: Tensor) -> Tensor:
@@ -242,7 +288,7 @@ def _at(maps: Tensor, grid: Tensor) -> Tensor:
     )
 
 
-def _rows(maps: Tensor, rows: slice, stride: int) -> Tensor:
+def _near(maps: Tensor, rows: slice, stride: int) -> Tensor:
     """Of ``maps`` at 1/``stride`` those that ``rows`` at full resolution need: where they will be
     enlarged, those of one pixel at 1/4 more on each side."""
     more = 0 if stride == 1 else SCORING_STRIDE
@@ -252,43 +298,14 @@ def _rows(maps: Tensor, rows: slice, stride: int) -> Tensor:
 
 
 def _cut(maps: Tensor, rows: slice) -> Tensor:
-    """Of enlarged `_rows` those that were asked for."""
+    """Of what is enlarged of `_near` those that were asked for."""
     skip = min(rows.start, SCORING_STRIDE)
     return maps[:, :, skip : skip + rows.stop - rows.start]
 
 
-class _Folded(NamedTuple):
-    """The head's 1×1 convolutions with the batch normalisation behind them."""
-
-    full: Tensor
-    half: Tensor
-    quarter: Tensor
-    scale: Tensor
-    bias: Tensor
-    second: Tensor
-    second_bias: Tensor
-
-
-def _folded(head: _Head) -> _Folded:
-    scale, bias = _scale_and_bias(head.first)
-    second_scale, second_bias = _scale_and_bias(head.third)
-    full, half, quarter, second = (
-        convolution.weight * factor[:, None, None, None]
-        for convolution, factor in (
-            (head.at_full, scale),
-            (head.at_half, scale),
-            (head.at_quarter, scale),
-            (head.second, second_scale),
-        )
-    )
-    return _Folded(full, half, quarter, scale[:, None, None], bias, second, second_bias)
-
-
-def _scale_and_bias(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    assert norm.running_var is not None
-    assert norm.running_mean is not None
-    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
-    return scale, norm.bias - norm.running_mean * scale
+def _rows(maps: Tensor) -> Tensor:
+    """(B, C, 1, n) → (B n, C)."""
+    return maps[:, :, 0].transpose(1, 2).flatten(0, 1)
 
 
 BUILDERS: Mapping[str, Builder] = {
