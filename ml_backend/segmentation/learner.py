@@ -46,7 +46,9 @@ __all__ = ["LearnerConfig", "NetworkLearner"]
 logger = logging.getLogger(__name__)
 
 _TAUGHT = 96
-"""Slices of the pool, evenly spread, that the pixel expert learns from."""
+"""Slices of the pool, evenly spread, that the pixel expert learns from; of large ones fewer."""
+_TAUGHT_PIXELS = 1 << 26
+"""Of those slices together: their filters take some ten seconds of one core."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,9 @@ class NetworkLearner:
         expert = None
         if isinstance(network, FullResolutionHRNet):
             known = {*labelled, *(pseudo or ())}
-            pool = _spread([i for i in source.ids if i not in known], _TAUGHT)
+            height, width = slices.largest
+            number = min(_TAUGHT, max(1, _TAUGHT_PIXELS // (height * width)))
+            pool = _spread([i for i in source.ids if i not in known], number)
             expert = pixels.learn(
                 network,
                 slices,
@@ -373,7 +377,7 @@ def _pixel_config(training: TrainingConfig, labelled: int, pool: int) -> PixelCo
     return replace(
         usual,
         steps=min(usual.steps, 2 * training.steps),
-        noise=min(0.5, max(0.1, usual.noise * (8 / labelled) ** 0.5)),
+        noise=min(0.5, max(0.1, usual.noise * (8 / max(1, labelled)) ** 0.5)),
         per_unlabelled=usual.unlabelled // max(1, pool),
     )
 
