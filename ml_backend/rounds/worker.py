@@ -83,7 +83,7 @@ class OurJob(Job):
 def _project_of(job: Job) -> str | None:
     """The key of the project that one of our jobs is called with; None: of none, or of others."""
     try:
-        arguments = job.args if job.func_name.startswith(f"{_JOBS}.") else ()
+        arguments = job.args if (job.func_name or "").startswith(f"{_JOBS}.") else ()
     except DeserializationError:  # the job fails of it, as any other that is foreign
         return None
     first = next(iter(arguments or ()), None)
