@@ -8,6 +8,7 @@ from ml_backend.api.limits import limit_bodies
 from ml_backend.api.protocol import protocol
 from ml_backend.api.serving import Serving
 from ml_backend.api.slices import serve_slices
+from ml_backend.api.watching import watch
 from ml_backend.rounds.service import Service
 from ml_backend.settings import Settings, configure_logging, load_settings
 
@@ -20,8 +21,9 @@ def create_app(settings: Settings | None = None) -> Flask:
     configure_logging(settings.log_level)
     app = Flask("nextslice")
     service = Service(settings)
-    app.extensions["nextslice"] = Serving(service)
+    serving = app.extensions["nextslice"] = Serving(service)
     limit_bodies(app)
     app.register_blueprint(protocol)
     serve_slices(app, service)
+    watch(app, service, serving.metrics)
     return app

@@ -33,6 +33,7 @@ from redis.connection import parse_url
 from al_strategies import available_strategies, get_strategy
 from al_strategies.evidence import STANDARD
 from ml_backend.errors import SettingsError
+from ml_backend.logs import formatter, without_passwords
 
 __all__ = [
     "DEVICE",
@@ -41,6 +42,7 @@ __all__ = [
     "Settings",
     "SettingsError",
     "absolute_address",
+    "asked_log_format",
     "asked_log_level",
     "configure_logging",
     "load_settings",
@@ -54,17 +56,11 @@ DEVICE = r"cpu|cuda(:[0-9]+)?"
 LARGEST_SEED = 2**31 - 1
 """A round adds its number, and scikit-learn takes no more than 32 bits: it would say so in the
 first training."""
-_PASSWORD = re.compile(r"(?<=://)([^/\s:@]*):[^/\s]*@|(?<=[?&]password=)[^&\s]+")
 
 
 def _shared(name: str) -> AliasChoices:
     """Read ``NEXTSLICE_X`` first, then the name that other programs use for the same thing."""
     return AliasChoices(f"NEXTSLICE_{name}", name)
-
-
-def without_passwords(text: str) -> str:
-    """``text`` with ``***`` for the password of each URL in it, as in redis://:***@host:6379/0."""
-    return _PASSWORD.sub(lambda found: f"{found[1]}:***@" if found[0][-1] == "@" else "***", text)
 
 
 def absolute_address(value: str) -> str:
@@ -269,6 +265,9 @@ class Settings(BaseSettings):
     log_level: Local[
         Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)]
     ] = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+    log_format: Local[Annotated[Literal["text", "json"], BeforeValidator(str.lower)]] = Field(
+        "text", description="Lines of the log: text, or json, one object a line, for programs."
+    )
 
     @field_validator("label_studio_url", "backend_url", "public_url")
     @classmethod
@@ -413,20 +412,14 @@ def read_settings() -> Settings:
         raise SettingsError(_complaint(error)) from None
 
 
-class _WithoutPasswords(logging.Formatter):
-    """Messages and tracebacks without the passwords of the addresses in them."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return without_passwords(super().format(record))
-
-
 def configure_logging(level: str) -> None:
-    """One line a message, with time and place, to standard error. Done again it changes nothing.
+    """One line a message, with time and place, to standard error, as NEXTSLICE_LOG_FORMAT asks for.
+    Done again it changes nothing.
 
     Passwords that are part of an address are not shown.
     """
     handler = logging.StreamHandler()
-    handler.setFormatter(_WithoutPasswords("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    handler.setFormatter(formatter(asked_log_format()))
     logging.basicConfig(level=level.upper(), handlers=[handler])
     if not logging.getLogger().isEnabledFor(logging.DEBUG):
         # One line per HTTP request of the SDK drowns what matters.
@@ -438,3 +431,8 @@ def asked_log_level() -> str | None:
     know it without the other settings."""
     level = os.environ.get("NEXTSLICE_LOG_LEVEL", "").upper()
     return level if level in _LEVELS else None
+
+
+def asked_log_format() -> str:
+    """What NEXTSLICE_LOG_FORMAT asks for, text where it asks for nothing; likewise."""
+    return os.environ.get("NEXTSLICE_LOG_FORMAT", "").lower()

@@ -48,6 +48,13 @@ def healthy(port: int) -> bool:
         return False
 
 
+def test_the_process_that_serves_tells_prometheus_of_itself(port: int) -> None:
+    answer = requests.get(f"http://127.0.0.1:{port}/metrics", timeout=20)
+    assert answer.status_code == 200
+    assert "\nprocess_resident_memory_bytes " in answer.text
+    assert 'nextslice_http_requests_total{endpoint="/health",status="200"}' in answer.text
+
+
 def connected(stack: ExitStack, port: int, said: bytes) -> socket.socket:
     client = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
     client.sendall(said)

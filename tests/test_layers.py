@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-GROUND = {"errors", "durable", "grey", "pictures"}
+GROUND = {"errors", "durable", "grey", "logs", "pictures"}
 """What all of `ml_backend` stands on: each may import `errors`, and nothing above the ground."""
 
 ALLOWED = {
@@ -44,7 +44,8 @@ ROUNDS = (
     *("records", "artefacts", "store", "claim"),  # what is kept
     *("schedule", "slices", "service", "project"),  # what a step is handed
     *("source", "learners", "pseudo", "training", "scoring", "sync", "publish", "round"),  # steps
-    *("attempt", "status", "adopt", "reconcile", "jobs", "worker"),  # who runs them, and when
+    *("attempt", "status", "readiness"),  # where it stands
+    *("adopt", "reconcile", "jobs", "worker"),  # who runs them, and when
 )
 """The modules of `rounds`, each of which may import those before it."""
 

@@ -7,7 +7,7 @@ routes lack made good:
   ANNOTATION_DELETED that Label Studio never sends. The list is widened to the events that nextslice
   looks at, deletions and bulk imports among them. Whatever is lost all the same is found by
   reconcile, within NEXTSLICE_RECONCILE_S;
-- /versions is added;
+- /versions, /ready and what /metrics tells are added;
 - basic auth lets Label Studio's webhook in by its secret header (upstream answers it 401).
 
 Settings come from the environment, as for every part of nextslice, and Redis and the two workers
@@ -30,6 +30,7 @@ from ml_backend.api.protocol import versions
 from ml_backend.api.server import gunicorn_argv
 from ml_backend.api.serving import Serving
 from ml_backend.api.slices import serve_slices, slices
+from ml_backend.api.watching import metrics, watch
 from ml_backend.rounds.service import Service
 from ml_backend.settings import asked_log_level, configure_logging, load_settings
 
@@ -58,8 +59,10 @@ def create_app() -> Flask:
         return None if request.blueprint == slices.name else refuse(settings, request)
 
     service = Service(settings)
-    app.extensions["nextslice"] = Serving(service)
+    serving = app.extensions["nextslice"] = Serving(service)
     serve_slices(app, service)
+    watch(app, service, serving.metrics)
+    app.view_functions["metrics"] = metrics  # upstream's own answers {}
     app.add_url_rule("/versions", view_func=versions)
     return app
 

@@ -19,6 +19,7 @@ from werkzeug.exceptions import HTTPException
 from ml_backend.api.hints import hear, project_key, welcome
 from ml_backend.api.limits import check_tasks
 from ml_backend.api.serving import Serving
+from ml_backend.logs import mention
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.studio.label_config import LabelConfigError
 from ml_backend.studio.task_order import LIVE_SCORE, PENDING_VERSION
@@ -37,9 +38,11 @@ class NextsliceModel(LabelStudioMLBase):  # type: ignore[misc]
     def project(self) -> ConnectedProject:
         """The project, from the request's own words."""
         try:  # a webhook carries the whole project
-            return self.serving.project(project_key(request.get_json().get("project")))
+            project = self.serving.project(project_key(request.get_json().get("project")))
         except ValueError as error:
             raise _refused(str(error)) from None
+        mention(project=project.key)
+        return project
 
     @property
     def serving(self) -> Serving:

@@ -16,6 +16,7 @@ from ml_backend.api.auth import refuse
 from ml_backend.api.hints import hear, project_key, welcome
 from ml_backend.api.limits import BODY_BYTES, check_tasks, read_json
 from ml_backend.api.serving import Serving
+from ml_backend.logs import mention
 from ml_backend.rounds.project import InvalidKey
 from ml_backend.studio.label_config import LabelConfigError
 from ml_backend.studio.task_order import PENDING_VERSION
@@ -71,6 +72,7 @@ def setup() -> Response | tuple[Response, int]:
     serving = _serving()
     try:
         project = serving.project(project_key(body.get("project")))
+        mention(project=project.key)
         welcome(serving, project, str(body.get("schema") or ""), request.host_url)
     except LabelConfigError as error:
         return _bad(f"this labelling config cannot be segmented: {error}")
@@ -87,6 +89,7 @@ def predict() -> Response | tuple[Response, int]:
     serving = _serving()
     try:
         project = serving.project(project_key(body.get("project")))
+        mention(project=project.key)
     except InvalidKey as error:
         return _bad(str(error))
     config = str(body.get("label_config") or "")
@@ -119,6 +122,7 @@ def webhook() -> Response | tuple[Response, int]:
     serving = _serving()
     try:
         project = serving.project(project_key(said))
+        mention(project=project.key)
     except InvalidKey as error:
         return _bad(str(error))
     if not hear(serving, project, body.get("action")):

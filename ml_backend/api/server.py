@@ -6,11 +6,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-__all__ = ["PREDICTIONS", "SLICES", "WORKER", "gunicorn_argv"]
+__all__ = ["LOG", "PREDICTIONS", "SLICES", "WORKER", "gunicorn_argv"]
 
 _THREADS = 64
 WORKER = "ml_backend.api.buffering.BufferingWorker"
 """Which holds no thread for a client that is slow to send or to take."""
+LOG = "ml_backend.api.server_log.ServerLog"
+"""Whose lines are JSON where ours are."""
 PREDICTIONS = 16
 """How many /predict requests have a thread at once, waiting or at work."""
 SLICES = 32
@@ -40,7 +42,7 @@ def gunicorn_argv(
     return [
         sys.executable, "-m", "gunicorn", application, "--bind", bind, "--workers", "1",
         "--threads", str(_THREADS), "--timeout", "300", "--no-control-socket",
-        "--worker-class", WORKER,
+        "--worker-class", WORKER, "--logger-class", LOG,
         "--worker-tmp-dir", memory,
         *(() if log_level is None else ("--log-level", log_level.lower())),
     ]  # fmt: skip

@@ -14,7 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy.typing as npt
+
 from al_strategies.learner import Learner
+from ml_backend.api.metrics import Metrics, Outcome
 from ml_backend.api.server import PREDICTIONS
 from ml_backend.rounds.artefacts import ROUND
 from ml_backend.rounds.project import ConnectedProject
@@ -52,6 +55,7 @@ class Serving:
 
     def __init__(self, service: Service) -> None:
         self.service = service
+        self.metrics = Metrics()
         self._seen: dict[str, _Seen] = {}
         self._models: dict[tuple[str, str], Learner] = {}
         self._warmed: set[tuple[str, str]] = set()
@@ -122,6 +126,7 @@ class Serving:
         if not self._places.acquire(blocking=False):
             logger.warning("project %s: %d tasks are not predicted: %d requests are at it already",
                            key, len(tasks), PREDICTIONS)  # fmt: skip
+            self.metrics.predicted("refused", len(tasks))
             return [[] for _ in tasks]
         try:
             return self._predict(key, tasks, label_config)
@@ -140,7 +145,9 @@ class Serving:
         results: list[dict[str, Any] | list[Any]] = []
         for task in tasks:
             found: list[dict[str, Any]] | None = []
-            if config is not None and published is not None and published.weights is not None:
+            if config is None or published is None or published.weights is None:
+                self.metrics.predicted("none")
+            else:
                 found = self._predict_one(key, published.weights, task, config, until)
             answer = {"result": found, "score": LIVE_SCORE, "model_version": version}
             results.append([] if found is None else answer)
@@ -154,24 +161,39 @@ class Serving:
     ) -> list[dict[str, Any]] | None:
         """The regions of one task; None when it cannot be predicted, or its forward cannot begin
         before ``until``."""
-        if _seconds() > until:
-            return None
+        outcome: Outcome = "failed"
         try:
-            task_id = int(task["id"])
-            url = task["data"][config.value_field]
-            neighbours = self._neighbours(key, weights, until)
-            left = until - _seconds()
-            image = self.project(key).images.around(task_id, url, neighbours, left)
+            if _seconds() > until:
+                raise _TooLate
+            image = self._image(key, weights, task, config, until)
             with self._forward_before(until):
                 mask = self._model(key, weights).predict_image(image).mask
-            return regions(mask, config)
+            found = regions(mask, config)
+            outcome = "masks"
+            return found
         except _TooLate:
-            return None
+            outcome = "late"
         except (ArithmeticError, KeyError, TypeError, ValueError, StudioError) as error:
             logger.warning("task %s is not predicted: %s", _name(task), _say(error, config))
         except Exception:  # one broken slice must not throw away the batch
             logger.exception("task %s is not predicted", _name(task))
+        finally:
+            self.metrics.predicted(outcome)
         return None
+
+    def _image(
+        self, key: str, weights: str, task: dict[str, Any], config: LabelConfig, until: float
+    ) -> npt.NDArray[Any]:
+        """The task's slice as the network takes it; what cannot be read is counted and raised."""
+        task_id = int(task["id"])
+        url = task["data"][config.value_field]
+        neighbours = self._neighbours(key, weights, until)
+        try:
+            left = until - _seconds()
+            return self.project(key).images.around(task_id, url, neighbours, left)
+        except Exception:
+            self.metrics.images_failed.labels("/predict").inc()
+            raise
 
     @contextmanager
     def _forward_before(self, until: float) -> Iterator[None]:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
 
 import psutil
 
@@ -116,7 +117,11 @@ class Claim:
         self._since = time.time()
         self._stop = threading.Event()
         self._interval_s = max(ttl_s / 8, 0.5)
-        self._thread = threading.Thread(target=self._keep_alive, daemon=True)
+        self._thread = threading.Thread(
+            target=copy_context().run,  # what it logs is of this round, too
+            args=(self._keep_alive,),
+            daemon=True,
+        )
 
     @classmethod
     def take(cls, folder: RoundFolder, ttl_s: float) -> Claim:

@@ -6,10 +6,13 @@ A webhook is a hint and may be lost, so the same look is taken at every project 
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 
+from redis.exceptions import RedisError
 from rq.timeouts import JobTimeoutException
 
 from ml_backend.errors import NextsliceError
+from ml_backend.logs import about
 from ml_backend.rounds import publish
 from ml_backend.rounds.adopt import protect_webhook
 from ml_backend.rounds.artefacts import DATASET, METRICS
@@ -122,7 +125,10 @@ def reconcile(service: Service) -> None:
         logger.info("deleted, or not to be seen with this token: %s", ", ".join(gone))
     for key in keys:
         if key in there:
-            _look(ConnectedProject(service, key), there[key])
+            with about(project=key):
+                _look(ConnectedProject(service, key), there[key])
+    with suppress(RedisError):  # for people to watch: the look is taken
+        service.schedule.looked()
 
 
 def _look(project: ConnectedProject, seen: Project) -> None:

@@ -17,6 +17,7 @@ from al_strategies import Query, even_spacing, get_strategy
 from al_strategies.evidence import Evidence
 from al_strategies.learner import Learner, Progress, Unreadable
 from ml_backend.errors import NextsliceError
+from ml_backend.logs import about
 from ml_backend.rounds.artefacts import (
     DATASET,
     EVIDENCE,
@@ -74,7 +75,11 @@ def run_round(
     """
     published = project.published
     number = 0 if published is None else published.round + 1
-    with claimed(project.folder.round(number), project.settings.claim_ttl_s) as folder:
+    ttl_s = project.settings.claim_ttl_s
+    with (
+        about(project=project.key, round=number),
+        claimed(project.folder.round(number), ttl_s) as folder,
+    ):
         if project.published != published:
             logger.info("project %s: round %d was published in this moment", project.key, number)
             return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ __all__ = [
     "CONTROL",
     "GPU",
     "JOBS",
+    "KINDS",
     "SIMULATE",
     "Kind",
     "Lock",
@@ -52,6 +54,7 @@ GPU: Kind = "gpu"
 """Rounds of projects."""
 SIMULATE: Kind = "simulate"
 """Runs of experiments. A gpu worker takes one when no round waits."""
+KINDS: tuple[Kind, ...] = get_args(Kind)
 HEARTBEAT_S = 5
 """RQ's job monitoring interval in our workers: a started job shows a sign of life this often."""
 _DEAD_AFTER_S = 60
@@ -106,8 +109,36 @@ class Schedule:
         )
 
     def listening(self, kind: Kind) -> int:
-        """How many workers take jobs of ``kind``, wherever they run."""
-        return Worker.count(queue=self.queue(kind))
+        """How many workers take jobs of ``kind``, wherever they run.
+
+        Not those that were killed: their registration runs out within eight minutes, their names
+        stay in RQ's list until another worker of the kind looks at it.
+        """
+        names = Worker.all_keys(queue=self.queue(kind))
+        return int(self.connection.exists(*names)) if names else 0
+
+    def length(self, kind: Kind) -> tuple[int, int]:
+        """How many jobs of ``kind`` wait, and how many run."""
+        queue = self.queue(kind)
+        with self.connection.pipeline(transaction=False) as pipeline:
+            pipeline.llen(queue.key)
+            pipeline.zcard(queue.started_job_registry.key)
+            waiting, started = pipeline.execute()
+        return int(waiting), int(started)
+
+    def looked(self) -> None:
+        """Note that every project was looked at, now."""
+        self.connection.set(self._last_look, time.time())
+
+    def last_look(self) -> float | None:
+        """When every project was looked at last, in seconds since 1970; None: never, or before
+        Redis lost what it held."""
+        found: Any = self.connection.get(self._last_look)
+        return None if found is None else float(found)
+
+    @property
+    def _last_look(self) -> str:
+        return f"{self._prefix}:last-look"
 
     def job_id(self, name: str, key: str) -> str:
         """RQ job id of job ``name`` for the project ``key``: letters, digits, dashes."""

@@ -75,17 +75,24 @@ class ProjectStatus(Record):
         return any(condition.state == state for condition in self.conditions)
 
 
-def project_status(project: ConnectedProject) -> ProjectStatus:
+def project_status(
+    project: ConnectedProject, *, write: bool = True, redis: bool = True
+) -> ProjectStatus:
     """Where ``project`` stands at this moment. Raises StoreError where a file of the store is
-    damaged, StoreFault where it cannot be read."""
+    damaged, StoreFault where it cannot be read.
+
+    ``write``: find out whether its folder can be written. ``redis``: ask Redis. Who looks at many
+    projects, again and again, has found out once for all of them.
+    """
     published = project.published
     number = 0 if published is None else published.round + 1
     claimed = last_holder(project.folder.round(number))
     alive = claimed is not None and claimed.alive(project.settings.claim_ttl_s)
     holder = claimed if alive else None
     record = project.record
-    progress, jobs = _jobs(project, number, running=alive)
-    trouble = [*_store(project), *jobs, *_contended(project, record), *_failed(project, record)]
+    progress, jobs = _jobs(project, number, running=alive) if redis else (None, [])
+    store = _store(project) if write else []
+    trouble = [*store, *jobs, *_contended(project, record), *_failed(project, record)]
     at_work = _running(record, number, holder, progress) or _killed(record, number, claimed)
     return ProjectStatus(
         project=project.number,

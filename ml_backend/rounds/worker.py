@@ -17,14 +17,15 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
-from rq import SpawnWorker, Worker
-from rq.exceptions import StopRequested
+from rq import Queue, SpawnWorker, Worker
+from rq.exceptions import DeserializationError, StopRequested
 from rq.executions import Execution
 from rq.job import Job
 
 from ml_backend.errors import NextsliceError
+from ml_backend.logs import about
 from ml_backend.rounds.schedule import JOBS
-from ml_backend.settings import load_settings
+from ml_backend.settings import configure_logging, load_settings
 
 __all__ = [
     "ENTRY_POINTS",
@@ -41,8 +42,9 @@ _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 30.0
 
 
+_JOBS = "ml_backend.rounds.jobs"
 ENTRY_POINTS = frozenset(
-    {f"ml_backend.rounds.jobs.{name}" for name in JOBS} | {"ml_backend.experiment.runner.run_one"}
+    {f"{_JOBS}.{name}" for name in JOBS} | {"ml_backend.experiment.runner.run_one"}
 )
 """What a job may call. Redis holds a job as the name of a function, and whoever may write there
 would have any function of this machine called."""
@@ -78,11 +80,28 @@ class OurJob(Job):
         """None, likewise."""
 
 
+def _project_of(job: Job) -> str | None:
+    """The key of the project that one of our jobs is called with; None: of none, or of others."""
+    try:
+        arguments = job.args if (job.func_name or "").startswith(f"{_JOBS}.") else ()
+    except DeserializationError:  # the job fails of it, as any other that is foreign
+        return None
+    first = next(iter(arguments or ()), None)
+    return first if isinstance(first, str) else None
+
+
 class ForkingWorker(Worker):
     """Jobs run in forked processes."""
 
     max_connection_wait_time = 5.0
     told_to_stop = False
+
+    def perform_job(self, job: Job, queue: Queue, execution: Execution) -> bool:
+        """Run the job, in its own process. What is logged meanwhile says of which job it is, an
+        error that ends it included."""
+        configure_logging(load_settings().log_level)  # in a new interpreter nobody has
+        with about(job=job.id, project=_project_of(job)):
+            return super().perform_job(job, queue, execution)
 
     def maintain_heartbeats(self, job: Job, execution: Execution) -> None:
         """A sign of life that cannot be given is given next time: the job goes on."""
