@@ -50,7 +50,9 @@ _SAMPLED = 1024
 """Pixels of a crop that a training step looks at: all of them cost four times as much and taught no
 more."""
 _BAND = 1 << 14
-"""Pixels whose features are held at once while logits are made: a cache's worth."""
+_GPU_BAND = 1 << 22
+"""Pixels whose features are held at once while logits are made: a CPU's cache's worth, and what
+keeps a GPU busy (not tried on one)."""
 _FITTED = 4096
 """Pixels of an image that the filters are fitted on."""
 _CONTEXT_DROPOUT = 0.5
@@ -214,7 +216,8 @@ class FullResolutionHRNet(SegmentationNetwork):
         """Which of ``images``, which of its rows, and what the last layer takes there."""
         height, width = images.shape[-2:]
         weights = self._folded()
-        step = max(1, _BAND // (width * SCORING_STRIDE)) * SCORING_STRIDE
+        band = _BAND if images.device.type == "cpu" else _GPU_BAND
+        step = max(1, band // (width * SCORING_STRIDE)) * SCORING_STRIDE
         for index in range(len(images)):
             one = slice(index, index + 1)
             levels = _plain_filters(images[one])
