@@ -142,7 +142,6 @@ class NetworkLearner:
         training = self._training(slices.largest, len(labelled))
         network = model.network
         network.fit_filters(slices.pair(index)[0] for index in range(len(slices)))
-        expert = None
         if isinstance(network, FullResolutionHRNet):
             known = {*labelled, *(pseudo or ())}
             height, width = slices.largest
@@ -156,9 +155,8 @@ class NetworkLearner:
                 seed=seed,
                 progress=progress,
             )
-        run = train(network, slices, training, seed=seed, progress=progress)
-        if isinstance(network, FullResolutionHRNet) and expert is not None:
             network.agree_with(expert)
+        run = train(network, slices, training, seed=seed, progress=progress)
         self.model = model
         return FitReport(
             steps=run.steps,
