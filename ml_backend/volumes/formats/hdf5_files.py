@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from ml_backend.volumes.enclosure import check_inside
@@ -42,17 +42,6 @@ class Hdf5Files:
         for file in self._files.values():
             file.close()
         self._files.clear()
-
-    def __enter__(self) -> Hdf5Files:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def member(self, group: Any, path: str) -> Any | None:
         """The object at ``path`` from ``group`` on; None where it leads nowhere."""
@@ -140,7 +129,7 @@ class Hdf5Files:
                     f"{Path(dataset.file.filename).name}"
                 )
             # closed again at once: there may be more of them than a process may have open
-            with Hdf5Files(path, self._options, self._volume) as other:
+            with closing(Hdf5Files(path, self._options, self._volume)) as other:
                 self._check_source(place, other, other.root, names, seen)
 
     def _check_source(
