@@ -216,6 +216,8 @@ def _open(path: Path, image: _Image) -> Volume:
     if 0 in array.shape:
         raise VolumeError(f"{place} has the shape {array.shape}: it is empty, expected voxels")
     chunk_size(place, array.chunks, native)
+    if array.metadata.fill_value is None:
+        array.store.whole = True  # from here on only chunks are asked for
     # source axes that are left after indexing, in the order of z, y, x
     order = [sorted(axes).index(axis) for axis in axes]
 
