@@ -14,7 +14,7 @@ import math
 import struct
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from ml_backend.volumes.formats.flat import Flat, read_run
 from ml_backend.volumes.formats.format import EVERYTHING, Format
 from ml_backend.volumes.formats.notes import Notes, length_in, sizes_in_one_unit
 from ml_backend.volumes.formats.pages import Look, by_page, files_in, folder_read
+from ml_backend.volumes.runs import Runs, file_state
 from ml_backend.volumes.volume import ReadOptions, Volume, VolumeError, VolumeSpec
 
 __all__ = ["FORMAT", "read", "write"]
@@ -163,7 +164,8 @@ def _open(path: Path, tif: Any) -> Volume:
         )
     stack = _Stack(path, tif, (pages, rows, columns), first)
     weakref.finalize(stack, tif.close)
-    return notes.volume(path, stack.shape, dtype, stack.read, tif.close)
+    volume = notes.volume(path, stack.shape, dtype, stack.read, tif.close)
+    return replace(volume, runs=stack.runs)
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,17 @@ class _Stack:
             if self._starts is not None:
                 return self._mapped(axis, index, self._starts)
         return by_page(self.shape[0], self._decoded)(axis, index)
+
+    def runs(self) -> Runs | None:
+        with reading(self.path, _EXPECTED):
+            try:
+                starts = self._starts
+            except VolumeError:
+                return None  # said of the page that is at fault, when it is read
+            state = file_state(self.tif.filehandle.fileno())
+        if starts is None:
+            return None
+        return Runs(self.path, _stored_type(self.first), starts, state)
 
     def _mapped(self, axis: int, index: int, starts: list[int]) -> Slice:
         dtype = _stored_type(self.first)
