@@ -168,7 +168,8 @@ class _Apart:
             found = Path(self._place).stat()
         except OSError:
             return None
-        return self._place, self.options, found.st_mtime_ns, found.st_size
+        times = found.st_mtime_ns, found.st_ctime_ns
+        return self._place, self.options, found.st_ino, *times, found.st_size
 
 
 class _Ours:
