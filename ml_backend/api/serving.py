@@ -213,7 +213,7 @@ class Serving:
         device = self.service.settings.predict_device
         return _TooLate(
             f"the network takes some {takes:.0f} s for its {height} x {width} pixels "
-            f"(NEXTSLICE_PREDICT_DEVICE={device}), and Label Studio would not wait for it: it gets "
+            f"(PREDICT_DEVICE={device}), and Label Studio would not wait for it: it gets "
             "a mask when a round selects it"
         )
 

@@ -462,7 +462,7 @@ class _Run:
                     done = row * len(across) + column + 1
                     self._progress("predict", done, len(down) * len(across))
         assert blended is not None
-        return _Output(blended / weights, valid.to(device), evidence)
+        return _Output(blended.div_(weights), valid.to(device), evidence)
 
 
 @dataclass(frozen=True)
