@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
+from al_strategies.evidence import SliceId
 from ml_backend.pictures import encode_png
+from ml_backend.segmentation import inference
+from ml_backend.segmentation.inference import InferenceConfig
 from ml_backend.segmentation.learner import LearnerConfig, NetworkLearner
+from ml_backend.segmentation.model import Model
 from ml_backend.segmentation.networks import build_network, full_resolution
 from ml_backend.segmentation.networks.full_resolution import FullResolutionHRNet
+from ml_backend.segmentation.preprocessing import Preprocessing
 from ml_backend.studio.images import decode_image
 from ml_backend.volumes.opening import open_volume
 from ml_backend.volumes.pair import VolumePair
@@ -46,6 +53,34 @@ def test_they_go_all_the_way(pair: VolumePair) -> None:
     assert (found.mask == pair.mask(pair.ids[2])).mean() > 0.9
     evidence = learner.evidence(pair, pair.ids[2:], frozenset({"entropy"}))
     assert 0 <= evidence.scores["entropy"][0] < 1
+
+
+class Counted(VolumePair):
+    """Counts what is read; a batch has ended when the slice after it is there."""
+
+    asked = 0
+
+    def image(self, slice_id: SliceId) -> npt.NDArray[Any]:
+        self.asked += 1
+        return super().image(slice_id)
+
+
+@pytest.mark.parametrize(("bytes_", "most"), [(1, 3), (3 * 64 * 64 * 4, 5), (1 << 30, 9)])
+def test_no_more_of_them_are_read_ahead_than_memory_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bytes_: int, most: int
+) -> None:
+    np.save(tmp_path / "scan.npy", np.random.default_rng(0).integers(0, 999, (9, 64, 64), "u2"))
+    np.save(tmp_path / "labels.npy", np.ones((9, 64, 64), "u1"))
+    source = Counted(tmp_path / "scan.npy", tmp_path / "labels.npy")
+    network = build_network("hrnet_w18_small", 2, channels=1, pretrained=False)
+    model = Model(network, Preprocessing(0, 1000), source.classes, 0)
+    monkeypatch.setattr(inference, "_AHEAD", bytes_)
+    ahead = []
+    config = InferenceConfig(batch_pixels=1, threads=8)
+    for done, _ in enumerate(inference.segment(model, source, source.ids, config)):
+        ahead.append(source.asked - done)
+    assert len(ahead) == 9
+    assert max(ahead) <= most
 
 
 class TestFiltersOfSinglePixels:

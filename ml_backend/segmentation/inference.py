@@ -85,6 +85,8 @@ EVIDENCE_NAMES = LOGIT_EVIDENCE | {EMBEDDING, MC_ENTROPY, GRADIENT, IOU}
 # Floats of full-resolution logits held at once while a mask is made: a cache's worth on a CPU.
 _BAND = 1 << 20
 _GPU_BAND = 1 << 26
+# Bytes of slices that are read before they are needed, preprocessed: of 8,192² three.
+_AHEAD = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -635,7 +637,8 @@ def _read_ahead(
     threads: int,
     unreadable: Unreadable | None,
 ) -> Iterator[_Slice]:
-    """Preprocessed slices in the order of ``ids``, the next few read by ``threads``."""
+    """Preprocessed slices in the order of ``ids``, the next few read by ``threads``: as many as
+    `_AHEAD` bytes hold of such as came last."""
 
     def read(slice_id: SliceId) -> _Slice:
         try:
@@ -644,14 +647,13 @@ def _read_ahead(
             raise UnreadableSlice(slice_id, error) from error
 
     with ThreadPoolExecutor(threads, thread_name_prefix="slices") as pool:
-        waiting = iter(ids)
-        ahead: deque[Future[_Slice]] = deque(
-            pool.submit(read, i) for i in islice(waiting, 2 * threads)
-        )
+        waiting, most = iter(ids), 1
+        ahead: deque[Future[_Slice]] = deque(pool.submit(read, i) for i in islice(waiting, 1))
         try:
             while ahead:
                 first = ahead.popleft()
-                ahead.extend(pool.submit(read, i) for i in islice(waiting, 1))
+                more = islice(waiting, max(0, most - len(ahead)))
+                ahead.extend(pool.submit(read, i) for i in more)
                 try:
                     slice_ = first.result()
                 except UnreadableSlice as error:
@@ -659,6 +661,9 @@ def _read_ahead(
                         raise
                     unreadable(error)
                 else:
+                    most = max(1, min(2 * threads, _AHEAD // slice_.image.nbytes))
+                    more = islice(waiting, max(0, most - len(ahead)))
+                    ahead.extend(pool.submit(read, i) for i in more)
                     yield slice_
         finally:
             for future in ahead:
