@@ -43,7 +43,8 @@ ALLOWED = {
 ROUNDS = (
     *("records", "artefacts", "store", "claim"),  # what is kept
     *("schedule", "slices", "service", "project"),  # what a step is handed
-    *("source", "learners", "pseudo", "training", "scoring", "sync", "publish", "round"),  # steps
+    *("coverage", "source", "learners", "pseudo", "training", "scoring"),  # steps …
+    *("sync", "publish", "round"),  # … of a round
     *("attempt", "status", "readiness"),  # where it stands
     *("adopt", "reconcile", "jobs", "worker"),  # who runs them, and when
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Regions = list[dict[str, Any]]
+Predict = Callable[[list[int]], Iterable[tuple[int, Regions]]]
+"""Task and regions of each of these tasks, in any order; what cannot be predicted is left out."""
 
 _PREDICT_CHUNK = 4
 """Tasks per /predict request of a top-up: a chunk must fit well inside its timeout on a CPU."""
@@ -91,17 +93,18 @@ def publish(
     record: RoundRecord,
     queue: QueueRecord,
     before: Published | None,
-    predicted: Iterable[tuple[int, Regions]],
+    predict: Predict,
 ) -> Published:
     """Store the predictions of the round's queue, switch to its version, and say so.
 
     ``before``: what was published when the round began; another publication since then wins.
-    ``predicted``: regions per task of the queue (any order, consumed lazily in
-    batches); tasks it leaves out get a prediction without regions.
+    ``predict``: is asked for the tasks that an attempt before has not stored, and stored as it
+    goes; what it leaves out gets a prediction without regions, and is noted in ``queue``.
     """
     scores = {entry.task: entry.score for entry in queue.entries}
+    waiting = task_order.unstored(project.studio, project.number, record.model_version, scores)
     done: set[int] = set()
-    rows = iter(predicted)
+    rows = iter(predict(waiting))
     while batch := list(islice(rows, 16)):
         done.update(task for task, _ in batch)
         task_order.store_predictions(
@@ -110,10 +113,21 @@ def publish(
             record.model_version,
             [QueuedPrediction(task, scores[task], regions) for task, regions in batch],
         )
-    bare = [QueuedPrediction(task, score, []) for task, score in scores.items() if task not in done]
-    task_order.store_predictions(project.studio, project.number, record.model_version, bare)
+    without = [task for task in waiting if task not in done]
+    if record.weights is not None:
+        queue.unmasked = sorted({*_unmasked(folder, queue), *without} - done)
+    # First: an attempt that ends in between must not forget which have no mask.
     folder.save(QUEUE, queue)
+    bare = [QueuedPrediction(task, scores[task], []) for task in without]
+    task_order.store_predictions(project.studio, project.number, record.model_version, bare)
     return _serve(project, record, before, None)
+
+
+def _unmasked(folder: RoundFolder, queue: QueueRecord) -> list[int]:
+    """What an attempt before has published without a mask of the same version."""
+    before = folder.load(QUEUE)
+    same = before is not None and before.model_version == queue.model_version
+    return before.unmasked if before is not None and same else []
 
 
 def _serve(

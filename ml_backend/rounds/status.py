@@ -14,7 +14,7 @@ from pydantic import Field
 from redis.exceptions import RedisError
 from rq.job import JobStatus
 
-from ml_backend.rounds.attempt import MAX_FAILURES, next_attempt_at
+from ml_backend.rounds.attempt import gives_up, next_attempt_at
 from ml_backend.rounds.claim import Holder, last_holder
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import ProjectRecord, Published, Record
@@ -173,7 +173,7 @@ def _failed(project: ConnectedProject, record: ProjectRecord) -> list[Condition]
         return []
     times = f" ({record.failures}×)" if record.failures else ""
     following = ""
-    if record.failures >= MAX_FAILURES:
+    if gives_up(record):
         following = (
             f" It is tried again at {project.settings.k} labels that no attempt has seen, or after "
             "Start Training."

@@ -43,6 +43,7 @@ __all__ = [
     "store_predictions",
     "switch",
     "switched",
+    "unstored",
 ]
 
 logger = logging.getLogger(__name__)
@@ -211,12 +212,21 @@ def _not_stored(
     studio: Studio, project_id: int, version: str, wanted: Mapping[int, QueuedPrediction]
 ) -> list[QueuedPrediction]:
     """Those of ``wanted``, task → prediction, that are open and not in their place."""
-    if not wanted:
+    scores = {task: p.score for task, p in wanted.items()}
+    return [wanted[task] for task in unstored(studio, project_id, version, scores)]
+
+
+def unstored(
+    studio: Studio, project_id: int, version: str, scores: Mapping[int, float]
+) -> list[int]:
+    """Those tasks of ``scores``, task → score, that are open and have no prediction of ``version``
+    in their place, in the order given."""
+    if not scores:
         return []
-    open_tasks = still_open(studio, project_id, wanted)
-    scores = {task: p.score for task, p in wanted.items() if task in open_tasks}
-    stored = _in_place(studio, project_id, version, scores)
-    return [wanted[task] for task in scores if task not in stored]
+    open_tasks = still_open(studio, project_id, scores)
+    wanted = {task: score for task, score in scores.items() if task in open_tasks}
+    stored = _in_place(studio, project_id, version, wanted)
+    return [task for task in wanted if task not in stored]
 
 
 def _rename(
