@@ -42,7 +42,7 @@ ALLOWED = {
 
 ROUNDS = (
     *("records", "artefacts", "store", "claim"),  # what is kept
-    *("schedule", "slices", "service", "project"),  # what a step is handed
+    *("contention", "schedule", "slices", "service", "project"),  # what a step is handed
     *("coverage", "source", "learners", "pseudo", "training", "scoring"),  # steps …
     *("sync", "publish", "round"),  # … of a round
     *("attempt", "status", "readiness"),  # where it stands

@@ -179,7 +179,7 @@ def _pseudo_labels(
     found: dict[SliceId, Mask] = {}
     for asked in coverage.passes(ids):
         found |= pseudo_labels(old, source, asked, progress, coverage.note)
-    masks = {i: found[i] for i in ids if i in found}
+    masks: dict[SliceId, Mask] = {i: found[i] for i in ids if i in found}
     logger.info("round %d: %d of the %d slices that %s chose are pseudo-labelled", dataset.round,
                 len(masks), len(selection.pseudo), selection.strategy)  # fmt: skip
     return masks, list(coverage.failures)

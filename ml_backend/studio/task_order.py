@@ -41,6 +41,7 @@ __all__ = [
     "round_version",
     "still_open",
     "store_predictions",
+    "stored_places",
     "switch",
     "switched",
     "unstored",
@@ -159,6 +160,21 @@ def _in_place(
         if min(stored, default=2.0) <= scores[task["id"]] + _SAME_SCORE:
             found.add(int(task["id"]))
     return found
+
+
+def stored_places(studio: Studio, project_id: int, version: str) -> dict[int, float]:
+    """Task → score of each stored prediction of ``version``, lowest first; annotated tasks too, but
+    none that was made when its task was opened. Reads their masks: for when nobody knows better."""
+    found: dict[int, float] = {}
+    for task in studio.full_tasks(project_id, [with_version(version)]):
+        scores = [
+            float(prediction["score"])
+            for prediction in task.get("predictions") or ()
+            if prediction.get("model_version") == version and prediction.get("score") is not None
+        ]
+        if scores and min(scores) < LIVE_SCORE:
+            found[int(task["id"])] = min(scores)
+    return dict(sorted(found.items(), key=lambda place: place[1]))
 
 
 def lost(studio: Studio, project_id: int, version: str, scores: Mapping[int, float]) -> list[int]:
