@@ -22,7 +22,7 @@ ALLOWED = {
     "studio": {"al_strategies", "disk_cache"},
     "disk_cache": set(),
     "settings": {"al_strategies"},
-    "rounds": {"al_strategies", "studio", "segmentation", "volumes", "settings"},
+    "rounds": {"al_strategies", "studio", "segmentation", "volumes", "settings", "disk_cache"},
     "api": {
         *("al_strategies", "studio", "volumes", "settings", "rounds"),
         "disk_cache",
@@ -41,7 +41,7 @@ ALLOWED = {
 """For each part, the parts of ours that it may import. `cli` may import all."""
 
 ROUNDS = (
-    *("records", "artefacts", "store", "claim"),  # what is kept
+    *("records", "artefacts", "store", "claim", "leftovers"),  # what is kept
     *("contention", "schedule", "slices", "service", "project"),  # what a step is handed
     *("coverage", "source", "learners", "pseudo", "training", "scoring"),  # steps …
     *("sync", "publish", "round"),  # … of a round
