@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from label_studio_sdk.label_interface import LabelInterface
 
 from ml_backend.studio.label_config import (
+    LabelConfig,
     LabelConfigError,
     ShapeControl,
     bitmask_config,
@@ -99,6 +100,45 @@ def test_outline_controls_of_the_same_image_are_listed():
         ShapeControl("rectangle", "r", ("implant",)),
         ShapeControl("ellipse", "e", ("bone",)),
     )
+
+
+def with_tools(*tools: str) -> LabelConfig:
+    return parse_label_config(
+        '<View><Image name="image" value="$image"/>'
+        + "".join(tools)
+        + '<BrushLabels name="tag" toName="image" smart="true"><Label value="bone"/></BrushLabels>'
+        + "</View>"
+    )
+
+
+def test_controls_and_which_of_them_draw_prompts():
+    read = with_tools(
+        '<RectangleLabels name="r" toName="image" smart="true"><Label value="bone"/>'
+        "</RectangleLabels>",
+        '<Rectangle name="fix" toName="image" smart="true" SmartOnly="TRUE"/>',
+        '<KeyPointLabels name="k" toName="image" smartOnly="true"><Label value="bone"/>'
+        "</KeyPointLabels>",
+        '<PolygonLabels name="p" toName="image" smart="false"><Label value="bone"/>'
+        "</PolygonLabels>",
+        '<Choices name="good" toName="image"><Choice value="yes"/></Choices>',
+        '<Header value="no control"/>',
+    )
+    assert read.controls == ("r", "fix", "k", "p", "good", "tag")
+    assert (read.prompts, read.smart) == (("fix", "k"), ("r",))
+
+
+def test_how_regions_are_read_changes_with_the_controls_and_no_model_does():
+    tools = [
+        "",
+        *(
+            f'<Rectangle name="fix" toName="image" {attributes}/>'
+            for attributes in ("", 'smart="true"', 'smartOnly="true"')
+        ),
+    ]
+    read = [with_tools(tool) for tool in tools]
+    assert len({one.reading for one in read}) == 4
+    assert len({one.fingerprint for one in read}) == 1
+    assert with_tools().reading == read[0].reading
 
 
 def test_tag_and_attribute_names_in_any_case():

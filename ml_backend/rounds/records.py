@@ -90,6 +90,8 @@ class DatasetRecord(Record):
     fingerprint: str
     unlabelled: Policy | None = None
     """What unlabelled pixels of the masks mean; None: not noted."""
+    reading: str = ""
+    """`LabelConfig.reading` when they were rendered; empty: before there was one."""
     synced_at: str
     """Newest ``updated_at`` of any task seen: the next sync asks for what came after."""
     tasks: list[TaskRecord] = Field(default_factory=list)

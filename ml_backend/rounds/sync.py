@@ -244,16 +244,18 @@ def sync(
     """Read the project and render its labels into ``folder``.
 
     ``seen``: the project as Label Studio has it. ``previous``: the dataset of the round before, or
-    None (then everything is read); one of another labelling config, or of another policy for
-    unlabelled pixels, is not used. A label whose mask is gone from the store, or that could not be
-    trained on, is rendered anew. An annotation that cannot be read is left out and named in
-    ``warnings``, so that one broken annotation does not stop the loop. Raises UnreadableSlices when
-    the slices of too many labels are out of reach at the moment.
+    None (then everything is read); one of another labelling config, of another way to read regions
+    (`LabelConfig.reading`), or of another policy for unlabelled pixels, is not used. A label whose
+    mask is gone from the store, or that could not be trained on, is rendered anew. An annotation
+    that cannot be read is left out and named in ``warnings``, so that one broken annotation does
+    not stop the loop. Raises UnreadableSlices when the slices of too many labels are out of reach
+    at the moment.
     """
     config = parse_label_config(seen.label_config)
     step = _Sync(project, config, folder)
     if previous is not None and (
-        previous.fingerprint != config.fingerprint or previous.unlabelled not in (None, step.policy)
+        (previous.fingerprint, previous.reading) != (config.fingerprint, config.reading)
+        or previous.unlabelled not in (None, step.policy)
     ):
         previous = None
     tasks, newest = step.tasks(previous)
@@ -288,6 +290,7 @@ def sync(
         label_config=seen.label_config,
         fingerprint=config.fingerprint,
         unlabelled=step.policy,
+        reading=config.reading,
         synced_at=newest.isoformat(),
         tasks=[tasks[i] for i in sorted(tasks)],
         labels=[labels[i] for i in sorted(labels)],

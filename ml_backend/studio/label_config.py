@@ -40,6 +40,9 @@ Unlabelled = Literal["auto", "ignore", "background"]
 BACKGROUND_NAMES = ("background", "bg")
 """A label of one of these names, in any case, is class 0."""
 
+_READING = 2
+"""Another number makes every project render its masks anew, once: faint masks, prompts, controls
+that are gone."""
 _MOST_CLASSES = 255  # class indices are uint8 and 255 means "nobody labelled this"
 _MASK_TAGS: dict[str, MaskKind] = {"brushlabels": "brush", "bitmasklabels": "bitmask"}
 _SHAPE_TAGS: dict[str, ShapeKind] = {
@@ -75,7 +78,10 @@ class LabelConfig:
     where there is none (``has_background_label`` False), an implicit class ``"background"`` that
     nobody can paint; the other labels follow in the config's order. ``aliases``: (alias, class
     name); Label Studio writes the alias into results where a label has one. ``shapes``: the
-    polygon, rectangle and ellipse controls of the same image.
+    polygon, rectangle and ellipse controls of the same image. ``controls``: the names of all
+    controls, whatever they are for. ``prompts``: of those that draw nothing but prompts for
+    interactive predictions (``smartOnly``); ``smart``: of those that draw labels or prompts, which
+    cannot be told apart in a result. The control that paints masks is in neither.
     """
 
     image_name: str
@@ -87,6 +93,9 @@ class LabelConfig:
     has_background_label: bool
     aliases: tuple[tuple[str, str], ...] = ()
     shapes: tuple[ShapeControl, ...] = ()
+    controls: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
+    smart: tuple[str, ...] = ()
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -122,6 +131,13 @@ class LabelConfig:
         """16 hexadecimal digits that change exactly when `explain_change` has something to say."""
         return hashlib.sha256(json.dumps(self._identity()).encode()).hexdigest()[:16]
 
+    @property
+    def reading(self) -> str:
+        """16 hexadecimal digits of how regions are read beside that: when they change, masks that
+        were rendered before are out of date, and a model is not."""
+        how = (_READING, sorted(self.controls), sorted(self.prompts), sorted(self.smart))
+        return hashlib.sha256(json.dumps(how).encode()).hexdigest()[:16]
+
     def _identity(self) -> tuple[object, ...]:
         return (
             self.classes,
@@ -153,6 +169,7 @@ def parse_label_config(xml: str) -> LabelConfig:
         )
     names, aliases = _labels(control)
     classes, has_background = _classes(names, control.tag)
+    outlines = [one for one in _controls(root) if one is not control]
     return LabelConfig(
         image_name=image_name,
         value_field=value_field,
@@ -163,6 +180,11 @@ def parse_label_config(xml: str) -> LabelConfig:
         has_background_label=has_background,
         aliases=aliases,
         shapes=tuple(_shape_controls(root, image_name)),
+        controls=tuple(_name(one) for one in _controls(root)),
+        prompts=tuple(_name(one) for one in outlines if _says(one, "smartonly")),
+        smart=tuple(
+            _name(one) for one in outlines if _says(one, "smart") and not _says(one, "smartonly")
+        ),
     )
 
 
@@ -332,6 +354,19 @@ def _shape_controls(root: ElementTree.Element, image_name: str) -> Iterator[Shap
             names, _ = _labels(control)
             kind = _SHAPE_TAGS[control.tag.lower()]
             yield ShapeControl(kind, _required(control, "name"), tuple(names))
+
+
+def _controls(root: ElementTree.Element) -> list[ElementTree.Element]:
+    """The tags that make regions or say something of them."""
+    return [one for one in root.iter() if _name(one) and one.get("toname")]
+
+
+def _name(element: ElementTree.Element) -> str:
+    return (element.get("name") or "").strip()
+
+
+def _says(element: ElementTree.Element, attribute: str) -> bool:
+    return (element.get(attribute) or "").strip().lower() in ("true", "1")
 
 
 def _class_changes(old: LabelConfig, new: LabelConfig) -> Iterator[str]:
