@@ -276,7 +276,7 @@ class _Import:
                 "extend with --project"
             )
         config = parse_label_config(found[0].label_config)
-        if "." in config.value_field:
+        if not config.plain_field:
             raise StudioError(
                 f"project {found[0].id} ({found[0].title!r}) reads its images from "
                 f'data.{config.value_field}, expected a plain field as in value="$image"'

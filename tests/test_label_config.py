@@ -17,6 +17,7 @@ from ml_backend.studio.label_config import (
     ShapeControl,
     bitmask_config,
     brush_config,
+    data_fields,
     explain_change,
     parse_label_config,
 )
@@ -168,6 +169,60 @@ def test_an_alias_is_what_results_hold():
 def test_the_data_field_of_the_image(value, field):
     read = parse_label_config(config(image=f'<Image name="image" value="{value}"/>'))
     assert read.value_field == field
+
+
+def showing(field: str) -> LabelConfig:
+    return parse_label_config(config(image=f'<Image name="image" value="${field}"/>'))
+
+
+@pytest.mark.parametrize(
+    ("field", "data", "image"),
+    [
+        ("image", {"image": "a"}, "a"),
+        ("image", {"picture": "a"}, None),
+        ("meta.image", {"meta": {"image": "a"}}, "a"),
+        ("meta.image", {"meta.image": "b", "meta": {"image": "a"}}, "b"),  # as lodash's get
+        ("meta.image", {"meta": "a"}, None),
+        ("meta.image", {"meta": None}, None),
+        ("images[0]", {"images": ["a", "b"]}, "a"),
+        ("images[1]", {"images": ["a", "b"]}, "b"),
+        ("images[2]", {"images": ["a", "b"]}, None),
+        ("images.1", {"images": ["a", "b"]}, "b"),
+        ("images[0]", {"images": {"0": "a"}}, "a"),
+        ("images[0]", {"images": "abc"}, None),
+        ("a.b[1].c", {"a": {"b": [0, {"c": "a"}]}}, "a"),
+        ("a.b[1].c", {"a": {"b": [0, "c"]}}, None),
+    ],
+)
+def test_where_the_image_stands(field, data, image):
+    assert showing(field).image_of(data) == image
+
+
+@pytest.mark.parametrize("field", ["image", "meta.image", "images[0]", "images[2]", "a.b[1].c"])
+def test_data_that_shows_an_image(field):
+    read = showing(field)
+    assert read.image_of(read.data_of("http://h/1.png")) == "http://h/1.png"
+    assert read.plain_field == (field == "image")
+
+
+@pytest.mark.parametrize("field", ["a[", "a[b]", "a..b", "[0]", ".a", "a.", "a[0]b", "a[99999]"])
+def test_paths_that_lead_nowhere_are_refused(field):
+    with pytest.raises(
+        LabelConfigError, match=r"expected one data field such as .*meta\.image or "
+    ):
+        showing(field)
+
+
+def test_the_fields_of_data_as_a_config_names_them():
+    data = {
+        "image": "a",
+        "meta": {"url": "b", "of": [{"x": 1}]},
+        "list": ["c"],
+        "none": [],
+        "o": {},
+    }
+    found = list(data_fields(data))
+    assert found == ["image", "meta.url", "meta.of[0].x", "list[0]", "none", "o"]
 
 
 @pytest.mark.parametrize(

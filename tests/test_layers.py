@@ -43,7 +43,17 @@ ALLOWED = {
 ROUNDS = (
     *("records", "artefacts", "store", "claim"),  # what is kept
     *("schedule", "slices", "service", "project"),  # what a step is handed
-    *("source", "learners", "pseudo", "training", "scoring", "sync", "publish", "round"),  # steps
+    *(
+        "source",
+        "learners",
+        "pseudo",
+        "training",
+        "scoring",
+        "imageless",
+        "sync",
+        "publish",
+        "round",
+    ),  # steps
     *("attempt", "status", "readiness"),  # where it stands
     *("adopt", "reconcile", "jobs", "worker"),  # who runs them, and when
 )

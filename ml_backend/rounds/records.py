@@ -228,6 +228,12 @@ class ProjectRecord(Record):
     last_error: str | None = None
     switched_back: list[SwitchBack] = Field(default_factory=list)
     """The last few times, oldest first."""
+    imageless: str = ""
+    """What is to be said of tasks without an image, empty where there is none."""
+
+    def lacks_images(self, sentence: str) -> None:
+        """Tasks without an image were found, or are no more: see ``imageless``."""
+        self.imageless = sentence
 
     def found_on(self, back: SwitchBack) -> None:
         """The project was on another version than ours."""

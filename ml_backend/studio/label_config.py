@@ -10,9 +10,9 @@ import colorsys
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 from xml.etree import ElementTree  # nosec B405  # see _NoDocumentType
 
 from ml_backend.errors import NextsliceError
@@ -28,6 +28,7 @@ __all__ = [
     "Unlabelled",
     "bitmask_config",
     "brush_config",
+    "data_fields",
     "explain_change",
     "parse_label_config",
 ]
@@ -54,6 +55,10 @@ _SHAPE_TAGS: dict[str, ShapeKind] = {
 _COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 
 
+_WITHIN = re.compile(r"[.\[]")
+_PATH_STEP = re.compile(r"\[[0-9]+|[\w-]+")
+
+
 class LabelConfigError(NextsliceError, ValueError):
     """A labelling config that nextslice cannot work with, and what to change in it."""
 
@@ -72,7 +77,8 @@ class LabelConfig:
     """What a labelling config says about segmentation.
 
     ``image_name``: the Image tag's name; ``value_field``: the task's data field that holds the
-    image's address (``$image`` → ``"image"``; nested fields keep their dots). ``kind``,
+    image's address (``$image`` → ``"image"``; nested fields keep their dots and brackets, see
+    `image_of`). ``kind``,
     ``from_name``, ``to_name``: the control that paints masks. ``classes``: at most 255 names, index
     0 is the background: the label called background or bg (in any case), wherever it stands, or,
     where there is none (``has_background_label`` False), an implicit class ``"background"`` that
@@ -101,6 +107,36 @@ class LabelConfig:
     def labels(self) -> tuple[str, ...]:
         """The classes that can be painted, in class order."""
         return self.classes if self.has_background_label else self.classes[1:]
+
+    @property
+    def plain_field(self) -> bool:
+        """Whether the image stands in a field of the data itself, not within one."""
+        return not _WITHIN.search(self.value_field)
+
+    def image_of(self, data: Mapping[str, Any]) -> Any:
+        """What stands in ``value_field`` of a task's data, None where nothing does.
+
+        As Label Studio's page looks it up (lodash's get): a key of that very name, else step by
+        step, numbers counting from 0 in lists.
+        """
+        if self.value_field in data:
+            return data[self.value_field]
+        found: Any = data
+        for step in _steps(self.value_field):
+            if isinstance(found, Mapping):
+                found = found.get(step)
+            elif isinstance(found, list) and step.isdecimal():
+                found = found[int(step)] if int(step) < len(found) else None
+            else:
+                return None
+        return found
+
+    def data_of(self, image: str) -> dict[str, Any]:
+        """Data of a task that shows ``image``: ``{"meta": {"image": …}}`` for ``meta.image``."""
+        found: Any = image
+        for step in reversed(_PATH_STEP.findall(self.value_field)):
+            found = [found] * (int(step[1:]) + 1) if step[0] == "[" else {step: found}
+        return dict(found)
 
     def class_index(self, label: str) -> int | None:
         """The class of a label's name or alias, None for one that this config does not have."""
@@ -186,6 +222,20 @@ def parse_label_config(xml: str) -> LabelConfig:
             _name(one) for one in outlines if _says(one, "smart") and not _says(one, "smartonly")
         ),
     )
+
+
+def data_fields(data: Mapping[str, Any]) -> Iterator[str]:
+    """The fields of a task's data, as a labelling config would name them: ``image``,
+    ``meta.image``, ``images[0]``."""
+    for name, value in data.items():
+        if isinstance(value, Mapping) and value:
+            yield from (f"{name}.{inner}" for inner in data_fields(value))
+        elif isinstance(value, list) and value:
+            first = value[0]
+            inner = data_fields(first) if isinstance(first, Mapping) and first else ()
+            yield from [f"{name}[0].{one}" for one in inner] or [f"{name}[0]"]
+        else:
+            yield str(name)
 
 
 def explain_change(old: LabelConfig, new: LabelConfig) -> str | None:
@@ -285,10 +335,11 @@ def _image(root: ElementTree.Element) -> tuple[str, str]:
             'task: use value="$image"'
         )
     value = _required(images[0], "value")
-    field = re.fullmatch(r"\$([\w.\[\]-]+)", value)
+    field = re.fullmatch(r"\$([\w-]+(?:\.[\w-]+|\[[0-9]{1,4}\])*)", value)
     if not field:
         raise LabelConfigError(
-            f'Image "{name}" has value="{value}", expected one data field such as value="$image"'
+            f'Image "{name}" has value="{value}", expected one data field such as value="$image", '
+            "$meta.image or $images[0]"
         )
     return name, field[1]
 
@@ -354,6 +405,10 @@ def _shape_controls(root: ElementTree.Element, image_name: str) -> Iterator[Shap
             names, _ = _labels(control)
             kind = _SHAPE_TAGS[control.tag.lower()]
             yield ShapeControl(kind, _required(control, "name"), tuple(names))
+
+
+def _steps(path: str) -> list[str]:
+    return [step for step in re.split(r"[.\[\]]+", path) if step]
 
 
 def _controls(root: ElementTree.Element) -> list[ElementTree.Element]:
