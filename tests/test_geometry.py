@@ -15,7 +15,7 @@ import pytest
 from ml_backend.experiment.data import DataSpec, load_data
 from ml_backend.volumes.opening import open_volume, write_volume
 from ml_backend.volumes.pair import VolumePair
-from ml_backend.volumes.volume import ReadOptions, VolumeError, VolumeSpec
+from ml_backend.volumes.volume import VolumeError, VolumeSpec
 
 Array = npt.NDArray[Any]
 
@@ -44,18 +44,15 @@ def save(path: Path, values: Array, affine: Array, unit: str = "mm") -> Path:
     return path
 
 
-def whole(path: Path, options: ReadOptions | None = None) -> Array:
+def whole(path: Path) -> Array:
     """(Z, Y, X)"""
-    with open_volume(path, options) as volume:
+    with open_volume(path) as volume:
         return np.stack(list(volume))
 
 
 def masks(image: Path, labels: Path, axis: str = "z") -> tuple[Array, Array]:
     """Image and mask of every slice."""
-    pair = VolumePair(
-        image, labels, axis=axis,
-        options=ReadOptions(oriented=True), labels_options=ReadOptions(oriented=True),
-    )  # fmt: skip
+    pair = VolumePair(image, labels, axis=axis)
     return (
         np.stack([pair.image(i) for i in pair.ids]),
         np.stack([pair.mask(i) for i in pair.ids]),

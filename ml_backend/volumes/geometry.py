@@ -51,9 +51,11 @@ def towards_superior(volume: Volume) -> Volume:
     as it is without one."""
     if volume.affine is None:
         return volume
-    from nibabel.orientations import io_orientation
+    import nibabel
 
-    towards = io_orientation(_square(volume.affine))  # for each axis: 0, 1, 2 of the world, ±1
+    orientations: Any = nibabel.orientations
+    # for each axis: 0, 1, 2 of the world, and 1 or -1
+    towards = orientations.io_orientation(_square(volume.affine))
     axes = [int(np.flatnonzero(towards[:, 0] == 2 - axis)[0]) for axis in range(3)]
     return turned(volume, _turn(axes, [towards[was, 1] < 0 for was in axes]))
 
@@ -133,10 +135,11 @@ def _said(volume: Volume) -> str:
         said.append(f"of {edges} {volume.unit}".rstrip())
     if volume.affine is None:
         return f"{' '.join(said)}, without an orientation"
-    from nibabel.orientations import aff2axcodes
+    import nibabel
 
+    orientations: Any = nibabel.orientations
     affine = _square(volume.affine)
-    names = "".join(str(name) for name in aff2axcodes(affine[:, [2, 1, 0, 3]]))
+    names = "".join(str(name) for name in orientations.aff2axcodes(affine[:, [2, 1, 0, 3]]))
     origin = ", ".join(f"{value:.6g}" for value in affine[:3, 3])
     stored = f", in the file {volume.stored}" if volume.stored not in ("", names) else ""
     return f"{' '.join(said)}, orientation {names}{stored}, from ({origin}) on"

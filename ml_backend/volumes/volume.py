@@ -164,17 +164,17 @@ class ReadOptions:
 
     ``dataset``: path of an HDF5 dataset or group, or of an array or group inside a Zarr folder.
     ``shape`` (Z, Y, X), ``dtype`` as NumPy writes it ("<u2") and ``offset`` in bytes: of raw files.
+    ``bounds`` say nothing of the voxels: with others it is the same reading of the volume.
     ``oriented``: axes are swapped and reversed so that x runs nearest to right, y to anterior, z to
     superior, where the file says how they run; else they stay as they are stored.
-    ``bounds`` say nothing of the voxels: with others it is the same reading of the volume.
     """
 
     dataset: str | None = None
     shape: tuple[int, int, int] | None = None
     dtype: str | None = None
     offset: int = 0
-    oriented: bool = False
     bounds: Bounds = field(default_factory=Bounds, repr=False, compare=False)
+    oriented: bool = False
 
 
 @dataclass(frozen=True)

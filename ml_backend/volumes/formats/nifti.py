@@ -177,7 +177,7 @@ def _header(spec: VolumeSpec) -> Any:
 def _lies(header: Any, axes: tuple[int, int, int]) -> dict[str, Any]:
     """``affine`` and ``stored`` of the volume, where the file says them. Of those that we wrote
     without knowing it, only the voxel size means something."""
-    from nibabel.orientations import aff2axcodes
+    import nibabel
     from nibabel.spatialimages import HeaderDataError
 
     ours = _ours(header)
@@ -193,7 +193,8 @@ def _lies(header: Any, axes: tuple[int, int, int]) -> dict[str, Any]:
         return {}
     if abs(np.linalg.det(affine[:3, :3] / edges)) < _FLAT:
         return {}
-    names = "".join(str(name) for name in aff2axcodes(affine))
+    orientations: Any = nibabel.orientations
+    names = "".join(str(name) for name in orientations.aff2axcodes(affine))
     return {"affine": as_affine(affine[:, [2, 1, 0, 3]]), "stored": names}
 
 
