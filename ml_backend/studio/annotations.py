@@ -429,10 +429,11 @@ def _ellipse(region: Region, height: int, width: int) -> _Painted:
     columns = _centres_between(centre_x - reach, centre_x + reach, width)
     dx = columns + 0.5 - centre_x
     dy = (rows + 0.5 - centre_y)[:, None]
-    along = (dx * cos + dy * sin) / radius_x
-    across = (dy * cos - dx * sin) / radius_y
     painted = np.zeros((height, width), np.bool_)
-    painted[np.ix_(rows, columns)] = along**2 + across**2 < 1
+    with np.errstate(over="ignore"):  # of a radius that is next to nothing
+        along = (dx * cos + dy * sin) / radius_x
+        across = (dy * cos - dx * sin) / radius_y
+        painted[np.ix_(rows, columns)] = along**2 + across**2 < 1
     return painted
 
 
