@@ -300,6 +300,11 @@ def test_an_ellipse_without_a_radius_paints_nothing():
     assert not mask_of([ellipse(50, 50, 0, 10)], 9, 9).any()
 
 
+@pytest.mark.filterwarnings("error")
+def test_an_ellipse_of_next_to_no_radius_paints_nothing_and_says_nothing():
+    assert not mask_of([ellipse(50, 50, 1e-320, 10)], 9, 9).any()
+
+
 def test_a_triangle():
     mask = mask_of([polygon((0, 0), (100, 0), (0, 100))], 10, 20)
     x, y = centres(10, 20)

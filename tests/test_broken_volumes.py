@@ -190,6 +190,7 @@ class TestLies:
             ('{"shape": [6, 20, "24"], "dtype": "u2"}', "shape is"),
             ('{"shape": [6, 20, 24], "dtype": "u2", "offset": "0"}', "offset is '0'"),
             ('{"shape": [6, 20, 24], "dtype": "u2", "voxel_size": [1, 2]}', "voxel_size"),
+            (f'{{"shape": [6, 20, 24], "dtype": "u2", "voxel_size": [1, 2, {"9" * 400}]}}', "size"),
             ('{"shape": [6, 20, 24], "dtype": "u2", "classes": {"0": "a"}}', "classes"),
         ],
     )

@@ -90,12 +90,14 @@ class _Process:
         os.truncate(self._descriptor, PLACE.size)
         self._place = mmap.mmap(self._descriptor, PLACE.size)
         PLACE.pack_into(self._place, 0, 0, plan[0][1], 0.0)
-        self._errors: IO[bytes] = tempfile.TemporaryFile()
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # until __exit__
         arguments = (json.dumps(plan), str(seed), str(self._descriptor))
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.fuzz.worker", *arguments],
-            pass_fds=(self._descriptor,), stdout=subprocess.PIPE, stderr=self._errors,
-        )  # fmt: skip
+            pass_fds=(self._descriptor,),
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+        )
         self._rest = b""
 
     def __enter__(self) -> _Process:

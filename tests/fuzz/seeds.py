@@ -14,8 +14,8 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from ml_backend.studio.label_config import bitmask_config, brush_config, parse_label_config
 from ml_backend.studio.annotations import regions
+from ml_backend.studio.label_config import bitmask_config, brush_config, parse_label_config
 from ml_backend.studio.masks import encode_bitmask, encode_brush
 from ml_backend.volumes.address import SliceAddress, SliceKeys
 from ml_backend.volumes.opening import write_volume
@@ -60,23 +60,57 @@ def _label_configs() -> Seeds:
 
 def _result(region: str, kind: str, value: dict[str, object]) -> dict[str, object]:
     return {
-        "id": region, "type": kind, "from_name": "label", "to_name": "image",
-        "original_width": WIDTH, "original_height": HEIGHT, "image_rotation": 0, "value": value,
-    }  # fmt: skip
+        "id": region,
+        "type": kind,
+        "from_name": "label",
+        "to_name": "image",
+        "original_width": WIDTH,
+        "original_height": HEIGHT,
+        "image_rotation": 0,
+        "value": value,
+    }
 
 
 def _tasks() -> Seeds:
     outlines = [
-        _result("a", "polygonlabels", {"points": [[10, 10], [50.5, 20], [30, 80]], "closed": True,
-                                       "polygonlabels": ["bone"]}),
-        _result("b", "rectanglelabels", {"x": 20, "y": 10, "width": 30, "height": 40.5,
-                                         "rotation": 15, "rectanglelabels": ["i"]}),
-        _result("c", "ellipselabels", {"x": 50, "y": 50, "radiusX": 20, "radiusY": 10,
-                                       "rotation": 30, "ellipselabels": ["bone"]}),
+        _result(
+            "a",
+            "polygonlabels",
+            {"points": [[10, 10], [50.5, 20], [30, 80]], "closed": True, "polygonlabels": ["bone"]},
+        ),
+        _result(
+            "b",
+            "rectanglelabels",
+            {
+                "x": 20,
+                "y": 10,
+                "width": 30,
+                "height": 40.5,
+                "rotation": 15,
+                "rectanglelabels": ["i"],
+            },
+        ),
+        _result(
+            "c",
+            "ellipselabels",
+            {
+                "x": 50,
+                "y": 50,
+                "radiusX": 20,
+                "radiusY": 10,
+                "rotation": 30,
+                "ellipselabels": ["bone"],
+            },
+        ),
         _result("d", "keypointlabels", {"x": 5, "y": 5, "width": 1, "keypointlabels": ["bone"]}),
-        {"id": "e", "type": "choices", "from_name": "q", "to_name": "image",
-         "value": {"choices": ["good"]}},
-    ]  # fmt: skip
+        {
+            "id": "e",
+            "type": "choices",
+            "from_name": "q",
+            "to_name": "image",
+            "value": {"choices": ["good"]},
+        },
+    ]
     mask = _DISC.astype(np.uint8)
     for name, control in zip(("bitmask", "brush"), CONTROLS, strict=True):
         painted = regions(mask, parse_label_config(MASKS.format(control)))
@@ -86,17 +120,26 @@ def _tasks() -> Seeds:
 
 def _task(result: list[dict[str, object]]) -> dict[str, object]:
     made = {
-        "id": 11, "result": result, "was_cancelled": False, "ground_truth": False,
-        "created_at": "2026-05-01T10:00:00.5Z", "updated_at": "2026-05-01T10:05:00.5Z",
-        "completed_by": 1, "lead_time": 31.5,
-    }  # fmt: skip
+        "id": 11,
+        "result": result,
+        "was_cancelled": False,
+        "ground_truth": False,
+        "created_at": "2026-05-01T10:00:00.5Z",
+        "updated_at": "2026-05-01T10:05:00.5Z",
+        "completed_by": 1,
+        "lead_time": 31.5,
+    }
     draft = {"id": 2, "result": result[:1], "annotation": None, "updated_at": None}
     return {
-        "id": 7, "data": {"image": "/data/upload/1/a.png", "z": 3, "volume": "scan"},
-        "annotations": [made, made | {"id": 12, "was_cancelled": True}], "drafts": [draft],
+        "id": 7,
+        "data": {"image": "/data/upload/1/a.png", "z": 3, "volume": "scan"},
+        "annotations": [made, made | {"id": 12, "was_cancelled": True}],
+        "drafts": [draft],
         "predictions": [{"id": 3, "model_version": "nextslice-r001-abcdef", "score": 0.1}],
-        "project": 1, "is_labeled": True, "created_at": "2026-05-01T09:00:00Z",
-    }  # fmt: skip
+        "project": 1,
+        "is_labeled": True,
+        "created_at": "2026-05-01T09:00:00Z",
+    }
 
 
 def _brushes() -> Seeds:
@@ -176,28 +219,42 @@ def _requests() -> Seeds:
     config, keys = bitmask_config(["bone"]), SliceKeys((WIRE_SECRET,))
     bodies: dict[str, dict[str, object]] = {
         "setup": {"project": KEY, "schema": config, "hostname": "http://ls", "access_token": "t"},
-        "predict": {"project": KEY, "label_config": config, "params": {"context": None},
-                    "tasks": [{"id": 1, "data": {"image": "/data/upload/1/a.png"}}]},
-        "webhook": {"action": "ANNOTATION_CREATED",
-                    "project": {"id": 7, "created_at": "2025-11-23T02:30:28.893829Z"}},
-    }  # fmt: skip
+        "predict": {
+            "project": KEY,
+            "label_config": config,
+            "params": {"context": None},
+            "tasks": [{"id": 1, "data": {"image": "/data/upload/1/a.png"}}],
+        },
+        "webhook": {
+            "action": "ANNOTATION_CREATED",
+            "project": {"id": 7, "created_at": "2025-11-23T02:30:28.893829Z"},
+        },
+    }
     for name, body in bodies.items():
         content = json.dumps(body)
         head = f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n"
         yield name, f"POST /{name} HTTP/1.1\r\nHost: localhost\r\n{head}\r\n{content}".encode()
     raw = ReadOptions(shape=(4, 10, 12), dtype="<u1")
     address = SliceAddress("scans/a.raw", "z", 1, None, raw).url("", keys)
-    paths = {"slice": address, "health": "/health", "metrics": "/metrics",
-             "ready": "/ready?exclude=gpu&exclude=control", "versions": f"/versions?project={KEY}",
-             "openapi": "/openapi.json"}  # fmt: skip
+    paths = {
+        "slice": address,
+        "health": "/health",
+        "metrics": "/metrics",
+        "ready": "/ready?exclude=gpu&exclude=control",
+        "versions": f"/versions?project={KEY}",
+        "openapi": "/openapi.json",
+    }
     for name, path in paths.items():
-        head = "Origin: http://localhost:8080\r\nIf-None-Match: \"a\"\r\nAccept: */*\r\n"
+        head = 'Origin: http://localhost:8080\r\nIf-None-Match: "a"\r\nAccept: */*\r\n'
         yield name, f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{head}\r\n".encode()
     chunk = json.dumps({"project": KEY})
-    yield "chunked", (
-        "POST /setup HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        f"Transfer-Encoding: chunked\r\n\r\n{len(chunk):x}\r\n{chunk}\r\n0\r\n\r\n"
-    ).encode()
+    yield (
+        "chunked",
+        (
+            "POST /setup HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            f"Transfer-Encoding: chunked\r\n\r\n{len(chunk):x}\r\n{chunk}\r\n0\r\n\r\n"
+        ).encode(),
+    )
 
 
 def _written(name: str, array: np.ndarray = _GREY) -> Seeds:
@@ -292,9 +349,13 @@ def _zarr() -> Seeds:
         yield f"v3/{name}", content
     with tempfile.TemporaryDirectory() as folder:
         array = zarr.create_array(
-            f"{folder}/a.zarr", shape=(2, 10, 12), dtype="u2", chunks=(2, 10, 12), zarr_format=2,
+            f"{folder}/a.zarr",
+            shape=(2, 10, 12),
+            dtype="u2",
+            chunks=(2, 10, 12),
+            zarr_format=2,
             chunk_key_encoding={"name": "v2", "separator": "."},
-        )  # fmt: skip
+        )
         array[:] = _GREY[:2]
         for path in sorted(Path(folder).rglob("*")):
             if path.is_file():
@@ -303,8 +364,10 @@ def _zarr() -> Seeds:
 
 def _numpy() -> Seeds:
     for name, array in {
-        "ours": _GREY, "fortran": np.asfortranarray(_GREY), "big": _GREY.astype(">f4"),
-    }.items():  # fmt: skip
+        "ours": _GREY,
+        "fortran": np.asfortranarray(_GREY),
+        "big": _GREY.astype(">f4"),
+    }.items():
         to = io.BytesIO()
         np.save(to, array)
         yield f"{name}/a.npy", to.getvalue()

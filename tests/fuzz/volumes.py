@@ -44,9 +44,7 @@ def _read(folder: Path, name: str, sample: Sample) -> None:
                 encode_png(render(volume.along(axis)[0], window))
 
 
-def _target(
-    name: str, volume: str, form: Form = "bytes", words: tuple[bytes, ...] = ()
-) -> Target:
+def _target(name: str, volume: str, form: Form = "bytes", words: tuple[bytes, ...] = ()) -> Target:
     forms: dict[str, Form] = {".json": "json", ".zarray": "json", ".zattrs": "json", ".png": "png"}
     return Target(name, partial(reading, volume), (VolumeError,), form, forms, words, slow=True)
 

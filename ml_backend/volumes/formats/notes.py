@@ -79,7 +79,7 @@ class Notes:
         """With the voxel size where all three ``sizes`` are lengths, else without one."""
         try:
             z, y, x = (float(size) for size in sizes)
-        except (OverflowError, TypeError, ValueError):  # the first: JSON has whole numbers of any size
+        except (OverflowError, TypeError, ValueError):  # JSON has integers of any size
             return cls(classes=classes)
         if not all(math.isfinite(size) and size > 0 for size in (z, y, x)):
             return cls(classes=classes)
