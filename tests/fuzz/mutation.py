@@ -250,7 +250,7 @@ def _change(tree: list[Any], rng: random.Random) -> None:
     elif how < 0.8:
         holder[key] = [holder[key]] if rng.random() < 0.5 else {"value": holder[key]}
     elif how < 0.83:
-        holder[key] = _nested(rng.choice((50, 300)), rng)
+        holder[key] = _nested(rng.choice((50, 300, 900)), rng)
     elif how < 0.92:
         holder[key] = _copy(other[there])
     else:

@@ -134,9 +134,9 @@ def _configs() -> tuple[LabelConfig, ...]:
 _CONFIG_WORDS = (
     b"\xef\xbb\xbf",
     b"\xed\xa0\x80",
-    *rb"""<View>|</View>|<Label |value="bone"|value=|alias=|toName=|name=|<Image |<BitmaskLabels |<!--
--->|<BrushLabels |<!DOCTYPE a>|<![CDATA[|]]>|&lt;|&#x0;|&#xD800;|&a;|<?xml version='1.0'?>|xmlns:a=
-$image|valueList=|background|encoding='utf-16'""".replace(b"\n", b"|").split(b"|"),
+    *rb"""<View>|</View>|<Label |value="bone"|value=|alias=|toName=|name=|<Image |<BitmaskLabels
+<!--|-->|<BrushLabels |<!DOCTYPE a>|<![CDATA[|]]>|&lt;|&#x0;|&#xD800;|&a;|<?xml version='1.0'?>
+xmlns:a=|$image|valueList=|background|encoding='utf-16'""".replace(b"\n", b"|").split(b"|"),
 )
 _ADDRESS_WORDS = tuple(
     rb"/slices/|&expires=|&offset=|&shape=|&dtype=|&low=|&high=|&sig=|&key=|http://[|%00|%2e%2e/|%ff"
