@@ -57,10 +57,10 @@ def grey_window(
     """
     with np.errstate(over="ignore", invalid="ignore"):
         low, high = (float(v) for v in np.percentile(values, percentiles))
-    if not (high > low and math.isfinite(high - low)):
-        low, high = float(values.min()), float(values.max())
-    if not high > low:
-        high = float(np.nextafter(low + 1.0, np.inf))
+        if not (high > low and math.isfinite(high - low)):
+            low, high = float(values.min()), float(values.max())
+        if not high > low:
+            high = float(np.nextafter(low + 1.0, np.inf))
     if not math.isfinite(high):
         low, high = float(np.nextafter(low, 0.0)), low
     return low, high

@@ -74,18 +74,16 @@ def run(
     reports = {name: Report(name) for name in shares}
     plan: Plan = [(name, 0, inputs) for name, inputs in shares.items()]
     while plan:
-        with _Process(plan, seed) as process:
-            rest = process.watch(reports)
-        for name, _, _ in plan[: len(plan) - len(rest) + 1]:
-            if name not in {left for left, _, _ in rest}:
-                said(reports[name])
-        plan = rest
+        with _Process(plan, seed, reports, said) as process:
+            plan = process.watch()
     return list(reports.values())
 
 
 class _Process:
-    def __init__(self, plan: Plan, seed: int) -> None:
-        self._plan = plan
+    def __init__(
+        self, plan: Plan, seed: int, reports: Mapping[str, Report], said: Callable[[Report], None]
+    ) -> None:
+        self._plan, self._reports, self._said = plan, reports, said
         self._descriptor = os.memfd_create("fuzz")
         os.truncate(self._descriptor, PLACE.size)
         self._place = mmap.mmap(self._descriptor, PLACE.size)
@@ -111,38 +109,42 @@ class _Process:
         self._errors.close()
         os.close(self._descriptor)
 
-    def watch(self, reports: Mapping[str, Report]) -> Plan:
+    def watch(self) -> Plan:
         """Until it ends; what of the plan is left then."""
         at, busy = (-1, -1), 0.0
-        while self._hear(reports):
+        while self._hear():
             part, number, since = PLACE.unpack_from(self._place)
             longest_s = (TARGETS | FAULTY)[self._plan[part][0]].longest_s
             if at != (part, number):
                 at, busy = (part, number), busy_s(self._process.pid)
             elif since and busy_s(self._process.pid) - busy > longest_s:
-                return self._ended(reports, f"hangs: it is busy for {longest_s:g} s")
+                return self._ended(f"hangs: it is busy for {longest_s:g} s")
             elif since and time.monotonic() - since > _WAITS_S:
-                return self._ended(reports, f"hangs: it waits for {_WAITS_S:g} s")
-            if sum(map(len, reports[self._plan[part][0]].faults.values())) > _MOST_FAULTS:
+                return self._ended(f"hangs: it waits for {_WAITS_S:g} s")
+            report = self._reports[self._plan[part][0]]
+            if sum(map(len, report.faults.values())) > _MOST_FAULTS:
+                self._said(report)
                 return self._plan[part + 1 :]
         status = self._process.wait()
         if status == 0:
             return []
-        return self._ended(
-            reports, "" if status == GREW else f"ends the process ({status}): {self._last_words()}"
-        )
+        words = "" if status == GREW else f"ends the process ({status}): {self._last_words()}"
+        return self._ended(words)
 
-    def _ended(self, reports: Mapping[str, Report], why: str) -> Plan:
+    def _ended(self, why: str) -> Plan:
         """What is left behind the input that it is at."""
         part, number, _ = PLACE.unpack_from(self._place)
         name, _, stop = self._plan[part]
         if why:
-            reports[name].counts[why.partition(" ")[0]] += 1
-            reports[name].fault(why, number)
+            self._reports[name].counts[why.partition(" ")[0]] += 1
+            self._reports[name].fault(why, number)
         rest = self._plan[part + 1 :]
-        return [(name, number + 1, stop), *rest] if number + 1 < stop else rest
+        if number + 1 < stop:
+            return [(name, number + 1, stop), *rest]
+        self._said(self._reports[name])
+        return rest
 
-    def _hear(self, reports: Mapping[str, Report]) -> bool:
+    def _hear(self) -> bool:
         """Take what it says for a moment; False when it has no more to say."""
         out = self._process.stdout
         assert out is not None
@@ -152,7 +154,11 @@ class _Process:
         *lines, self._rest = (self._rest + part).split(b"\n")
         for line in lines:
             said = json.loads(line)
-            reports[said["target"]].take(said)
+            report = self._reports[said["target"]]
+            if "over" in said:
+                self._said(report)
+            else:
+                report.take(said)
         return bool(part)
 
     def _last_words(self) -> str:

@@ -139,6 +139,8 @@ class _Course:
                 if (number + 1) % _SAID_EVERY == 0:
                     self._say()
         self._say()
+        if self._growth <= MOST_GROWTH:
+            self._print({"over": True})
         return self._growth <= MOST_GROWTH
 
     def _one(self, read: Callable[[Sample], None], number: int) -> None:
