@@ -81,6 +81,7 @@ def endpoints(examples: int, seed: int) -> Report:
         app = create_app(settings_from(environment))
         for (_, status), count in answer_all(app, examples, seed).items():
             report.counts["read" if status == 200 else str(status)] += count
+            report.inputs += count
     report.seconds = time.monotonic() - began
     return report
 

@@ -99,7 +99,12 @@ class _Memory:
 
 
 def _own() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    """Not ru_maxrss, which counts what the process that has started this one had taken."""
+    return _highest(Path("/proc/self/status").read_text())
+
+
+def _highest(status: str) -> int:
+    return int(status.partition("VmHWM:")[2].split()[0]) << 10
 
 
 def _others(process: str | int = "self") -> Iterator[int]:
@@ -107,8 +112,7 @@ def _others(process: str | int = "self") -> Iterator[int]:
     for child in _children(process):
         yield from _others(child)
         with suppress(OSError, IndexError):
-            status = Path(f"/proc/{child}/status").read_text()
-            yield int(status.partition("VmHWM:")[2].split()[0]) << 10
+            yield _highest(Path(f"/proc/{child}/status").read_text())
 
 
 class _Course:
@@ -135,13 +139,13 @@ class _Course:
                 self._growth = memory.growth()
                 if self._growth > MOST_GROWTH:
                     self._found(number, f"grows by {self._growth >> 20} MB")
-                    break
+                    self._say(number + 1)
+                    return False
                 if (number + 1) % _SAID_EVERY == 0:
-                    self._say()
-        self._say()
-        if self._growth <= MOST_GROWTH:
-            self._print({"over": True})
-        return self._growth <= MOST_GROWTH
+                    self._say(number + 1)
+        self._say(numbers.stop)
+        self._print({"over": True})
+        return True
 
     def _one(self, read: Callable[[Sample], None], number: int) -> None:
         self._place(number, 0.0)
@@ -164,11 +168,11 @@ class _Course:
     def _found(self, number: int, fault: str) -> None:
         self._print({"number": number, "fault": fault})
 
-    def _say(self) -> None:
+    def _say(self, done: int) -> None:
         worst, number = self._worst
         seconds, self._began = time.monotonic() - self._began, time.monotonic()
         said = {"counts": self._counts, "worst": worst, "at": number, "growth": self._growth}
-        self._print({"seconds": seconds, **said})
+        self._print({"done": done, "seconds": seconds, **said})
         self._counts.clear()
 
     def _print(self, line: dict[str, Any]) -> None:
