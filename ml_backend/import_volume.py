@@ -8,6 +8,7 @@ and what is missing is added, so an import that was interrupted is simply made a
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -318,7 +319,8 @@ class _Import:
             if claimed is not None:
                 self._check_reading(which, claimed.options, elsewhere)
                 self._note_address(row, config.value_field, claimed)
-            if isinstance(z := row.data.get("z"), int | float):
+            z = row.data.get("z")
+            if isinstance(z, int) or (isinstance(z, float) and math.isfinite(z)):
                 self._there[int(z)] = str(image)
                 if not row.total_annotations and not row.cancelled_annotations:
                     self._bare[int(z)] = row.id

@@ -339,6 +339,11 @@ def test_an_ellipse_without_a_radius_paints_nothing():
     assert not mask_of([ellipse(50, 50, 0, 10)], 9, 9).any()
 
 
+@pytest.mark.filterwarnings("error")
+def test_an_ellipse_of_next_to_no_radius_paints_nothing_and_says_nothing():
+    assert not mask_of([ellipse(50, 50, 1e-320, 10)], 10, 10).any()
+
+
 def test_a_triangle():
     mask = mask_of([polygon((0, 0), (100, 0), (0, 100))], 10, 20)
     x, y = centres(10, 20)
@@ -887,3 +892,22 @@ def test_the_hash_of_damaged_regions():
 def test_the_hash_does_not_change_between_releases():
     # It is stored with every round: a new value here makes every label look changed.
     assert label_hash([rectangle(1, 2, 3, 4)]) == "622ee2ef2daa87d1a4738808d899538d"
+
+
+def nested(depth: int) -> object:
+    value: object = "bone"
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def test_what_is_nested_deeply_is_named_by_who_cannot_read_it():
+    strange = {**polygon((0, 0), (100, 0), (0, 100)), "id": "p"}
+    strange["value"] = {**strange["value"], "polygonlabels": nested(5000)}
+    found = label_map([strange], BITMASK, 10, 20)
+    assert (found.mask == IGNORE).sum() > 50
+    assert "instead of one label" in found.warnings[0]
+    with pytest.raises(AnnotationError, match="region 'p' is nested too deeply"):
+        label_hash([strange])
+    with pytest.raises(AnnotationError, match="rle is nested too deeply"):
+        label_hash([{**strange, "value": {"rle": nested(5000)}}])

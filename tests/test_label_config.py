@@ -277,6 +277,12 @@ def test_configs_that_are_refused(xml, message):
         parse_label_config(xml)
 
 
+def test_a_config_of_very_many_labels_is_refused_in_time():
+    many = config(labels(*map(str, range(100_000))))  # to compare each with all takes minutes
+    with pytest.raises(LabelConfigError, match=r"makes 100001 classes .* at most 255 fit"):
+        parse_label_config(many)
+
+
 def test_255_classes_are_accepted():
     assert len(parse_label_config(config(labels(*map(str, range(254))))).classes) == 255
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any, NamedTuple, TypeVar
 
@@ -327,7 +328,7 @@ def label_hash(results: Sequence[Region | Mapping[str, Any]]) -> str:
     """32 hexadecimal digits of what ``results`` draw, in their order.
 
     Region ids, authors, scores and times do not count: submitting the same content again gives the
-    same hash.
+    same hash. Raises AnnotationError for what is nested too deeply.
     """
     digest = hashlib.sha256()
     for region in map(_as_region, results):
@@ -337,7 +338,10 @@ def label_hash(results: Sequence[Region | Mapping[str, Any]]) -> str:
         rle = _compact(value.pop("rle", None))
         size = (region.original_width, region.original_height)
         head = (region.type.lower(), region.to_name, size, value, len(rle))
-        digest.update(json.dumps(head, sort_keys=True, separators=(",", ":")).encode())
+        try:
+            digest.update(json.dumps(head, sort_keys=True, separators=(",", ":")).encode())
+        except RecursionError as error:
+            raise AnnotationError(f"region {region.id!r} is nested too deeply") from error
         digest.update(rle)
     return digest.hexdigest()[:32]
 
@@ -420,7 +424,8 @@ def _class_of(region: Region, config: LabelConfig) -> tuple[int, str | None]:
         )
     labels = region.value.get(region.type.lower())
     labels = [labels] if isinstance(labels, str) else labels or []
-    if not isinstance(labels, list) or len(labels) != 1:
+    one = isinstance(labels, list) and len(labels) == 1
+    if not one or not isinstance(labels[0], str | int | float):
         return IGNORE, f"has {_shown(labels)} instead of one label" if labels else "has no label"
     index = config.class_index(str(labels[0]))
     if index is None:
@@ -488,10 +493,11 @@ def _ellipse(region: Region, height: int, width: int) -> _Painted:
     columns = _centres_between(centre_x - reach, centre_x + reach, width)
     dx = columns + 0.5 - centre_x
     dy = (rows + 0.5 - centre_y)[:, None]
-    along = (dx * cos + dy * sin) / radius_x
-    across = (dy * cos - dx * sin) / radius_y
     painted = np.zeros((height, width), np.bool_)
-    painted[np.ix_(rows, columns)] = along**2 + across**2 < 1
+    with np.errstate(over="ignore"):  # of a radius that is next to nothing
+        along = (dx * cos + dy * sin) / radius_x
+        across = (dy * cos - dx * sin) / radius_y
+        painted[np.ix_(rows, columns)] = along**2 + across**2 < 1
     return painted
 
 
@@ -617,6 +623,9 @@ def _region(
 def _compact(rle: object) -> bytes:
     """A run-length code as bytes, since JSON of a million numbers is slow; the rest as JSON."""
     try:
-        return bytes(rle) if isinstance(rle, (list, tuple)) else json.dumps(rle).encode()
-    except (TypeError, ValueError):
+        if isinstance(rle, (list, tuple)):
+            with suppress(TypeError, ValueError):
+                return bytes(rle)
         return json.dumps(rle).encode()
+    except RecursionError as error:
+        raise AnnotationError("value.rle is nested too deeply, expected a list of bytes") from error

@@ -10,6 +10,7 @@ import colorsys
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -381,7 +382,7 @@ def _classes(names: Sequence[str], where: str) -> tuple[tuple[str, ...], bool]:
     """Class names with the background first, and whether it is one of the labels."""
     if not names:
         raise LabelConfigError(f"{where} has no labels: add one Label per class")
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         raise LabelConfigError(f"{where} has labels of the same name ({', '.join(twice)})")
     background = [name for name in names if name.casefold() in BACKGROUND_NAMES]
