@@ -29,7 +29,7 @@ def readable() -> str:
 def format_of(path: Path, options: ReadOptions) -> Format:
     """The format that reads what is at ``path``. Raises VolumeError when there is none."""
     if path.is_dir():
-        return _format_of_folder(path)
+        return _format_of_folder(path, options)
     name = path.name.lower()
     for one in formats():
         if name.endswith(one.explains):
@@ -45,7 +45,7 @@ def format_of(path: Path, options: ReadOptions) -> Format:
     raise VolumeError(f"{path} is no volume that can be read{hint}, expected {readable()}")
 
 
-def _format_of_folder(path: Path) -> Format:
+def _format_of_folder(path: Path, options: ReadOptions) -> Format:
     for one in formats():
         if one.folder and not one.images and one.ending_of(path.name):
             return one
@@ -58,6 +58,10 @@ def _format_of_folder(path: Path) -> Format:
         for kind, endings in one.images.items()
         if (count := sum(name.endswith(endings) for name in names))
     ]
+    if not found:
+        for one in formats():
+            if one.images and one.takes is not None and one.takes(path, options):
+                return one
     if len(found) > 1:
         counted = " and ".join(f"{count} {kind}" for _, kind, count in found)
         raise VolumeError(

@@ -1,0 +1,80 @@
+"""Files of instruments and other programs for benchmarks/volumes.py: each written and read by its
+own library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["FOREIGN", "Foreign"]
+
+Slice = npt.NDArray[Any]
+Open = Callable[[], Callable[[int], Slice]]
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """``name``: of the file or folder; ``make(path, volume)`` writes it; ``opening(path)`` gives
+    what opens it the library's way."""
+
+    name: str
+    make: Callable[[Path, Slice], None]
+    opening: Callable[[Path], Open]
+
+
+def _dicom_image(pixels: Slice, z: int) -> Any:
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+    one = Dataset()
+    one.file_meta = FileMetaDataset()
+    one.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    one.SOPClassUID, one.SOPInstanceUID = CTImageStorage, generate_uid()
+    one.SeriesInstanceUID, one.InstanceNumber = "1.2.3", z + 1
+    one.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    one.ImagePositionPatient, one.PixelSpacing = [0, 0, 2.0 * z], [2, 2]
+    one.Rows, one.Columns = pixels.shape
+    one.SamplesPerPixel, one.PhotometricInterpretation = 1, "MONOCHROME2"
+    one.BitsAllocated, one.BitsStored, one.HighBit, one.PixelRepresentation = 16, 16, 15, 0
+    one.PixelData = pixels.tobytes()
+    return one
+
+
+def _make_dicom(folder: Path, volume: Slice, *, packed: bool = False) -> None:
+    import imagecodecs
+    from pydicom.encaps import encapsulate
+    from pydicom.uid import JPEG2000Lossless
+
+    folder.mkdir()
+    for z, pixels in enumerate(volume):
+        one = _dicom_image(np.asarray(pixels), z)
+        if packed:
+            code = imagecodecs.jpeg2k_encode(np.asarray(pixels), level=0, codecformat="j2k")
+            one.PixelData = encapsulate([code])
+            one["PixelData"].VR = "OB"
+            one.file_meta.TransferSyntaxUID = JPEG2000Lossless
+        one.save_as(folder / f"{z:04d}.dcm", enforce_file_format=True)
+
+
+def _dicom(folder: Path) -> Open:
+    def opening() -> Callable[[int], Slice]:
+        import pydicom
+
+        files = sorted(folder.iterdir())
+        return lambda z: np.array(pydicom.dcmread(files[z]).pixel_array)
+
+    return opening
+
+
+FOREIGN: dict[str, Foreign] = {
+    "DICOM": Foreign("a_dicom", _make_dicom, _dicom),
+    "DICOM, JPEG 2000": Foreign(
+        "a_j2k_dicom", lambda path, volume: _make_dicom(path, volume, packed=True), _dicom
+    ),
+}
+"""Label → how it is made and read."""
