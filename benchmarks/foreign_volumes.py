@@ -71,10 +71,79 @@ def _dicom(folder: Path) -> Open:
     return opening
 
 
+def _make_mrc(path: Path, volume: Slice) -> None:
+    import mrcfile
+
+    with mrcfile.new_mmap(path, volume.shape, 6) as mrc:
+        mrc.data[:] = volume
+        mrc.set_volume()
+
+
+def _mrc(path: Path) -> Open:
+    def opening() -> Callable[[int], Slice]:
+        import mrcfile
+
+        data = mrcfile.mmap(path).data
+        return lambda z: np.array(data[z])
+
+    return opening
+
+
+def _make_itk(path: Path, volume: Slice) -> None:
+    import SimpleITK
+
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(np.asarray(volume)), str(path))
+
+
+def _itk(path: Path) -> Open:
+    """A region at a time, as ITK streams it."""
+
+    def opening() -> Callable[[int], Slice]:
+        import SimpleITK
+
+        reader = SimpleITK.ImageFileReader()
+        reader.SetFileName(str(path))
+        reader.ReadImageInformation()
+        width, height, _ = reader.GetSize()
+
+        def read(z: int) -> Slice:
+            reader.SetExtractIndex((0, 0, z))
+            reader.SetExtractSize((width, height, 0))
+            return np.asarray(SimpleITK.GetArrayFromImage(reader.Execute()))
+
+        return read
+
+    return opening
+
+
+def _make_nrrd(path: Path, volume: Slice) -> None:
+    import nrrd
+
+    nrrd.write(str(path), np.asarray(volume), {"encoding": "raw"}, index_order="C")
+
+
+def _nrrd(path: Path) -> Open:
+    """pynrrd reads whole files only: mapped as its header says."""
+
+    def opening() -> Callable[[int], Slice]:
+        import nrrd
+
+        with path.open("rb") as file:
+            header = nrrd.read_header(file)
+            start = file.tell()
+        array = np.memmap(path, np.uint16, "r", start, tuple(header["sizes"][::-1]))
+        return lambda z: np.array(array[z])
+
+    return opening
+
+
 FOREIGN: dict[str, Foreign] = {
     "DICOM": Foreign("a_dicom", _make_dicom, _dicom),
     "DICOM, JPEG 2000": Foreign(
         "a_j2k_dicom", lambda path, volume: _make_dicom(path, volume, packed=True), _dicom
     ),
+    "MRC": Foreign("a.mrc", _make_mrc, _mrc),
+    "NRRD": Foreign("a.nrrd", _make_nrrd, _nrrd),
+    "MetaImage": Foreign("a.mha", _make_itk, _itk),
 }
 """Label → how it is made and read."""

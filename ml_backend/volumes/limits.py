@@ -14,6 +14,6 @@ LONGEST_AXIS = 1 << 20
 CHUNK_BYTES = 8 * SLICE_VOXELS
 """Of a chunk, strip or tile, which is unpacked whole for a part of it: as of the largest slice."""
 HEADER_BYTES = 16 << 20
-"""What may stand in a NIfTI file before its values."""
+"""What may stand in a NIfTI, NRRD or MetaImage file before its values."""
 UNPACKED_BYTES = 16 << 30
-"""Of a .nii.gz in the temporary folder."""
+"""Of a .nii.gz, or another packed stream, in the temporary folder."""
