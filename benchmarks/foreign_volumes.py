@@ -3,6 +3,7 @@ own library."""
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,6 +138,36 @@ def _nrrd(path: Path) -> Open:
     return opening
 
 
+def _make_txm(path: Path, volume: Slice) -> None:
+    from tests.compound_file import write_compound
+
+    depth, height, width = volume.shape
+    numbers = {"ImageWidth": width, "ImageHeight": height, "NoOfImages": depth, "DataType": 5}
+    streams = {f"ImageInfo/{name}": struct.pack("<I", n) for name, n in numbers.items()}
+    for z, pixels in enumerate(volume):
+        streams[f"ImageData{z // 100 + 1}/Image{z + 1}"] = pixels.tobytes()
+    write_compound(path, streams)
+
+
+def _txm(path: Path) -> Open:
+    def opening() -> Callable[[int], Slice]:
+        import olefile
+
+        file = olefile.OleFileIO(path)
+
+        def read(z: int) -> Slice:
+            data = file.openstream(f"ImageData{z // 100 + 1}/Image{z + 1}").read()
+            width, height = (
+                struct.unpack("<I", file.openstream(f"ImageInfo/Image{name}").read())[0]
+                for name in ("Width", "Height")
+            )
+            return np.array(np.frombuffer(data, "<u2").reshape(height, width))
+
+        return read
+
+    return opening
+
+
 FOREIGN: dict[str, Foreign] = {
     "DICOM": Foreign("a_dicom", _make_dicom, _dicom),
     "DICOM, JPEG 2000": Foreign(
@@ -145,5 +176,6 @@ FOREIGN: dict[str, Foreign] = {
     "MRC": Foreign("a.mrc", _make_mrc, _mrc),
     "NRRD": Foreign("a.nrrd", _make_nrrd, _nrrd),
     "MetaImage": Foreign("a.mha", _make_itk, _itk),
+    "Zeiss TXM": Foreign("a.txm", _make_txm, _txm),
 }
 """Label → how it is made and read."""
