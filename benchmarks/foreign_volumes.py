@@ -168,6 +168,27 @@ def _txm(path: Path) -> Open:
     return opening
 
 
+def _make_vgi(path: Path, volume: Slice) -> None:
+    size = " ".join(map(str, volume.shape[::-1]))
+    path.write_text(
+        f"{{volume1}}\n[file1]\nSize = {size}\nDatatype = unsigned integer\nBitsPerElement = 16\n"
+        f"FileFormat = raw\nName = {path.stem}.vol\n"
+    )
+    np.asarray(volume).tofile(path.with_suffix(".vol"))
+
+
+def _vgi(path: Path) -> Open:
+    """No library reads it: its values, mapped."""
+
+    def opening() -> Callable[[int], Slice]:
+        size = path.read_text().split("\n")[2]
+        shape = tuple(map(int, size.partition("=")[2].split()))[::-1]
+        array = np.memmap(path.with_suffix(".vol"), np.uint16, "r", 0, shape)
+        return lambda z: np.array(array[z])
+
+    return opening
+
+
 FOREIGN: dict[str, Foreign] = {
     "DICOM": Foreign("a_dicom", _make_dicom, _dicom),
     "DICOM, JPEG 2000": Foreign(
@@ -177,5 +198,6 @@ FOREIGN: dict[str, Foreign] = {
     "NRRD": Foreign("a.nrrd", _make_nrrd, _nrrd),
     "MetaImage": Foreign("a.mha", _make_itk, _itk),
     "Zeiss TXM": Foreign("a.txm", _make_txm, _txm),
+    "VGI": Foreign("a.vgi", _make_vgi, _vgi),
 }
 """Label → how it is made and read."""
