@@ -189,6 +189,33 @@ def _vgi(path: Path) -> Open:
     return opening
 
 
+def _make_edf(path: Path, volume: Slice) -> None:
+    from fabio.edfimage import EdfImage
+
+    image = EdfImage(data=np.asarray(volume[0]))
+    for pixels in volume[1:]:
+        image.append_frame(data=np.asarray(pixels))
+    image.write(str(path))
+
+
+def _edf(path: Path) -> Open:
+    def opening() -> Callable[[int], Slice]:
+        import fabio
+
+        image = fabio.open(str(path))
+
+        def read(z: int) -> Slice:
+            # a frame keeps what it has read: each one anew
+            frame = image.get_frame(z)
+            values = np.array(frame.data)
+            frame._data, frame._dtype = None, values.dtype
+            return values
+
+        return read
+
+    return opening
+
+
 FOREIGN: dict[str, Foreign] = {
     "DICOM": Foreign("a_dicom", _make_dicom, _dicom),
     "DICOM, JPEG 2000": Foreign(
@@ -199,5 +226,6 @@ FOREIGN: dict[str, Foreign] = {
     "MetaImage": Foreign("a.mha", _make_itk, _itk),
     "Zeiss TXM": Foreign("a.txm", _make_txm, _txm),
     "VGI": Foreign("a.vgi", _make_vgi, _vgi),
+    "EDF": Foreign("a.edf", _make_edf, _edf),
 }
 """Label → how it is made and read."""
