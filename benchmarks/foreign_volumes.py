@@ -216,6 +216,25 @@ def _edf(path: Path) -> Open:
     return opening
 
 
+def _make_jpeg2000(folder: Path, volume: Slice) -> None:
+    import imagecodecs
+
+    folder.mkdir()
+    for z, pixels in enumerate(volume):
+        code = imagecodecs.jpeg2k_encode(np.asarray(pixels), level=0, codecformat="jp2")
+        (folder / f"{z:04d}.jp2").write_bytes(code)
+
+
+def _jpeg2000(folder: Path) -> Open:
+    def opening() -> Callable[[int], Slice]:
+        import imagecodecs
+
+        files = sorted(folder.glob("*.jp2"))
+        return lambda z: np.asarray(imagecodecs.jpeg2k_decode(files[z].read_bytes()))
+
+    return opening
+
+
 FOREIGN: dict[str, Foreign] = {
     "DICOM": Foreign("a_dicom", _make_dicom, _dicom),
     "DICOM, JPEG 2000": Foreign(
@@ -227,5 +246,6 @@ FOREIGN: dict[str, Foreign] = {
     "Zeiss TXM": Foreign("a.txm", _make_txm, _txm),
     "VGI": Foreign("a.vgi", _make_vgi, _vgi),
     "EDF": Foreign("a.edf", _make_edf, _edf),
+    "JPEG 2000 folder": Foreign("a_jp2", _make_jpeg2000, _jpeg2000),
 }
 """Label → how it is made and read."""

@@ -28,7 +28,7 @@ from ml_backend.volumes.volume import VolumeError
 from tests.test_formats import SHAPE, assert_holds, values, write
 
 GREY = values("u2", (5, 16, 32))
-NOT_SHOWN_BY_BROWSERS = ("DICOM", "EDF")
+NOT_SHOWN_BY_BROWSERS = ("DICOM", "EDF", "JPEG 2000")
 
 
 def opened_as(path: Path, array: np.ndarray, options: ReadOptions | None = None) -> Any:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from ml_backend.volumes.formats.format import Format
 from ml_backend.volumes.formats.registry import format_by_ending, formats
+from ml_backend.volumes.formats.skyscan import is_preview
 from ml_backend.volumes.volume import ReadOptions, VolumeError, VolumeSpec
 
 __all__ = ["Write", "format_for", "format_of", "readable"]
@@ -51,7 +52,8 @@ def _format_of_folder(path: Path, options: ReadOptions) -> Format:
             return one
         if any((path / mark).exists() for mark in one.marks):
             return one
-    names = [one.name.lower() for one in path.iterdir() if not one.name.startswith(".")]
+    there = (one.name.lower() for one in path.iterdir())
+    names = [name for name in there if not name.startswith(".") and not is_preview(name)]
     found = [
         (one, kind, count)
         for one in formats()
