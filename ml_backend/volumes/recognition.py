@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,19 @@ from ml_backend.volumes.volume import ReadOptions, VolumeError, VolumeSpec
 
 __all__ = ["Write", "format_for", "format_of", "readable"]
 
+_CONVERTERS: Mapping[tuple[str, ...], str] = {
+    (".czi", ".lif", ".nd2", ".ims", ".vsi", ".oir", ".oib", ".oif", ".dv"): (
+        "`bfconvert` of Bio-Formats, to .ome.tif,"
+    ),
+    (".aim",): "ITK's ScancoImageIO (itk-ioscanco), to .mha,",
+    (".img", ".hdr", ".mnc", ".mgz", ".mgh"): "nibabel, to .nii,",
+    (".vgl", ".pcr", ".pca"): "VGSTUDIO or the scanner's own program, to .vgi with a .vol,",
+    (".gz", ".bz2", ".xz", ".zip", ".tar", ".7z"): "unpacking it",
+    (".mat",): "SciPy (`scipy.io.loadmat`), to .npy,",
+    (".vtk", ".gipl", ".pic"): "SimpleITK, to .mha,",
+}
+"""Endings that are seen, and not read: what makes of them one that is."""
+
 Write = Callable[[Path, Iterable[npt.NDArray[Any]], VolumeSpec], None]
 
 
@@ -25,6 +38,14 @@ def readable() -> str:
         one.readable or f"{one.title} ({one.endings[0]})" for one in formats() if one.reads_files
     ]
     return f"{', '.join(files)}, or a folder of one-page {' or '.join(kinds)} files"
+
+
+def _nearest_way(name: str) -> str:
+    """How what is called so becomes a volume that is read."""
+    for endings, program in _CONVERTERS.items():
+        if name.endswith(endings):
+            return f"{program} makes a file that is"
+    return "what holds raw values is read with --shape, --dtype and --offset"
 
 
 def format_of(path: Path, options: ReadOptions) -> Format:
@@ -43,7 +64,9 @@ def format_of(path: Path, options: ReadOptions) -> Format:
             return one
     images = tuple(ending for one in formats() for e in one.images.values() for ending in e)
     hint = " (it is one image: give its folder)" if name.endswith(images) else ""
-    raise VolumeError(f"{path} is no volume that can be read{hint}, expected {readable()}")
+    raise VolumeError(
+        f"{path} is no volume that can be read{hint}, expected {readable()}; {_nearest_way(name)}"
+    )
 
 
 def _format_of_folder(path: Path, options: ReadOptions) -> Format:

@@ -33,11 +33,12 @@ _TYPES = {
     "float": "f4", "double": "f8",
 }  # fmt: skip
 _MAGIC = re.compile(r"# (?:AmiraMesh|Avizo)(?: 3D)? (BINARY(?:-LITTLE-ENDIAN)?|ASCII)")
-_LATTICE = re.compile(r"^\s*define\s+Lattice\s+(.+)$", re.MULTILINE)
+_LATTICE = re.compile(r"^[ \t]*define[ \t]+Lattice[ \t]+(.+)$", re.MULTILINE)
 _DATA = re.compile(
-    r"^\s*Lattice\s*\{\s*(\w+)(\[\d+\])?\s+\w+\s*\}\s*=?\s*@(\d+)(?:\((\w+),(\d+)\))?", re.MULTILINE
+    r"^[ \t]*Lattice\s*\{\s*(\w+)(\[\d+\])?\s+\w+\s*\}\s*=?\s*@(\d+)(?:\((\w+),(\d+)\))?",
+    re.MULTILINE,
 )
-_BOX = re.compile(r"BoundingBox\s+((?:[-+\d.eE]+\s*){6})")
+_BOX = re.compile(r"BoundingBox\s+((?:[-+\d.eE]+\s+){5}[-+\d.eE]+)")
 _UNIT = re.compile(r"Coordinates\s+\"([^\"]*)\"")
 _HOW = "save it from Amira as raw AmiraMesh binary, or as TIFF"
 _LITERAL = 0x80

@@ -23,7 +23,7 @@ from ml_backend.volumes.formats.flat import Flat
 from ml_backend.volumes.formats.format import EVERYTHING, Format
 from ml_backend.volumes.formats.notes import Notes
 from ml_backend.volumes.formats.unpacked import Source, Unpacked, ZlibStream
-from ml_backend.volumes.limits import HEADER_BYTES
+from ml_backend.volumes.limits import TEXT_BYTES
 from ml_backend.volumes.volume import ReadOptions, Volume, VolumeError, VolumeSpec
 
 __all__ = ["FORMAT", "read", "write"]
@@ -111,9 +111,9 @@ def _header(path: Path) -> tuple[dict[str, str], int]:
     """Its fields up to the last one, and the byte behind them. Raises VolumeError."""
     header: dict[str, str] = {}
     with path.open("rb") as file:
-        while line := file.readline(HEADER_BYTES):
+        while line := file.readline(TEXT_BYTES):
             name, equals, value = line.decode("latin-1").partition("=")
-            if not equals or file.tell() > HEADER_BYTES:
+            if not equals or file.tell() > TEXT_BYTES:
                 break
             header[name.strip()] = value.strip()
             if name.strip() == _LAST:

@@ -25,7 +25,7 @@ from ml_backend.volumes.formats.flat import Flat
 from ml_backend.volumes.formats.format import EVERYTHING, Format
 from ml_backend.volumes.formats.notes import Notes, sizes_in_one_unit
 from ml_backend.volumes.formats.unpacked import HIGHEST_RATIO, Source, Unpacked
-from ml_backend.volumes.limits import HEADER_BYTES
+from ml_backend.volumes.limits import TEXT_BYTES
 from ml_backend.volumes.volume import ReadOptions, Volume, VolumeError, VolumeSpec
 
 __all__ = ["FORMAT", "read", "write"]
@@ -133,10 +133,10 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
             raise VolumeError(f"{path} is no NRRD file, expected one that begins with NRRD")
         file.seek(0)
         lines, size = [], 0
-        while (line := file.readline(HEADER_BYTES)).strip():
+        while (line := file.readline(TEXT_BYTES)).strip():
             lines.append(line)
             size += len(line)
-            if size > HEADER_BYTES:
+            if size > TEXT_BYTES:
                 raise VolumeError(f"{path} has a header without an end, expected an empty line")
         start = file.tell()
     for line in lines:
@@ -189,7 +189,7 @@ def _place(
     with place.open("rb") as file:
         file.seek(start)
         for _ in range(int(header.get("line skip", header.get("lineskip", 0)))):
-            if not file.readline(HEADER_BYTES):
+            if not file.readline(TEXT_BYTES):
                 break
         return place, file.tell()
 

@@ -10,12 +10,14 @@ from pathlib import Path
 from ml_backend.volumes.enclosure import check_inside
 from ml_backend.volumes.formats.notes import Notes
 from ml_backend.volumes.formats.pages import files_in
-from ml_backend.volumes.limits import HEADER_BYTES
+from ml_backend.volumes.limits import TEXT_BYTES
 from ml_backend.volumes.volume import ReadOptions, VolumeError
 
 __all__ = ["folder_notes", "is_preview", "slices_in"]
 
-_SIZE = re.compile(r"^\s*(?:Image )?Pixel Size \((um|µm|mm|nm)\)\s*=\s*([\d.,eE+-]+)", re.MULTILINE)
+_SIZE = re.compile(
+    r"^[ \t]*(?:Image )?Pixel Size \((um|µm|mm|nm)\)\s*=\s*([\d.,eE+-]+)", re.MULTILINE
+)
 _PREVIEW = re.compile(r"_spr\.\w+$", re.IGNORECASE)
 """NRecon's shadow projection, of another size: ``bone_rec_spr.bmp`` beside ``bone_rec0001.bmp``."""
 
@@ -55,7 +57,7 @@ def _logs(folder: Path) -> list[Path]:
 def _size(log: Path, folder: Path, options: ReadOptions) -> tuple[float, str] | None:
     check_inside(log, folder, options)
     with log.open("rb") as file:
-        text = file.read(HEADER_BYTES).decode("latin-1")
+        text = file.read(TEXT_BYTES).decode("latin-1")
     # the last one is that of the reconstruction: a scan's own comes before it
     said = _SIZE.findall(text)
     if not said:
