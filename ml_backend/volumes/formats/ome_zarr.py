@@ -40,7 +40,8 @@ def read(path: Path, options: ReadOptions) -> Volume:
     from ml_backend.volumes.zarr_store import store_at
 
     with reading(path, _EXPECTED):
-        node: Any = zarr.open(store_at(path, options), mode="r")
+        store, top = store_at(path, options)
+        node: Any = zarr.open(store, mode="r", path=top or None)
         if options.dataset is not None:
             node = _member(path, node, options.dataset)
         image = _image(path, node)
