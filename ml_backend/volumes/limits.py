@@ -21,7 +21,7 @@ LONGEST_AXIS = 1 << 20
 CHUNK_BYTES = 8 * SLICE_VOXELS
 """Of a chunk, strip or tile, which is unpacked whole for a part of it: as of the largest slice."""
 HEADER_BYTES = 16 << 20
-"""What may stand in a NIfTI or AmiraMesh file before its values."""
+"""What may stand in a NIfTI or AmiraMesh file before its values, and in a sidecar."""
 TEXT_BYTES = 1 << 20
 """Of lines that describe a volume: of NRRD, MetaImage, VGI, and logs."""
 UNPACKED_BYTES = 16 << 30

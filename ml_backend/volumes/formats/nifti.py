@@ -1,8 +1,9 @@
 """NIfTI-1 and -2, ``.nii`` and ``.nii.gz``: stored (x, y, z) with x fastest, so the bytes are ours.
 
-Values are scaled by scl_slope and scl_inter where these say something else than 1 and 0. The
-orientation (sform, qform) is not applied. A ``.nii.gz`` cannot be read at random: the first slice
-unpacks it once into a temporary file (in TMPDIR), which `Volume.close` removes.
+Values are scaled by scl_slope and scl_inter where these say something else than 1 and 0. Where the
+voxels lie (sform, else qform) is said, and not applied here.
+A ``.nii.gz`` cannot be read at random: the first slice unpacks it once into a temporary file (in
+TMPDIR), which `Volume.close` removes.
 """
 
 from __future__ import annotations
@@ -26,12 +27,15 @@ from ml_backend.volumes.formats.format import EVERYTHING, Format
 from ml_backend.volumes.formats.notes import Notes, length_in, unit_symbol
 from ml_backend.volumes.formats.unpacked import Unpacked
 from ml_backend.volumes.limits import HEADER_BYTES
+from ml_backend.volumes.turn import as_affine
 from ml_backend.volumes.volume import Read, ReadOptions, Volume, VolumeError, VolumeSpec
 
 __all__ = ["FORMAT", "read", "write"]
 
 _EXPECTED = "a NIfTI file"
 _LONGEST_HEADER = 544
+_FLAT = 1e-3
+"""Volume of three directions of length 1 below which they are taken for none."""
 _COMMENT = 6  # code of a header extension that holds text
 _UNITS = {"meter": "m", "mm": "mm", "micron": "µm"}
 
@@ -52,6 +56,7 @@ def read(path: Path, options: ReadOptions) -> Volume:
             float(n or d) for n, d in zip(header.get_slope_inter(), (1, 0), strict=True)
         )
         notes = _notes(path, header, axes)
+        lies = _lies(header, axes)
         flat = Flat(path, (z, y, x), stored, int(header.get_data_offset()))
     read_stored: Read = flat.read
     close: Callable[[], None] | None = None
@@ -61,19 +66,19 @@ def read(path: Path, options: ReadOptions) -> Volume:
     else:
         flat.check()
     if (slope, inter) == (1.0, 0.0):
-        return notes.volume(path, flat.shape, native, read_stored, close)
+        return replace(notes.volume(path, flat.shape, native, read_stored, close), **lies)
     scaled = number_type(path, apply_read_scaling(np.zeros(1, native), slope, inter).dtype)
 
     def read_scaled(axis: int, index: int) -> npt.NDArray[Any]:
         values: npt.NDArray[Any] = apply_read_scaling(read_stored(axis, index), slope, inter)
         return values
 
-    return notes.volume(path, flat.shape, scaled, read_scaled, close)
+    return replace(notes.volume(path, flat.shape, scaled, read_scaled, close), **lies)
 
 
 def write(path: Path, slices: Iterable[npt.NDArray[Any]], spec: VolumeSpec) -> None:
-    """NIfTI-1, or -2 for an axis beyond 32,767, with an affine of the voxel size alone; unit and
-    class names as a comment, in JSON. Lengths that NIfTI has no unit for become µm."""
+    """NIfTI-1, or -2 for an axis beyond 32,767, with the affine, or one of the voxel size alone;
+    unit and class names as a comment, in JSON. Lengths that NIfTI has no unit for become µm."""
     header = _header(spec)
     packed = path.suffix.lower() == ".gz"
     with path.open("wb") as raw:
@@ -145,12 +150,19 @@ def _header(spec: VolumeSpec) -> Any:
     sizes, unit = spec.voxel_size or (1.0, 1.0, 1.0), spec.unit
     if unit not in _UNITS.values() and (factor := length_in(unit, "µm")) is not None:
         sizes, unit = (sizes[0] * factor, sizes[1] * factor, sizes[2] * factor), "µm"
+    else:
+        factor = 1.0
     header.set_zooms(sizes[::-1])
-    header.set_sform(np.diag([*sizes[::-1], 1.0]), code="scanner")
+    affine = np.diag([*sizes[::-1], 1.0])
+    if spec.affine is not None:
+        affine[:3] = factor * np.array(spec.affine)[:, [2, 1, 0, 3]]
+    header.set_sform(affine, code="scanner")
     names = {symbol: name for name, symbol in _UNITS.items()}
     header.set_xyzt_units(xyz=names.get(unit, "unknown"))
     comment = replace(Notes.of(spec), voxel_size=None, unit=unit).to_json()
     comment["sized"] = spec.voxel_size is not None
+    if spec.affine is not None:
+        comment["placed"] = True
     text = json.dumps({"nextslice": comment}, ensure_ascii=False).encode()
     header.extensions.append(Nifti1Extension(_COMMENT, text))
     # 4 bytes that say whether there are extensions come after the header
@@ -158,11 +170,41 @@ def _header(spec: VolumeSpec) -> Any:
     return header
 
 
-def _notes(path: Path, header: Any, axes: tuple[int, int, int]) -> Notes:
+def _lies(header: Any, axes: tuple[int, int, int]) -> dict[str, Any]:
+    """``affine`` and ``stored`` of the volume, where the file says them. Of those that we wrote
+    without knowing it, only the voxel size means something."""
+    import nibabel
+    from nibabel.spatialimages import HeaderDataError
+
+    ours = _ours(header)
+    said = header["sform_code"] > 0 or header["qform_code"] > 0
+    if not said or (ours and not ours.get("placed")) or axes != (0, 1, 2):
+        return {}
+    try:
+        affine = header.get_best_affine()
+    except (HeaderDataError, ValueError):  # a quaternion that is none
+        return {}
+    edges = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or not edges.all():
+        return {}
+    if abs(np.linalg.det(affine[:3, :3] / edges)) < _FLAT:
+        return {}
+    orientations: Any = nibabel.orientations
+    names = "".join(str(name) for name in orientations.aff2axcodes(affine))
+    return {"affine": as_affine(affine[:, [2, 1, 0, 3]]), "stored": names}
+
+
+def _ours(header: Any) -> dict[str, Any]:
+    """What we have written beside the values, empty in files of others."""
     comment: dict[str, Any] = {}
     for extension in header.extensions:
         if extension.get_code() == _COMMENT:
             comment = _comment(extension.get_content()) or comment
+    return comment
+
+
+def _notes(path: Path, header: Any, axes: tuple[int, int, int]) -> Notes:
+    comment = _ours(header)
     said = Notes.from_json(path, {"classes": comment.get("classes")})
     zooms = [header.get_zooms()[axis] for axis in axes]
     unit = _UNITS.get(header.get_xyzt_units()[0], "") or comment.get("unit", "")

@@ -94,7 +94,7 @@ def _dtype(path: Path, dtype: object) -> np.dtype[Any]:
         raise VolumeError(f"{path}: the dtype is {dtype!r}, {_HELP}")
     try:
         found: np.dtype[Any] = np.dtype(dtype)
-    except TypeError as error:
+    except Exception as error:  # its parser of such words raises many things
         raise VolumeError(f"{path}: the dtype is {dtype!r}, {_HELP}") from error
     number_type(path, found)
     return found

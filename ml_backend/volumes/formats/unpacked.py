@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy.typing as npt
 
+from ml_backend.durable import Scratch
 from ml_backend.volumes.formats.checks import reading
 from ml_backend.volumes.formats.flat import Flat
 from ml_backend.volumes.limits import UNPACKED_BYTES
@@ -64,7 +65,7 @@ class Unpacked:
                 self._folder.cleanup()
 
     def _unpack(self) -> Flat:
-        folder = tempfile.TemporaryDirectory(prefix="nextslice-")
+        folder = Scratch()
         try:
             flat = self._unpack_into(Path(folder.name))
         except BaseException:  # the next slice that is asked for tries again
