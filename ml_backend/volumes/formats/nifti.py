@@ -11,25 +11,22 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import shutil
 import struct
-import tempfile
-import threading
-import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.durable import Scratch
 from ml_backend.volumes.formats.checks import number_type, reading, three_axes
 from ml_backend.volumes.formats.flat import Flat
 from ml_backend.volumes.formats.format import EVERYTHING, Format
 from ml_backend.volumes.formats.notes import Notes, length_in, unit_symbol
-from ml_backend.volumes.limits import HEADER_BYTES, UNPACKED_BYTES
+from ml_backend.volumes.formats.unpacked import Unpacked
+from ml_backend.volumes.limits import HEADER_BYTES
 from ml_backend.volumes.turn import as_affine
 from ml_backend.volumes.volume import Read, ReadOptions, Volume, VolumeError, VolumeSpec
 
@@ -37,8 +34,6 @@ __all__ = ["FORMAT", "read", "write"]
 
 _EXPECTED = "a NIfTI file"
 _LONGEST_HEADER = 544
-_HIGHEST_RATIO = 1032
-"""Deflate makes no more of a byte."""
 _FLAT = 1e-3
 """Volume of three directions of length 1 below which they are taken for none."""
 _COMMENT = 6  # code of a header extension that holds text
@@ -66,7 +61,7 @@ def read(path: Path, options: ReadOptions) -> Volume:
     read_stored: Read = flat.read
     close: Callable[[], None] | None = None
     if path.suffix.lower() == ".gz":
-        unpacked = _Unpacked(flat)
+        unpacked = Unpacked(flat, partial(gzip.open, path))
         read_stored, close = unpacked.read, unpacked.close
     else:
         flat.check()
@@ -227,70 +222,3 @@ def _comment(content: Any) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError):
         return None
     return ours if isinstance(ours, dict) else None
-
-
-@dataclass(eq=False)
-class _Unpacked:
-    """A ``.nii.gz``, unpacked when a slice of it is first read."""
-
-    packed: Flat
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _folder: Any = None
-    _flat: Flat | None = None
-
-    def read(self, axis: int, index: int) -> npt.NDArray[Any]:
-        with self._lock:
-            if self._flat is None:
-                self._flat = self._unpack()
-            read: Read = self._flat.read
-        return read(axis, index)
-
-    def close(self) -> None:
-        with self._lock:
-            self._flat = None
-            if self._folder is not None:
-                self._folder.cleanup()
-
-    def _unpack(self) -> Flat:
-        folder = Scratch()
-        try:
-            flat = self._unpack_into(Path(folder.name))
-        except BaseException:  # the next slice that is asked for tries again
-            folder.cleanup()
-            raise
-        self._folder = folder
-        weakref.finalize(self, folder.cleanup)
-        return flat
-
-    def _unpack_into(self, folder: Path) -> Flat:
-        path = self.packed.path
-        free, size = shutil.disk_usage(folder).free, self.packed.end
-        if size > UNPACKED_BYTES:
-            raise VolumeError(
-                f"{path} unpacks to {size} bytes, expected at most {UNPACKED_BYTES}: gunzip it"
-            )
-        if size > _HIGHEST_RATIO * (packed := path.stat().st_size):
-            raise VolumeError(
-                f"{path} has {packed} bytes, which never unpack to the {size} that its shape "
-                f"{self.packed.shape} needs: expected a whole gzip file"
-            )
-        if free < size:
-            raise VolumeError(
-                f"{path} needs {size} bytes in {tempfile.gettempdir()} to be unpacked, {free} are "
-                "free: set TMPDIR to another disk, or gunzip it"
-            )
-        target = folder / "volume.nii"
-        with reading(path, "a whole gzip file"), gzip.open(path) as source, target.open("wb") as to:
-            # no further than the values go, whatever is packed behind them
-            left = size
-            while left and (part := source.read(min(left, 2**20))):
-                to.write(part)
-                left -= len(part)
-            source.read(1)  # where nothing is, the sum of what was packed is checked
-        found = target.stat().st_size
-        if found < size:
-            raise VolumeError(
-                f"{path} unpacks to {found} bytes, expected {size}: {self.packed.dtype} of shape "
-                f"{self.packed.shape} from byte {self.packed.offset}"
-            )
-        return replace(self.packed, path=target)
