@@ -167,7 +167,8 @@ class _Handler(BaseHTTPRequestHandler):
         rows = [row for row in self.server.memory.full_tasks(0, rest)
                 if all(row["id"] in wanted for wanted in ids)
                 and all(self.matches(pattern, str(row["id"])) for pattern in patterns)]  # fmt: skip
-        rows.sort(key=lambda row: row["id"], reverse=asked["ordering"] == ["-tasks:id"])
+        ordering = asked["ordering"][0]
+        rows.sort(key=lambda row: row[ordering.rpartition(":")[2]], reverse=ordering[0] == "-")
         first = (int(query["page"][0]) - 1) * int(query["page_size"][0])
         page = rows[first : first + int(query["page_size"][0])]
         tasks = [row | {"total_annotations": len(row["annotations"]),

@@ -9,8 +9,9 @@ backend as `nextslice up` serves it, both workers. Then, each with the same peop
 
 alone     Label Studio without us, as fast as it goes for ``--alone`` seconds: its own ceiling
 adoption  our backend is connected; until round 0 is published, how often all tasks are listed
-load      ``--rate`` submissions a second, while rounds train
-webhooks  as many webhooks a second, of the form that Label Studio has sent, to our backend directly
+webhooks  ``--rate`` webhooks a second, of the form that Label Studio has sent, to our backend
+          directly, while a round trains
+load      as many submissions a second by people, while rounds train
 lost      every submission must be in Label Studio, and in what the next round learns from
 
 Prints a table and writes JSON. All waiting is bounded; a run takes some 15 minutes and, with
@@ -26,8 +27,9 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -58,32 +60,53 @@ _CHECK = 9_999_999
 class Run:
     """One run: what runs, who annotates, and what was found so far."""
 
-    def __init__(self, group: ProcessGroup, stack: Stack, arguments: argparse.Namespace) -> None:
+    def __init__(
+        self,
+        group: ProcessGroup,
+        stack: Stack,
+        postgresql: dict[str, str] | None,
+        arguments: argparse.Namespace,
+    ) -> None:
         self.group, self.stack, self.arguments = group, stack, arguments
+        self.postgresql = postgresql
         self.service = Service(stack.settings())
         self.log = group.logs / "label-studio.log"
         self.found: dict[str, Any] = {}
         self.deeds: list[Deeds] = []
 
+    @property
+    def phases(self) -> Sequence[Callable[[], None]]:
+        """In their order."""
+        return (self.prepare, self.alone, self.adopt, self.train, self.webhooks, self.load,
+                self.lost)  # fmt: skip
+
     def prepare(self) -> None:
         """Tasks and people."""
         server, asked = self.stack.label_studio, self.arguments
         began = time.monotonic()
-        number = create_tasks(self.service, asked.tasks, "load")
+        copies = self.postgresql if asked.copy else None
+        number = create_tasks(self.service, asked.tasks, "load", copies)
         self.found["import"] = {"tasks": asked.tasks, "seconds": _since(began)}
         self.found["database"] = database_kind(self.service.studio)
         self.project = find_project(self.service, number)
         first = Session(server.url, server.email, server.password)
         config = parse_label_config(bitmask_config(CLASSES))
-        self.people = [
-            Annotator(first.invite(f"a{i}@nextslice.local", "password-8"), number, config, truth)
-            for i in range(asked.annotators)
-        ]
+        self.first = Annotator(first, number, config, truth)
+
+    @cached_property
+    def people(self) -> list[Annotator]:
+        """Signed up when they are needed: hashing passwords takes a second of CPU each."""
+        made = range(self.arguments.annotators)
+        sessions = [self.first.session.invite(f"a{i}@nextslice.local", "password-8") for i in made]
+        of = self.first
+        return [Annotator(session, of.project_id, of.config, truth) for session in sessions]
 
     def alone(self) -> None:
         """Label Studio's own ceiling."""
-        if self.arguments.alone:
-            self._annotate("alone", 1000.0, self.arguments.alone)
+        if self.arguments.alone and self.people:
+            with Watch(self.project, self._pids()) as watch:
+                self._annotate("alone", 1000.0, self.arguments.alone)
+            self.found["alone"]["cpu_s"] = watch.cpu()
 
     def adopt(self) -> None:
         """Connect our backend, as somebody does in the browser."""
@@ -94,19 +117,18 @@ class Run:
         seconds = _since(began)
         pages = -(-self.arguments.tasks // 500)
         found = listed(self.log, mark)
-        self.found["adoption"] = {
-            "seconds": seconds,
-            "times_listed": found["pages"] / pages,
-            **found,
-        }
+        times = round(found["pages"] / pages, 2)
+        self.found["adoption"] = {"seconds": seconds, "times_listed": times, **found}
 
-    def load(self) -> None:
-        """People at their pace while rounds train; one submission first is recorded."""
+    def train(self) -> None:
+        """A submission, of which the webhook is recorded, and a round that trains."""
         self.payload = self._recorded()
-        for annotator in self.people[:8]:
-            annotator.label_next()
         self.project.schedule.start()
         wait_for(self._trains, _TRAINS_WITHIN_S)
+
+    def load(self) -> None:
+        """People at their pace while rounds train."""
+        people = len(self.people)
         before, mark = webhook_times(self._url), self.log.stat().st_size
         began = time.monotonic()
         with Watch(self.project, self._pids()) as watch:
@@ -114,9 +136,10 @@ class Run:
         after = webhook_times(self._url)
         asked = listed(self.log, mark)["requests"]
         self.found["load"] |= {
+            "people": people,
             "label_studio_requests_per_second": round(asked / _since(began), 1),
             "webhooks": _within({le: n - before.get(le, 0) for le, n in after.items()}),
-            "memory_mib": watch.memory(), "round_steps": watch.rounds(),
+            "memory_mib": watch.memory(), "cpu_s": watch.cpu(), "round_steps": watch.rounds(),
         }  # fmt: skip
         self.found["load"]["webhooks"]["of"] = len(deeds.submitted)
 
@@ -128,7 +151,7 @@ class Run:
                 self.arguments.rate, self.arguments.seconds,
             )  # fmt: skip
         self.found["webhooks"] = deeds.figures() | {
-            "memory_mib": watch.memory(), "round_steps": watch.rounds(),
+            "memory_mib": watch.memory(), "cpu_s": watch.cpu(), "round_steps": watch.rounds(),
             "bytes": len(json.dumps(self.payload)),
         }  # fmt: skip
 
@@ -167,7 +190,7 @@ class Run:
             asked = {"project": self.project.number, "url": url, "send_payload": True,
                      "send_for_all_actions": True, "is_active": True}  # fmt: skip
             hook = self.service.studio.request("POST", "api/webhooks/", json=asked)
-            self.people[0].label_next()
+            self.first.label_next()
             created = lambda: [b for b in bodies if b.get("action") == "ANNOTATION_CREATED"]  # noqa: E731
             if not wait_for(created, 30):
                 raise StartError("Label Studio sent no webhook within 30 s")
@@ -241,6 +264,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--alone", type=float, default=60.0, help="0: not at all")
     parser.add_argument("--database", choices=("postgresql", "sqlite"), default="postgresql")
+    parser.add_argument(
+        "--copy", action="store_true",
+        help="copy the tasks of the first import within PostgreSQL: spares minutes of CPU",
+    )  # fmt: skip
     parser.add_argument("--home", type=Path, default=default_home())
     parser.add_argument("--output", type=Path)
     parser.add_argument("--keep", action="store_true", help="the temporary folder, with the logs")
@@ -255,12 +282,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     try:
         with ProcessGroup(folder / "logs") as group:
-            stack = start_site(
+            stack, postgresql = start_site(
                 group, folder, asked.home, asked.database, asked.annotators, asked.tasks, step
             )
-            run = Run(group, stack, asked)
+            run = Run(group, stack, postgresql, asked)
             run.found = {"command": vars(asked) | {"home": ""}, "load_average": os.getloadavg()}
-            for phase in (run.prepare, run.alone, run.adopt, run.load, run.webhooks, run.lost):
+            for phase in run.phases:
                 step(phase.__name__)
                 phase()
                 _write(asked.output, run.found)

@@ -33,6 +33,8 @@ class Watch:
     def __init__(self, project: ConnectedProject, pids: dict[str, int]) -> None:
         self.project, self.pids = project, pids
         self.mib: dict[str, list[float]] = {}
+        self._began: dict[str, float] = {}
+        self._cpu: dict[str, float] = {}
         self.steps: list[str | None] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -61,6 +63,10 @@ class Watch:
 
     def _sample(self, name: str, process: psutil.Process) -> None:
         children = process.children(recursive=True)
+        cpu = sum(_cpu_s(one) for one in (process, *children))
+        # A child that ends within a block is counted by its parent then.
+        self._began.setdefault(name, cpu)
+        self._cpu[name] = max(cpu, self._cpu.get(name, 0.0))
         own = process.memory_info().rss
         theirs = sum(child.memory_info().rss for child in children)
         if name.startswith("worker"):
@@ -81,11 +87,20 @@ class Watch:
             found[name] = {"first": first, "last": last, "most": round(max(values), 1)}
         return found
 
+    def cpu(self) -> dict[str, float]:
+        """Seconds of CPU of each, its children's included: what a busy machine does not change."""
+        return {name: round(self._cpu[name] - self._began[name], 2) for name in self._cpu}
+
     def rounds(self) -> dict[str, float]:
         """The share of the time in each step of a round; "" is none."""
         seen = max(1, len(self.steps))
         names = {step or "" for step in self.steps}
         return {n: round(sum((s or "") == n for s in self.steps) / seen, 3) for n in sorted(names)}
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system + times.children_user + times.children_system)
 
 
 def listed(log: Path, since: int) -> dict[str, int]:
