@@ -105,7 +105,7 @@ class DatasetRecord(DatasetLabels):
     unlabelled: Policy | None = None
     """What unlabelled pixels of the masks mean; None: not noted."""
     tasks: list[TaskRecord] = Field(default_factory=list)
-    imageless: dict[int, int] = Field(default_factory=dict)
+    without_image: dict[int, int] = Field(default_factory=dict)
     """Tasks that have no image, and how many annotations each has: they are left out."""
     warnings: list[str] = Field(default_factory=list)
 

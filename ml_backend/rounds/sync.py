@@ -120,7 +120,7 @@ class _Sync:
         self.folder = folder
         self.images = project.images
         self.warnings: list[str] = []
-        self.imageless: dict[int, int] = {}
+        self.without_image: dict[int, int] = {}
         """Tasks that are left out for want of an image, and how many annotations each has."""
         self.labelled = 0
         """How many slices are labelled."""
@@ -141,7 +141,7 @@ class _Sync:
         """Every task by id, and the newest ``updated_at`` seen."""
         known = {t.id: t for t in previous.tasks} if previous else {}
         if previous:
-            self.imageless = dict(previous.imageless)
+            self.without_image = dict(previous.without_image)
             began = _moment(previous.synced_at)
         else:
             began = self.studio.newest_change(self.id) or datetime.fromtimestamp(0, UTC)
@@ -159,20 +159,20 @@ class _Sync:
     def _agree(self, known: dict[int, TaskRecord]) -> tuple[bool, bool]:
         """Whether there are as many tasks, and as many annotations, as Label Studio has."""
         total, annotations = self.studio.totals(self.id)
-        counted = sum(t.annotations for t in known.values()) + sum(self.imageless.values())
-        return len(known) + len(self.imageless) == total, counted == annotations
+        counted = sum(t.annotations for t in known.values()) + sum(self.without_image.values())
+        return len(known) + len(self.without_image) == total, counted == annotations
 
     def _complete(self, known: dict[int, TaskRecord], newest: datetime) -> datetime:
         """See what touched no task: deleted tasks, deleted annotations."""
         tasks, annotations = self._agree(known)
         if not tasks:
             known.clear()
-            self.imageless.clear()
+            self.without_image.clear()
             return self._update(known, self.studio.tasks(self.id), newest)
         if annotations:
             return newest
         had = {t.id for t in known.values() if t.annotations}
-        had |= {task for task, count in self.imageless.items() if count}
+        had |= {task for task, count in self.without_image.items() if count}
         have = list(self.studio.tasks(self.id, [annotated()]))
         gone = sorted(had - {row.id for row in have})
         newest = self._update(known, have, newest)
@@ -185,9 +185,9 @@ class _Sync:
             newest = max(newest, row.updated_at)
             record = _record(row, self.config)
             known.pop(row.id, None)
-            self.imageless.pop(row.id, None)
+            self.without_image.pop(row.id, None)
             if record is None:
-                self.imageless[row.id] = row.total_annotations
+                self.without_image[row.id] = row.total_annotations
             else:
                 known[row.id] = record
         return newest
@@ -327,7 +327,7 @@ def sync(
         synced_at=newest.isoformat(),
         tasks=[tasks[i] for i in sorted(tasks)],
         labels=[labels[i] for i in sorted(labels)],
-        imageless=step.imageless,
+        without_image=step.without_image,
         warnings=[without_passwords(warning) for warning in step.warnings],
     )
     return dataset.model_copy(update={"unusable": dataset.without_label()})
