@@ -36,7 +36,7 @@ from typing import Any
 
 from benchmarks.load.people import Deeds, annotate, call_webhooks
 from benchmarks.load.site import CLASSES, create_tasks, start_site, truth
-from benchmarks.load.watch import Watch, listed, wait_for, webhook_times
+from benchmarks.load.watch import Watch, listed, wait_for, webhook_times, within
 from ml_backend.embedded.annotator import Annotator
 from ml_backend.embedded.label_studio import Session
 from ml_backend.embedded.processes import ProcessGroup, StartError, stop_on_sigterm
@@ -138,7 +138,7 @@ class Run:
         self.found["load"] |= {
             "people": people,
             "label_studio_requests_per_second": round(asked / _since(began), 1),
-            "webhooks": _within({le: n - before.get(le, 0) for le, n in after.items()}),
+            "webhooks": within({le: n - before.get(le, 0) for le, n in after.items()}),
             "memory_mib": watch.memory(), "cpu_s": watch.cpu(), "round_steps": watch.rounds(),
         }  # fmt: skip
         self.found["load"]["webhooks"]["of"] = len(deeds.submitted)
@@ -226,17 +226,6 @@ def _recorder() -> Iterator[tuple[str, list[dict[str, Any]]]]:
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}/", bodies
         server.shutdown()
-
-
-def _within(buckets: dict[float, float]) -> dict[str, Any]:
-    """How many were answered, and below which bound the 99th of a hundred was."""
-    total = buckets.get(float("inf"), 0.0)
-    bounds = sorted(buckets)
-    p50, p99 = (
-        next((le for le in bounds if total and buckets[le] >= share * total), 0.0)
-        for share in (0.5, 0.99)
-    )
-    return {"n": int(total), "p50_below_ms": 1000 * p50, "p99_below_ms": 1000 * p99}
 
 
 def _since(began: float) -> float:

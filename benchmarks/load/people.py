@@ -17,7 +17,7 @@ from ml_backend.embedded.annotator import Annotator
 from ml_backend.rounds.service import WEBHOOK_HEADER
 from ml_backend.studio.client import StudioError
 
-__all__ = ["Deeds", "annotate", "call_webhooks"]
+__all__ = ["Deeds", "Pace", "annotate", "call_webhooks"]
 
 _POSTERS = 32
 _LABEL_STUDIO_WAITS_S = 1.0
@@ -79,7 +79,7 @@ class Deeds:
         }  # fmt: skip
 
 
-class _Pace:
+class Pace:
     """Moments ``1 / rate`` seconds apart, handed to whoever asks next; a None ends it.
 
     Who comes late gets a moment that is past: what was promised is caught up with.
@@ -105,7 +105,7 @@ class _Pace:
 
 def annotate(annotators: Sequence[Annotator], rate: float, seconds: float) -> Deeds:
     """Let ``annotators`` take, open and submit slices, ``rate`` submissions a second in all."""
-    deeds, pace, began = Deeds(), _Pace(rate, seconds), time.monotonic()
+    deeds, pace, began = Deeds(), Pace(rate, seconds), time.monotonic()
     until = began + seconds
 
     def work(annotator: Annotator) -> None:
@@ -123,7 +123,7 @@ def annotate(annotators: Sequence[Annotator], rate: float, seconds: float) -> De
     return deeds
 
 
-def _label_one(annotator: Annotator, deeds: Deeds, pace: _Pace, until: float) -> bool:
+def _label_one(annotator: Annotator, deeds: Deeds, pace: Pace, until: float) -> bool:
     """Take the next slice, look at it, wait for one's turn, submit; False at the end."""
     task = deeds.timed("next task", annotator.next_task)
     if task is None:
@@ -149,7 +149,7 @@ def call_webhooks(
     url: str, payload: dict[str, Any], secret: str, rate: float, seconds: float
 ) -> Deeds:
     """Post ``payload``, each time of another task, as Label Studio does: a connection each."""
-    deeds, pace, began = Deeds(), _Pace(rate, seconds), time.monotonic()
+    deeds, pace, began = Deeds(), Pace(rate, seconds), time.monotonic()
 
     def post(_: int) -> None:
         while pace.wait():

@@ -31,7 +31,7 @@ CLASSES = ["bone", "implant"]
 SIDE = 32
 _USER = "postgres"
 _TASKS_PER_REQUEST = 2500
-_MIGRATE_S = 900
+_MIGRATE_S = 1800
 _COPY_S = 600
 _SERVICE = {
     "NEXTSLICE_K": "8",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ml_backend.rounds.project import ConnectedProject
 
-__all__ = ["Watch", "listed", "webhook_times"]
+__all__ = ["Watch", "listed", "wait_for", "webhook_times", "within"]
 
 _EVERY_S = 2.0
 _FIFTH = 5
@@ -129,7 +130,18 @@ def webhook_times(url: str) -> dict[float, float]:
     }
 
 
-def wait_for(ready: Any, timeout_s: float, pause_s: float = 1.0) -> bool:
+def within(buckets: dict[float, float]) -> dict[str, Any]:
+    """How many were answered, and the bounds below which 50 and 99 of a hundred were."""
+    total = buckets.get(float("inf"), 0.0)
+    bounds = sorted(buckets)
+    p50, p99 = (
+        next((le for le in bounds if total and buckets[le] >= share * total), 0.0)
+        for share in (0.5, 0.99)
+    )
+    return {"n": int(total), "p50_below_ms": 1000 * p50, "p99_below_ms": 1000 * p99}
+
+
+def wait_for(ready: Callable[[], object], timeout_s: float, pause_s: float = 1.0) -> bool:
     """Whether ``ready()`` became true in time."""
     until = time.monotonic() + timeout_s
     while time.monotonic() < until:
