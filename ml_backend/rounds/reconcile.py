@@ -16,8 +16,9 @@ from ml_backend.logs import about
 from ml_backend.rounds import publish
 from ml_backend.rounds.adopt import protect_webhook
 from ml_backend.rounds.artefacts import DATASET, LABELS, METRICS
-from ml_backend.rounds.attempt import MAX_FAILURES, may_try_again
+from ml_backend.rounds.attempt import gives_up, may_try_again
 from ml_backend.rounds.claim import ClaimTaken
+from ml_backend.rounds.imageless import look_for_images
 from ml_backend.rounds.project import ConnectedProject, now
 from ml_backend.rounds.records import DatasetLabels, ProjectRecord, Published
 from ml_backend.rounds.round import run_round
@@ -69,6 +70,7 @@ def _follow_config(project: ConnectedProject, published: Published, xml: str) ->
         return published
     if config.fingerprint == published.fingerprint:
         return published
+    look_for_images(project, config)
     old = project.folder.round(published.round).need(LABELS)
     change = explain_change(parse_label_config(old.label_config), config)
     reason = change or "the labelling config changed"
@@ -81,7 +83,7 @@ def _reason(project: ConnectedProject, published: Published) -> str | None:
     if not may_try_again(record):
         return None
     following = project.folder.round(published.round + 1)
-    if record.failures >= MAX_FAILURES:
+    if gives_up(record):
         return _new_reason(project, following)
     if following.has(DATASET):
         return "go on with the round that a worker left"

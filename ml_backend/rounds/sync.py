@@ -21,6 +21,7 @@ from rq.timeouts import JobTimeoutException
 from al_strategies.learner import Progress
 from ml_backend.errors import NextsliceError
 from ml_backend.rounds.artefacts import MASKS, METRICS
+from ml_backend.rounds.imageless import Imageless, note
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import (
     DatasetLabels,
@@ -57,6 +58,8 @@ __all__ = ["new_labels", "sync"]
 
 logger = logging.getLogger(__name__)
 
+_NAMED = 50
+"""Of so many tasks without an image the fields are named."""
 _OVERLAP = timedelta(seconds=2)
 """Label Studio stamps a task before it commits: look back a little."""
 
@@ -77,15 +80,9 @@ def _state(row: TaskRow) -> TaskState:
 
 
 def _record(row: TaskRow, config: LabelConfig) -> TaskRecord | None:
-    """The task as the dataset keeps it; None, with a reason in the log, when it has no image."""
-    image = row.data.get(config.value_field)
+    """The task as the dataset keeps it; None when it has no image."""
+    image = config.image_of(row.data)
     if not isinstance(image, str) or not image:
-        logger.warning(
-            "task %s has no %r in its data (found %s): it is left out",
-            row.id,
-            config.value_field,
-            sorted(row.data),
-        )
         return None
     z = row.data.get("z")
     return TaskRecord(
@@ -155,6 +152,13 @@ class _Sync:
             if row.id in known:
                 known[row.id] = known[row.id].in_state("drafted")
         return known, newest
+
+    def lacking(self, others: int) -> str:
+        """What is to be said of the tasks without an image; ``others``: how many have one."""
+        some = sorted(self.without_image)[:_NAMED]
+        rows = self.studio.tasks_by_id(self.id, some) if some else ()
+        lacking = len(self.without_image)
+        return Imageless.counted(self.config, others + lacking, lacking, rows).sentence()
 
     def _agree(self, known: dict[int, TaskRecord]) -> tuple[bool, bool]:
         """Whether there are as many tasks, and as many annotations, as Label Studio has."""
@@ -280,19 +284,23 @@ def sync(
     """Read the project and render its labels into ``folder``.
 
     ``seen``: the project as Label Studio has it. ``previous``: the dataset of the round before, or
-    None (then everything is read); one of another labelling config, or of another policy for
-    unlabelled pixels, is not used. A label whose mask is gone from the store, or that could not be
-    trained on, is rendered anew. An annotation that cannot be read is left out and named in
-    ``warnings``, so that one broken annotation does not stop the loop. Raises UnreadableSlices when
-    the slices of too many labels are out of reach at the moment.
+    None (then everything is read); one of another labelling config, of another way to read regions
+    (`LabelConfig.reading`), or of another policy for unlabelled pixels, is not used. A label whose
+    mask is gone from the store, or that could not be trained on, is rendered anew. An annotation
+    that cannot be read is left out and named in ``warnings``, so that one broken annotation does
+    not stop the loop. Raises UnreadableSlices when the slices of too many labels are out of reach
+    at the moment.
     """
     config = parse_label_config(seen.label_config)
     step = _Sync(project, config, folder)
     if previous is not None and (
-        previous.fingerprint != config.fingerprint or previous.unlabelled not in (None, step.policy)
+        (previous.fingerprint, previous.reading) != (config.fingerprint, config.reading)
+        or previous.unlabelled not in (None, step.policy)
     ):
         previous = None
     tasks, newest = step.tasks(previous)
+    lacking = step.lacking(len(tasks))
+    note(project, lacking)
     left_out = step.left_out(previous)
     labels = step.kept(
         label
@@ -324,11 +332,12 @@ def sync(
         label_config=seen.label_config,
         fingerprint=config.fingerprint,
         unlabelled=step.policy,
+        reading=config.reading,
         synced_at=newest.isoformat(),
         tasks=[tasks[i] for i in sorted(tasks)],
         labels=[labels[i] for i in sorted(labels)],
         without_image=step.without_image,
-        warnings=[without_passwords(warning) for warning in step.warnings],
+        warnings=[without_passwords(warning) for warning in [*step.warnings, lacking] if warning],
     )
     return dataset.model_copy(update={"unusable": dataset.without_label()})
 
