@@ -405,6 +405,24 @@ def test_unusable_annotations_are_not_new_labels_again_and_again(
     assert project.starts_a_round()
 
 
+@pytest.mark.parametrize("noted", [True, False], ids=["noted", "of an older nextslice"])
+def test_what_is_unusable_is_no_new_label(make_project: MakeProject, noted: bool) -> None:
+    project = make_project()
+    project.studio.submit(9, STRANGE[0][0])
+    project.label(range(K))
+    project.studio.same_moment()
+    project.run()
+    assert project.dataset().unusable == [9]
+    if not noted:
+        older = project.dataset().model_copy(update={"unusable": None})
+        project.folder.round(1).save(DATASET, older)
+
+    project.label(range(K, 2 * K - 1))
+    assert not project.starts_a_round()
+    project.label([2 * K])
+    assert project.starts_a_round()
+
+
 def test_a_start_without_an_annotation_is_no_failure(make_project: MakeProject) -> None:
     project = make_project()
     project.job()

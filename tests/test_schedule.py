@@ -69,11 +69,52 @@ def test_a_round_has_time_enough(schedule: Schedule) -> None:
     assert job_of(schedule, "round").timeout == 86_400
 
 
+def test_a_large_project_has_time_enough_to_be_listed(schedule: Schedule) -> None:
+    """100,000 tasks are 200 pages, which took a busy Label Studio 13 s each."""
+    schedule.of(KEY).adopt("http://backend")
+    schedule.of(KEY).count()
+    assert job_of(schedule, "adopt").timeout >= 200 * 13
+    assert job_of(schedule, "count").timeout >= 200 * 13
+
+
 def test_a_hint_during_a_count_is_followed_by_one_more_count(schedule: Schedule) -> None:
     schedule.of(KEY).count()
     start(schedule, "count", datetime.now(UTC))
     for _ in range(5):
         schedule.of(KEY).count()
+    assert jobs(schedule, CONTROL) == [("count", [KEY])]
+
+
+@pytest.mark.parametrize("running", [False, True], ids=["waiting", "running, another waits"])
+def test_a_hint_that_is_one_of_a_storm_is_a_look_and_no_more(
+    schedule: Schedule, running: bool
+) -> None:
+    """Label Studio waits one second for it, inside of a submit."""
+    project = schedule.of(KEY)
+    project.count()
+    if running:
+        start(schedule, "count", datetime.now(UTC))
+        project.count()
+    before = commands(schedule)
+    for _ in range(10):
+        project.count()
+    assert commands(schedule) - before <= 10 * 2 + 1
+    assert jobs(schedule, CONTROL) == [("count", [KEY])]
+
+
+def commands(schedule: Schedule) -> int:
+    """How many Redis has processed."""
+    found: Any = schedule.connection.info("stats")
+    return int(found["total_commands_processed"])
+
+
+def test_a_count_that_was_taken_and_never_begun_is_not_waited_for(schedule: Schedule) -> None:
+    schedule.of(KEY).count()
+    job = job_of(schedule, "count")
+    schedule.queue(CONTROL).remove(job.id)
+    job.enqueued_at = datetime.now(UTC) - timedelta(minutes=2)
+    job.save()
+    schedule.of(KEY).count()
     assert jobs(schedule, CONTROL) == [("count", [KEY])]
 
 

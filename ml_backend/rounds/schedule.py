@@ -68,6 +68,10 @@ _JOBS = "ml_backend.rounds.jobs"
 ADOPTIONS = 8
 """How many projects may wait to be adopted."""
 _ALL = "all"
+_AGAIN = "-again"
+_LISTING_S = 3600
+"""Longest a control job may take. Label Studio may need a second for each page of 500 tasks, a busy
+one many, and all are listed when a project is adopted; a worker that dies is noticed otherwise."""
 _ANSWERS_WITHIN_S = 5
 _MINUTE = Retry(
     ExponentialBackoff(cap=5, base=0.1),
@@ -165,7 +169,12 @@ class Schedule:
         return self.job(job_id) is None
 
     def enqueue(
-        self, kind: Kind, job_id: str, entry_point: str, *arguments: JsonValue, timeout: int = 600
+        self,
+        kind: Kind,
+        job_id: str,
+        entry_point: str,
+        *arguments: JsonValue,
+        timeout: int = _LISTING_S,
     ) -> bool:
         """Call ``entry_point``, a dotted name, with ``arguments``; False where its like is waiting
         or running."""
@@ -191,6 +200,19 @@ class Schedule:
             return job, job.get_status()
         except (NoSuchJobError, InvalidJobOperation):  # the latter: it ended in between
             return None
+
+    def waits(self, *job_ids: str) -> bool:
+        """Whether one of the jobs waits for a worker since less than a minute: one request."""
+        with self.connection.pipeline(transaction=False) as pipeline:
+            for job_id in job_ids:
+                pipeline.hmget(Job.key_for(job_id), "status", "enqueued_at")
+            found: list[list[bytes | None]] = pipeline.execute()
+        return any(
+            status == JobStatus.QUEUED.value.encode()
+            and since is not None
+            and _age_s(datetime.fromisoformat(since.decode())) < _DEAD_AFTER_S
+            for status, since in found
+        )
 
     def _clear_dead(self, job_id: str) -> None:
         """Forget a job that ended, or whose worker died without saying so."""
@@ -258,11 +280,15 @@ class ProjectSchedule:
 
     def count(self) -> None:
         """Look at what changed in the project and act on it. Storms of hints become one job."""
+        count = self.job_id("count")
+        # First, since it is so for most hints of a storm, and an annotator waits for each of them.
+        if self._schedule.waits(count, count + _AGAIN):
+            return
         if not self._enqueue(CONTROL, "count"):
-            found = self._schedule.job(self.job_id("count"))
+            found = self._schedule.job(count)
             # The running count may have looked before this change: one more follows it.
             if found is not None and found[1] == JobStatus.STARTED:
-                self._enqueue(CONTROL, "count", suffix="-again")
+                self._enqueue(CONTROL, "count", suffix=_AGAIN)
 
     def start(self) -> None:
         """Train now, without waiting for K."""
@@ -319,7 +345,12 @@ class ProjectSchedule:
         )
 
     def _enqueue(
-        self, kind: Kind, name: _Job, *arguments: JsonValue, suffix: str = "", timeout: int = 600
+        self,
+        kind: Kind,
+        name: _Job,
+        *arguments: JsonValue,
+        suffix: str = "",
+        timeout: int = _LISTING_S,
     ) -> bool:
         job_id, entry_point = self.job_id(name) + suffix, f"{_JOBS}.{name}"
         return self._schedule.enqueue(
