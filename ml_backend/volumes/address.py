@@ -175,6 +175,7 @@ class SliceAddress:
         found |= {"dataset": self.options.dataset, "dtype": self.options.dtype}
         if self.options.shape is not None:
             found["shape"] = "x".join(map(str, self.options.shape))
+        found["oriented"] = 1 if self.options.oriented else None
         found |= {"offset": self.options.offset or None, "expires": self.expires}
         return [(name, str(value)) for name, value in found.items() if value is not None]
 
@@ -191,6 +192,7 @@ class SliceAddress:
                 shape=_shape(query["shape"]) if "shape" in query else None,
                 dtype=query.get("dtype"),
                 offset=int(query.get("offset", 0)),
+                oriented=query.get("oriented") == "1",
             )
             index = int(match["index"])
             found = cls(match["volume"], match["axis"], index, window, options, expires)
