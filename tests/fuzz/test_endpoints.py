@@ -53,5 +53,5 @@ def test_every_answer_is_described(app: Flask) -> None:
 
 def test_an_answer_that_is_not_described_is_noticed(app: Flask) -> None:
     app.view_functions["watching.ready"] = lambda: ("broken", 500)
-    with pytest.raises(FailureGroup, match="Undocumented HTTP status code"):
+    with pytest.raises(FailureGroup, match="Undocumented status code"):
         answer_all(app, examples=2, seed=1)
