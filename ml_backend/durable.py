@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from ml_backend.errors import NextsliceError
 
-__all__ = ["create_whole", "held", "move_whole", "write_whole"]
+__all__ = ["create_whole", "held", "move_whole", "unfinished", "write_whole"]
 
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 
@@ -35,6 +35,12 @@ def write_whole(path: Path, data: bytes, *, flush: bool = True, alone: bool = Fa
         part.replace(path)
     if flush:
         _flush(path.parent)
+
+
+def unfinished(name: str) -> bool:
+    """Whether a file called so is one that `write_whole` or `create_whole` is at, or was killed
+    at."""
+    return name.startswith(".") and name.endswith(".part")
 
 
 def create_whole(path: Path, data: bytes) -> bool:

@@ -337,3 +337,43 @@ def test_who_holds_a_round_is_known_and_since_when(project: ProjectStore) -> Non
     assert released is not None
     assert not released.alive(600)
     assert released.since == holder.since
+
+
+def test_what_a_killed_worker_left_half_written_is_cleared_by_the_next(tmp_path: Path) -> None:
+    """Weights are hundreds of megabytes, and every kill would leave some more. Where others write
+    at the same time, only what is old."""
+    folder = Store(str(tmp_path)).project("h", "1.1").round(1)
+    ours = [".weights.safetensors.0a1b2c3d.part", "masks/.7-abc.png.0a1b2c3d.part"]
+    shared = ["../.project.json.0a1b2c3d.part", "claims/.000001.json.0a1b2c3d.part"]
+    parts = [tmp_path / folder.path / name for name in (*ours, *shared)]
+    for part in parts:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+    with claimed(folder, ttl_s=600):
+        assert [part.exists() for part in parts] == [False, False, True, True]
+    for part in parts[2:]:
+        os.utime(part, (time.time() - 700,) * 2)
+    with claimed(folder, ttl_s=600) as held:
+        assert not any(part.exists() for part in parts)
+        held.write(WEIGHTS, b"whole")
+    assert folder.read(WEIGHTS) == b"whole"
+
+
+def test_who_was_taken_over_in_the_middle_of_a_file_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next holder has cleared away the unfinished file."""
+    folder = Store(str(tmp_path)).project("h", "1.1").round(1)
+    flush = os.fsync
+
+    def taken_over_meanwhile(descriptor: int) -> None:
+        flush(descriptor)
+        monkeypatch.setattr(os, "fsync", flush)
+        with claimed(folder, ttl_s=1e-9):
+            pass
+
+    with claimed(folder, ttl_s=600) as slow:
+        monkeypatch.setattr(os, "fsync", taken_over_meanwhile)
+        with pytest.raises(ClaimLost, match="taken over with token 2"):
+            slow.write(WEIGHTS, b"late")
+    assert not folder.has(WEIGHTS)
