@@ -10,6 +10,7 @@ from multiprocessing.synchronize import Event
 from typing import Any
 
 import pytest
+from rq.executions import Execution
 from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
 
@@ -156,6 +157,29 @@ def test_a_lock_is_free_after_its_seconds_even_where_its_holder_lives(
     ):
         assert first
         assert second
+
+
+@pytest.mark.parametrize("left", ["all", "registry", "entry"])
+def test_what_is_left_of_a_killed_workers_job_holds_nothing_up(
+    schedule: Schedule, left: str
+) -> None:
+    """RQ forgets an execution, and a minute later that there was one; until its workers clean up,
+    the job counts as running."""
+    schedule.of(KEY).round("killed", 1)
+    job = start(schedule, "round", datetime.now(UTC) - timedelta(minutes=2))
+    with schedule.connection.pipeline() as pipeline:
+        execution = Execution.create(job, ttl=90, pipeline=pipeline)
+        pipeline.execute()
+    if left != "all":
+        schedule.connection.delete(execution.key)
+    if left == "entry":
+        schedule.connection.delete(job.execution_registry.key)
+    assert schedule.length(GPU) == (0, 1)
+
+    assert schedule.of(KEY).round("again", 1)
+
+    assert schedule.length(GPU) == (1, 0)
+    assert not schedule.connection.exists(execution.key)
 
 
 @pytest.mark.parametrize("status", [JobStatus.FINISHED, JobStatus.FAILED, JobStatus.STOPPED])

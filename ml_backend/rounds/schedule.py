@@ -27,6 +27,7 @@ from redis.lock import Lock as RedisLock
 from redis.retry import Retry
 from rq import Queue, Worker
 from rq.exceptions import DuplicateJobError, InvalidJobOperation, NoSuchJobError
+from rq.executions import Execution
 from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
 
@@ -212,6 +213,22 @@ class Schedule:
             logger.warning("job %s was taken and not begun: starting it again", job_id)
         elif status in _LIVE:
             return
+        self._forget(job)
+
+    def _forget(self, job: Job) -> None:
+        """Delete the job, and what RQ keeps of the executions of a worker that was killed.
+
+        That runs out piece by piece, and RQ raises ValueError for a job of which a part is left.
+        """
+        executions = job.execution_registry
+        for execution_id in executions.get_execution_ids():
+            execution = Execution(execution_id, job.id, self.connection)
+            self.connection.delete(execution.key)
+        self.connection.delete(executions.key)
+        started = job.started_job_registry.key
+        for entry in self.connection.zrange(started, 0, -1):
+            if entry.decode().partition(":")[0] == job.id:
+                self.connection.zrem(started, entry)
         job.delete()
 
     def _lost(self, job: Job) -> bool:
