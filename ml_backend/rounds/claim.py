@@ -20,7 +20,7 @@ import psutil
 from ml_backend.errors import NextsliceError, TryAgainLater
 from ml_backend.rounds.artefacts import Artefact, File, record_file
 from ml_backend.rounds.records import Record
-from ml_backend.rounds.store import CLAIMS, RoundFolder, StoreError
+from ml_backend.rounds.store import RoundFolder, StoreError
 
 __all__ = ["Claim", "ClaimLost", "ClaimTaken", "ClaimedRound", "Holder", "claimed", "last_holder"]
 
@@ -76,8 +76,11 @@ class Holder(Record):
             return False
 
 
+_CLAIMS = "claims"
+
+
 def _token_file(token: int) -> Artefact[Holder]:
-    return record_file(f"{CLAIMS}/{token:06d}.json", Holder)
+    return record_file(f"{_CLAIMS}/{token:06d}.json", Holder)
 
 
 def last_holder(folder: RoundFolder) -> Holder | None:
@@ -86,7 +89,7 @@ def last_holder(folder: RoundFolder) -> Holder | None:
     A claim that cannot be read (a disk that was full, a power cut) is somebody's, and as old as its
     file: it ends like any other.
     """
-    names = folder.store.names(f"{folder.path}/{CLAIMS}")
+    names = folder.store.names(f"{folder.path}/{_CLAIMS}")
     stems = [name.removesuffix(".json") for name in names if name.endswith(".json")]
     for token in sorted((int(stem) for stem in stems if stem.isdecimal()), reverse=True):
         file = _token_file(token)
@@ -200,11 +203,7 @@ class ClaimedRound(RoundFolder):
     def write(self, file: File, data: bytes) -> None:
         """Write the file, whole or not at all. Raises ClaimLost."""
         self.claim.check()
-        try:
-            super().write(file, data)
-        except FileNotFoundError:  # who took the round over has cleared away what we were at
-            self.claim.check()
-            raise
+        super().write(file, data)
 
     def remove(self, *files: File) -> None:
         """Delete files, in the order given. Raises ClaimLost."""
@@ -215,10 +214,9 @@ class ClaimedRound(RoundFolder):
 @contextmanager
 def claimed(folder: RoundFolder, ttl_s: float) -> Iterator[ClaimedRound]:
     """Hold a round alone. Raises ClaimTaken while another worker shows signs of life, void after
-    ``ttl_s`` seconds without one. What killed ones have left half-written is cleared away."""
+    ``ttl_s`` seconds without one."""
     claim = Claim.take(folder, ttl_s)
     try:
-        folder.clear(ttl_s)
         yield ClaimedRound(claim)
     finally:
         claim.release()

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -26,12 +25,11 @@ import fsspec
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.durable import create_whole, unfinished, write_whole
+from ml_backend.durable import create_whole, write_whole
 from ml_backend.errors import FileFault, NextsliceError
 from ml_backend.rounds.artefacts import (
     MASKS,
     PROJECT,
-    PSEUDO,
     PUBLISHED,
     ROUND,
     Artefact,
@@ -46,7 +44,7 @@ from ml_backend.rounds.records import (
     round_number,
 )
 
-__all__ = ["CLAIMS", "Folder", "ProjectStore", "RoundFolder", "Store", "StoreError", "StoreFault"]
+__all__ = ["Folder", "ProjectStore", "RoundFolder", "Store", "StoreError", "StoreFault"]
 
 T = TypeVar("T")
 
@@ -62,8 +60,6 @@ class StoreFault(FileFault, OSError):
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM)
 _PROBE = ".nextslice-probe"
-CLAIMS = "claims"
-"""Folder of a round's claims."""
 
 
 @contextmanager
@@ -153,15 +149,6 @@ class Store:
         target = f"{self.root}/{path}"
         with _named("deleted", target), suppress(FileNotFoundError):
             self.fs.rm_file(target)
-
-    def clear(self, path: str, older_than_s: float = 0.0) -> None:
-        """Delete what killed processes have left half-written in the folder, for so many seconds:
-        younger files may be of one that is at it."""
-        for name in filter(unfinished, self.names(path)):
-            part = f"{path}/{name}"
-            written = self.modified(part)
-            if written is not None and time.time() - written >= older_than_s:
-                self.remove(part)
 
     def names(self, path: str) -> list[str]:
         """Names in the folder, sorted; empty when there is no such folder."""
@@ -332,14 +319,6 @@ class RoundFolder(Folder):
         self.number = number
         self.name = round_name(number)
         super().__init__(project.store, f"{project.path}/{self.name}")
-
-    def clear(self, others_s: float) -> None:
-        """Delete what killed workers have left half-written in the round, which is ours, and, once
-        it is ``others_s`` seconds old, where other processes write as well."""
-        for folder in (self.path, f"{self.path}/{MASKS.folder}", f"{self.path}/{PSEUDO.folder}"):
-            self.store.clear(folder)
-        for folder in (self.project.path, f"{self.path}/{CLAIMS}"):
-            self.store.clear(folder, others_s)
 
     def relative(self, file: File) -> str:
         """The path by which records of the project name ``file`` of this round."""
