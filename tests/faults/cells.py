@@ -19,9 +19,10 @@ class Measured(BaseModel):
 
     fault: str
     sees: str
-    seconds: float
-    lost: int
-    twice: int
+    seconds: float | None
+    """None: not measured yet."""
+    lost: int = 0
+    twice: int = 0
     test: str
     load: float = 0.0
     """Processes that wanted a core, over the last minute."""

@@ -29,6 +29,13 @@ def test_lost_labels_are_summed_up() -> None:
     assert "2 faults; 3 labels were lost, 4 were trained twice" in " ".join(text.split())
 
 
+def test_what_has_not_been_measured_is_said() -> None:
+    text = page([measured("a::b", lost=2), measured("a::c", seconds=None, sees="")])
+    assert "1 faults; 2 labels were lost" in " ".join(text.split())
+    assert "1 more have a test and **have not been measured yet**" in " ".join(text.split())
+    assert "| gpu worker killed |  | – | – | – | `a` `c` |" in text.splitlines()
+
+
 def test_the_last_line_of_a_test_counts(tmp_path: Path) -> None:
     lines = [measured("b"), measured("a", seconds=1), measured("a", seconds=2)]
     file = tmp_path / "cells.jsonl"
