@@ -8,7 +8,7 @@ ARGS ?=
 export NEXTSLICE_HOME := $(CURDIR)/.nextslice
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test faults check lint format types safety bench constraints clean
+.PHONY: help install demo test faults fuzz check lint format types safety bench constraints clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -38,6 +38,10 @@ faults: install ## Run the whole fault matrix in real time, and write docs/relia
 		$(BIN)/python -m pytest -m "nightly or not nightly" -n 4 tests/faults \
 		--deselect tests/faults/test_report.py $(ARGS)
 	@$(BIN)/python -m tests.faults.report
+
+fuzz: install ## Send a million damaged inputs to everything that reads foreign bytes (an hour or two)
+	@echo "==> fuzzing $(ARGS)"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --inputs 1000000 --examples 1000 $(ARGS)
 
 lint: install ## Look for style errors
 	@$(BIN)/ruff check .

@@ -21,7 +21,8 @@ OffsetOption = Annotated[int, typer.Option(min=0, help="Bytes before the values 
 
 def reading(dataset: str | None, shape: str | None, dtype: str | None, offset: int) -> ReadOptions:
     """The options as `open_volume` takes them. OptionError for a shape that is none."""
-    return ReadOptions(dataset, None if shape is None else _shape(shape), dtype, offset)
+    lengths = None if shape is None else _shape(shape)
+    return ReadOptions(dataset, lengths, dtype, offset, oriented=True)
 
 
 def _shape(text: str) -> tuple[int, int, int]:

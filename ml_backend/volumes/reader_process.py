@@ -130,7 +130,7 @@ def _options(
     dataset: str | None, shape: list[int] | None, dtype: str | None, offset: int, roots: list[str]
 ) -> ReadOptions:
     three = None if shape is None else (shape[0], shape[1], shape[2])
-    return ReadOptions(dataset, three, dtype, offset, Bounds(tuple(map(Path, roots))))
+    return ReadOptions(dataset, three, dtype, offset, bounds=Bounds(tuple(map(Path, roots))))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from ml_backend.errors import NextsliceError
 from ml_backend.volumes.limits import SLICE_VOXELS
+from ml_backend.volumes.turn import Affine
 
 __all__ = [
     "AXES",
@@ -72,8 +73,10 @@ class Volume(AbstractContextManager["Volume", None]):
     ``read(axis, index)``: one slice across that axis. ``voxel_size``: edge lengths along z, y, x in
     ``unit`` ("µm", "mm", … where the file names a length in any usual way, else its own word), None
     where the file does not say. ``classes``: the names of a label volume's values by index, where
-    the file says them. ``axis``: the one that indices run along. Reading is safe from several
-    threads. Closes its files as a context manager or by `close`, at the latest when nothing
+    the file says them. ``affine``: where the voxels lie, None where the file does not say; its
+    axes have been ``turned`` for that since they were read, and ``stored`` says how they run in the
+    file, as "LPS" of x, y, z. ``axis``: the one that indices run along. Reading is safe from
+    several threads. Closes its files as a context manager or by `close`, at the latest when nothing
     refers to it any more.
     """
 
@@ -84,6 +87,9 @@ class Volume(AbstractContextManager["Volume", None]):
     voxel_size: tuple[float, float, float] | None = None
     unit: str = ""
     classes: tuple[str, ...] | None = None
+    affine: Affine | None = None
+    turned: bool = False
+    stored: str = ""
     axis: int = 0
     close: Callable[[], None] = field(default=_nothing, repr=False, compare=False)
 
@@ -151,6 +157,8 @@ class ReadOptions:
     ``dataset``: path of an HDF5 dataset or group, or of an array or group inside a Zarr folder.
     ``shape`` (Z, Y, X), ``dtype`` as NumPy writes it ("<u2") and ``offset`` in bytes: of raw files.
     ``bounds`` say nothing of the voxels: with others it is the same reading of the volume.
+    ``oriented``: axes are swapped and reversed so that x runs nearest to right, y to anterior, z to
+    superior, where the file says how they run; else they stay as they are stored.
     """
 
     dataset: str | None = None
@@ -158,14 +166,17 @@ class ReadOptions:
     dtype: str | None = None
     offset: int = 0
     bounds: Bounds = field(default_factory=Bounds, repr=False, compare=False)
+    oriented: bool = False
 
 
 @dataclass(frozen=True)
 class VolumeSpec:
-    """What is written besides the values: shape (Z, Y, X), dtype, voxel size, class names."""
+    """What is written besides the values: shape (Z, Y, X), dtype, voxel size, class names, and
+    where the voxels lie, where the format has a place for it."""
 
     shape: tuple[int, int, int]
     dtype: np.dtype[Any]
     voxel_size: tuple[float, float, float] | None = None
     unit: str = ""
     classes: tuple[str, ...] | None = None
+    affine: Affine | None = None

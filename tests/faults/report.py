@@ -36,7 +36,7 @@ submitted is in the round once, and no file stands half-written.
   made again after a minute, a job whose worker is gone is given to another after a minute, every
   project is looked at every 30 s, a claim that cannot be read holds for two minutes.
 
-Measured by `make faults`, several cells side by side, on a machine with {cores} cores that was
+Measured as `make faults` does, four cells side by side, on a machine with {cores} cores that was
 shared with other long measurements: {load} processes wanted a core at the end of the median cell.
 So seconds of work are several times what they are on a machine of one's own; seconds of waiting are
 as anywhere. `make test` runs the shortest cells with every change, without the pauses.
@@ -59,8 +59,8 @@ _WHAT_VARIES = (
 )
 
 
-_MISSING = """ {} more have a test and **have not been measured yet**: the machine had no
-time left (`make faults` measures them all)."""
+_MISSING = """ {} more have a test and **have not been measured yet** (`make faults`
+measures them all), so nothing is claimed of them here."""
 
 
 def page(cells: Sequence[Measured]) -> str:

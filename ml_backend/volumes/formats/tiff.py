@@ -27,7 +27,8 @@ from ml_backend.volumes.formats.checks import chunk_size, native, number_type, r
 from ml_backend.volumes.formats.flat import Flat, read_run
 from ml_backend.volumes.formats.format import EVERYTHING, Format
 from ml_backend.volumes.formats.notes import Notes, length_in, sizes_in_one_unit
-from ml_backend.volumes.formats.pages import Look, by_page, files_in, folder_read
+from ml_backend.volumes.formats.pages import Look, by_page, folder_read
+from ml_backend.volumes.formats.skyscan import folder_notes, slices_in
 from ml_backend.volumes.volume import ReadOptions, Volume, VolumeError, VolumeSpec
 
 __all__ = ["FORMAT", "read", "write"]
@@ -94,9 +95,9 @@ FORMAT = Format(
 
 
 def _read_folder(path: Path, options: ReadOptions) -> Volume:
-    files = files_in(path, _ENDINGS)
+    files = slices_in(path, _ENDINGS)
     (size, dtype), cut = folder_read(files, options, _look, _image)
-    notes = Notes.beside(path)
+    notes = folder_notes(path, options)
     return notes.volume(path, (len(files), *size), dtype, cut)
 
 
