@@ -16,7 +16,7 @@ from redis import Redis
 from rq.job import Job
 
 from ml_backend.durable import sweep
-from ml_backend.embedded.processes import ProcessGroup, free_port, wait_until
+from ml_backend.embedded.processes import ProcessGroup, wait_until
 from ml_backend.embedded.redis_server import start_redis
 from ml_backend.embedded.stack import settings_from
 from ml_backend.rounds import reconcile
@@ -80,7 +80,6 @@ class Rig:
         self.clock = folder / "clock"
         self.clock.write_text("0")
         store = store or folder / "store"
-        self.port = free_port()
         self.env = {
             "REDIS_URL": redis_url or self.start_redis(),
             "LABEL_STUDIO_URL": studio.url,
@@ -113,7 +112,7 @@ class Rig:
         self.redis.stop()
         if empty:
             shutil.rmtree(self.folder / "redis")
-        return start_redis(self.redis, self.folder / "redis", port=self.port)
+        return start_redis(self.redis, self.folder / "redis", self.folder / "redis.sock")
 
     def kill_redis(self) -> None:
         """SIGKILL to its own Redis."""
