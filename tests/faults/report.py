@@ -26,8 +26,8 @@ gpu`, `nextslice worker control`), a real Redis and a store on a disk; Label Stu
 the tests that speaks its HTTP and can be made to fail. {count} faults; {lost} labels were lost,
 {twice} were trained twice.{missing}
 
-After each fault that has figures, once its cause is gone and nobody does anything but start again what was killed:
-the round ends by itself, the queue in Label Studio stands as it was selected, every label that was
+After each fault that has figures, once its cause is gone and nobody does anything but start again
+what was killed: the round ends by itself, the queue in Label Studio stands as it was selected, every label that was
 submitted is in the round once, and no file stands half-written.
 
 - **what the user sees**: what `nextslice rounds list` said while the fault lasted.
