@@ -27,8 +27,8 @@ the tests that speaks its HTTP and can be made to fail. {count} faults; {lost} l
 {twice} were trained twice.{missing}
 
 After each fault that has figures, once its cause is gone and nobody does anything but start again
-what was killed: the round ends by itself, the queue in Label Studio stands as it was selected, every label that was
-submitted is in the round once, and no file stands half-written.
+what was killed: the round ends by itself, the queue in Label Studio stands as it was selected,
+every label that was submitted is in the round once, and no file stands half-written.
 
 - **what the user sees**: what `nextslice rounds list` said while the fault lasted.
 - **seconds**: from the end of the cause to the round being published, training included (here a
