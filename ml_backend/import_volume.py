@@ -134,7 +134,7 @@ def import_volume(
         labels: Volume | None = None
         if request.with_labels is not None:
             bounds = roots.bounds_of(request.with_labels)
-            options = replace(request.label_options, bounds=bounds)
+            options = replace(request.label_options, bounds=bounds, labels=True)
             labels = opened.enter_context(open_volume(request.with_labels, options))
             labels = labels.along(request.axis)
         return _Import(service, request, volume, labels, progress).run()
@@ -318,8 +318,8 @@ class _Import:
         """StudioError unless the slices that are there are read as ours."""
         ours = self.request.options
         differing = [
-            f"{option.name} {getattr(there, option.name) or 'of the file'} there, "
-            f"{getattr(ours, option.name) or 'of the file'} now"
+            f"{option.name} {_said(getattr(there, option.name))} there, "
+            f"{_said(getattr(ours, option.name))} now"
             for option in fields(ReadOptions)
             if getattr(there, option.name) != getattr(ours, option.name)
         ]
@@ -438,6 +438,11 @@ class _Import:
         if (mask == IGNORE).all():
             return {}
         return {"annotations": [{"result": regions(mask, config)}]}
+
+
+def _said(value: object) -> object:
+    """A reading option, in a sentence."""
+    return "of the file" if value is None else value
 
 
 def _within(items: Iterator[Item], most: int, size: Callable[[Item], int]) -> Iterator[list[Item]]:

@@ -169,6 +169,7 @@ class SliceAddress:
         if self.options.shape is not None:
             found["shape"] = "x".join(map(str, self.options.shape))
         found |= {"offset": self.options.offset or None, "expires": self.expires}
+        found |= {"channel": self.options.channel, "time": self.options.time}
         return [(name, str(value)) for name, value in found.items() if value is not None]
 
     @classmethod
@@ -184,6 +185,8 @@ class SliceAddress:
                 shape=_shape(query["shape"]) if "shape" in query else None,
                 dtype=query.get("dtype"),
                 offset=int(query.get("offset", 0)),
+                channel=int(query["channel"]) if "channel" in query else None,
+                time=int(query["time"]) if "time" in query else None,
             )
             index = int(match["index"])
             found = cls(match["volume"], match["axis"], index, window, options, expires)

@@ -5,6 +5,7 @@ Slices are read one at a time, along any axis.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ class VolumePair:
         labels_options: ReadOptions | None = None,
     ) -> None:
         self._image = open_volume(image, options).along(axis)
-        self._labels = open_volume(labels, labels_options).along(axis)
+        reading = replace(labels_options or ReadOptions(), labels=True)
+        self._labels = open_volume(labels, reading).along(axis)
         self.path = self._image.path
         if self._image.shape != self._labels.shape:
             raise VolumeError(

@@ -159,6 +159,8 @@ class ReadOptions:
     ``dataset``: path of an HDF5 dataset or group, or of an array or group inside a Zarr folder.
     ``shape`` (Z, Y, X), ``dtype`` as NumPy writes it ("<u2") and ``offset`` in bytes: of raw files.
     ``bounds`` say nothing of the voxels: with others it is the same reading of the volume.
+    ``channel`` and ``time``: which of several, from 0, where axes are named so. ``labels``: values
+    are class ids, which stay as they are stored whatever is said of how to show them.
     """
 
     dataset: str | None = None
@@ -166,6 +168,9 @@ class ReadOptions:
     dtype: str | None = None
     offset: int = 0
     bounds: Bounds = field(default_factory=Bounds, repr=False, compare=False)
+    channel: int | None = None
+    time: int | None = None
+    labels: bool = False
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ class Format:
     - ``endings``: of the names it is read by and written under, in lower case, the usual one first.
     - ``read(path, options)`` opens a volume whose slices are read when they are asked for;
       VolumeError for what is broken or something else.
+    - ``chooses``: ``read`` obeys ``channel`` and ``time`` of the options; else they are refused.
     - ``apart``: it is read in a child process, under limits of time and memory (`apart`). False
       where no C code parses the file that bytes may hang or end.
     - ``write(path, slices, spec)`` makes the new ``path`` of slices (Y, X) along z; None: it is
@@ -76,6 +77,7 @@ class Format:
     summary: str
     endings: tuple[str, ...]
     read: Callable[[Path, ReadOptions], Volume]
+    chooses: bool = False
     apart: bool = True
     write: Callable[[Path, Iterable[npt.NDArray[Any]], VolumeSpec], None] | None = None
     dtypes: tuple[str, ...] = ()

@@ -76,6 +76,7 @@ FORMAT = Format(
     readable="HDF5/NeXus (.h5, .nxs)",
     endings=(".h5", ".hdf5", ".hdf", ".nxs", ".nx", ".he5"),
     read=read,
+    chooses=True,
     write=write,
     dtypes=DTYPES,
     keeps=EVERYTHING,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import math
 import shutil
 import struct
 import tempfile
@@ -23,7 +24,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.volumes.formats.checks import number_type, reading, three_axes
+from ml_backend.volumes.formats.axes import choose_axes
+from ml_backend.volumes.formats.checks import number_type, reading
 from ml_backend.volumes.formats.flat import Flat
 from ml_backend.volumes.formats.format import EVERYTHING, Format
 from ml_backend.volumes.formats.notes import Notes, length_in, unit_symbol
@@ -37,33 +39,42 @@ _LONGEST_HEADER = 544
 _HIGHEST_RATIO = 1032
 """Deflate makes no more of a byte."""
 _COMMENT = 6  # code of a header extension that holds text
+_DIMENSIONS = ("x", "y", "z", "t", "channel", "dimension 6", "dimension 7")
+"""As the format says; dimension 5 is for the values of a voxel."""
 _UNITS = {"meter": "m", "mm": "mm", "micron": "µm"}
 
 
 def read(path: Path, options: ReadOptions) -> Volume:
-    """Three axes, or more of which the others have length 1."""
+    """Three axes, and more of which the others have length 1 or are chosen."""
     from nibabel.volumeutils import apply_read_scaling
 
     with reading(path, _EXPECTED):
         header = _header_of(path)
         shape = tuple(map(int, header.get_data_shape()))
-        axes = three_axes(path, shape)
-        x, y, z = (shape[axis] for axis in axes)
+        choice = choose_axes(
+            path, _DIMENSIONS[: len(shape)], shape, options, expected="three axes, x, y, z,"
+        )
+        z, y, x = (shape[axis] for axis in choice.axes)
         stored: np.dtype[Any] = np.dtype(header.get_data_dtype())
         native = number_type(path, stored)
         # None where the header says nothing, or what makes no sense
         slope, inter = (
             float(n or d) for n, d in zip(header.get_slope_inter(), (1, 0), strict=True)
         )
-        notes = _notes(path, header, axes)
-        flat = Flat(path, (z, y, x), stored, int(header.get_data_offset()))
+        notes = _notes(path, header)
+        before = int(header.get_data_offset())
+        whole = Flat(path, (math.prod(shape[2:]), y, x), stored, before)
+        place = [choice.picked[axis] for axis in range(3, len(shape))]
+        volumes_before = int(np.ravel_multi_index(place, shape[3:], order="F")) if place else 0
+        offset = before + volumes_before * z * y * x * stored.itemsize
+        flat = Flat(path, (z, y, x), stored, offset)
     read_stored: Read = flat.read
     close: Callable[[], None] | None = None
     if path.suffix.lower() == ".gz":
         unpacked = _Unpacked(flat)
         read_stored, close = unpacked.read, unpacked.close
     else:
-        flat.check()
+        whole.check()
     if (slope, inter) == (1.0, 0.0):
         return notes.volume(path, flat.shape, native, read_stored, close)
     scaled = number_type(path, apply_read_scaling(np.zeros(1, native), slope, inter).dtype)
@@ -98,6 +109,7 @@ FORMAT = Format(
     readable="NIfTI (.nii, .nii.gz)",
     endings=(".nii", ".nii.gz"),
     read=read,
+    chooses=True,
     apart=False,
     write=write,
     dtypes=(
@@ -162,13 +174,13 @@ def _header(spec: VolumeSpec) -> Any:
     return header
 
 
-def _notes(path: Path, header: Any, axes: tuple[int, int, int]) -> Notes:
+def _notes(path: Path, header: Any) -> Notes:
     comment: dict[str, Any] = {}
     for extension in header.extensions:
         if extension.get_code() == _COMMENT:
             comment = _comment(extension.get_content()) or comment
     said = Notes.from_json(path, {"classes": comment.get("classes")})
-    zooms = [header.get_zooms()[axis] for axis in axes]
+    zooms = header.get_zooms()[:3]
     unit = _UNITS.get(header.get_xyzt_units()[0], "") or comment.get("unit", "")
     if not comment.get("sized", bool(unit) or any(size != 1 for size in zooms)):
         return said

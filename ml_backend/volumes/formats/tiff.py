@@ -82,6 +82,7 @@ FORMAT = Format(
     readable="a TIFF stack (.tif)",
     endings=_ENDINGS,
     read=read,
+    chooses=True,
     write=write,
     written_as="OME-TIFF",
     dtypes=("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64"),
