@@ -156,7 +156,8 @@ def test_the_files_of_the_report(name: str, readers: Readers) -> None:
 
 def test_memory_has_a_limit(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
-        file.create_dataset("data", (2, 16_000, 16_000), "u2", chunks=(1, 1000, 1000))
+        shape, chunks = (2, 16_000, 16_000), (1, 1000, 1000)
+        file.create_dataset("data", shape, "u2", chunks=chunks, fillvalue=0)
     readers = Readers(memory=400 << 20)
     volume = open_apart(tmp_path / "a.h5", ReadOptions(), readers)
     with pytest.raises(VolumeError, match=r"a\.h5.*(Unable to allocate|more memory)"):

@@ -39,6 +39,8 @@ def main(channel: socket.socket, memory: int, limit: int) -> None:
     """Answer what comes over ``channel`` until it is closed."""
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # of virtual datasets, all are open
     # Ctrl+C goes to every process of a terminal; this one ends with who has started it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     volumes = _Volumes(memory)

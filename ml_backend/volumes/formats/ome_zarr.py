@@ -219,6 +219,8 @@ def _open(path: Path, image: _Image) -> Volume:
     choice = image.axes
     z, y, x = (array.shape[axis] for axis in choice.axes)
     chunk_size(place, array.chunks, native)
+    if array.metadata.fill_value is None:
+        array.store.whole = True  # from here on only chunks are asked for
 
     def block(axis: int, start: int, stop: int) -> npt.NDArray[Any]:
         with reading(place, "whole chunks"):

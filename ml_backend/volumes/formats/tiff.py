@@ -221,6 +221,7 @@ class _Stack:
             return None
         for z in range(self.shape[0]):
             page = self._page(z)
+            _check_segments(self.path, page)
             if not page.is_final:
                 return None
             starts.append(page.dataoffsets[0])
