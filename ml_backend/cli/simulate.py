@@ -339,7 +339,14 @@ def simulate(
             "less than 0"
         )
     spec, title = _spec(
-        data, labels, phantom, axis, (dataset, labels_dataset), (channel, time), gap, held_out,
+        data,
+        labels,
+        phantom,
+        axis,
+        (dataset, labels_dataset),
+        (channel, time),
+        gap,
+        held_out,
         held_out_at,
     )
     loaded = load_data(spec)

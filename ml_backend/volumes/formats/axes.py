@@ -207,5 +207,7 @@ class _Names:
         found = f"the axes {named} of lengths {self.shape}"
         if not self.stacked:
             return found
-        leading = [n for n, letter in zip(self.shape, self.letters, strict=True) if letter not in "yx"]
+        leading = [
+            n for n, letter in zip(self.shape, self.letters, strict=True) if letter not in "yx"
+        ]
         return f"{found}, stacks of {' × '.join(map(str, leading))} images"
