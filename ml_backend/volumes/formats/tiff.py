@@ -87,8 +87,8 @@ FORMAT = Format(
     name="tiff",
     title="TIFF",
     summary=(
-        "one file with many pages (BigTIFF, ImageJ, OME-TIFF; tiled or compressed), or a folder of "
-        "one-page files"
+        "one file with many pages (BigTIFF, ImageJ, OME-TIFF, MetaMorph STK, LSM, FluoView, "
+        "Micro-Manager, NDTiff; tiled or compressed), or a folder of one-page files"
     ),
     readable="a TIFF stack (.tif)",
     endings=_ENDINGS,
