@@ -82,7 +82,9 @@ def test_the_table_of_formats_is_that_of_their_declarations() -> None:
     assert table.splitlines() == [f"| {one.title} | {one.summary} |" for one in ours()]
 
 
-TRIED = "| format | variants seen | who wrote the file | voxel size | writes |\n|---|---|---|---|---|\n"
+TRIED = (
+    "| format | variants seen | who wrote the file | voxel size | writes |\n|---|---|---|---|---|\n"
+)
 
 
 def test_the_table_of_what_was_tried_is_of_every_format() -> None:

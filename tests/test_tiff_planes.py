@@ -11,6 +11,7 @@ import tifffile
 from PIL import Image
 
 from ml_backend.studio.images import decode_image
+from ml_backend.volumes.folder import FolderSource
 from ml_backend.volumes.opening import open_volume
 from ml_backend.volumes.pair import VolumePair
 from ml_backend.volumes.volume import ReadOptions, Volume, VolumeError
@@ -55,6 +56,17 @@ class TestMetaMorph:
         )
         with pytest.raises(VolumeError, match="says not how many planes lie behind its page"):
             opened(tmp_path / "a.tif")
+
+    def test_a_choice_of_what_is_not_there(self, tmp_path: Path) -> None:
+        metamorph(tmp_path / "a.tif", GREY)
+        (tmp_path / "one").mkdir()
+        tifffile.imwrite(tmp_path / "one" / "0.tif", GREY[0])
+        for path in (tmp_path / "a.tif", tmp_path / "one"):
+            assert opened(path, channel=0, time=0)[0].tolist() == GREY[0].tolist()
+            with pytest.raises(VolumeError, match="no axis of several channels"):
+                opened(path, channel=1)
+            with pytest.raises(VolumeError, match="--time 1"):
+                opened(path, time=1)
 
     def test_a_folder_of_them_is_no_volume(self, tmp_path: Path) -> None:
         metamorph(tmp_path / "1.tif", GREY)
@@ -132,6 +144,25 @@ class TestMicroManager:
         (tmp_path / "run_MMStack_Pos0_1.ome.tif").touch()
         with pytest.raises(VolumeError, match=r"slices in other files .*Pos0_1\.ome\.tif"):
             opened(path)
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "img_channel{c:03}_position000_time{t:09}_z{z:03}.tif",
+            "img_{t:09}_{dye}_{z:03}.tif",
+        ],
+    )
+    def test_a_folder_of_single_images(self, tmp_path: Path, name: str) -> None:
+        for (t, z, c), page in zip(PLACES, self.pages(), strict=True):
+            dye = ("DAPI", "FITC", "Cy 5")[c]
+            tifffile.imwrite(tmp_path / name.format(t=t, z=z, c=c, dye=dye), page)
+        number = 0 if "dye" in name else 2  # names of dyes stand in the order of their letters
+        assert_holds(opened(tmp_path, channel=number, time=1), SEVERAL[1, 2])
+        with pytest.raises(VolumeError, match="only one channel: choose it with --channel, 0 to 2"):
+            opened(tmp_path, time=0)
+        next(tmp_path.glob("*.tif")).unlink()
+        with pytest.raises(VolumeError, match="has 23 pages at 23 places"):
+            opened(tmp_path, channel=0, time=0)
 
     def test_ndtiff_names_its_axes(self, tmp_path: Path) -> None:
         axes = [{"z": z, "channel": ("DAPI", "FITC", "Cy5")[c], "time": t} for t, z, c in PLACES]
@@ -230,24 +261,29 @@ class TestOtherPages:
 
 
 class TestWhiteIsZero:
-    @pytest.mark.parametrize("compression", [None, "zlib"])
+    @pytest.mark.parametrize("form", [{}, {"compression": "zlib"}], ids=str)
     @pytest.mark.parametrize("dtype", ["u1", "u2", "?"])
     def test_values_are_those_of_an_upload(
-        self, tmp_path: Path, dtype: str, compression: str | None
+        self, tmp_path: Path, dtype: str, form: dict[str, Any]
     ) -> None:
         array = GREY.astype(dtype) if dtype != "?" else GREY % 3 == 0
         white = ~array if dtype == "?" else np.iinfo(dtype).max - array
         tifffile.imwrite(
-            tmp_path / "a.tif", array, photometric="miniswhite", compression=compression,
+            tmp_path / "a.tif", array, photometric="miniswhite", **form,
             metadata=None,
         )  # fmt: skip
         volume = opened(tmp_path / "a.tif")
         assert_holds(volume, white)
         Path(tmp_path / "one").mkdir()
-        tifffile.imwrite(tmp_path / "one" / "a.tif", array[0], photometric="miniswhite")
+        tifffile.imwrite(tmp_path / "one" / "a.tif", array[0], photometric="miniswhite", **form)
         shown = decode_image((tmp_path / "one" / "a.tif").read_bytes(), "a")
         assert np.array_equal(shown, white[0] * 255 if dtype == "?" else white[0])
         assert_holds(opened(tmp_path / "one"), white[:1])
+
+    def test_either_byte_order(self, tmp_path: Path) -> None:
+        white = {"photometric": "miniswhite", "byteorder": ">", "metadata": None}
+        tifffile.imwrite(tmp_path / "a.tif", GREY, **white)
+        assert_holds(opened(tmp_path / "a.tif"), 65535 - GREY)
 
     @pytest.mark.parametrize("dtype", ["i2", "f4"])
     def test_values_without_a_white_are_as_they_are(self, tmp_path: Path, dtype: str) -> None:
@@ -286,6 +322,19 @@ class TestWhiteIsZero:
         pair = VolumePair(tmp_path / "grey.tif", tmp_path / "labels.tif")
         assert np.array_equal([pair.mask(i) for i in pair.ids], labels)
         assert_holds(opened(tmp_path / "labels.tif", labels=True), labels)
+
+    def test_in_a_folder_of_images_and_masks(self, tmp_path: Path) -> None:
+        """A simulation reads its images as uploads are read, and its masks as they are stored."""
+        labels = (GREY % 3).astype("u1")
+        for name in ("images", "masks"):
+            (tmp_path / name).mkdir()
+        for z, (page, mask) in enumerate(zip(GREY, labels, strict=True)):
+            white = {"photometric": "miniswhite"}
+            tifffile.imwrite(tmp_path / "images" / f"{z}.tif", page, **white)
+            tifffile.imwrite(tmp_path / "masks" / f"{z}.tif", mask, **white)
+        folder = FolderSource(tmp_path)
+        assert np.array_equal([folder.image(i) for i in folder.ids], 65535 - GREY)
+        assert np.array_equal([folder.mask(i) for i in folder.ids], labels)
 
     def test_the_slice_server_shows_it(self, tmp_path: Path) -> None:
         array = (GREY % 256).astype("u1")

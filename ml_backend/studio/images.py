@@ -12,7 +12,13 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from ml_backend.disk_cache import DiskCache
-from ml_backend.pictures import BROKEN_PICTURE, TooManyPixels, encode_png, open_picture
+from ml_backend.pictures import (
+    BROKEN_PICTURE,
+    TooManyPixels,
+    as_shown,
+    encode_png,
+    open_picture,
+)
 from ml_backend.studio.client import Studio, StudioError
 
 __all__ = ["ImageCache", "decode_image", "encode_png"]
@@ -20,7 +26,6 @@ __all__ = ["ImageCache", "decode_image", "encode_png"]
 logger = logging.getLogger(__name__)
 
 _PLAIN_MODES = {"L", "RGB", "RGBA", "I", "I;16", "I;16B", "F"}
-_PHOTOMETRIC = 262
 _COLOUR_MODES = {"P", "PA", "CMYK", "YCbCr", "LAB", "HSV"}
 
 
@@ -34,7 +39,7 @@ def decode_image(data: bytes, name: str) -> npt.NDArray[Any]:
         with open_picture(data) as stored:
             image = _turned(stored)
             if image.mode in _PLAIN_MODES:
-                return _white_turned(stored, np.asarray(image))
+                return as_shown(stored, np.asarray(image))
             return np.asarray(image.convert("RGB" if image.mode in _COLOUR_MODES else "L"))
     except BROKEN_PICTURE as error:
         raise StudioError(
@@ -46,14 +51,6 @@ def decode_image(data: bytes, name: str) -> npt.NDArray[Any]:
 def _reason(error: Exception) -> str:
     """What went wrong. Pillow's own words may quote the file."""
     return str(error) if isinstance(error, TooManyPixels) else type(error).__name__
-
-
-def _white_turned(stored: Image.Image, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Of a TIFF of 16 bits in which 0 is white; in those of 8 bits Pillow has turned it over."""
-    tags = getattr(stored, "tag_v2", {})
-    if values.dtype != np.uint16 or tags.get(_PHOTOMETRIC) != 0:
-        return values
-    return np.asarray(np.uint16(65535) - values)
 
 
 def _turned(image: Image.Image) -> Image.Image:

@@ -61,6 +61,7 @@ def _sources(path: Path, dataset: Any) -> Iterator[tuple[str, list[str]]]:
         names = _list(group.attrs["axes"])
         # fewer: of the first ones, or in an order of their own
         if len(names) == dataset.ndim:
+            _check_indices(path, group, names)
             yield "NXdata axes", names
     if "axes" in dataset.attrs:
         names = _list(dataset.attrs["axes"])
@@ -82,6 +83,17 @@ def _scale(dimension: Any) -> str:
     for label, scale in dimension.items():
         return str(label or scale.name.rsplit("/", 1)[-1])
     return ""
+
+
+def _check_indices(path: Path, group: Any, names: Sequence[str]) -> None:
+    """Raise VolumeError where NXdata says of an axis that it is another one of the dataset."""
+    for place, name in enumerate(names):
+        said = np.atleast_1d(group.attrs.get(f"{name}_indices", place))
+        if letter_of(name) and said.dtype.kind in "iu" and place not in said:
+            raise VolumeError(
+                f"{path} has NXdata axes {', '.join(names)}, and {name}_indices says that {name} "
+                f"is axis {said[0]} of its dataset: expected both the same"
+            )
 
 
 def _list(value: Any) -> list[str]:

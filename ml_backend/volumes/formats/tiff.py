@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from ml_backend.volumes.formats.checks import native, number_type, reading
 from ml_backend.volumes.formats.colour import check_shows_grey
+from ml_backend.volumes.formats.file_names import chosen_files
 from ml_backend.volumes.formats.flat import Flat
 from ml_backend.volumes.formats.format import EVERYTHING, Format
 from ml_backend.volumes.formats.notes import Notes, length_in
@@ -107,7 +108,7 @@ FORMAT = Format(
 
 
 def _read_folder(path: Path, options: ReadOptions) -> Volume:
-    files = files_in(path, _ENDINGS)
+    files, options = chosen_files(path, files_in(path, _ENDINGS), options)
 
     def look(file: Path) -> Look:
         with _only_page(file, options) as (page, _):
@@ -189,7 +190,8 @@ def _open(path: Path, tif: Any, options: ReadOptions) -> Volume:
         planes = Planes(planes.kind, ("Z",), (first.shape[0],), notes=planes.notes)
     # what is not said to be colours is chosen among as channels, unless images already are
     pixels = Pixels.of(
-        path, first, replace(options, channel=None) if planes.several_channels else options,
+        path, first,
+        replace(options, time=None, channel=None if planes.several_channels else options.channel),
         channels=planes.channels,
     )  # fmt: skip
     others = options if pixels.sample is None else replace(options, channel=None)

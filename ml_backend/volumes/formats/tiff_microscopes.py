@@ -7,15 +7,14 @@ Micro-Manager and NDTiff do, so their pages are put in order here, by what each 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ml_backend.volumes.formats.notes import Notes, sizes_in_one_unit
-from ml_backend.volumes.formats.tiff_table import NOTHING, Planes
+from ml_backend.volumes.formats.tiff_table import NOTHING, Planes, table_of
 from ml_backend.volumes.volume import VolumeError
 
 __all__ = ["by_microscope", "planes_behind"]
@@ -127,7 +126,7 @@ def _of_micromanager(path: Path, tif: Any, full: Sequence[int]) -> Planes | None
         places = _mapped(header, {page.offset: index for index, page in pages.items()})
     if not places:
         return None
-    planes = _table(path, places)
+    planes = table_of(path, "Micro-Manager", places)
     _check_whole(path, planes, header.get("Summary", {}))
     meta = next(iter(pages.values())).tags.valueof(_MICROMANAGER)
     return Planes(
@@ -172,30 +171,6 @@ def _mapped(
         for row in rows
         if int(row[4]) in offsets
     }
-
-
-def _table(path: Path, places: Mapping[int, Mapping[str, Hashable]]) -> Planes:
-    axes = [*dict.fromkeys(axis for place in places.values() for axis in place)]
-    along = {axis: _values([place.get(axis) for place in places.values()]) for axis in axes}
-    lengths = tuple(len(values) for values in along.values())
-    pages: dict[int, int] = {}
-    for page, place in places.items():
-        index = [along[axis].index(place.get(axis)) for axis in axes]
-        pages[int(np.ravel_multi_index(index, lengths))] = page
-    if len(pages) != math.prod(lengths) or len(places) != len(pages):
-        said = ", ".join(f"{len(along[axis])} of {axis}" for axis in axes)
-        raise VolumeError(
-            f"{path} has {len(places)} pages at {len(pages)} places, expected one for each of "
-            f"{said}: is it cut off?"
-        )
-    return Planes("Micro-Manager", tuple(axes), lengths, tuple(pages[i] for i in sorted(pages)))
-
-
-def _values(found: list[Hashable]) -> list[Hashable]:
-    """Each once: numbers in their order, names in that of the file."""
-    values = list(dict.fromkeys(found))
-    key: Callable[[Any], Any] = lambda value: value  # noqa: E731
-    return sorted(values, key=key) if all(isinstance(one, int) for one in values) else values
 
 
 def _check_whole(path: Path, planes: Planes, summary: Mapping[str, Any]) -> None:

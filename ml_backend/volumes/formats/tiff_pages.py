@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ml_backend.volumes.formats.axes import refuse_choice
 from ml_backend.volumes.formats.checks import chunk_size, native, number_type
 from ml_backend.volumes.formats.colour import grey_of
 from ml_backend.volumes.formats.flat import read_run
@@ -102,9 +103,10 @@ class Pixels:
     @classmethod
     def of(cls, path: Path, page: Any, options: ReadOptions, *, channels: bool = False) -> Pixels:
         """Of pages as ``page``. ``channels``: its values are no colours, whatever it says. Raises
-        VolumeError where one must be chosen, and is not."""
+        VolumeError where one must be chosen, and is not, or one that is not there is."""
         samples = page.samplesperpixel
         if samples == 1:
+            refuse_choice(path, options)
             return cls(labels=options.labels)
         if options.channel is not None:
             if not 0 <= options.channel < samples:
