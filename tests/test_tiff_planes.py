@@ -259,6 +259,12 @@ class TestOtherPages:
         with pytest.raises(VolumeError, match=r"a\.tif has 4 pages .* one slice a file"):
             opened(tmp_path)
 
+    def test_a_description_of_the_stack_that_an_image_is_from(self, tmp_path: Path) -> None:
+        text = "ImageJ=1.53t\nimages=4\nslices=4\nloop=false\n"
+        for z, page in enumerate(GREY):
+            tifffile.imwrite(tmp_path / f"{z}.tif", page, description=text, metadata=None)
+        assert_holds(opened(tmp_path), GREY)
+
 
 class TestWhiteIsZero:
     @pytest.mark.parametrize("form", [{}, {"compression": "zlib"}], ids=str)

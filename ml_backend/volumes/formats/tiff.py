@@ -30,7 +30,7 @@ from ml_backend.volumes.formats.flat import Flat
 from ml_backend.volumes.formats.format import EVERYTHING, Format
 from ml_backend.volumes.formats.notes import Notes, length_in
 from ml_backend.volumes.formats.pages import Look, by_page, files_in, folder_read
-from ml_backend.volumes.formats.tiff_microscopes import planes_behind
+from ml_backend.volumes.formats.tiff_microscopes import has_room
 from ml_backend.volumes.formats.tiff_pages import (
     Pixels,
     Shown,
@@ -51,6 +51,8 @@ Slice = npt.NDArray[Any]
 _ENDINGS = (".tif", ".tiff", ".btf", ".tf8")
 _EXPECTED = "a TIFF stack"
 _ONE = "a whole TIFF image"
+_BEHIND = ("MetaMorph", "ImageJ", "tifffile")
+"""What puts all images behind one page."""
 
 
 def read(path: Path, options: ReadOptions) -> Volume:
@@ -138,7 +140,7 @@ def _only_page(path: Path, options: ReadOptions) -> Iterator[tuple[Any, Pixels]]
         full = full_pages(path, tif)
         first: Any = tif.pages.get(full[0])
         check_page(path, first)
-        behind = max(planes_behind(first), _images_behind(tif, full))
+        behind = _images_behind(path, tif, first, full)
         if len(full) > 1 or behind > 1 or len(first.shape) != 2 + (first.samplesperpixel > 1):
             raise VolumeError(
                 f"{path} has {max(len(full), behind)} pages of shape {first.shape}, expected one "
@@ -147,12 +149,13 @@ def _only_page(path: Path, options: ReadOptions) -> Iterator[tuple[Any, Pixels]]
         yield first, Pixels.of(path, first, options)
 
 
-def _images_behind(tif: Any, full: Sequence[int]) -> int:
-    """How many images ImageJ or tifffile have put behind the only page."""
-    if len(full) > 1 or tif.is_ome:
+def _images_behind(path: Path, tif: Any, first: Any, full: Sequence[int]) -> int:
+    """How many images there are where more than the page's own lie behind it; else 0. Tools that
+    split stacks leave a description of the whole in every file, and nothing behind its page."""
+    if len(full) > 1 or tif.is_ome or not has_room(first):
         return 0
-    planes = planes_of(Path(), tif, tif.pages.get(full[0]), full)
-    return planes.total
+    planes = planes_of(path, tif, first, full)
+    return planes.total if planes.kind in _BEHIND else 0
 
 
 def _size(page: Any) -> tuple[int, int]:

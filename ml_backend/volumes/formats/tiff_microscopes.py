@@ -17,7 +17,7 @@ from ml_backend.volumes.formats.notes import Notes, sizes_in_one_unit
 from ml_backend.volumes.formats.tiff_table import NOTHING, Planes, table_of
 from ml_backend.volumes.volume import VolumeError
 
-__all__ = ["by_microscope", "planes_behind"]
+__all__ = ["by_microscope", "has_room"]
 
 _UIC = (33629, 33630, 33631)
 """Tags of MetaMorph that have as many values as there are planes."""
@@ -37,9 +37,9 @@ _SIBLINGS = ("_MMStack", "_NDTiffStack")
 def by_microscope(path: Path, tif: Any, first: Any, full: Sequence[int]) -> Planes | None:
     """As the tags of the first page say, None where they are of no microscope."""
     tags = first.tags
-    if (planes := planes_behind(first)) > 1:
+    if (planes := _planes_behind(first)) > 1:
         return Planes("MetaMorph", ("z",), (planes,), notes=_of_metamorph(tif))
-    if _UIC1 in tags and not planes and _has_room(first):
+    if _UIC1 in tags and not planes and has_room(first):
         raise VolumeError(
             f"{path} is a MetaMorph file that says not how many planes lie behind its page, "
             "expected the tag UIC2: is it damaged?"
@@ -55,12 +55,12 @@ def by_microscope(path: Path, tif: Any, first: Any, full: Sequence[int]) -> Plan
     return None
 
 
-def planes_behind(first: Any) -> int:
+def _planes_behind(first: Any) -> int:
     """How many planes of MetaMorph lie behind the only page; 0 without its tags."""
     return max((first.tags[tag].count for tag in _UIC if tag in first.tags), default=0)
 
 
-def _has_room(first: Any) -> bool:
+def has_room(first: Any) -> bool:
     """Whether another image as large could lie behind the page."""
     return bool(first.dataoffsets[0] + 2 * first.nbytes <= first.parent.filehandle.size)
 
