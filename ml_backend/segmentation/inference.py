@@ -277,12 +277,19 @@ def slices_per_batch(config: InferenceConfig, shape: Sequence[int]) -> int:
     return max(1, config.batch_pixels // (height * width))
 
 
-def segment_image(model: Model, image: npt.NDArray[Any], config: InferenceConfig) -> Prediction:
+def segment_image(
+    model: Model,
+    image: npt.NDArray[Any],
+    config: InferenceConfig,
+    *,
+    progress: Progress | None = None,
+) -> Prediction:
     """The segmentation of one slice as read: (H, W) or (H, W, 3 | 4), any real dtype.
 
-    Raises InvalidImage.
+    ``progress("predict", done, total)`` after every tile of one that is cut into tiles; what it
+    raises is raised. Raises InvalidImage.
     """
-    run = _Run(model, config, frozenset({CONFIDENCE}), 0)
+    run = _Run(model, config, frozenset({CONFIDENCE}), 0, progress)
     prepared = _Slice(0, model.preprocessing(image))
     output = run.forward([prepared])
     confidence = float(run.reduce(output)[CONFIDENCE][0])
@@ -334,9 +341,14 @@ class _Run:
     """One pass: the model, what is wanted of it, and the dropout masks that all slices share."""
 
     def __init__(
-        self, model: Model, config: InferenceConfig, names: frozenset[str], seed: int
+        self,
+        model: Model,
+        config: InferenceConfig,
+        names: frozenset[str],
+        seed: int,
+        progress: Progress | None = None,
     ) -> None:
-        self._model = model
+        self._model, self._progress = model, progress
         self._network: SegmentationNetwork = model.network.eval()
         self._config = config
         self._names = names
@@ -422,8 +434,10 @@ class _Run:
         weights = torch.zeros(())
         evidence: dict[str, Tensor] = {}
         counts = valid.flatten(1).sum(1).to(device)
-        for rows in _spans(height, config.tile, config.overlap):
-            for columns in _spans(width, config.tile, config.overlap):
+        down = _spans(height, config.tile, config.overlap)
+        across = _spans(width, config.tile, config.overlap)
+        for row, rows in enumerate(down):
+            for column, columns in enumerate(across):
                 owned = torch.zeros_like(valid)
                 owned[:, rows.owned, columns.owned] = valid[:, rows.owned, columns.owned]
                 window = (slice(None), rows.scored, columns.scored)
@@ -444,6 +458,9 @@ class _Run:
                     scaled = value.float() * share.reshape(-1, *[1] * (value.ndim - 1))
                     scaled[share == 0] = 0  # a tile of padding alone has no mean
                     evidence[name] = evidence[name] + scaled if name in evidence else scaled
+                if self._progress is not None:
+                    done = row * len(across) + column + 1
+                    self._progress("predict", done, len(down) * len(across))
         assert blended is not None
         return _Output(blended / weights, valid.to(device), evidence)
 

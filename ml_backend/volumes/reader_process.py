@@ -47,6 +47,7 @@ def main(channel: socket.socket, memory: int, limit: int) -> None:
     doing: dict[str, Callable[[Request], Answer]] = {
         "open": volumes.open,
         "read": volumes.read,
+        "runs": volumes.runs,
         "close": volumes.close,
     }
     with channel, channel.makefile("rw", encoding="ascii") as lines:
@@ -104,6 +105,11 @@ class _Volumes:
         shared = np.frombuffer(self._mapped(values.nbytes), values.dtype, values.size)
         np.copyto(shared.reshape(values.shape), values)
         return {"bytes": values.nbytes}
+
+    def runs(self, request: Request) -> Answer:
+        """Where the slices lie in a file as they are, if they do."""
+        found = self._volume(request).runs()
+        return {"runs": None if found is None else found.to_json()}
 
     def close(self, request: Request) -> Answer:
         for key in request["keys"]:

@@ -11,13 +11,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ml_backend.errors import NextsliceError
 from ml_backend.volumes.limits import SLICE_VOXELS
+
+if TYPE_CHECKING:
+    from ml_backend.volumes.runs import Runs
 
 __all__ = [
     "AXES",
@@ -61,7 +64,7 @@ def slice_shape(shape: tuple[int, int, int], axis: int) -> tuple[int, int]:
 
 
 def _nothing() -> None:
-    """Of a format that keeps no file open."""
+    """Of a format that keeps no file open, or has no runs."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ class Volume:
     ``read(axis, index)``: one slice across that axis. ``voxel_size``: edge lengths along z, y, x in
     ``unit`` ("µm", "mm", … where the file names a length in any usual way, else its own word), None
     where the file does not say. ``classes``: the names of a label volume's values by index, where
-    the file says them. ``axis``: the one that indices run along. Reading is safe from several
+    the file says them. ``axis``: the one that indices run along. ``runs()``: where z slices lie as
+    they are, None where they do not or it is not known. Reading is safe from several
     threads. Closes its files as a context manager or by `close`, at the latest when nothing
     refers to it any more.
     """
@@ -86,6 +90,7 @@ class Volume:
     classes: tuple[str, ...] | None = None
     axis: int = 0
     close: Callable[[], None] = field(default=_nothing, repr=False, compare=False)
+    runs: Callable[[], Runs | None] = field(default=_nothing, repr=False, compare=False)
 
     def along(self, axis: int | str) -> Volume:
         """The same volume with slices along ``axis``: "z", "y", "x" or 0, 1, 2."""

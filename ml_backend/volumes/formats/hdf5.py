@@ -9,6 +9,7 @@ Detectors compress with Bitshuffle, LZ4, Blosc, Zstandard, …: hdf5plugin knows
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,8 @@ def _volume(path: Path, dataset: OpenDataset) -> Volume:
         slabs.close()
         dataset.close()
 
-    return notes.volume(path, dataset.shape, native, slabs.read, close)
+    volume = notes.volume(path, dataset.shape, native, slabs.read, close)
+    return replace(volume, runs=dataset.runs)
 
 
 def _notes(files: Hdf5Files, dataset: Any, axes: tuple[int, int, int]) -> Notes:

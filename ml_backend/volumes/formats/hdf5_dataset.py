@@ -17,6 +17,7 @@ from ml_backend.volumes.formats.hdf5_files import Hdf5Files
 from ml_backend.volumes.formats.hdf5_holes import Hole
 from ml_backend.volumes.formats.hdf5_parts import parts_of
 from ml_backend.volumes.formats.hdf5_search import found, named
+from ml_backend.volumes.runs import Runs, file_state
 from ml_backend.volumes.volume import AXES, ReadOptions, VolumeError
 
 __all__ = ["OpenDataset"]
@@ -61,6 +62,26 @@ class OpenDataset:
                 )
             self._parts.check_storage()
             return self._read(axis, start, stop)
+
+    def runs(self) -> Runs | None:
+        """Where its slices lie, if HDF5 keeps them as they are, one after another."""
+        from h5py import h5t
+
+        with self._lock:
+            own, file = self.values, self.values.file
+            plain = own.dtype.kind in "iuf" and h5t.py_create(own.dtype) == own.id.get_type()
+            start = own.id.get_offset() if plain and not (own.chunks or own.is_virtual) else None
+            if start is None or own.external or self.files.changed() or not self._in_order():
+                return None
+            size = own.size // self.shape[0] * own.dtype.itemsize
+            starts = range(start, start + self.shape[0] * size, size)
+            state = file_state(file.id.get_vfd_handle())
+            return Runs(Path(file.filename), own.dtype, starts, state)
+
+    def _in_order(self) -> bool:
+        """Whether all of it is the volume, z, y, x as it lies."""
+        others = (self.values.shape[place] for place in self._choice.picked)
+        return self._choice.order == (0, 1, 2) and all(length == 1 for length in others)
 
     def _open(self) -> None:
         self.files = Hdf5Files(self._path, self._options)

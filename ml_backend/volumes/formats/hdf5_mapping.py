@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ml_backend.volumes.formats.hdf5_holes import Grid
+from ml_backend.volumes.volume import VolumeError
 
-__all__ = ["OtherShape", "pairs"]
+__all__ = ["pairs"]
 
 
 @dataclass(frozen=True)
@@ -26,15 +27,14 @@ class _Selection:
         return [self.grid.count[axis] for axis in self.long]
 
 
-class OtherShape(Exception):
-    """A source is not as large as it was; the message says how large."""
-
-
 def pairs(
     own: Any, selected: Any, whole: tuple[int, ...], source: tuple[int, ...]
 ) -> list[tuple[Grid, Grid]] | None:
     """Parts of a virtual dataset of shape ``whole`` and of one of its sources that have the same
-    indices, as far as both reach; None where they are not as simple as that."""
+    indices, as far as both reach; None where they are not as simple as that.
+
+    Raises VolumeError for a source of another shape than it was mapped with; it says which.
+    """
     from h5py import h5s
 
     mine = _selection(own, whole)
@@ -80,7 +80,9 @@ def _all_of(shape: tuple[int, ...], lengths: list[int]) -> _Selection:
         grid, long = grid.cut(long[0], 1), long[1:]
     found = [grid.count[axis] for axis in long]
     if found[1:] != lengths[1:] or len(found) != len(lengths) or found[:1] < lengths[:1]:
-        raise OtherShape(f"{tuple(lengths)} beside axes of length 1")
+        raise VolumeError(
+            f"has the shape {shape}, expected {tuple(lengths)} beside axes of length 1"
+        )
     return _Selection(grid, {}, tuple(long))
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from ml_backend.volumes.enclosure import check_inside
 from ml_backend.volumes.formats.hdf5_files import DeadLinkError, Hdf5Files, beside
 from ml_backend.volumes.formats.hdf5_holes import Chunks, Holes, Mapping, Mosaic, Unwritten
-from ml_backend.volumes.formats.hdf5_mapping import OtherShape, pairs
+from ml_backend.volumes.formats.hdf5_mapping import pairs
 from ml_backend.volumes.volume import VolumeError
 
 __all__ = ["Parts", "parts_of"]
@@ -231,10 +231,9 @@ class _Virtual:
 
         try:
             found = pairs(own, selected, self.dataset.shape, source.shape)
-        except OtherShape as error:
+        except VolumeError as error:
             raise VolumeError(
-                f"{_name(self.dataset)} is made of other datasets, and {_name(source)} has the "
-                f"shape {source.shape}, expected {error}"
+                f"{_name(self.dataset)} is made of other datasets, and {_name(source)} {error}"
             ) from None
         if found is None:
             self._map_roughly(own, selected, source, holes)

@@ -42,6 +42,7 @@ from ml_backend.volumes.formats.tiff_pages import (
 )
 from ml_backend.volumes.formats.tiff_planes import NAMESPACE, planes_of
 from ml_backend.volumes.formats.tiff_table import Planes
+from ml_backend.volumes.runs import Runs, file_state
 from ml_backend.volumes.volume import ReadOptions, Volume, VolumeError, VolumeSpec
 
 __all__ = ["FORMAT", "read", "write"]
@@ -216,7 +217,8 @@ def _open(path: Path, tif: Any, options: ReadOptions) -> Volume:
     if pixels.must_be_grey:
         what = f"{pixels.samples} values a pixel"
         check_shows_grey(path, what, lambda z: stack.read(0, z), len(pages))
-    return planes.notes.volume(path, stack.shape, dtype, stack.read, tif.close)
+    volume = planes.notes.volume(path, stack.shape, dtype, stack.read, tif.close)
+    return replace(volume, runs=stack.runs)
 
 
 @dataclass(frozen=True)
@@ -253,6 +255,18 @@ class _Stack:
             if self._starts is not None:
                 return self._mapped(axis, index, self._starts)
         return by_page(self.shape[0], self._decoded)(axis, index)
+
+    def runs(self) -> Runs | None:
+        with reading(self.path, _EXPECTED):
+            try:
+                starts = self._starts
+            except VolumeError:
+                return None  # said of the page that is at fault, when it is read
+            state = file_state(self.tif.filehandle.fileno())
+        dtype = stored_type(self.first)
+        if starts is None or any(self.pixels.turns(page, dtype) for _, page in starts):
+            return None
+        return Runs(self.path, dtype, [start for start, _ in starts], state)
 
     def _mapped(self, axis: int, index: int, starts: list[tuple[int, Any]]) -> Slice:
         dtype = stored_type(self.first)

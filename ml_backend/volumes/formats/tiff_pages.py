@@ -136,12 +136,16 @@ class Pixels:
     def turned(self, page: Any | Shown, values: Slice) -> Slice:
         """Values, turned over where 0 is white. Others than whole numbers from 0 have no white to
         count from, and are shown as they are by every program."""
-        if self.labels or page.photometric != 0 or values.dtype.kind not in "bu":
+        if not self.turns(page, values.dtype):
             return values
         if values.dtype == np.bool_:
             return ~values
         white = values.dtype.type(2 ** min(page.bitspersample, 8 * values.dtype.itemsize) - 1)
         return np.asarray(white - values)
+
+    def turns(self, page: Any | Shown, dtype: np.dtype[Any]) -> bool:
+        """Whether `turned` changes values of this type."""
+        return not self.labels and page.photometric == 0 and dtype.kind in "bu"
 
     def decode(self, path: Path, page: Any) -> Slice:
         """(Y, X) of a page, after a look at whether the file reaches so far."""
