@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 from ml_backend.cli import app, load_commands
 from ml_backend.experiment.data import DataSpec, load_data
 from ml_backend.volumes.address import SliceAddress, SliceKeys, slice_of
+from ml_backend.volumes.formats import hdf5
 from ml_backend.volumes.formats.axes import choose_axes, letter_of
 from ml_backend.volumes.opening import open_volume
 from ml_backend.volumes.volume import ReadOptions, Volume, VolumeError
@@ -130,6 +132,24 @@ class TestHdf5:
         assert_holds(opened(path, channel=2, time=1), SEVERAL[1, 2])
         with pytest.raises(VolumeError, match="only one t: choose it with --time, 0 to 1"):
             opened(path, channel=2)
+
+    def test_what_is_turned_or_chosen_does_not_lie_as_it_is_read(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.h5"
+        for array, names, chosen in (
+            (GREY, "zyx", {}),
+            (GREY.transpose(2, 1, 0), "xyz", {}),
+            (SEVERAL, "tczyx", {"channel": 1, "time": 1}),
+        ):
+            write_hdf5(path, array, names)
+            with closing(hdf5.read(path, ReadOptions(**chosen))) as volume:
+                assert (volume.runs() is None) == (names != "zyx")
+
+    def test_indices_that_contradict_the_names_are_refused(self, tmp_path: Path) -> None:
+        write_hdf5(tmp_path / "a.h5", GREY, "zyx", "nxdata")
+        with h5py.File(tmp_path / "a.h5", "r+") as file:
+            file["g"].attrs["z_indices"] = 2
+        with pytest.raises(VolumeError, match="z_indices says that z is axis 2"):
+            opened(tmp_path / "a.h5")
 
     def test_the_voxel_size_turns_with_the_axes(self, tmp_path: Path) -> None:
         path = tmp_path / "a.h5"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 from ml_backend.studio.images import decode_image
 from ml_backend.volumes.folder import FolderSource
+from ml_backend.volumes.formats import tiff
 from ml_backend.volumes.opening import open_volume
 from ml_backend.volumes.pair import VolumePair
 from ml_backend.volumes.volume import ReadOptions, Volume, VolumeError
@@ -180,6 +182,14 @@ class TestHyperstacks:
         with pytest.raises(VolumeError, match="only one T: choose it with --time, 0 to 1"):
             opened(tmp_path / "a.tif", channel=0)
 
+    def test_where_the_chosen_slices_lie(self, tmp_path: Path) -> None:
+        tifffile.imwrite(tmp_path / "a.tif", PAGES, imagej=True, metadata={"axes": "TZCYX"})
+        with closing(tiff.read(tmp_path / "a.tif", ReadOptions(channel=2, time=1))) as volume:
+            runs = volume.runs()
+            assert runs is not None
+            for z, page in enumerate(SEVERAL[1, 2]):
+                assert np.array_equal(runs.read(z, (8, 10)), page)
+
     @pytest.mark.parametrize("order", ["TZCYX", "CTZYX", "ZCTYX"])
     def test_ome_in_any_order(self, tmp_path: Path, order: str) -> None:
         array = SEVERAL.transpose(["TCZYX".index(axis) for axis in order])
@@ -296,6 +306,12 @@ class TestWhiteIsZero:
         array = values(dtype, (3, 5, 6))
         tifffile.imwrite(tmp_path / "a.tif", array, photometric="miniswhite", metadata=None)
         assert_holds(opened(tmp_path / "a.tif"), array)
+
+    def test_what_is_turned_over_does_not_lie_as_it_is_read(self, tmp_path: Path) -> None:
+        for name in ("miniswhite", "minisblack"):
+            tifffile.imwrite(tmp_path / "a.tif", GREY, photometric=name, metadata=None)
+            with closing(tiff.read(tmp_path / "a.tif", ReadOptions())) as volume:
+                assert (volume.runs() is None) == (name == "miniswhite")
 
     def test_bits_that_are_packed(self, tmp_path: Path) -> None:
         array = GREY % 4096
