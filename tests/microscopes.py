@@ -52,7 +52,12 @@ def metamorph(path: Path, array: np.ndarray, photometric: int = 1, step: int = 0
     path.write_bytes(b"II*\0" + struct.pack("<L", start) + data + uic2 + texts + uic1 + directory)
 
 
-def lsm(path: Path, array: np.ndarray, compression: str | None = None) -> None:
+def lsm(
+    path: Path,
+    array: np.ndarray,
+    compression: str | None = None,
+    thumbnail: tuple[int, ...] = (4, 4),
+) -> None:
     """Zeiss LSM: (T, Z, C, Y, X); every image is followed by its thumbnail, and has its channels
     one after another. Voxels of 0.4, 0.2, 0.1 µm."""
     times, depth, channels, rows, columns = array.shape
@@ -72,7 +77,7 @@ def lsm(path: Path, array: np.ndarray, compression: str | None = None) -> None:
                 image if channels > 1 else image[0], photometric="minisblack", metadata=None,
                 extratags=[] if number else [tag], compression=compression, **planar,
             )  # fmt: skip
-            thumb = np.zeros((3, rows // 2, columns // 2), np.uint8)
+            thumb = np.zeros((3, *thumbnail), np.uint8)
             tif.write(
                 thumb, photometric="rgb", planarconfig="separate", subfiletype=1, metadata=None
             )

@@ -168,6 +168,17 @@ class TestHdf5:
         with pytest.raises(VolumeError, match="x, y, z by its axistags and z, ,  by its dim"):
             opened(path)
 
+    @pytest.mark.parametrize("left", ["nothing", "a copy"])
+    def test_scales_that_are_gone_name_nothing(self, tmp_path: Path, left: str) -> None:
+        write_hdf5(tmp_path / "a.h5", GREY, "zyx", "scales")
+        with h5py.File(tmp_path / "a.h5", "r+") as file:
+            for name in "zyx":
+                del file[name]
+            if left == "a copy":
+                file.copy("g/data", "h", name="data")
+                del file["g/data"]
+        assert_holds(opened(tmp_path / "a.h5"), GREY)
+
     def test_tags_that_are_none_are_refused(self, tmp_path: Path) -> None:
         write_hdf5(tmp_path / "a.h5", GREY, "zyx")
         with h5py.File(tmp_path / "a.h5", "r+") as file:

@@ -14,9 +14,9 @@ from PIL import Image
 from ml_backend.studio.images import decode_image
 from ml_backend.volumes.folder import FolderSource
 from ml_backend.volumes.formats import tiff
-from ml_backend.volumes.opening import open_volume
+from ml_backend.volumes.opening import open_volume, write_volume
 from ml_backend.volumes.pair import VolumePair
-from ml_backend.volumes.volume import ReadOptions, Volume, VolumeError
+from ml_backend.volumes.volume import ReadOptions, Volume, VolumeError, VolumeSpec
 from ml_backend.volumes.window import Window, render
 from tests.microscopes import fluoview, index_mapped, lsm, metamorph, micromanager, ndtiff
 from tests.test_formats import assert_holds, values
@@ -93,6 +93,16 @@ class TestLsm:
             opened(tmp_path / "a.tif", time=1)
         with pytest.raises(VolumeError, match="only one T: choose it with --time, 0 to 1"):
             opened(tmp_path / "a.tif", channel=1)
+
+    def test_three_channels_as_small_as_their_thumbnails(self, tmp_path: Path) -> None:
+        lsm(tmp_path / "a.tif", PAGES[:1].astype("u1"), thumbnail=GREY.shape[1:])
+        assert_holds(opened(tmp_path / "a.tif", channel=1), SEVERAL[0, 1].astype("u1"))
+
+    def test_their_endings_are_not_written(self, tmp_path: Path) -> None:
+        spec = VolumeSpec(GREY.shape, GREY.dtype)
+        for name in ("a.lsm", "a.stk"):
+            with pytest.raises(VolumeError, match="names no format to write"):
+                write_volume(tmp_path / name, [*GREY], spec)
 
 
 class TestFluoView:

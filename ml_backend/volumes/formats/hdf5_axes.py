@@ -79,9 +79,13 @@ def _tags(path: Path, tags: str) -> list[str]:
 
 
 def _scale(dimension: Any) -> str:
-    """Of the first dimension scale: what it is called, else the name of its dataset."""
-    for label, scale in dimension.items():
-        return str(label or scale.name.rsplit("/", 1)[-1])
+    """Of the first dimension scale: what it is called, else the name of its dataset. "" for one
+    that is gone, as copies of a dataset refer to scales that were left behind."""
+    try:
+        for label, scale in dimension.items():
+            return str(label or scale.name or "").rsplit("/", 1)[-1]
+    except (KeyError, RuntimeError, ValueError):
+        pass
     return ""
 
 

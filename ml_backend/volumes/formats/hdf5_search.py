@@ -126,8 +126,12 @@ def _is_volume(dataset: Any) -> bool:
     shape = dataset.shape
     if shape is None or dataset.dtype.kind not in "biuf":
         return False
-    named = {letter_of(name) for name in axis_names(Path(dataset.name), dataset)}
-    return bool(sum(n > 1 for n in shape) <= 3 <= len(shape)) or named >= set(AXES)
+    if sum(length > 1 for length in shape) <= 3 <= len(shape):
+        return True
+    try:
+        return {letter_of(one) for one in axis_names(Path(dataset.name), dataset)} >= set(AXES)
+    except VolumeError:  # of names that contradict each other: said where it is the one
+        return False
 
 
 def _listed(datasets: Iterable[Any]) -> str:

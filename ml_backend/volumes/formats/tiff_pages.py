@@ -54,7 +54,8 @@ def full_pages(path: Path, tif: Any) -> list[int]:
             "expected the images themselves"
         )
     first = tif.pages.get(found[0])
-    for index in reduced:
+    # LSM has a thumbnail of 128 × 128 pixels, however small the image is
+    for index in () if tif.is_lsm else reduced:
         if tif.pages.get(index).shape == first.shape:
             raise VolumeError(
                 f"{path} has a page ({index}) that says it is a reduced image of another, and is "
