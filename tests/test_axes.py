@@ -168,6 +168,32 @@ class TestHdf5:
         with pytest.raises(VolumeError, match="x, y, z by its axistags and z, ,  by its dim"):
             opened(path)
 
+    @pytest.mark.parametrize("kind", ["hard", "soft", "external"])
+    @pytest.mark.parametrize("dataset", [None, "entry/data", "entry/data/volume"])
+    def test_nxdata_that_links_to_its_signal(
+        self, tmp_path: Path, kind: str, dataset: str | None
+    ) -> None:
+        """As NeXus files do: the detector has the values, NXdata says what they are."""
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            other = file if kind != "external" else h5py.File(tmp_path / "b.h5", "w")
+            other["entry/detector/frames"] = GREY.transpose(2, 1, 0)
+            file.attrs["default"] = "entry/data"
+            group = file.create_group("entry/data")
+            group.attrs.update({"NX_class": "NXdata", "signal": "volume", "axes": list("xyz")})
+            links = {
+                "soft": h5py.SoftLink("/entry/detector/frames"),
+                "external": h5py.ExternalLink("b.h5", "/entry/detector/frames"),
+            }
+            group["volume"] = links.get(kind, other["entry/detector/frames"])
+            for name, length, step in zip("zyx", GREY.shape, (3.0, 2.0, 1.0), strict=True):
+                group[name] = step * np.arange(length)
+                group[name].attrs["units"] = "mm"
+            if kind == "external":
+                other.close()
+        volume = opened(tmp_path / "a.h5", dataset=dataset)
+        assert_holds(volume, GREY)
+        assert volume.voxel_size == (3.0, 2.0, 1.0)
+
     @pytest.mark.parametrize("left", ["nothing", "a copy"])
     def test_scales_that_are_gone_name_nothing(self, tmp_path: Path, left: str) -> None:
         write_hdf5(tmp_path / "a.h5", GREY, "zyx", "scales")

@@ -110,7 +110,7 @@ def _volume(path: Path, dataset: OpenDataset) -> Volume:
     axes, native = dataset.axes, dataset.dtype
     chunks = dataset.chunks and tuple(dataset.chunks[axis] for axis in axes)
     slabs = Slabs(dataset.shape, chunks, native.itemsize, dataset.block)
-    notes = _notes(dataset.files, dataset.values, axes)
+    notes = _notes(dataset, axes)
 
     def close() -> None:
         slabs.close()
@@ -120,21 +120,21 @@ def _volume(path: Path, dataset: OpenDataset) -> Volume:
     return replace(volume, runs=dataset.runs)
 
 
-def _notes(files: Hdf5Files, dataset: Any, axes: tuple[int, int, int]) -> Notes:
+def _notes(opened: OpenDataset, axes: tuple[int, int, int]) -> Notes:
+    dataset = opened.values
     classes = dataset.attrs.get("classes")
     names = None if classes is None else tuple(text(name) for name in np.atleast_1d(classes))
-    notes = _axes_notes(files, dataset, axes)
+    notes = _axes_notes(opened.files, dataset, opened.group, axes)
     sizes = dataset.attrs.get("element_size_um")
     if notes.voxel_size is None and sizes is not None and np.size(sizes) == 3:
         notes = Notes.sized(list(sizes), "µm")
     return Notes(notes.voxel_size, notes.unit, names)
 
 
-def _axes_notes(files: Hdf5Files, dataset: Any, axes: tuple[int, int, int]) -> Notes:
+def _axes_notes(files: Hdf5Files, dataset: Any, group: Any, axes: tuple[int, int, int]) -> Notes:
     """From the datasets that NXdata's ``axes`` name, where they are evenly spaced lengths."""
     import h5py
 
-    group = dataset.parent
     names = [text(name) for name in np.atleast_1d(group.attrs.get("axes", []))]
     if len(names) != dataset.ndim:
         return Notes()

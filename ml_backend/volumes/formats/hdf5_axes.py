@@ -20,13 +20,14 @@ from ml_backend.volumes.volume import VolumeError
 __all__ = ["axis_names", "text"]
 
 
-def axis_names(path: Path, dataset: Any) -> Sequence[str]:
-    """One for each axis of ``dataset``, "" for one without; none where nothing names them.
+def axis_names(path: Path, dataset: Any, group: Any, name: str) -> Sequence[str]:
+    """One for each axis of ``dataset``, "" for one without; none where nothing names them. It was
+    found as ``name`` in ``group``, which may be another than its own.
 
     Raises VolumeError where two of them call axes differently, and for tags that cannot be read.
     """
     said: tuple[str, Sequence[str]] | None = None
-    for what, names in _sources(path, dataset):
+    for what, names in _sources(path, dataset, group, name):
         if not any(map(letter_of, names)):
             continue
         if said is not None and not _agree(said[1], names):
@@ -49,14 +50,13 @@ def _agree(one: Sequence[str], other: Sequence[str]) -> bool:
     return len(one) == len(other) and all(a == b or not a or not b for a, b in pairs)
 
 
-def _sources(path: Path, dataset: Any) -> Iterator[tuple[str, list[str]]]:
+def _sources(path: Path, dataset: Any, group: Any, name: str) -> Iterator[tuple[str, list[str]]]:
     if "axistags" in dataset.attrs:
         yield "axistags", _tags(path, text(dataset.attrs["axistags"]))
     if any(labels := [dimension.label for dimension in dataset.dims]):
         yield "dimension labels", labels
     if any(scales := [_scale(dimension) for dimension in dataset.dims]):
         yield "dimension scales", scales
-    group, name = dataset.parent, dataset.name.rsplit("/", 1)[-1]
     if "axes" in group.attrs and text(group.attrs.get("signal", name)) == name:
         names = _list(group.attrs["axes"])
         # fewer: of the first ones, or in an order of their own

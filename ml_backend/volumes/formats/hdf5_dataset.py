@@ -87,11 +87,12 @@ class OpenDataset:
         self.files = Hdf5Files(self._path, self._options)
         try:
             name = self._options.dataset
-            self.values = named(self.files, name) if name is not None else found(self.files)
+            place = named(self.files, name) if name is not None else found(self.files)
+            self.values, self.group = place.dataset, place.group
             self._place = Path(f"{self._path}:{self.values.name}")
             self.dtype = number_type(self._place, self.values.dtype)
             self._parts = parts_of(self.files, self.values)
-            names = axis_names(self._place, self.values)
+            names = axis_names(self._place, *place)
             self._choice = choose_axes(self._place, names, self.values.shape, self._options)
             self.axes = self._choice.axes
             self.chunks = self.values.chunks
