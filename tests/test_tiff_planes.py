@@ -265,6 +265,13 @@ class TestOtherPages:
         with pytest.raises(VolumeError, match="all of them reduced images or masks"):
             opened(tmp_path / "a.tif")
 
+    def test_several_pages_that_are_volumes_are_refused(self, tmp_path: Path) -> None:
+        with tifffile.TiffWriter(tmp_path / "a.tif") as tif:
+            for _ in GREY:
+                tif.write(GREY, volumetric=True, photometric="minisblack", metadata=None)
+        with pytest.raises(VolumeError, match=r"has 4 pages of shape \(4, 8, 10\)"):
+            opened(tmp_path / "a.tif")
+
     def test_in_a_folder(self, tmp_path: Path) -> None:
         for z, page in enumerate(GREY):
             with tifffile.TiffWriter(tmp_path / f"{z}.tif") as tif:

@@ -2,7 +2,8 @@
 
 NeXus: ``default`` attributes from the root down to an NXdata group whose ``signal`` names the
 dataset and whose ``axes`` give the voxel size; before 2014, ``signal=1`` on the dataset itself.
-``element_size_um`` (z, y, x), as ilastik and BigDataViewer write it, is read as well.
+Names of axes are obeyed (`hdf5_axes`). ``element_size_um`` (z, y, x), as ilastik and BigDataViewer
+write it, is read as well.
 Detectors compress with Bitshuffle, LZ4, Blosc, Zstandard, …: hdf5plugin knows them.
 """
 

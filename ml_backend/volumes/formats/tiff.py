@@ -191,6 +191,11 @@ def _open(path: Path, tif: Any, options: ReadOptions) -> Volume:
     planes = planes_of(path, tif, first, full)
     if len(first.shape) == 3 and first.samplesperpixel == 1:
         # a volume of its own on one page
+        if len(full) > 1:
+            raise VolumeError(
+                f"{path} has {len(full)} pages of shape {first.shape}, expected one that is a "
+                "volume, or a slice on each"
+            )
         planes = Planes(planes.kind, ("Z",), (first.shape[0],), notes=planes.notes)
     # what is not said to be colours is chosen among as channels, unless images already are
     pixels = Pixels.of(
