@@ -185,6 +185,9 @@ class TestMicroManager:
             opened(tmp_path / "a_NDTiffStack.tif", channel=1, time=1)
 
 
+TWO = [(z, c) for c in range(2) for z in range(4)]
+
+
 class TestHyperstacks:
     def test_imagej(self, tmp_path: Path) -> None:
         tifffile.imwrite(tmp_path / "a.tif", PAGES, imagej=True, metadata={"axes": "TZCYX"})
@@ -211,6 +214,36 @@ class TestHyperstacks:
         turned = "".join(f'<TiffData FirstZ="{z}" IFD="{3 - z}"/>' for z in range(4))
         replace_description(tmp_path / "a.tif", '<TiffData IFD="0" PlaneCount="4"/>', turned)
         assert_holds(opened(tmp_path / "a.tif"), GREY)
+
+    def test_ome_over_several_files_is_read_from_their_folder(self, tmp_path: Path) -> None:
+        places = {f"{name}.ome.tif": place for name, place in zip("fbdaecgh", TWO, strict=True)}
+        planes = "".join(
+            f'<TiffData FirstZ="{z}" FirstC="{c}" IFD="0" PlaneCount="1">'
+            f'<UUID FileName="{name}">urn:uuid:{name}</UUID></TiffData>'
+            for name, (z, c) in places.items()
+        )
+        xml = (
+            '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0">'
+            '<Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint16" SizeX="10" SizeY="8" '
+            f'SizeZ="4" SizeC="2" SizeT="1">{planes}</Pixels></Image></OME>'
+        )
+        for name, (z, c) in places.items():
+            tifffile.imwrite(tmp_path / name, SEVERAL[0, c, z], description=xml, metadata=None)
+        assert_holds(opened(tmp_path, channel=1), SEVERAL[0, 1])
+        with pytest.raises(VolumeError, match="only one C: choose it with --channel, 0 to 1"):
+            opened(tmp_path)
+        with pytest.raises(VolumeError, match=r"slices in other files .* give the folder instead"):
+            opened(tmp_path / "a.ome.tif")
+        (tmp_path / "h.ome.tif").rename(tmp_path / "i.ome.tif")
+        with pytest.raises(VolumeError, match="has 8 files, 7 of the 8 that the OME-XML of a"):
+            opened(tmp_path, channel=1)
+        (tmp_path / "i.ome.tif").unlink()
+        with pytest.raises(VolumeError, match="has 7 pages at 7 places, expected one for each"):
+            opened(tmp_path, channel=1)
+        for name, (_, c) in places.items():
+            if c == 0:
+                (tmp_path / name).unlink(missing_ok=True)
+        assert_holds(opened(tmp_path), SEVERAL[0, 1, :3])  # what is left of one channel
 
     def test_ome_that_says_one_page_twice_is_refused(self, tmp_path: Path) -> None:
         tifffile.imwrite(tmp_path / "a.tif", GREY, ome=True, metadata={"axes": "ZYX"})

@@ -1,4 +1,4 @@
-"""Folders whose files are several channels or times, as Micro-Manager names them.
+"""Folders whose files are several channels or times, as Micro-Manager names them or OME-XML says.
 
 ``img_channel000_position000_time000000000_z000.tif``, and before version 2
 ``img_000000000_DAPI_000.tif``: time, channel and z.
@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ml_backend.volumes.enclosure import check_inside
+from ml_backend.volumes.formats.tiff_planes import ome_files
 from ml_backend.volumes.formats.tiff_table import Planes, table_of
-from ml_backend.volumes.volume import ReadOptions
+from ml_backend.volumes.volume import ReadOptions, VolumeError
 
 __all__ = ["chosen_files"]
 
@@ -30,6 +32,7 @@ def chosen_files(
 
     Raises VolumeError where one must be chosen, or is missing.
     """
+    check_inside(files[0], folder, options)
     planes = _planes(folder, files) or Planes("names", ("z",), (len(files),))
     left = replace(options, time=None, channel=None if planes.several_channels else options.channel)
     asked = options if planes.several_channels else replace(options, channel=None)
@@ -38,7 +41,7 @@ def chosen_files(
 
 
 def _planes(folder: Path, files: Sequence[Path]) -> Planes | None:
-    """None for other names, and for two kinds of them."""
+    """None where neither names nor OME-XML say more than an order."""
     for pattern in _NAMES:
         found = [pattern.match(path.name) for path in files]
         if all(found):
@@ -51,4 +54,14 @@ def _planes(folder: Path, files: Sequence[Path]) -> Planes | None:
                 if match is not None
             }
             return table_of(folder, "Micro-Manager", places)
+    said = ome_files(files[0])
+    there = {page: said[path.name] for page, path in enumerate(files) if path.name in said}
+    if len(there) == len(files):
+        return table_of(folder, "OME", there)
+    # files that were given other names: their order is that of z, if there is nothing else
+    if len({(place["C"], place["T"]) for place in said.values()}) > 1:
+        raise VolumeError(
+            f"{folder} has {len(files)} files, {len(there)} of the {len(said)} that the OME-XML of "
+            f"{files[0].name} names as several channels or times: expected no other"
+        )
     return None

@@ -7,7 +7,7 @@ tags of microscopes (`tiff_microscopes`). What no one describes is a stack of it
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ from xml.etree import ElementTree  # nosec B405  # it fetches nothing, expat bou
 
 import numpy as np
 
+from ml_backend.volumes.formats.checks import reading
 from ml_backend.volumes.formats.notes import Notes, sizes_in_one_unit
 from ml_backend.volumes.formats.tiff_microscopes import by_microscope
 from ml_backend.volumes.formats.tiff_table import NOTHING, Planes
 from ml_backend.volumes.volume import VolumeError
 
-__all__ = ["NAMESPACE", "planes_of"]
+__all__ = ["NAMESPACE", "ome_files", "planes_of"]
 
 NAMESPACE = "nextslice/classes"
 """Of the map annotation in which class names are kept."""
@@ -100,10 +101,7 @@ class _Ome:
 
 
 def _of_ome(path: Path, xml: str, first: Any, there: int) -> Planes:
-    try:
-        root = ElementTree.fromstring(xml)  # nosec B314  # likewise
-    except ElementTree.ParseError as error:
-        raise VolumeError(f"{path} has broken OME-XML ({error}), expected it whole") from error
+    root = _parsed(path, xml)
     images = root.findall("{*}Image/{*}Pixels")
     if len(images) != 1:
         raise VolumeError(f"{path} has {len(images)} OME images, expected one volume a file")
@@ -122,6 +120,30 @@ def _of_ome(path: Path, xml: str, first: Any, there: int) -> Planes:
     unit = "" if notes.unit == "pixel" else notes.unit
     notes = Notes(notes.voxel_size, unit, _classes(root))
     return Planes("OME", tuple(names), tuple(lengths), pages, notes)
+
+
+def _parsed(path: Path, xml: str) -> ElementTree.Element:
+    try:
+        return ElementTree.fromstring(xml)  # nosec B314  # likewise
+    except ElementTree.ParseError as error:
+        raise VolumeError(f"{path} has broken OME-XML ({error}), expected it whole") from error
+
+
+def ome_files(path: Path) -> dict[str, dict[str, Hashable]]:
+    """Names of the files over which OME-XML in the TIFF at ``path`` spreads its planes → axis →
+    place of the plane in each; nothing where it names no other file. Raises VolumeError."""
+    import tifffile
+
+    with reading(path, "a whole TIFF image"), tifffile.TiffFile(path) as tif:
+        xml = tif.ome_metadata if tif.is_ome else None
+    if not xml:
+        return {}
+    places: dict[str, dict[str, Hashable]] = {}
+    for data in _parsed(path, xml).findall("{*}Image/{*}Pixels/{*}TiffData"):
+        uuid = data.find("{*}UUID")
+        if uuid is not None and (name := uuid.get("FileName")):
+            places[name] = {axis: int(data.get(f"First{axis}", 0)) for axis in "TCZ"}
+    return places if len(places) > 1 else {}
 
 
 def _ome_order(path: Path, order: str) -> str:
