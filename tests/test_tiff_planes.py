@@ -420,6 +420,19 @@ RGB = np.stack([GREY8] * 3, -1)
 
 
 class TestColours:
+    @pytest.mark.parametrize("ending", ["png", "bmp"])
+    def test_a_palette_of_grey(self, tmp_path: Path, ending: str) -> None:
+        """An image saved with its look-up table inverted."""
+        for z, page in enumerate(GREY8):
+            image = Image.fromarray(255 - page).convert("P")
+            image.putdata((255 - page).ravel().tolist())
+            image.putpalette([grey for grey in range(255, -1, -1) for _ in range(3)])
+            image.save(tmp_path / f"{z}.{ending}")
+        assert_holds(opened(tmp_path), GREY8)
+        shown = decode_image((tmp_path / f"2.{ending}").read_bytes(), "2")
+        assert np.array_equal(shown[..., 0], GREY8[2])
+        assert_holds(opened(tmp_path, labels=True), 255 - GREY8)
+
     @pytest.mark.parametrize(
         "form",
         [

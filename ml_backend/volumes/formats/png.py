@@ -44,8 +44,8 @@ _TYPES = {
 
 
 def read(path: Path, options: ReadOptions) -> Volume:
-    """8- or 16-bit grey images, also where they are stored as colours; of a palette image the
-    index, as annotation tools write it."""
+    """8- or 16-bit grey images, also where they are stored as colours or in a palette of grey; of
+    another palette the index, as annotation tools write it."""
     files = files_in(path, [ending for endings in _IMAGES.values() for ending in endings])
 
     def look(file: Path) -> Look:
@@ -129,7 +129,22 @@ def _image(path: Path, check: Callable[[Look], None], options: ReadOptions) -> n
         if _has_colours(image):
             return _grey(path, image, options.channel)
         grey = image.convert("L") if _is_shown_grey(image) else image
-        return native(np.array(grey))
+        values = native(np.array(grey))
+        palette = _grey_palette(grey, options)
+        return values if palette is None else palette[values]
+
+
+def _grey_palette(image: Image, options: ReadOptions) -> npt.NDArray[np.uint8] | None:
+    """The grey of each index, where a palette shows nothing but grey: programs save an inverted
+    image so. None for colours, which stand for class ids or whatever else, and for labels."""
+    if image.mode != "P" or options.labels:
+        return None
+    colours = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    if (colours != colours[:, :1]).any():
+        return None
+    whole = np.zeros(256, np.uint8)
+    whole[: len(colours)] = colours[:, 0]
+    return whole
 
 
 def _grey(path: Path, image: Image, channel: int | None) -> npt.NDArray[Any]:
