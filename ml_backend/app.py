@@ -9,6 +9,7 @@ from ml_backend.api.protocol import protocol
 from ml_backend.api.serving import Serving
 from ml_backend.api.slices import serve_slices
 from ml_backend.api.watching import watch
+from ml_backend.rounds.leftovers import sweep_leftovers
 from ml_backend.rounds.service import Service
 from ml_backend.settings import Settings, configure_logging, load_settings
 
@@ -20,6 +21,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     settings = settings or load_settings()
     configure_logging(settings.log_level)
     app = Flask("nextslice")
+    sweep_leftovers(settings)
     service = Service(settings)
     serving = app.extensions["nextslice"] = Serving(service)
     limit_bodies(app)

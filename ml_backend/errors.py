@@ -49,6 +49,7 @@ several raise stand here.
   x InvalidMask               a mask does not fit its slice or the classes
   x NothingLabelled           not one labelled pixel to train or to evaluate on
   x UnreadableSlice           a slice cannot be read while the network is at it
+  x OutOfMemory               a device's memory does not hold even the least piece
   x TrainingDiverged          the loss is no number any more
   x NotTrained                a learner without weights is asked for a result
   x UnknownArchitecture       a network that cannot be built

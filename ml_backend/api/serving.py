@@ -20,12 +20,12 @@ from al_strategies.learner import Learner
 from ml_backend.api.metrics import Metrics, Outcome
 from ml_backend.api.pace import Pace
 from ml_backend.api.server import PREDICTIONS
+from ml_backend.errors import NextsliceError
 from ml_backend.rounds.artefacts import ROUND
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import Published
 from ml_backend.rounds.service import Service
 from ml_backend.studio.annotations import regions
-from ml_backend.studio.client import StudioError
 from ml_backend.studio.label_config import LabelConfig, LabelConfigError, parse_label_config
 from ml_backend.studio.task_order import LIVE_SCORE, PENDING_VERSION
 
@@ -180,7 +180,7 @@ class Serving:
             outcome = "late"
             if error.args:
                 logger.warning("project %s: task %s is left out: %s", key, _name(task), error)
-        except (ArithmeticError, KeyError, TypeError, ValueError, StudioError) as error:
+        except (ArithmeticError, KeyError, TypeError, ValueError, NextsliceError) as error:
             logger.warning("task %s is not predicted: %s", _name(task), _say(error, config))
         except Exception:  # one broken slice must not throw away the batch
             logger.exception("task %s is not predicted", _name(task))
@@ -213,7 +213,7 @@ class Serving:
         device = self.service.settings.predict_device
         return _TooLate(
             f"the network takes some {takes:.0f} s for its {height} x {width} pixels "
-            f"(NEXTSLICE_PREDICT_DEVICE={device}), and Label Studio would not wait for it: it gets "
+            f"(PREDICT_DEVICE={device}), and Label Studio would not wait for it: it gets "
             "a mask when a round selects it"
         )
 

@@ -19,15 +19,9 @@ from ml_backend.embedded.label_studio import (
 )
 from ml_backend.embedded.processes import ProcessGroup, free_port
 from ml_backend.embedded.redis_server import start_redis
-from ml_backend.settings import Settings, asked_log_level, read_settings
+from ml_backend.settings import Settings, asked_log_level, default_home, read_settings
 
 __all__ = ["Stack", "default_home", "start_backend", "start_stack", "start_worker"]
-
-
-def default_home() -> Path:
-    """Where environments and demo data are kept: NEXTSLICE_HOME, else ``~/.cache/nextslice``."""
-    given = os.environ.get("NEXTSLICE_HOME")
-    return Path(given).resolve() if given else Path.home() / ".cache" / "nextslice"
 
 
 @dataclass

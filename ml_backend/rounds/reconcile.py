@@ -16,7 +16,7 @@ from ml_backend.logs import about
 from ml_backend.rounds import publish
 from ml_backend.rounds.adopt import protect_webhook
 from ml_backend.rounds.artefacts import DATASET, METRICS
-from ml_backend.rounds.attempt import MAX_FAILURES, may_try_again
+from ml_backend.rounds.attempt import gives_up, may_try_again
 from ml_backend.rounds.claim import ClaimTaken
 from ml_backend.rounds.project import ConnectedProject, now
 from ml_backend.rounds.records import ProjectRecord, Published
@@ -81,7 +81,7 @@ def _reason(project: ConnectedProject, published: Published) -> str | None:
     if not may_try_again(record):
         return None
     following = project.folder.round(published.round + 1)
-    if record.failures >= MAX_FAILURES:
+    if gives_up(record):
         return _new_reason(project, following)
     if following.has(DATASET):
         return "go on with the round that a worker left"

@@ -119,6 +119,8 @@ class MetricsRecord(Record):
     pseudo: list[int] = Field(default_factory=list)
     """Slices trained on that the published checkpoint labelled; the masks are ``pseudo/<id>.png``
     in the round's folder."""
+    pseudo_unread: list[int] = Field(default_factory=list)
+    """Those that were to be, and could not be read."""
     inherited: list[int] = Field(default_factory=list)
     """What the weights that a warm start went on from had learned."""
     validation: list[int] = Field(default_factory=list)
@@ -153,6 +155,8 @@ class RoundRecord(Record):
     """Slices that people have labelled, pseudo-labelled ones not counted."""
     pseudo: list[int] = Field(default_factory=list)
     """Slices pseudo-labelled for this round's training."""
+    pseudo_unread: list[int] = Field(default_factory=list)
+    """Those that were to be, and could not be read."""
     unseen: list[int] = Field(default_factory=list)
     """Slices that could not be read when the pool was scored: none of them can be selected."""
     strategy: str = ""
@@ -177,6 +181,8 @@ class QueueRecord(Record):
 
     model_version: str
     entries: list[QueueEntry] = Field(default_factory=list)
+    unmasked: list[int] = Field(default_factory=list)
+    """Slices that the round published without a mask, since they could not be read."""
 
 
 class Published(Record):
@@ -224,6 +230,8 @@ class ProjectRecord(Record):
     began_at: float = 0.0
     failed_at: float = 0.0
     last_error: str | None = None
+    outage: bool = False
+    """Whether that was for want of something that comes back: it is tried again without end."""
     switched_back: list[SwitchBack] = Field(default_factory=list)
     """The last few times, oldest first."""
 
@@ -258,9 +266,10 @@ class ProjectRecord(Record):
         """The attempt is over, and says nothing of the round: another worker has it."""
         self.unended = max(self.unended - 1, 0)
 
-    def attempt_failed(self, moment: float, why: str) -> None:
-        """The attempt is over by an error."""
+    def attempt_failed(self, moment: float, why: str, *, outage: bool = False) -> None:
+        """The attempt is over by an error; ``outage``: of something that comes back."""
         self.attempt_ended()
+        self.outage = outage
         self.failures += 1
         self.failed_at = moment
         self.last_error = without_passwords(why)

@@ -93,7 +93,7 @@ class Schedule:
 
     def __init__(self, settings: Settings) -> None:
         self.connection = Redis.from_url(
-            settings.redis_url, socket_connect_timeout=2, socket_timeout=_ANSWERS_WITHIN_S
+            settings.redis_address, socket_connect_timeout=2, socket_timeout=_ANSWERS_WITHIN_S
         )
         self.round_timeout_s = int(settings.round_timeout_s)
         self._prefix = settings.queue_prefix

@@ -72,13 +72,16 @@ class Project(BaseModel):
 
 
 class Backend(BaseModel):
-    """An ML backend registered in a project."""
+    """An ML backend registered in a project. ``model_version``: what it answered Label Studio last,
+    and it is asked whenever the backends are listed."""
 
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
     id: int
     url: str
     title: str | None = None
+    model_version: str | None = None
+    basic_auth_user: str | None = None
 
 
 class TaskRow(BaseModel):

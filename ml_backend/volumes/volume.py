@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,7 +68,7 @@ def _nothing() -> None:
 
 
 @dataclass(frozen=True)
-class Volume:
+class Volume(AbstractContextManager["Volume", None]):
     """A volume on disk; nothing but what is asked for is read.
 
     ``shape`` (Z, Y, X); ``dtype``: of the values as they come, in native byte order;
@@ -131,15 +131,7 @@ class Volume:
     def __iter__(self) -> Iterator[Slice]:
         return (self[i] for i in range(len(self)))
 
-    def __enter__(self) -> Volume:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *failure: object) -> None:
         self.close()
 
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from al_strategies.learner import IGNORE
 from ml_backend.segmentation.networks.base import (
     MULTIPLE,
     SCORING_STRIDE,
@@ -36,6 +37,7 @@ from ml_backend.segmentation.networks.filters import FEATURES_PER_LEVEL, Levels,
 from ml_backend.segmentation.networks.hrnet import BUILDERS as HRNETS
 from ml_backend.segmentation.networks.hrnet import HRNetV2
 from ml_backend.segmentation.networks.reader import Folded, PixelReader, folded, second_layer
+from ml_backend.segmentation.networks.warp import gather, random_warp
 
 __all__ = ["BUILDERS", "SUFFIX", "WIDTH", "FullResolutionHRNet"]
 
@@ -53,6 +55,11 @@ _BAND = 1 << 14
 _GPU_BAND = 1 << 22
 """Pixels whose features are held at once while logits are made: a CPU's cache's worth, and what
 keeps a GPU busy (not tried on one)."""
+_FILTERED = 1 << 22
+"""Pixels whose filters are held at once where single ones are looked at: they take a gigabyte."""
+_REACH = 64
+"""How far a filter looks: 5 pixels, and as it is made of that 6 of 1/2, 8 of 1/4, and one more of
+1/4 to be enlarged. A multiple of 4."""
 _FITTED = 4096
 """Pixels of an image that the filters are fitted on."""
 _CONTEXT_DROPOUT = 0.5
@@ -137,9 +144,23 @@ class FullResolutionHRNet(SegmentationNetwork):
         """(n, F) float32: the filters at ``pixels`` (n,), places in ``image`` (channels, H, W)
         counted row by row."""
         height, width = image.shape[1:]
-        missing = [-length % SCORING_STRIDE for length in (width, height)]
-        padded = F.pad(image[None].float(), (0, missing[0], 0, missing[1]), mode="replicate")
-        grid = _grid(pixels // width, pixels % width, padded.shape[2], padded.shape[3])
+        y, x = pixels // width, pixels % width
+        step = max(1, _FILTERED // (width * SCORING_STRIDE)) * SCORING_STRIDE
+        if height <= step:
+            return self._filters_at(image, y, x)
+        found = self.middle.new_empty((len(pixels), len(self.middle)))
+        for top in range(0, height, step):
+            there = torch.nonzero((y >= top) & (y < top + step)).flatten()
+            if len(there):
+                first = max(0, top - _REACH)
+                band = image[:, first : top + step + _REACH]
+                found[there] = self._filters_at(band, y[there] - first, x[there])
+        return found
+
+    def _filters_at(self, image: Tensor, y: Tensor, x: Tensor) -> Tensor:
+        missing = [-length % SCORING_STRIDE for length in image.shape[1:]]
+        padded = F.pad(image[None].float(), (0, missing[1], 0, missing[0]), mode="replicate")
+        grid = _grid(y, x, padded.shape[2], padded.shape[3])
         return torch.cat([_at(maps, grid[None, None])[0, :, 0] for maps in self.filters(padded)]).T
 
     # -- training
@@ -148,26 +169,37 @@ class FullResolutionHRNet(SegmentationNetwork):
         """Logits (B, classes, 1, n) of the reader with context and targets (B, 1, n), at pixels
         drawn from each crop.
 
-        HRNet sees the crops as they are lit, the filters as they are: the noise that HRNet should
-        not mind would drown what they see. They have ``noise`` of their own on values that are
-        about 1 wide, or few labels would be learned by heart.
+        HRNet sees the crops as they are lit, and warped; the filters as they are: the noise and the
+        interpolation that HRNet should not mind would drown what they see. They have ``noise`` of
+        their own on values that are about 1 wide, or few labels would be learned by heart.
         """
         batch, height, width = lesson.masks.shape
+        small = F.avg_pool2d(lesson.images.float(), _SHRUNK)
+        warp = random_warp(batch, (small.shape[2], small.shape[3]), small.device)
+        seen = F.grid_sample(small, warp, padding_mode="reflection", align_corners=False)
+        coarse, _ = self._context(seen)
+
         picked = torch.randint(height * width, (batch, _SAMPLED), device=lesson.masks.device)
-        grid = _grid(picked // width, picked % width, height, width)[:, None]
-        coarse, _ = self._coarse(lesson.images)
+        places = _grid(picked // width, picked % width, height, width)
+        y, x, inside = gather(warp, places, height, width)
+        grid = _grid(y, x, height, width)[:, None]
         values = torch.cat([_at(maps, grid) for maps in self.filters(lesson.plain)], 1)
         values = _rows(values + noise * torch.randn_like(values))
-        hidden = self.reader.hidden(values, _rows(_at(coarse, grid)))
+        hidden = self.reader.hidden(values, _rows(_at(coarse, places[:, None])))
         hidden = hidden.view(batch, _SAMPLED, WIDTH).transpose(1, 2)[:, :, None]
         last = self.reader.last
         logits = F.conv2d(self.dropout(hidden), last.weight[:, :, None, None], last.bias)
-        return logits, lesson.masks.flatten(1).gather(1, picked)[:, None]
+        targets = lesson.masks.flatten(1).gather(1, y * width + x)
+        return logits, targets.masked_fill(~inside, IGNORE)[:, None]
 
     def _coarse(self, images: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
         """(B, WIDTH, H/4, W/4): what HRNet adds to the reader, and its branches."""
-        quarter = [length // SCORING_STRIDE for length in images.shape[-2:]]
-        maps: list[Tensor] = self.branches(_shrunk(images))
+        return self._context(F.avg_pool2d(images, _SHRUNK))
+
+    def _context(self, small: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+        """`_coarse` of images that are shrunk."""
+        quarter = [_SHRUNK * length // SCORING_STRIDE for length in small.shape[-2:]]
+        maps: list[Tensor] = self.branches(_mirrored(small))
         size = maps[0].shape[-2:]
         fused = self.fuse(torch.cat([maps[0], *(upsample(m, size) for m in maps[1:])], 1))
         added = self.project(F.dropout2d(fused, _CONTEXT_DROPOUT, self.training))
@@ -248,10 +280,8 @@ class FullResolutionHRNet(SegmentationNetwork):
         return F.linear(rows, last.weight[:, :, 0, 0], last.bias).permute(0, 3, 1, 2)
 
 
-def _shrunk(images: Tensor) -> Tensor:
-    """Blocks of `_SHRUNK` pixels a side as one, mirrored at the lower and right edge to the sides
-    that HRNet takes."""
-    small = F.avg_pool2d(images, _SHRUNK)
+def _mirrored(small: Tensor) -> Tensor:
+    """Shrunk images, mirrored at the lower and right edge to the sides that HRNet takes."""
     for axis in (2, 3):
         missing = -small.shape[axis] % MULTIPLE
         if missing:
@@ -261,7 +291,7 @@ def _shrunk(images: Tensor) -> Tensor:
 
 
 def _valid(valid: Tensor) -> Tensor:
-    """``valid`` (B, H/4, W/4) of `_shrunk` images: what was added is not."""
+    """``valid`` (B, H/4, W/4) of images that were shrunk and `_mirrored`: what was added is not."""
     unit = _SHRUNK * MULTIPLE // SCORING_STRIDE
     missing = [-length % unit for length in valid.shape[-2:]]
     return F.pad(valid, (0, missing[1], 0, missing[0]))

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ml_backend.durable import Scratch
 from ml_backend.volumes.formats.axes import choose_axes
 from ml_backend.volumes.formats.checks import number_type, reading
 from ml_backend.volumes.formats.flat import Flat
@@ -221,7 +222,7 @@ class _Unpacked:
                 self._folder.cleanup()
 
     def _unpack(self) -> Flat:
-        folder = tempfile.TemporaryDirectory(prefix="nextslice-")
+        folder = Scratch()
         try:
             flat = self._unpack_into(Path(folder.name))
         except BaseException:  # the next slice that is asked for tries again
