@@ -8,7 +8,7 @@ ARGS ?=
 export NEXTSLICE_HOME := $(CURDIR)/.nextslice
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint format types safety bench constraints clean
+.PHONY: help install demo test fuzz check lint format types safety bench constraints clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -30,6 +30,10 @@ test: install ## Run every test (Label Studio is installed into .nextslice the f
 	@echo "==> pytest, two files at a time $(ARGS)"
 	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE \
 		$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+fuzz: install ## Send a million damaged inputs to everything that reads foreign bytes (an hour or two)
+	@echo "==> fuzzing $(ARGS)"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --inputs 1000000 --examples 1000 $(ARGS)
 
 lint: install ## Look for style errors
 	@$(BIN)/ruff check .

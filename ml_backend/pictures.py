@@ -59,6 +59,10 @@ MOST_PIXELS = 1 << 27
 """Of a picture: 134 million, as 16,384 × 8,192."""
 
 
+_PNG_PIXELS_PER_BYTE = 8 * 1032
+"""At most: deflate makes no more than 1,032 bytes of one, and a byte holds no more than 8."""
+
+
 class TooManyPixels(NextsliceError, ValueError):
     """A picture claims more pixels than are read."""
 
@@ -84,13 +88,17 @@ def open_picture(
     """The picture in ``source``, a context manager, of which no pixel is decoded yet.
 
     Raises one of `BROKEN_PICTURE`, as decoding it may: TooManyPixels for one of more than
-    ``most_pixels``, before memory is taken for them.
+    ``most_pixels``, or a PNG of more than its bytes can hold, before memory is taken for them.
     """
     image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
     width, height = image.size
-    if width * height > most_pixels:
+    most = most_pixels
+    if image.format == "PNG":  # Pillow decodes one that ends early, the rest black
+        size = len(source) if isinstance(source, bytes) else source.stat().st_size
+        most = min(most, _PNG_PIXELS_PER_BYTE * size)
+    if width * height > most:
         image.close()
-        raise TooManyPixels(f"it is {width} × {height} pixels, at most {most_pixels} are read")
+        raise TooManyPixels(f"it is {width} × {height} pixels, at most {most} are read")
     return image
 
 

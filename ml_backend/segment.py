@@ -234,7 +234,9 @@ class _Job:
     def spec(self, output: _Output) -> VolumeSpec:
         """What is written besides the values."""
         volume, byte = self.volume, np.dtype(np.uint8)
-        return VolumeSpec(volume.shape, byte, volume.voxel_size, volume.unit, output.classes)
+        return VolumeSpec(
+            volume.shape, byte, volume.voxel_size, volume.unit, output.classes, volume.affine
+        )
 
     @property
     def record(self) -> Path:

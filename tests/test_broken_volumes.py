@@ -196,7 +196,15 @@ class TestLies:
             ('{"shape": [6, 20], "dtype": "u2"}', "shape is"),
             ('{"shape": [6, 20, "24"], "dtype": "u2"}', "shape is"),
             ('{"shape": [6, 20, 24], "dtype": "u2", "offset": "0"}', "offset is '0'"),
+            pytest.param(
+                "[" * 100_000, r"a\.raw\.json cannot be read .*expected JSON", id="nested"
+            ),
+            pytest.param("1" * (1 + (16 << 20)), "more than the 16777216 bytes", id="long"),
+            ('{"shape": [6, 20, 24], "dtype": "(2,"}', r"dtype is '\(2,'"),
+            ('{"shape": [6, 20, 24], "dtype": "\\ud800"}', r"dtype is '\\ud800'"),
+            ('{"shape": [6, 20, 24], "dtype": "(99999999999,)u2"}', "dtype is"),
             ('{"shape": [6, 20, 24], "dtype": "u2", "voxel_size": [1, 2]}', "voxel_size"),
+            (f'{{"shape": [6, 20, 24], "dtype": "u2", "voxel_size": [1, 2, {"9" * 400}]}}', "size"),
             ('{"shape": [6, 20, 24], "dtype": "u2", "classes": {"0": "a"}}', "classes"),
         ],
     )

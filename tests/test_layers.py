@@ -44,7 +44,7 @@ ROUNDS = (
     *("records", "artefacts", "store", "claim", "leftovers"),  # what is kept
     *("contention", "schedule", "slices", "service", "project"),  # what a step is handed
     *("coverage", "source", "learners", "pseudo", "training", "scoring"),  # steps …
-    *("sync", "publish", "round"),  # … of a round
+    *("imageless", "sync", "publish", "round"),  # … of a round
     *("attempt", "status", "readiness"),  # where it stands
     *("adopt", "reconcile", "jobs", "worker"),  # who runs them, and when
 )

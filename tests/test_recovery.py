@@ -429,6 +429,29 @@ def test_a_slice_annotated_while_the_tasks_are_read_is_labelled(make_project: Ma
     assert 9 not in [*project.selection().chosen, *project.selection().reserve]
 
 
+def test_another_reading_of_regions_renders_every_label_anew(make_project: MakeProject) -> None:
+    """The same annotation, and a control that turns out to draw nothing but prompts."""
+    control = '<RectangleLabels name="box" toName="image"><Label value="bone"/></RectangleLabels>'
+    config = IMPLICIT.replace("</View>", control + "</View>")
+    project = make_project(config)
+    corner = {"x": 0, "y": 0, "width": 50, "height": 50, "rectanglelabels": ["bone"]}
+    box = {"type": "rectanglelabels", "from_name": "box", "value": corner}
+    truth = PHANTOM.mask(PHANTOM.ids[0])
+    project.studio.submit(0, [box, *regions(truth, parse_label_config(config))])
+    before = project.run()
+    assert before is not None
+    (old,) = project.dataset().labels
+    assert not np.array_equal(mask_of(project, old.mask), truth)
+
+    project.studio.fields["label_config"] = config.replace('name="box"', 'name="box" smartOnly="1"')
+    dataset = synced(project)
+
+    (new,), (warning,) = dataset.labels, dataset.warnings
+    assert np.array_equal(mask_of(project, new.mask), truth)
+    assert "it is a prompt" in warning
+    assert dataset.fingerprint == project.dataset().fingerprint  # the model stays good
+
+
 def test_another_meaning_of_unlabelled_pixels_renders_every_label_anew(
     make_project: MakeProject,
 ) -> None:

@@ -567,3 +567,10 @@ def test_gunicorn_serves_what_the_worker_reads(
         assert requests.get(shown, headers=tag, timeout=10).status_code == 304
         assert requests.get(shown + "0", timeout=10).status_code == 403
         assert requests.get(f"{settings.slices_url}/versions", timeout=10).status_code == 401
+
+
+@pytest.mark.parametrize("index", ["9" * 5000, "٣", "-1", "1e3", "x"], ids=lambda text: text[:5])
+def test_an_index_that_is_none_is_refused_as_what_nobody_signed(
+    client: FlaskClient, index: str
+) -> None:
+    assert client.get(f"/slices/scans/scan.tif/z/{index}.png?key=a&sig=b").status_code == 403

@@ -193,7 +193,9 @@ class Serving:
     ) -> npt.NDArray[Any]:
         """The task's slice as the network takes it; what cannot be read is counted and raised."""
         task_id = int(task["id"])
-        url = task["data"][config.value_field]
+        url = config.image_of(task["data"])
+        if not isinstance(url, str) or not url:
+            raise KeyError(config.value_field)
         neighbours = self._neighbours(key, weights, until)
         try:
             left = until - _seconds()

@@ -142,8 +142,9 @@ def _server() -> SliceServer:
     return server
 
 
-@slices.get("/slices/<path:volume>/<axis>/<int:index>.png")
-def slice_png(volume: str, axis: str, index: int) -> Response:
+# no <int:…>: Werkzeug meets ValueError, and so 500, at a number of thousands of digits
+@slices.get("/slices/<path:volume>/<axis>/<index>.png")
+def slice_png(volume: str, axis: str, index: str) -> Response:
     """The slice of a signed address, or 304 for who has it already."""
     server = _server()
     address = server.address(f"{quote(request.path)}?{request.query_string.decode('latin-1')}")

@@ -41,7 +41,7 @@ def reading(
 ) -> ReadOptions:
     """The options as `open_volume` takes them. OptionError for a shape that is none."""
     three = None if shape is None else _shape(shape)
-    return ReadOptions(dataset, three, dtype, offset, channel=channel, time=time)
+    return ReadOptions(dataset, three, dtype, offset, oriented=True, channel=channel, time=time)
 
 
 def _shape(text: str) -> tuple[int, int, int]:

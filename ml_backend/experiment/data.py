@@ -161,8 +161,8 @@ def _load(spec: DataSpec) -> Data:
             spec.path,
             spec.labels,
             axis=spec.axis,
-            options=ReadOptions(spec.dataset, channel=spec.channel, time=spec.time),
-            labels_options=ReadOptions(spec.labels_dataset),
+            options=ReadOptions(spec.dataset, oriented=True, channel=spec.channel, time=spec.time),
+            labels_options=ReadOptions(spec.labels_dataset, oriented=True),
         )
         return _split(pair, {i: pair.position(i) for i in pair.ids}, spec)
     if not Path(spec.path).exists():

@@ -11,6 +11,7 @@ import time
 
 from ml_backend.errors import NextsliceError
 from ml_backend.rounds.claim import ClaimTaken
+from ml_backend.rounds.imageless import look_for_images
 from ml_backend.rounds.project import ConnectedProject, now
 from ml_backend.rounds.records import ProjectRecord
 from ml_backend.rounds.round import run_round
@@ -69,7 +70,7 @@ def adopt(
     be segmented, NotConnected, before anything is changed, for one that is not confirmed.
     """
     seen = project.check_identity()
-    parse_label_config(seen.label_config)
+    config = parse_label_config(seen.label_config)
     backend = _backend(project, backend_url or project.record.backend_url, confirmed=confirmed)
     if backend is None and not confirmed and not project.adopted:
         raise NotConnected(
@@ -83,6 +84,8 @@ def adopt(
     protect_webhook(project)
     if project.published is None:
         run_round(project, "cold start")
+    else:
+        look_for_images(project, config)
     record = project.update(lambda record: record.adopted(now()))
     logger.info("project %s (%s) is adopted", project.key, seen.title)
     return record

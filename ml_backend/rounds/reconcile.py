@@ -18,6 +18,7 @@ from ml_backend.rounds.adopt import protect_webhook
 from ml_backend.rounds.artefacts import DATASET, METRICS
 from ml_backend.rounds.attempt import gives_up, may_try_again
 from ml_backend.rounds.claim import ClaimTaken
+from ml_backend.rounds.imageless import look_for_images
 from ml_backend.rounds.project import ConnectedProject, now
 from ml_backend.rounds.records import ProjectRecord, Published
 from ml_backend.rounds.round import run_round
@@ -69,6 +70,7 @@ def _follow_config(project: ConnectedProject, published: Published, xml: str) ->
         return published
     if config.fingerprint == published.fingerprint:
         return published
+    look_for_images(project, config)
     dataset = project.folder.round(published.round).need(DATASET)
     change = explain_change(parse_label_config(dataset.label_config), config)
     reason = change or "the labelling config changed"

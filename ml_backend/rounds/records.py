@@ -90,6 +90,8 @@ class DatasetRecord(Record):
     fingerprint: str
     unlabelled: Policy | None = None
     """What unlabelled pixels of the masks mean; None: not noted."""
+    reading: str = ""
+    """`LabelConfig.reading` when they were rendered; empty: before there was one."""
     synced_at: str
     """Newest ``updated_at`` of any task seen: the next sync asks for what came after."""
     tasks: list[TaskRecord] = Field(default_factory=list)
@@ -234,6 +236,12 @@ class ProjectRecord(Record):
     """Whether that was for want of something that comes back: it is tried again without end."""
     switched_back: list[SwitchBack] = Field(default_factory=list)
     """The last few times, oldest first."""
+    imageless: str = ""
+    """What is to be said of tasks without an image, empty where there is none."""
+
+    def lacks_images(self, sentence: str) -> None:
+        """Tasks without an image were found, or are no more: see ``imageless``."""
+        self.imageless = sentence
 
     def found_on(self, back: SwitchBack) -> None:
         """The project was on another version than ours."""

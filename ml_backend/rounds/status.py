@@ -34,13 +34,14 @@ State = Literal[
     "killed",
     "failed",
     "contended",
+    "imageless",
     "store",
     "redis",
 ]
 """Nothing is published yet · the served weights are no longer used · labels are waited for · a
 round waits for a gpu worker · a worker is at it · its worker is gone · the last attempt raised an
-error · somebody else switches the project's version · the store cannot be written · Redis does not
-answer."""
+error · somebody else switches the project's version · tasks have no image · the store cannot be
+written · Redis does not answer."""
 
 _BEGINNING_S = 10.0
 """An attempt is noted before the round is claimed: so long it may have no holder yet."""
@@ -90,7 +91,8 @@ def project_status(
     record = project.record
     progress, jobs = _jobs(project, number, running=alive) if redis else (None, [])
     store = _store(project) if write else []
-    trouble = [*store, *jobs, *_contended(project, record), *_failed(project, record)]
+    lacking = _condition("imageless", record.imageless) if record.imageless else []
+    trouble = [*store, *jobs, *_contended(project, record), *lacking, *_failed(project, record)]
     at_work = _running(record, number, holder, progress) or _killed(record, number, claimed)
     return ProjectStatus(
         project=project.number,

@@ -20,6 +20,7 @@ from rq.timeouts import JobTimeoutException
 from al_strategies.learner import Progress
 from ml_backend.errors import NextsliceError
 from ml_backend.rounds.artefacts import MASKS, METRICS
+from ml_backend.rounds.imageless import Imageless, note
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import DatasetRecord, LabelRecord, TaskRecord, TaskState
 from ml_backend.rounds.slices import UnreadableSlices, may_come_back
@@ -70,15 +71,9 @@ def _state(row: TaskRow) -> TaskState:
 
 
 def _record(row: TaskRow, config: LabelConfig) -> TaskRecord | None:
-    """The task as the dataset keeps it; None, with a reason in the log, when it has no image."""
-    image = row.data.get(config.value_field)
+    """The task as the dataset keeps it; None when it has no image."""
+    image = config.image_of(row.data)
     if not isinstance(image, str) or not image:
-        logger.warning(
-            "task %s has no %r in its data (found %s): it is left out",
-            row.id,
-            config.value_field,
-            sorted(row.data),
-        )
         return None
     z = row.data.get("z")
     return TaskRecord(
@@ -115,6 +110,8 @@ class _Sync:
         self.warnings: list[str] = []
         self.labelled = 0
         """How many slices are labelled."""
+        self.imageless = Imageless(config)
+        """Those of the newest list."""
         self._unavailable = 0
 
     def unavailable(self, error: Exception) -> None:
@@ -137,7 +134,7 @@ class _Sync:
         total, annotations = self.studio.totals(self.id)
         if len(known) != total or sum(t.annotations for t in known.values()) != annotations:
             # Tasks were deleted, or something changed without touching its task: list them all.
-            known = {}
+            known, self.imageless = {}, Imageless(self.config)
             newest = self._update(known, self.studio.tasks(self.id), newest)
         for row in self.studio.tasks(self.id, [drafted(), not_annotated()]):
             if row.id in known:
@@ -149,6 +146,7 @@ class _Sync:
     ) -> datetime:
         for row in rows:
             newest = max(newest, row.updated_at)
+            self.imageless.look(row)
             record = _record(row, self.config)
             if record is None:
                 known.pop(row.id, None)
@@ -244,19 +242,23 @@ def sync(
     """Read the project and render its labels into ``folder``.
 
     ``seen``: the project as Label Studio has it. ``previous``: the dataset of the round before, or
-    None (then everything is read); one of another labelling config, or of another policy for
-    unlabelled pixels, is not used. A label whose mask is gone from the store, or that could not be
-    trained on, is rendered anew. An annotation that cannot be read is left out and named in
-    ``warnings``, so that one broken annotation does not stop the loop. Raises UnreadableSlices when
-    the slices of too many labels are out of reach at the moment.
+    None (then everything is read); one of another labelling config, of another way to read regions
+    (`LabelConfig.reading`), or of another policy for unlabelled pixels, is not used. A label whose
+    mask is gone from the store, or that could not be trained on, is rendered anew. An annotation
+    that cannot be read is left out and named in ``warnings``, so that one broken annotation does
+    not stop the loop. Raises UnreadableSlices when the slices of too many labels are out of reach
+    at the moment.
     """
     config = parse_label_config(seen.label_config)
     step = _Sync(project, config, folder)
     if previous is not None and (
-        previous.fingerprint != config.fingerprint or previous.unlabelled not in (None, step.policy)
+        (previous.fingerprint, previous.reading) != (config.fingerprint, config.reading)
+        or previous.unlabelled not in (None, step.policy)
     ):
         previous = None
     tasks, newest = step.tasks(previous)
+    lacking = step.imageless.sentence()
+    note(project, lacking)
     left_out = step.left_out(previous)
     labels = step.kept(
         label
@@ -288,10 +290,11 @@ def sync(
         label_config=seen.label_config,
         fingerprint=config.fingerprint,
         unlabelled=step.policy,
+        reading=config.reading,
         synced_at=newest.isoformat(),
         tasks=[tasks[i] for i in sorted(tasks)],
         labels=[labels[i] for i in sorted(labels)],
-        warnings=[without_passwords(warning) for warning in step.warnings],
+        warnings=[without_passwords(warning) for warning in [*step.warnings, lacking] if warning],
     )
 
 

@@ -316,5 +316,5 @@ def _read_volumes(directory: Path) -> dict[str, str]:
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (RecursionError, ValueError) as error:
         raise FolderError(f"{path} is not JSON ({error})") from error

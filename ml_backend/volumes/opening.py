@@ -24,6 +24,7 @@ from ml_backend.volumes.formats.checks import writable_type
 from ml_backend.volumes.formats.format import Format
 from ml_backend.volumes.formats.notes import sidecar_path
 from ml_backend.volumes.formats.registry import formats
+from ml_backend.volumes.geometry import towards_superior
 from ml_backend.volumes.limits import LONGEST_AXIS
 from ml_backend.volumes.recognition import format_for, format_of, readable
 from ml_backend.volumes.staging import staging
@@ -47,10 +48,11 @@ def __getattr__(name: str) -> Any:
 def open_volume(path: str | Path, options: ReadOptions | None = None) -> Volume:
     """The volume at ``path``; nothing but its description is read yet.
 
+    Without ``options`` it is oriented, see `ReadOptions`.
     Raises VolumeError for what is none of the formats, is broken, has no three axes (z, y, x) of
     numbers, needs ``options``, leads out of their bounds, or claims more than `limits` allow.
     """
-    place, given = Path(path), options or ReadOptions()
+    place, given = Path(path), options or ReadOptions(oriented=True)
     if not place.exists():
         raise VolumeError(f"{place} does not exist, expected {readable()}")
     check_inside(place, place, given)
@@ -65,7 +67,7 @@ def open_volume(path: str | Path, options: ReadOptions | None = None) -> Volume:
             f"{place} has the shape {volume.shape}, expected at most {LONGEST_AXIS} slices along "
             "an axis: is its header broken?"
         )
-    return volume
+    return towards_superior(volume) if given.oriented else volume
 
 
 def write_volume(

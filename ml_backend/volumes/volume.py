@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from ml_backend.errors import NextsliceError
 from ml_backend.volumes.limits import SLICE_VOXELS
+from ml_backend.volumes.turn import Affine
 
 if TYPE_CHECKING:
     from ml_backend.volumes.runs import Runs
@@ -75,9 +76,11 @@ class Volume(AbstractContextManager["Volume", None]):
     ``read(axis, index)``: one slice across that axis. ``voxel_size``: edge lengths along z, y, x in
     ``unit`` ("µm", "mm", … where the file names a length in any usual way, else its own word), None
     where the file does not say. ``classes``: the names of a label volume's values by index, where
-    the file says them. ``axis``: the one that indices run along. ``runs()``: where z slices lie as
-    they are, None where they do not or it is not known. Reading is safe from several
-    threads. Closes its files as a context manager or by `close`, at the latest when nothing
+    the file says them. ``affine``: where the voxels lie, None where the file does not say; its
+    axes have been ``turned`` for that since they were read, and ``stored`` says how they run in the
+    file, as "LPS" of x, y, z. ``axis``: the one that indices run along. ``runs()``: where z
+    slices lie as they are, None where they do not or it is not known. Reading is safe from
+    several threads. Closes its files as a context manager or by `close`, at the latest when nothing
     refers to it any more.
     """
 
@@ -88,6 +91,9 @@ class Volume(AbstractContextManager["Volume", None]):
     voxel_size: tuple[float, float, float] | None = None
     unit: str = ""
     classes: tuple[str, ...] | None = None
+    affine: Affine | None = None
+    turned: bool = False
+    stored: str = ""
     axis: int = 0
     close: Callable[[], None] = field(default=_nothing, repr=False, compare=False)
     runs: Callable[[], Runs | None] = field(default=_nothing, repr=False, compare=False)
@@ -156,6 +162,8 @@ class ReadOptions:
     ``dataset``: path of an HDF5 dataset or group, or of an array or group inside a Zarr folder.
     ``shape`` (Z, Y, X), ``dtype`` as NumPy writes it ("<u2") and ``offset`` in bytes: of raw files.
     ``bounds`` say nothing of the voxels: with others it is the same reading of the volume.
+    ``oriented``: axes are swapped and reversed so that x runs nearest to right, y to anterior, z to
+    superior, where the file says how they run; else they stay as they are stored.
     ``channel`` and ``time``: which of several, from 0, where axes are named so. ``labels``: values
     are class ids, which stay as they are stored whatever is said of how to show them.
     """
@@ -165,6 +173,7 @@ class ReadOptions:
     dtype: str | None = None
     offset: int = 0
     bounds: Bounds = field(default_factory=Bounds, repr=False, compare=False)
+    oriented: bool = False
     channel: int | None = None
     time: int | None = None
     labels: bool = False
@@ -172,10 +181,12 @@ class ReadOptions:
 
 @dataclass(frozen=True)
 class VolumeSpec:
-    """What is written besides the values: shape (Z, Y, X), dtype, voxel size, class names."""
+    """What is written besides the values: shape (Z, Y, X), dtype, voxel size, class names, and
+    where the voxels lie, where the format has a place for it."""
 
     shape: tuple[int, int, int]
     dtype: np.dtype[Any]
     voxel_size: tuple[float, float, float] | None = None
     unit: str = ""
     classes: tuple[str, ...] | None = None
+    affine: Affine | None = None

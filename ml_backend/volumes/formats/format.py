@@ -66,7 +66,8 @@ class Format:
       not overwritten.
     - ``images``: kind → endings of the files of which a folder is a volume, one slice each.
     - ``without_ending``: a name without an ending is written as this.
-    - ``takes(path, options)``: whether a file that no ending tells is one of these.
+    - ``takes(path, options)``: whether a file that no ending tells is one of these; asked of a
+      folder too where there are ``images``.
     - ``explains``: endings that ``read`` answers with what to do instead.
     - ``long_endings``: those that also belong together when a name is taken apart, as ".ome.tif".
 

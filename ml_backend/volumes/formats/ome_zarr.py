@@ -36,10 +36,11 @@ def read(path: Path, options: ReadOptions) -> Volume:
     """``options.dataset``: path of an array or image inside, as ``labels/bone``."""
     import zarr
 
-    from ml_backend.volumes.zarr_store import EnclosedStore
+    from ml_backend.volumes.zarr_store import store_at
 
     with reading(path, _EXPECTED):
-        node: Any = zarr.open(EnclosedStore(path, options), mode="r")
+        store, top = store_at(path, options)
+        node: Any = zarr.open(store, mode="r", path=top or None)
         if options.dataset is not None:
             node = _member(path, node, options.dataset)
         image = _image(path, node, options)

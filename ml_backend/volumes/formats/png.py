@@ -1,7 +1,7 @@
 """A folder of grey images, one slice each, in the natural order of their names.
 
-Voxel size and class names are in ``volume.json`` in the folder. Slices along y and x read every
-image.
+Voxel size and class names are in ``volume.json`` in the folder, or in SkyScan's log. Slices along y
+and x read every image.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from ml_backend.volumes.formats.checks import native, reading
 from ml_backend.volumes.formats.colour import check_shows_grey, grey_of
 from ml_backend.volumes.formats.format import EVERYTHING, Format
 from ml_backend.volumes.formats.notes import Notes, read_sidecar, write_sidecar
-from ml_backend.volumes.formats.pages import Look, files_in, folder_read
+from ml_backend.volumes.formats.pages import Look, folder_read
+from ml_backend.volumes.formats.skyscan import folder_notes, slices_in
 from ml_backend.volumes.volume import ReadOptions, Volume, VolumeError, VolumeSpec
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ _TYPES = {
 def read(path: Path, options: ReadOptions) -> Volume:
     """8- or 16-bit grey images, also where they are stored as colours or in a palette of grey; of
     another palette the index, as annotation tools write it."""
-    files = files_in(path, [ending for endings in _IMAGES.values() for ending in endings])
+    files = slices_in(path, [ending for endings in _IMAGES.values() for ending in endings])
 
     def look(file: Path) -> Look:
         return _look(file, options)
@@ -57,7 +58,7 @@ def read(path: Path, options: ReadOptions) -> Volume:
     (size, dtype), cut = folder_read(files, options, look, image)
     if (mode := _colours(files[0])) and options.channel is None:
         check_shows_grey(files[0], mode, lambda z: cut(0, z), len(files))
-    notes = Notes.beside(path)
+    notes = folder_notes(path, options)
     return notes.volume(path, (len(files), *size), dtype, cut)
 
 

@@ -28,8 +28,9 @@ from ml_backend.volumes.formats.colour import check_shows_grey
 from ml_backend.volumes.formats.file_names import chosen_files
 from ml_backend.volumes.formats.flat import Flat
 from ml_backend.volumes.formats.format import EVERYTHING, Format
-from ml_backend.volumes.formats.notes import Notes, length_in
-from ml_backend.volumes.formats.pages import Look, by_page, files_in, folder_read
+from ml_backend.volumes.formats.notes import length_in
+from ml_backend.volumes.formats.pages import Look, by_page, folder_read
+from ml_backend.volumes.formats.skyscan import folder_notes, slices_in
 from ml_backend.volumes.formats.tiff_microscopes import has_room
 from ml_backend.volumes.formats.tiff_pages import (
     Pixels,
@@ -111,7 +112,7 @@ FORMAT = Format(
 
 
 def _read_folder(path: Path, options: ReadOptions) -> Volume:
-    files, options = chosen_files(path, files_in(path, _ENDINGS), options)
+    files, options = chosen_files(path, slices_in(path, _ENDINGS), options)
 
     def look(file: Path) -> Look:
         with _only_page(file, options) as (page, _):
@@ -128,7 +129,7 @@ def _read_folder(path: Path, options: ReadOptions) -> Volume:
     if samples > 1:
         what = f"{samples} values a pixel"
         check_shows_grey(files[0], what, lambda z: cut(0, z), len(files))
-    notes = Notes.beside(path)
+    notes = folder_notes(path, options)
     return notes.volume(path, (len(files), *size), dtype, cut)
 
 
