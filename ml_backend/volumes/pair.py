@@ -44,7 +44,7 @@ class VolumePair:
     ) -> None:
         scan = open_volume(image, options)
         self._image = scan.along(axis)
-        reading = replace(labels_options or ReadOptions(), labels=True)
+        reading = replace(labels_options or ReadOptions(oriented=True), labels=True)
         self._labels = laid_on(open_volume(labels, reading), scan).along(axis)
         self.path = self._image.path
         if self._image.shape != self._labels.shape:
