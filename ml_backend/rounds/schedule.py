@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, cast
 
 from pydantic import JsonValue
 from redis import Redis
@@ -215,7 +215,7 @@ class Schedule:
         return any(
             status == JobStatus.QUEUED.value.encode()
             and since is not None
-            and _age_s(datetime.fromisoformat(since.decode())) < _DEAD_AFTER_S
+            and not _long_ago(datetime.fromisoformat(since.decode()))
             for status, since in found
         )
 
@@ -248,7 +248,8 @@ class Schedule:
             self.connection.delete(execution.key)
         self.connection.delete(executions.key)
         started = job.started_job_registry.key
-        for entry in self.connection.zrange(started, 0, -1):
+        entries = cast(list[bytes], self.connection.zrange(started, 0, -1))
+        for entry in entries:
             if entry.decode().partition(":")[0] == job.id:
                 self.connection.zrem(started, entry)
         job.delete()
