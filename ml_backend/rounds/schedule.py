@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal, get_args, cast
+from typing import Any, Literal, cast, get_args
 
 from pydantic import JsonValue
 from redis import Redis
