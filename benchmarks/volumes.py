@@ -1,6 +1,7 @@
 """One z slice of every format through `open_volume`, beside the format's own library.
 
     python benchmarks/volumes.py [--shape 128 1024 1024] [--repeat 15] [--folder /tmp/volumes]
+        [--only DICOM]
 
 All read the same slice in turn, at random places, repeat after repeat; the figures are medians.
 Only the ratios of one run mean anything. *ours* is what `open_volume` gives, which reads TIFF, HDF5
@@ -31,6 +32,7 @@ from scipy.ndimage import gaussian_filter
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.foreign_volumes import FOREIGN
 from ml_backend.volumes.opening import ReadOptions, open_volume, write_volume
 from ml_backend.volumes.recognition import format_of
 from ml_backend.volumes.volume import Volume, VolumeSpec
@@ -111,7 +113,11 @@ def libraries(folder: Path, shape: tuple[int, int, int]) -> dict[str, tuple[Path
         "raw": ("a.raw", raw),
         "PNG folder": ("a_png", png),
     }
-    return {label: (folder / name, way(folder / name)) for label, (name, way) in ways.items()}
+    foreign = {label: (one.name, one.opening) for label, one in FOREIGN.items()}
+    return {
+        label: (folder / name, way(folder / name))
+        for label, (name, way) in (ways | foreign).items()
+    }
 
 
 def prepare(folder: Path, shape: tuple[int, int, int]) -> None:
@@ -131,6 +137,9 @@ def prepare(folder: Path, shape: tuple[int, int, int]) -> None:
     if not (folder / "flat.h5").exists():
         with h5py.File(folder / "flat.h5", "w") as file:
             file["data"] = volume
+    for one in FOREIGN.values():
+        if not (folder / one.name).exists():
+            one.make(folder / one.name, volume)
 
 
 def read_here(path: Path, options: ReadOptions) -> Volume:
@@ -156,16 +165,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", type=int, nargs=3, default=(128, 1024, 1024))
     parser.add_argument("--repeat", type=int, default=15)
+    parser.add_argument("--only", default="", help="rows whose label has this in it")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/nextslice-volumes"))
     arguments = parser.parse_args()
     shape = (arguments.shape[0], arguments.shape[1], arguments.shape[2])
     prepare(arguments.folder, shape)
     print(f"one z slice of {shape} uint16, ms (medians, interleaved; × = ours / what is before it)")
     print(
-        f"{'':16}{'library':>9}{'here':>9}{'ours':>9}{'×':>7}"
+        f"{'':20}{'library':>9}{'here':>9}{'ours':>9}{'×':>7}"
         f"{'open+1':>11}{'here':>9}{'ours':>9}{'×':>7}{'in order':>11}"
     )
     for label, (path, opening) in libraries(arguments.folder, shape).items():
+        if arguments.only not in label:
+            continue
         options = ReadOptions(shape=shape, dtype="u2")
         theirs, ours, here = opening(), open_volume(path, options), read_here(path, options)
         for z in (0, shape[0] // 2, shape[0] - 1):
@@ -194,7 +206,7 @@ def main() -> None:
             ours[z]
         in_order = 1000 * (time.perf_counter() - start) / 32
         print(
-            f"{label:16}{ms['library']:>9.2f}{ms['here']:>9.2f}{ms['ours']:>9.2f}"
+            f"{label:20}{ms['library']:>9.2f}{ms['here']:>9.2f}{ms['ours']:>9.2f}"
             f"{ms['ours'] / ms['here']:>7.2f}"
             f"{ms['opened']:>11.2f}{ms['here_opened']:>9.2f}{ms['ours_opened']:>9.2f}"
             f"{ms['ours_opened'] / ms['here_opened']:>7.2f}{in_order:>11.2f}"

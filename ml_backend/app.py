@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from flask import Flask
 
+from ml_backend.api.description import description
 from ml_backend.api.limits import limit_bodies
 from ml_backend.api.protocol import protocol
 from ml_backend.api.serving import Serving
 from ml_backend.api.slices import serve_slices
 from ml_backend.api.watching import watch
+from ml_backend.rounds.leftovers import sweep_leftovers
 from ml_backend.rounds.service import Service
 from ml_backend.settings import Settings, configure_logging, load_settings
 
@@ -19,11 +21,13 @@ def create_app(settings: Settings | None = None) -> Flask:
     """The backend for ``settings`` (default: the environment's). Imports no torch by itself."""
     settings = settings or load_settings()
     configure_logging(settings.log_level)
-    app = Flask("nextslice")
+    app = Flask("nextslice", static_folder=None)
+    sweep_leftovers(settings)
     service = Service(settings)
     serving = app.extensions["nextslice"] = Serving(service)
     limit_bodies(app)
     app.register_blueprint(protocol)
     serve_slices(app, service)
     watch(app, service, serving.metrics)
+    app.register_blueprint(description(settings))
     return app

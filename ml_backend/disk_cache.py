@@ -10,9 +10,12 @@ from pathlib import Path
 
 from ml_backend.durable import write_whole
 
-__all__ = ["DiskCache"]
+__all__ = ["FILES", "DiskCache"]
 
 logger = logging.getLogger(__name__)
+
+FILES = "files"
+"""The folder under the root of a cache."""
 
 
 class DiskCache:
@@ -24,7 +27,7 @@ class DiskCache:
     """
 
     def __init__(self, root: Path, limit_gib: float) -> None:
-        self._root = root / "files"
+        self._root = root / FILES
         self._limit = int(limit_gib * 2**30)
         self._lock = threading.Lock()
         self._written = 0

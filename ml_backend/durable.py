@@ -1,23 +1,46 @@
 """Files that are there whole or not at all, and locks of files that end with their process.
 
-docs/locks.md says which lock is for what.
+docs/locks.md says which lock is for what. What a killed process leaves half-written is found by the
+lock that it no longer has, and removed by `sweep` and `sweep_scratch`.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import re
+import shutil
+import tempfile
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from filelock import FileLock, Timeout
 
 from ml_backend.errors import NextsliceError
 
-__all__ = ["create_whole", "held", "move_whole", "write_whole"]
+__all__ = [
+    "Scratch",
+    "create_whole",
+    "held",
+    "move_whole",
+    "sweep",
+    "sweep_scratch",
+    "write_whole",
+]
 
+_UNIQUE_PART = re.compile(r"\..+\.[0-9a-f]{8}\.part")
+_SCRATCH = "nextslice-"
+_HELD = ".held"
+"""Of a `Scratch` folder: its process has a lock on it."""
+_FRESH_S = 60.0
+"""So long nobody's file is removed: its lock may not be taken yet."""
+_OLD_S = 86_400.0
+"""After so long a part is removed though a disk may have no locks."""
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 
 
@@ -69,11 +92,12 @@ def _part(path: Path, unique: str, data: bytes, *, flush: bool = True) -> Iterat
     part = path.with_name(f".{path.name}.{unique}part")
     try:
         with part.open("wb") as file:
+            _take(file)  # until it has its name: `sweep` leaves it alone
             file.write(data)
             file.flush()
             if flush:
                 os.fsync(file.fileno())
-        yield part
+            yield part
     finally:
         part.unlink(missing_ok=True)
 
@@ -122,3 +146,69 @@ def held(path: Path, *, otherwise: NextsliceError | None = None) -> Iterator[Non
         yield
     finally:
         lock.release()
+
+
+# -- what killed processes leave
+
+
+class Scratch(tempfile.TemporaryDirectory[str]):
+    """A temporary folder of this process: where it is killed, `sweep_scratch` removes it."""
+
+    def __init__(self) -> None:
+        super().__init__(prefix=_SCRATCH)
+        self._held = Path(self.name, _HELD).open("wb")  # noqa: SIM115  # until `cleanup`
+        _take(self._held)
+
+    def cleanup(self) -> None:
+        """Remove it."""
+        self._held.close()
+        super().cleanup()
+
+
+def sweep(root: Path) -> list[Path]:
+    """Remove the parts under ``root`` that `write_whole` and `create_whole` of killed processes
+    have left, or that are a day old; which.
+
+    One that is younger than a minute, or that a process has its lock on, on whatever machine, is
+    left alone, and so is all else.
+    """
+    removed = []
+    for folder, _, names in os.walk(root):
+        for name in filter(_UNIQUE_PART.fullmatch, names):
+            part = Path(folder, name)
+            with suppress(OSError):  # renamed or removed meanwhile, or another user's
+                age = time.time() - part.stat().st_mtime
+                if age > _OLD_S or (age > _FRESH_S and _is_free(part)):
+                    part.unlink()
+                    removed.append(part)
+    return removed
+
+
+def sweep_scratch() -> list[Path]:
+    """Remove this user's `Scratch` folders whose process is gone; which."""
+    removed = []
+    for folder in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*"):
+        with suppress(OSError):
+            state = folder.lstat()
+            ours = state.st_uid == os.geteuid() and time.time() - state.st_mtime > _FRESH_S
+            if ours and not folder.is_symlink() and _is_free(folder / _HELD):
+                shutil.rmtree(folder)
+                removed.append(folder)
+    return removed
+
+
+def _take(file: IO[bytes]) -> None:
+    """Have the lock of ``file`` until it is closed, where its disk has locks."""
+    with suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _is_free(path: Path) -> bool:
+    """Whether no process has the lock of the file. Raises OSError where there is no such file, or
+    its disk has no locks."""
+    with path.open("rb+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True

@@ -26,6 +26,7 @@ several raise stand here.
   x MaskError                 a mask that is not what Label Studio's format says
   x VolumeError               a volume cannot be read, or not be written as asked
     + NoSuchVolume              a name that stands for nothing under NEXTSLICE_VOLUMES
+    + DeadLinkError             a link in an HDF5 file leads to nothing
     + ReaderTimeout             the process that reads it has not answered in time
     + ReaderEnded               the process that reads it has ended
   x WindowError               two grey values between which nothing can be shown
@@ -48,6 +49,7 @@ several raise stand here.
   x InvalidMask               a mask does not fit its slice or the classes
   x NothingLabelled           not one labelled pixel to train or to evaluate on
   x UnreadableSlice           a slice cannot be read while the network is at it
+  x OutOfMemory               a device's memory does not hold even the least piece
   x TrainingDiverged          the loss is no number any more
   x NotTrained                a learner without weights is asked for a result
   x UnknownArchitecture       a network that cannot be built

@@ -51,14 +51,18 @@ def grey_window(
 ) -> tuple[float, float]:
     """Low and high of the window between two percentiles of ``values``, finite and not empty.
 
-    Without contrast between them it falls back on their minimum and maximum, and then on a width
-    of 1.
+    Without contrast between them, and where they are so large that no number lies between them, it
+    falls back on their minimum and maximum, and then on a width of 1 or the next number there is.
+    Both are finite.
     """
-    low, high = (float(v) for v in np.percentile(values, percentiles))
-    if not high > low:
-        low, high = float(values.min()), float(values.max())
-    if not high > low:
-        high = float(np.nextafter(low + 1.0, np.inf))
+    with np.errstate(over="ignore", invalid="ignore"):
+        low, high = (float(v) for v in np.percentile(values, percentiles))
+        if not (high > low and math.isfinite(high - low)):
+            low, high = float(values.min()), float(values.max())
+        if not high > low:
+            high = float(np.nextafter(low + 1.0, np.inf))
+    if not math.isfinite(high):
+        low, high = float(np.nextafter(low, 0.0)), low
     return low, high
 
 

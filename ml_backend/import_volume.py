@@ -8,6 +8,7 @@ and what is missing is added, so an import that was interrupted is simply made a
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -43,6 +44,7 @@ from ml_backend.studio.projects import (
     upload_images,
 )
 from ml_backend.volumes.address import SliceAddress, is_slice_address
+from ml_backend.volumes.geometry import laid_on
 from ml_backend.volumes.opening import ReadOptions, open_volume
 from ml_backend.volumes.roots import VolumeRoots
 from ml_backend.volumes.volume import AXES, Bounds, Volume, VolumeError
@@ -68,8 +70,8 @@ class ImportRequest:
     volume's name), or a new one. ``kind`` of its masks.
     ``axis``, ``every`` and ``span`` (first, last + 1) say which slices. ``window``: grey values
     shown black and white; None: those of the volume's tasks that are there, else percentiles of the
-    volume. ``with_labels``: a label volume of the
-    same shape: its slices become annotations; 255 = unlabelled. ``upload``: send PNG files into
+    volume. ``with_labels``: a label volume that lies on the volume (`laid_on`) and has its
+    shape: its slices become annotations; 255 = unlabelled. ``upload``: send PNG files into
     Label Studio instead of addresses of our slice server. ``connect``: register the backend and
     adopt the project at the end.
     """
@@ -126,17 +128,32 @@ def import_volume(
     LabelConfigError before anything is created, StudioError when Label Studio refuses; a project
     that was created for a file that turns out to be broken while it is uploaded is deleted again.
     """
+    try:
+        return _import_oriented(service, request, progress, oriented=True)
+    except _StoredThereAlready:
+        return _import_oriented(service, request, progress, oriented=False)
+
+
+class _StoredThereAlready(Exception):
+    """The volume's tasks show it as it is stored: people have drawn on it so."""
+
+
+def _import_oriented(
+    service: Service, request: ImportRequest, progress: Progress | None, *, oriented: bool
+) -> ImportReport:
     with ExitStack() as opened:
         roots = service.volumes.roots
-        options = replace(request.options, bounds=_bounds(roots, request))
-        volume = opened.enter_context(open_volume(request.path, options))
-        volume = volume.along(request.axis)
+        options = replace(request.options, bounds=_bounds(roots, request), oriented=oriented)
+        scan = opened.enter_context(open_volume(request.path, options))
+        # said in the addresses where it changes anything alone
+        options = replace(request.options, oriented=scan.turned)
+        request, volume = replace(request, options=options), scan.along(request.axis)
         labels: Volume | None = None
         if request.with_labels is not None:
             bounds = roots.bounds_of(request.with_labels)
-            options = replace(request.label_options, bounds=bounds)
-            labels = opened.enter_context(open_volume(request.with_labels, options))
-            labels = labels.along(request.axis)
+            asked = replace(request.label_options, bounds=bounds, oriented=True, labels=True)
+            labels = opened.enter_context(open_volume(request.with_labels, asked))
+            labels = laid_on(labels, scan).along(request.axis)
         return _Import(service, request, volume, labels, progress).run()
 
 
@@ -260,7 +277,7 @@ class _Import:
                 "extend with --project"
             )
         config = parse_label_config(found[0].label_config)
-        if "." in config.value_field:
+        if not config.plain_field:
             raise StudioError(
                 f"project {found[0].id} ({found[0].title!r}) reads its images from "
                 f'data.{config.value_field}, expected a plain field as in value="$image"'
@@ -302,7 +319,8 @@ class _Import:
             if claimed is not None:
                 self._check_reading(which, claimed.options, elsewhere)
                 self._note_address(row, config.value_field, claimed)
-            if isinstance(z := row.data.get("z"), int | float):
+            z = row.data.get("z")
+            if isinstance(z, int) or (isinstance(z, float) and math.isfinite(z)):
                 self._there[int(z)] = str(image)
                 if not row.total_annotations and not row.cancelled_annotations:
                     self._bare[int(z)] = row.id
@@ -317,9 +335,11 @@ class _Import:
     def _check_reading(self, which: str, there: ReadOptions, elsewhere: str) -> None:
         """StudioError unless the slices that are there are read as ours."""
         ours = self.request.options
+        if ours.oriented and not there.oriented:
+            raise _StoredThereAlready
         differing = [
-            f"{option.name} {getattr(there, option.name) or 'of the file'} there, "
-            f"{getattr(ours, option.name) or 'of the file'} now"
+            f"{option.name} {_said(getattr(there, option.name))} there, "
+            f"{_said(getattr(ours, option.name))} now"
             for option in fields(ReadOptions)
             if getattr(there, option.name) != getattr(ours, option.name)
         ]
@@ -438,6 +458,11 @@ class _Import:
         if (mask == IGNORE).all():
             return {}
         return {"annotations": [{"result": regions(mask, config)}]}
+
+
+def _said(value: object) -> object:
+    """A reading option, in a sentence."""
+    return "of the file" if value is None else value
 
 
 def _within(items: Iterator[Item], most: int, size: Callable[[Item], int]) -> Iterator[list[Item]]:

@@ -21,6 +21,8 @@ __all__ = [
     "MOST_PIXELS",
     "PICTURES",
     "TooManyPixels",
+    "as_shown",
+    "as_stored",
     "class_ids",
     "decode_label_map",
     "encode_png",
@@ -51,8 +53,14 @@ PICTURES = ("PNG", "JPEG", "TIFF", "WEBP", "GIF", "BMP")
 """What is read, whatever a file is called. Pillow knows fifty more; one of them, EPS, is a program,
 which Ghostscript runs."""
 
+_PHOTOMETRIC = 262  # tag of TIFF
+
 MOST_PIXELS = 1 << 27
 """Of a picture: 134 million, as 16,384 × 8,192."""
+
+
+_PNG_PIXELS_PER_BYTE = 8 * 1032
+"""At most: deflate makes no more than 1,032 bytes of one, and a byte holds no more than 8."""
 
 
 class TooManyPixels(NextsliceError, ValueError):
@@ -80,13 +88,17 @@ def open_picture(
     """The picture in ``source``, a context manager, of which no pixel is decoded yet.
 
     Raises one of `BROKEN_PICTURE`, as decoding it may: TooManyPixels for one of more than
-    ``most_pixels``, before memory is taken for them.
+    ``most_pixels``, or a PNG of more than its bytes can hold, before memory is taken for them.
     """
     image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
     width, height = image.size
-    if width * height > most_pixels:
+    most = most_pixels
+    if image.format == "PNG":  # Pillow decodes one that ends early, the rest black
+        size = len(source) if isinstance(source, bytes) else source.stat().st_size
+        most = min(most, _PNG_PIXELS_PER_BYTE * size)
+    if width * height > most:
         image.close()
-        raise TooManyPixels(f"it is {width} × {height} pixels, at most {most_pixels} are read")
+        raise TooManyPixels(f"it is {width} × {height} pixels, at most {most} are read")
     return image
 
 
@@ -94,6 +106,25 @@ def decode_label_map(data: bytes) -> LabelMap:
     """The label map (H, W) that `encode_png` wrote. Raises one of `BROKEN_PICTURE`."""
     with open_picture(data, formats=("PNG",)) as image:
         return np.asarray(image.convert("L"))
+
+
+def as_shown(image: Image.Image, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Grey ``values`` of ``image`` as every program shows them: where 0 is white (TIFF) Pillow
+    turns over 8 bits and not 16."""
+    if values.dtype.kind == "u" and values.itemsize == 2 and _white_is_zero(image):
+        return np.asarray(np.uint16(65535) - values)
+    return values
+
+
+def as_stored(image: Image.Image, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Class ids ``values`` of ``image`` as they are in the file, whatever is said of white."""
+    if values.dtype in (np.bool_, np.uint8) and _white_is_zero(image):
+        return np.asarray(~values)
+    return values
+
+
+def _white_is_zero(image: Image.Image) -> bool:
+    return getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
 
 
 def class_ids(values: npt.NDArray[Any], classes: int | None = None) -> LabelMap | None:

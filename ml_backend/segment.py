@@ -14,7 +14,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -28,7 +27,7 @@ import numpy.typing as npt
 
 from al_strategies.evidence import Position, SliceId
 from al_strategies.learner import Learner, Maps, Progress, UnreadableSlice
-from ml_backend.durable import move_whole, write_whole
+from ml_backend.durable import Scratch, move_whole, write_whole
 from ml_backend.grey import PERCENTILES, middles
 from ml_backend.volumes.formats.registry import split_ending
 from ml_backend.volumes.opening import check_target, write_volume
@@ -235,7 +234,9 @@ class _Job:
     def spec(self, output: _Output) -> VolumeSpec:
         """What is written besides the values."""
         volume, byte = self.volume, np.dtype(np.uint8)
-        return VolumeSpec(volume.shape, byte, volume.voxel_size, volume.unit, output.classes)
+        return VolumeSpec(
+            volume.shape, byte, volume.voxel_size, volume.unit, output.classes, volume.affine
+        )
 
     @property
     def record(self) -> Path:
@@ -354,7 +355,7 @@ class _Segmentation:
     def _check_format(self) -> None:
         """One voxel is written as the whole volume will be: now, not after hours, it may fail."""
         job = self._job
-        with tempfile.TemporaryDirectory(prefix="nextslice-") as folder:
+        with Scratch() as folder:
             for output in (job.outputs[0], job.outputs[-1]):
                 spec = replace(job.spec(output), shape=(1, 1, 1))
                 path = Path(folder) / output.path.name

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import socket
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
@@ -45,7 +46,9 @@ __all__ = [
     "asked_log_format",
     "asked_log_level",
     "configure_logging",
+    "default_home",
     "load_settings",
+    "own_redis_socket",
     "read_settings",
     "without_passwords",
 ]
@@ -114,7 +117,8 @@ class Settings(BaseSettings):
     redis_url: Local[str] = Field(
         "redis://127.0.0.1:6379/0",
         validation_alias=_shared("REDIS_URL"),
-        description="Redis, for the RQ queues.",
+        description="Redis, for the RQ queues; not set: the one of this user that `nextslice up` "
+        "has started, while it listens, else this address.",
     )
     basic_auth_user: Local[str] = Field(
         "",
@@ -352,6 +356,15 @@ class Settings(BaseSettings):
         return self.public_url or self.backend_url
 
     @property
+    def redis_address(self) -> str:
+        """Where Redis is: ``redis_url``; where that is not set, `own_redis_socket` if one listens
+        there."""
+        own = own_redis_socket()
+        if "redis_url" in self.model_fields_set or not _listens(own):
+            return self.redis_url
+        return f"unix://{own}?db=0"
+
+    @property
     def also_called(self) -> frozenset[str]:
         """Dotted names of the functions that jobs may call besides ours."""
         return frozenset(filter(None, map(str.strip, self.entry_points.split(","))))
@@ -378,6 +391,28 @@ class Settings(BaseSettings):
         """User and password, or None when no authentication is asked for."""
         password = self.basic_auth_pass.get_secret_value()
         return (self.basic_auth_user, password) if self.basic_auth_user and password else None
+
+
+def default_home() -> Path:
+    """Where what is a user's own is kept: NEXTSLICE_HOME, else ``~/.cache/nextslice``."""
+    given = os.environ.get("NEXTSLICE_HOME")
+    return Path(given).resolve() if given else Path.home() / ".cache" / "nextslice"
+
+
+def own_redis_socket() -> Path:
+    """Where `nextslice up` has a Redis listen for this user alone, where no REDIS_URL is set."""
+    return default_home() / "redis.sock"
+
+
+def _listens(path: Path) -> bool:
+    """Whether somebody listens on the Unix socket: one that was killed leaves the file."""
+    with socket.socket(socket.AF_UNIX) as asking:
+        asking.settimeout(1)
+        try:
+            asking.connect(str(path))
+        except OSError:
+            return False
+    return True
 
 
 def _variable(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from dataclasses import replace
 from urllib.parse import quote, unquote, urlsplit
 
@@ -223,3 +224,43 @@ def test_secrets_do_not_show() -> None:
 def test_what_cannot_be_a_slice_has_no_address(wrong: tuple[str, str, int]) -> None:
     with pytest.raises(ValueError, match="expected"):
         SliceAddress(*wrong)
+
+
+class TestAddressesThatAnybodyWrites:
+    """Task data and paths of requests: no length and no text of them holds up who looks at them."""
+
+    LONG = "https://lab.example" + "/slices/a/z/1.png?key=a" * 20_000
+    DEEP = "/slices" * 5_000 + "/a/z/1.png?key=a&sig=b"
+
+    @pytest.mark.parametrize("url", [LONG, DEEP, "/slices/" * 9_000], ids=["long", "deep", "cut"])
+    def test_their_length_costs_no_time(self, url: str) -> None:
+        began = time.process_time()
+        assert not is_slice_address(url)
+        assert SliceAddress.claimed(url) is None
+        with pytest.raises(AddressRefused):
+            SliceAddress.parse(url, KEYS)
+        assert time.process_time() - began < 5, "it hangs"
+
+    def test_ours_may_stand_behind_a_few_others(self) -> None:
+        path = SliceAddress("scans/a.h5", "z", 3).url("", KEYS)
+        assert SliceAddress.parse("https://lab.example/slices/of/slices" + path, KEYS).index == 3
+        deep = "/slices" * 30 + path
+        with pytest.raises(AddressRefused, match="does not fit"):
+            SliceAddress.parse(deep, KEYS)
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "http://[/slices/a/z/1.png?key=a&sig=b",
+            "http://a\u2100b/slices/a/z/1.png?key=a&sig=b",
+            "/slices/\udcff/z/1.png?key=a&sig=b",
+            "/slices/a/z/1.png?key=a&sig=b&dataset=\ud800",
+        ],
+    )
+    def test_what_is_no_address_is_not_taken_for_one(self, url: str) -> None:
+        assert not is_slice_address(url)
+
+    def test_a_time_of_any_length_has_expired_or_has_not(self) -> None:
+        url = "/slices/a/z/1.png?expires={}&key=a&sig=b"
+        assert SliceAddress.claimed(url.format("-" + "9" * 400)) is None
+        assert SliceAddress.claimed(url.format("9" * 400)) is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import math
 import struct
@@ -17,8 +18,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from label_studio_sdk import RoleBasedTask
+from label_studio_sdk.converter.brush import encode_rle
 from label_studio_sdk.core.unchecked_base_model import construct_type
 from label_studio_sdk.label_interface import LabelInterface
+from PIL import Image
 
 from al_strategies.learner import IGNORE
 from ml_backend.studio.annotations import (
@@ -32,7 +35,12 @@ from ml_backend.studio.annotations import (
     parse_task,
     regions,
 )
-from ml_backend.studio.label_config import bitmask_config, brush_config, parse_label_config
+from ml_backend.studio.label_config import (
+    LabelConfig,
+    bitmask_config,
+    brush_config,
+    parse_label_config,
+)
 from ml_backend.studio.masks import encode_bitmask, encode_brush
 
 BITMASK = parse_label_config(bitmask_config(["bone", "implant", "layer"]))
@@ -247,6 +255,37 @@ def test_antialiased_strokes_are_painted_from_half_on():
     assert mask_of([stroke], 1, 6).tolist() == [[0, 0, 0, 1, 1, 1]]
 
 
+def faint(form: str, alpha: np.ndarray) -> dict:
+    """A mask region whose alpha is ``alpha`` (H, W), as other programs write it."""
+    rgba = np.zeros((*alpha.shape, 4), np.uint8)
+    rgba[..., 3] = alpha
+    if form == "brushlabels":
+        return region(form, {"format": "rle", "rle": encode_rle(rgba.ravel().astype(int))})
+    png = io.BytesIO()
+    Image.fromarray(rgba).save(png, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
+    return region(form, {"imageDataURL": url})
+
+
+@pytest.mark.parametrize("form", ["brushlabels", "bitmasklabels"])
+@pytest.mark.parametrize("alpha", [1, 2, 100, 127])
+def test_a_mask_that_reaches_half_nowhere_is_painted_from_half_of_its_maximum_on(form, alpha):
+    drawn = square(6, 6, 1, 2, 3)
+    assert np.array_equal(mask_of([faint(form, alpha * drawn)], 6, 6) == BONE, drawn)
+
+
+def test_a_faint_stroke_is_painted_from_half_of_its_maximum_on():
+    stroke = faint("brushlabels", np.array([[0, 1, 49, 50, 100]]))
+    assert mask_of([stroke], 1, 5).tolist() == [[0, 0, 0, BONE, BONE]]
+
+
+@pytest.mark.parametrize("form", ["brushlabels", "bitmasklabels"])
+def test_an_empty_mask_has_a_warning(form):
+    mask, warnings = label_map([faint(form, np.zeros((3, 3)))], BITMASK, 3, 3)
+    assert not mask.any()
+    assert warnings == [f"region 1 ({form}, id 'r1') paints nothing: its mask is empty"]
+
+
 # Outlines: a pixel is painted when its centre is inside
 
 
@@ -298,6 +337,11 @@ def test_an_ellipse(rotation, shape):
 
 def test_an_ellipse_without_a_radius_paints_nothing():
     assert not mask_of([ellipse(50, 50, 0, 10)], 9, 9).any()
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_ellipse_of_next_to_no_radius_paints_nothing_and_says_nothing():
+    assert not mask_of([ellipse(50, 50, 1e-320, 10)], 10, 10).any()
 
 
 def test_a_triangle():
@@ -553,6 +597,111 @@ def test_regions_without_pixels_of_this_image_are_left_out_with_a_warning(result
     assert "was left out" in warnings[0]
 
 
+def prompted(attributes: str, tag: str = "RectangleLabels") -> LabelConfig:
+    """A config whose control "fix" has ``attributes``, beside a brush that could send prompts."""
+    return parse_label_config(
+        '<View><Image name="image" value="$image"/>'
+        '<BrushLabels name="label" toName="image" smart="true"><Label value="bone"/></BrushLabels>'
+        f'<{tag} name="fix" toName="image" {attributes}><Label value="bone"/></{tag}></View>'
+    )
+
+
+def beside_a_mask(config: LabelConfig, prompt: dict, *, first: bool) -> tuple[np.ndarray, list]:
+    """The label map of ``prompt`` and of the mask that a model made of it, 2 × 2 of 8 × 8."""
+    drawn = regions(square(8, 8, 3, 3, 2).astype(np.uint8), config)
+    prompt = {**prompt, "from_name": "fix"}
+    return label_map([prompt, *drawn] if first else [*drawn, prompt], config, 8, 8)
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("attributes", ['smartOnly="true"', 'smart="true" smartonly="True"'])
+@pytest.mark.parametrize(
+    ("tag", "prompt"),
+    [
+        ("RectangleLabels", rectangle(25, 25, 50, 50)),
+        ("EllipseLabels", ellipse(50, 50, 30, 30)),
+        ("PolygonLabels", polygon((0, 0), (90, 0), (90, 90))),
+        ("KeyPointLabels", region("keypointlabels", {"x": 50, "y": 50, "width": 1})),
+        ("Rectangle", {**rectangle(25, 25, 50, 50), "type": "rectangle"}),
+    ],
+)
+def test_prompts_are_no_labels(tag, prompt, attributes, first):
+    mask, warnings = beside_a_mask(prompted(attributes, tag), prompt, first=first)
+    assert np.array_equal(mask == BONE, square(8, 8, 3, 3, 2))
+    assert (mask == 0).sum() == 60
+    (warning,) = warnings
+    assert 'was left out: it is a prompt, not a label: its control "fix"' in warning
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_what_may_be_a_prompt_or_a_label_teaches_nothing_and_hides_nothing(first):
+    box = rectangle(25, 25, 50, 50)  # the 4 × 4 pixels around the mask
+    mask, warnings = beside_a_mask(prompted('smart="true"'), box, first=first)
+    assert np.array_equal(mask == BONE, square(8, 8, 3, 3, 2))
+    assert np.array_equal(mask != 0, square(8, 8, 2, 2, 4))
+    assert (mask == IGNORE).sum() == 12
+    (warning,) = warnings
+    assert 'its control "fix" has smart="true"' in warning
+    assert warning.endswith("its pixels are ignored")
+
+
+@pytest.mark.parametrize("attributes", ["", 'smart="false"', 'smart="false" smartOnly="false"'])
+def test_shapes_of_other_controls_are_labels(attributes):
+    drawn = {**rectangle(25, 25, 50, 50), "from_name": "fix"}
+    mask = mask_of([drawn], 8, 8, prompted(attributes))
+    assert np.array_equal(mask == BONE, square(8, 8, 2, 2, 4))
+
+
+def test_the_second_result_of_an_accepted_suggestion_is_no_label_of_its_own():
+    drawn = square(8, 8, 3, 3, 2)
+    mask_region = bitmask(drawn)
+    second = {**mask_region, "type": "rectanglelabels", "from_name": "fix"}
+    second["value"] = {**mask_region["value"], "rectanglelabels": ["bone"]}
+    del second["value"]["bitmasklabels"]
+    mask, warnings = label_map([mask_region, second], prompted(""), 8, 8)
+    assert np.array_equal(mask == BONE, drawn)
+    (warning,) = warnings
+    assert "it repeats a mask under the type of an outline" in warning
+
+
+@pytest.mark.parametrize("result", [bitmask(square(4, 4, 1, 1, 2)), rectangle(25, 25, 50, 50)])
+@pytest.mark.parametrize("config", CONFIGS)
+def test_regions_of_a_control_that_the_config_does_not_have_are_ignored_pixels(config, result):
+    mask, warnings = label_map([{**result, "from_name": "tag"}], config, 4, 4)
+    assert np.array_equal(mask == IGNORE, square(4, 4, 1, 1, 2) | config.has_background_label)
+    (warning,) = warnings
+    assert warning.endswith(
+        'belongs to the control "tag", which the labelling config does not have (label): its '
+        "pixels are ignored"
+    )
+
+
+@pytest.mark.parametrize("rotation", [None, "", "left", 90.5])
+def test_how_the_view_was_turned_is_not_read(rotation):
+    result = {**bitmask(square(4, 4, 1, 1, 2)), "image_rotation": rotation}
+    (read,) = parse_annotation({"id": 1, "result": [result]}).result
+    assert (mask_of([read], 4, 4) == BONE).sum() == 4
+
+
+@pytest.mark.parametrize("size", [None, 0, 0.0, 20.0, 19.6, 20.4, "20"])
+@pytest.mark.parametrize("form", [brush, bitmask, None])
+def test_sizes_that_are_unknown_or_fractions(form, size):
+    result = rectangle(25, 25, 50, 50) if form is None else form(square(20, 20, 5, 5, 10))
+    result |= {"original_width": size, "original_height": size}
+    (read,) = parse_annotation({"id": 1, "result": [result]}).result
+    assert np.array_equal(mask_of([read], 20, 20) == BONE, square(20, 20, 5, 5, 10))
+
+
+@pytest.mark.parametrize("rotation", [None, 0, 0.0, 360, 720.0])
+def test_rotations_that_turn_nothing(rotation):
+    assert (mask_of([rectangle(25, 25, 50, 50, rotation)], 20, 20) == BONE).sum() == 100
+
+
+def test_a_region_without_a_value_says_nothing_about_pixels():
+    annotation = parse_annotation({"id": 1, "result": [{"type": "choices", "value": None}]})
+    assert not mask_of(list(annotation.result), 3, 3).any()
+
+
 def test_results_that_say_nothing_about_pixels_are_passed_over():
     results = [
         {"type": "choices", "from_name": "c", "to_name": "image", "value": {"choices": ["good"]}},
@@ -743,3 +892,22 @@ def test_the_hash_of_damaged_regions():
 def test_the_hash_does_not_change_between_releases():
     # It is stored with every round: a new value here makes every label look changed.
     assert label_hash([rectangle(1, 2, 3, 4)]) == "622ee2ef2daa87d1a4738808d899538d"
+
+
+def nested(depth: int) -> object:
+    value: object = "bone"
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def test_what_is_nested_deeply_is_named_by_who_cannot_read_it():
+    strange = {**polygon((0, 0), (100, 0), (0, 100)), "id": "p"}
+    strange["value"] = {**strange["value"], "polygonlabels": nested(5000)}
+    found = label_map([strange], BITMASK, 10, 20)
+    assert (found.mask == IGNORE).sum() > 50
+    assert "instead of one label" in found.warnings[0]
+    with pytest.raises(AnnotationError, match="region 'p' is nested too deeply"):
+        label_hash([strange])
+    with pytest.raises(AnnotationError, match="rle is nested too deeply"):
+        label_hash([{**strange, "value": {"rle": nested(5000)}}])

@@ -11,7 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from ml_backend.durable import create_whole, held, move_whole, write_whole
+from ml_backend.durable import (
+    Scratch,
+    create_whole,
+    held,
+    move_whole,
+    sweep,
+    sweep_scratch,
+    write_whole,
+)
 from ml_backend.errors import TryAgainLater
 
 TAKEN = TryAgainLater("another is on it")
@@ -163,3 +171,96 @@ def test_the_lock_of_a_killed_process_is_free_at_once(tmp_path: Path) -> None:
         process.wait()
         with held(path, otherwise=TAKEN):
             pass
+
+
+# -- what killed processes leave
+
+_WRITER = """
+import os, sys
+from pathlib import Path
+from ml_backend.durable import Scratch, create_whole, write_whole
+def at_the_disk(descriptor):
+    print("writing", flush=True)
+    sys.stdin.read()
+os.fsync = at_the_disk
+scratch = Scratch()
+Path(scratch.name, "volume.nii").write_bytes(b"unpacked")
+{"write": write_whole, "create": create_whole}[sys.argv[1]](Path(sys.argv[2]), b"half of it")
+"""
+
+
+def _writer(way: str, path: Path) -> subprocess.Popen[bytes]:
+    """A process in the middle of writing ``path``, and with a scratch folder."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _WRITER, way, path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"writing\n"
+    return process
+
+
+def _age(path: Path, seconds: float) -> None:
+    moment = path.lstat().st_mtime - seconds
+    os.utime(path, (moment, moment))
+
+
+@pytest.mark.parametrize("way", ["write", "create"])
+def test_what_a_killed_writer_left_goes_and_what_a_living_one_has_stays(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    store = tmp_path / "store" / "round-0001"
+    writer = _writer(way, store / "weights")
+    try:
+        (part,) = store.iterdir()
+        (scratch,) = (tmp_path / "tmp").iterdir()
+        for path in (part, scratch):
+            _age(path, 3600)
+        assert sweep(tmp_path / "store") == sweep_scratch() == []
+        writer.send_signal(signal.SIGKILL)
+    finally:
+        writer.kill()
+        writer.communicate()
+
+    assert sweep(tmp_path / "store") == [part]
+    assert sweep_scratch() == [scratch]
+    assert list(store.iterdir()) == list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_nothing_of_others_and_nothing_fresh_is_removed(tmp_path: Path) -> None:
+    kept = [".a.0123abcd.part", ".a.part", "a.0123abcd.part", ".a.0123abcd.parts", "a.part", "a"]
+    for name in kept:
+        (tmp_path / name).write_bytes(b"x")
+    for name in kept[1:]:
+        _age(tmp_path / name, 10 * 86_400)
+    assert sweep(tmp_path) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+
+
+def test_a_part_that_is_a_day_old_goes_whoever_has_it(tmp_path: Path) -> None:
+    """As on a disk without locks."""
+    part = tmp_path / ".a.0123abcd.part"
+    with held(part):
+        _age(part, 86_000)
+        assert sweep(tmp_path) == []
+        _age(part, 1000)
+        assert sweep(tmp_path) == [part]
+
+
+def test_a_temporary_folder_of_something_else_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    other = tmp_path / "nextslice-redis"
+    other.mkdir()
+    _age(other, 10 * 86_400)
+    with Scratch() as ours:
+        _age(Path(ours), 86_000)
+        assert sweep_scratch() == []
+        assert Path(ours).is_dir()
+    assert list(tmp_path.iterdir()) == [other]

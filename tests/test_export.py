@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
@@ -45,7 +46,7 @@ from ml_backend.studio.client import StudioError
 from ml_backend.studio.label_config import bitmask_config, brush_config, parse_label_config
 from ml_backend.volumes.address import SliceAddress
 from ml_backend.volumes.folder import FolderSource
-from ml_backend.volumes.opening import open_volume, write_volume
+from ml_backend.volumes.opening import ReadOptions, open_volume, write_volume
 from ml_backend.volumes.volume import VolumeSpec
 from tests.export_store import CLASSES, CONFIG, KEY, SHAPE, ExportStore, Mask, a_mask, tasks_of
 from tests.test_cli import nextslice
@@ -356,6 +357,35 @@ def test_the_label_volume_lies_on_its_source(
         np.testing.assert_array_equal(volume.along("y")[8], imported.masks[8])
         if format != "nifti":
             assert volume.classes == CLASSES
+
+
+def test_the_label_volume_lies_where_its_source_lies(
+    make_settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    """A scan whose axes are swapped and reversed, and that begins somewhere."""
+    affine = np.array([[0, 0, -2.0, 9], [0.5, 0, 0, -4], [0, -3.0, 0, 5], [0, 0, 0, 1]])
+    (tmp_path / "scans").mkdir()
+    scan = nib.Nifti1Image(np.arange(60, dtype=np.uint8).reshape(3, 4, 5), affine)
+    nib.save(scan, tmp_path / "scans" / "bone.nii")
+    store = ExportStore.of(make_settings(NEXTSLICE_VOLUMES=tmp_path / "scans"))
+    address = SliceAddress("scans/bone.nii", "z", 2, options=ReadOptions(oriented=True))
+    image = address.url("http://backend", slice_keys(store.service.settings))
+    with store.service.volumes.volume("scans/bone.nii", address.options) as volume:
+        drawn = (volume[2] % 3).astype(np.uint8)
+    store.add_round(1, [TaskRecord(id=1, image=image, volume="scans/bone.nii", z=2.0)], {1: drawn})
+
+    find = source_finder(store.service)
+    report = export_masks(store.folder.round(1), tmp_path / "o", "nifti", find_source=find)
+    store.service.volumes.close()
+
+    written = nib.load(tmp_path / "o" / str(report.volumes[0].file))
+    labels = np.asarray(written.dataobj)
+    to_scan = np.linalg.inv(affine) @ written.affine
+    labelled = np.argwhere(labels != 255)
+    assert len(labelled) == drawn.size
+    for place in labelled:
+        x, y, z = np.rint(nib.affines.apply_affine(to_scan, place)).astype(int)
+        assert labels[tuple(place)] == np.asarray(scan.dataobj)[x, y, z] % 3
 
 
 def test_without_the_source_file_the_tasks_say_the_shape(

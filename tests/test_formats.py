@@ -48,6 +48,9 @@ TYPES = {
     "a_png": {"u1", "u2"},
     "a.h5": OME_TYPES | {"u8", "i8", "f2", "?"},
     "a.raw": OME_TYPES | {"u8", "i8", "f2", "?"},
+    "a.mrc": {"u1", "i1", "u2", "i2", "f2", "f4"},
+    "a.nrrd": OME_TYPES | {"u8", "i8"},
+    "a.mha": OME_TYPES | {"u8", "i8"},
 }
 """What our own formats hold."""
 PAIRS = [(name, dtype) for name, one in EXAMPLES.items() for dtype in one.dtypes]
@@ -368,7 +371,7 @@ def test_a_name_without_an_ending_is_a_folder_of_png(tmp_path: Path) -> None:
 
 def test_an_ending_that_names_no_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(VolumeError, match=r"names no format .*\.nii.*_png"):
-        write(tmp_path / "a.mhd", values("u1"))
+        write(tmp_path / "a.czi", values("u1"))
 
 
 @pytest.mark.parametrize(

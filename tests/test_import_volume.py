@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
+import tifffile
 
 from ml_backend.import_volume import ImportReport, ImportRequest, import_volume
 from ml_backend.rounds.service import Service, slice_keys
@@ -19,6 +21,7 @@ from ml_backend.studio.label_config import bitmask_config, parse_label_config
 from ml_backend.studio.projects import shortened_title
 from ml_backend.volumes.address import SliceAddress, SliceKeys
 from ml_backend.volumes.opening import ReadOptions
+from ml_backend.volumes.volume import VolumeError
 from ml_backend.volumes.window import Window
 from tests.memory_studio import MemoryStudio
 
@@ -135,6 +138,34 @@ def test_two_readings_of_a_raw_file_do_not_meet_in_a_project(imported: Imported)
     assert imported.repeat(options=there).kept == SLICES
 
 
+def test_two_channels_do_not_meet_in_a_project(imported: Imported) -> None:
+    stack = imported.path.with_suffix(".tif")
+    array = np.random.default_rng(1).integers(0, 4000, (SLICES, 2, 8, 9), np.uint16)
+    tifffile.imwrite(stack, array, imagej=True, metadata={"axes": "ZCYX"})
+    for z in range(SLICES):
+        address = SliceAddress("scans/scan.tif", "z", z, options=ReadOptions(channel=1))
+        imported.put(z, address.url(OLD, imported.keys), volume="scans/scan.tif")
+    imported.path = stack
+
+    with pytest.raises(StudioError, match=r"\(channel 1 there, 0 now\)"):
+        imported.repeat(options=ReadOptions(channel=0))
+    report = imported.repeat(options=ReadOptions(channel=1))
+    assert (report.kept, report.moved) == (SLICES, SLICES)
+    moved = SliceAddress.parse(imported.data()[3]["image"], imported.keys)
+    assert moved.options == ReadOptions(channel=1)
+
+
+def test_labels_in_which_0_is_white_are_as_they_are_stored(imported: Imported) -> None:
+    masks = np.ones((SLICES, 8, 9), np.uint8)
+    labels = imported.path.with_name("labels.tif")
+    tifffile.imwrite(labels, masks, photometric="miniswhite", metadata=None)
+
+    assert imported.repeat(with_labels=labels).labels_added == SLICES
+    rows = {row["id"]: row["annotations"] for row in imported.studio.full_tasks(7)}
+    config = parse_label_config(imported.studio.fields["label_config"])
+    assert (label_map(rows[2][0]["result"], config, 8, 9).mask == 1).all()
+
+
 def test_labels_of_slices_that_are_there_are_counted_and_left(imported: Imported) -> None:
     masks = np.full((SLICES, 8, 9), 255, np.uint8)
     masks[1:3] = 1
@@ -160,6 +191,84 @@ def test_labels_that_an_import_lost_are_added_by_the_next(imported: Imported) ->
         assert (label_map(rows[z][0]["result"], config, 8, 9).mask == 1).all()
     assert rows[2][0]["result"] == []
     assert imported.repeat(with_labels=labels).labels_added == 0
+
+
+LPS = np.diag([-1.0, -1, 1, 1])
+
+
+class Lying(Imported):
+    """The same for a NIfTI scan whose x and y run to left and posterior."""
+
+    def __init__(self, settings: Settings, path: Path, *, oriented: bool) -> None:
+        self.oriented = oriented
+        super().__init__(settings, path)
+        self.path = path.with_suffix(".nii")
+        self.values = np.random.default_rng(0).integers(0, 4000, (9, 8, SLICES), np.uint16)
+        nib.save(nib.Nifti1Image(self.values, LPS), self.path)
+
+    def address(self, z: int, window: Window | None = None) -> SliceAddress:
+        options = ReadOptions(oriented=self.oriented)
+        return SliceAddress("scans/scan.nii", "z", z, window, options)
+
+    def put(self, z: int, image: str, **data: Any) -> None:
+        super().put(z, image, volume="scans/scan.nii", **data)
+
+    def served(self, z: int) -> np.ndarray:
+        """The slice of a task, as workers read it."""
+        options = SliceAddress.parse(self.data()[z]["image"], self.keys).options
+        with self.service.volumes.volume("scans/scan.nii", options) as volume:
+            return volume[z]
+
+
+@pytest.fixture
+def lying(make_settings: Callable[..., Settings], tmp_path: Path) -> Callable[..., Lying]:
+    (tmp_path / "scans").mkdir()
+    settings = make_settings(NEXTSLICE_VOLUMES=f"scans={tmp_path / 'scans'}", PUBLIC_URL=NEW)
+    return lambda oriented: Lying(settings, tmp_path / "scans" / "scan.npy", oriented=oriented)
+
+
+def test_labels_are_laid_on_the_scan_and_slices_are_read_so(lying: Callable[..., Lying]) -> None:
+    imported = lying(oriented=True)
+    labels = imported.path.with_name("labels.nii")
+    truth = nib.Nifti1Image((imported.values > 2000).astype(np.uint8), LPS)
+    swapped = truth.as_reoriented(np.array([[1, 1], [2, -1], [0, -1]]))
+    nib.save(swapped, labels)
+
+    report = imported.repeat(with_labels=labels)
+
+    assert (report.added, report.labels_added) == (0, SLICES)
+    rows = {row["id"]: row["annotations"] for row in imported.studio.full_tasks(7)}
+    config = parse_label_config(imported.studio.fields["label_config"])
+    for z in range(SLICES):
+        mask = label_map(rows[z][0]["result"], config, 8, 9).mask
+        assert np.array_equal(mask == 1, imported.served(z) > 2000)
+
+
+def test_labels_that_lie_elsewhere_change_nothing(lying: Callable[..., Lying]) -> None:
+    imported = lying(oriented=True)
+    labels = imported.path.with_name("labels.nii")
+    nib.save(nib.Nifti1Image(np.ones((9, 8, SLICES), np.uint8), np.eye(4)), labels)
+    with pytest.raises(VolumeError, match=r"labels\.nii .*RAS.* and .*scan\.nii .*in the file LPS"):
+        imported.repeat(with_labels=labels)
+    assert not any(row["annotations"] for row in imported.studio.full_tasks(7))
+
+
+def test_a_scan_imported_as_it_is_stored_stays_so(lying: Callable[..., Lying]) -> None:
+    """Its annotations were drawn on slices that ran the other way."""
+    imported = lying(oriented=False)
+    assert np.array_equal(imported.served(2), imported.values[:, :, 2].T)
+    labels = imported.path.with_name("labels.nii")
+    truth = nib.Nifti1Image((imported.values > 2000).astype(np.uint8), LPS)
+    nib.save(nib.as_closest_canonical(truth), labels)
+
+    report = imported.repeat(with_labels=labels)
+
+    assert (report.added, report.kept, report.labels_added) == (0, SLICES, SLICES)
+    (annotation,) = next(imported.studio.full_tasks_by_id(7, [2]))["annotations"]
+    config = parse_label_config(imported.studio.fields["label_config"])
+    mask = label_map(annotation["result"], config, 8, 9).mask
+    assert np.array_equal(imported.served(2), imported.values[:, :, 2].T)
+    assert np.array_equal(mask == 1, imported.served(2) > 2000)
 
 
 @pytest.mark.parametrize("title", ["ct", "a" * 51])

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from label_studio_sdk.label_interface import LabelInterface
 
 from ml_backend.studio.label_config import (
+    LabelConfig,
     LabelConfigError,
     ShapeControl,
     bitmask_config,
     brush_config,
+    data_fields,
     explain_change,
     parse_label_config,
 )
@@ -101,6 +103,45 @@ def test_outline_controls_of_the_same_image_are_listed():
     )
 
 
+def with_tools(*tools: str) -> LabelConfig:
+    return parse_label_config(
+        '<View><Image name="image" value="$image"/>'
+        + "".join(tools)
+        + '<BrushLabels name="tag" toName="image" smart="true"><Label value="bone"/></BrushLabels>'
+        + "</View>"
+    )
+
+
+def test_controls_and_which_of_them_draw_prompts():
+    read = with_tools(
+        '<RectangleLabels name="r" toName="image" smart="true"><Label value="bone"/>'
+        "</RectangleLabels>",
+        '<Rectangle name="fix" toName="image" smart="true" SmartOnly="TRUE"/>',
+        '<KeyPointLabels name="k" toName="image" smartOnly="true"><Label value="bone"/>'
+        "</KeyPointLabels>",
+        '<PolygonLabels name="p" toName="image" smart="false"><Label value="bone"/>'
+        "</PolygonLabels>",
+        '<Choices name="good" toName="image"><Choice value="yes"/></Choices>',
+        '<Header value="no control"/>',
+    )
+    assert read.controls == ("r", "fix", "k", "p", "good", "tag")
+    assert (read.prompts, read.smart) == (("fix", "k"), ("r",))
+
+
+def test_how_regions_are_read_changes_with_the_controls_and_no_model_does():
+    tools = [
+        "",
+        *(
+            f'<Rectangle name="fix" toName="image" {attributes}/>'
+            for attributes in ("", 'smart="true"', 'smartOnly="true"')
+        ),
+    ]
+    read = [with_tools(tool) for tool in tools]
+    assert len({one.reading for one in read}) == 4
+    assert len({one.fingerprint for one in read}) == 1
+    assert with_tools().reading == read[0].reading
+
+
 def test_tag_and_attribute_names_in_any_case():
     read = parse_label_config(
         '<view><image NAME="i" VALUE="$image"/><brushlabels name="b" toname="i">'
@@ -128,6 +169,60 @@ def test_an_alias_is_what_results_hold():
 def test_the_data_field_of_the_image(value, field):
     read = parse_label_config(config(image=f'<Image name="image" value="{value}"/>'))
     assert read.value_field == field
+
+
+def showing(field: str) -> LabelConfig:
+    return parse_label_config(config(image=f'<Image name="image" value="${field}"/>'))
+
+
+@pytest.mark.parametrize(
+    ("field", "data", "image"),
+    [
+        ("image", {"image": "a"}, "a"),
+        ("image", {"picture": "a"}, None),
+        ("meta.image", {"meta": {"image": "a"}}, "a"),
+        ("meta.image", {"meta.image": "b", "meta": {"image": "a"}}, "b"),  # as lodash's get
+        ("meta.image", {"meta": "a"}, None),
+        ("meta.image", {"meta": None}, None),
+        ("images[0]", {"images": ["a", "b"]}, "a"),
+        ("images[1]", {"images": ["a", "b"]}, "b"),
+        ("images[2]", {"images": ["a", "b"]}, None),
+        ("images.1", {"images": ["a", "b"]}, "b"),
+        ("images[0]", {"images": {"0": "a"}}, "a"),
+        ("images[0]", {"images": "abc"}, None),
+        ("a.b[1].c", {"a": {"b": [0, {"c": "a"}]}}, "a"),
+        ("a.b[1].c", {"a": {"b": [0, "c"]}}, None),
+    ],
+)
+def test_where_the_image_stands(field, data, image):
+    assert showing(field).image_of(data) == image
+
+
+@pytest.mark.parametrize("field", ["image", "meta.image", "images[0]", "images[2]", "a.b[1].c"])
+def test_data_that_shows_an_image(field):
+    read = showing(field)
+    assert read.image_of(read.data_of("http://h/1.png")) == "http://h/1.png"
+    assert read.plain_field == (field == "image")
+
+
+@pytest.mark.parametrize("field", ["a[", "a[b]", "a..b", "[0]", ".a", "a.", "a[0]b", "a[99999]"])
+def test_paths_that_lead_nowhere_are_refused(field):
+    with pytest.raises(
+        LabelConfigError, match=r"expected one data field such as .*meta\.image or "
+    ):
+        showing(field)
+
+
+def test_the_fields_of_data_as_a_config_names_them():
+    data = {
+        "image": "a",
+        "meta": {"url": "b", "of": [{"x": 1}]},
+        "list": ["c"],
+        "none": [],
+        "o": {},
+    }
+    found = list(data_fields(data))
+    assert found == ["image", "meta.url", "meta.of[0].x", "list[0]", "none", "o"]
 
 
 @pytest.mark.parametrize(
@@ -180,6 +275,12 @@ def test_the_data_field_of_the_image(value, field):
 def test_configs_that_are_refused(xml, message):
     with pytest.raises(LabelConfigError, match=message):
         parse_label_config(xml)
+
+
+def test_a_config_of_very_many_labels_is_refused_in_time():
+    many = config(labels(*map(str, range(100_000))))  # to compare each with all takes minutes
+    with pytest.raises(LabelConfigError, match=r"makes 100001 classes .* at most 255 fit"):
+        parse_label_config(many)
 
 
 def test_255_classes_are_accepted():

@@ -22,7 +22,7 @@ ALLOWED = {
     "studio": {"al_strategies", "disk_cache"},
     "disk_cache": set(),
     "settings": {"al_strategies"},
-    "rounds": {"al_strategies", "studio", "segmentation", "volumes", "settings"},
+    "rounds": {"al_strategies", "studio", "segmentation", "volumes", "settings", "disk_cache"},
     "api": {
         *("al_strategies", "studio", "volumes", "settings", "rounds"),
         "disk_cache",
@@ -34,6 +34,7 @@ ALLOWED = {
     },
     "import_volume": {"studio", "volumes", "rounds", "al_strategies"},
     "segment": {"al_strategies", "volumes"},
+    "health": {"al_strategies", "studio", "rounds", "settings"},
     "app": {"api", "rounds", "settings"},
     "embedded": {"al_strategies", "studio", "volumes", "rounds", "settings", "api"},
     "adapter": {"al_strategies", "studio", "rounds", "settings", "api"},
@@ -41,9 +42,10 @@ ALLOWED = {
 """For each part, the parts of ours that it may import. `cli` may import all."""
 
 ROUNDS = (
-    *("records", "artefacts", "store", "claim"),  # what is kept
-    *("schedule", "slices", "service", "project"),  # what a step is handed
-    *("source", "learners", "pseudo", "training", "scoring", "sync", "publish", "round"),  # steps
+    *("records", "artefacts", "store", "claim", "leftovers"),  # what is kept
+    *("contention", "schedule", "slices", "service", "project"),  # what a step is handed
+    *("coverage", "source", "learners", "pseudo", "training", "scoring"),  # steps …
+    *("imageless", "sync", "publish", "round"),  # … of a round
     *("attempt", "status", "readiness"),  # where it stands
     *("adopt", "reconcile", "jobs", "worker"),  # who runs them, and when
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import threading
 import time
@@ -17,13 +18,15 @@ from al_strategies.learner import Unreadable, UnreadableSlice
 from ml_backend.api.serving import Serving
 from ml_backend.cli.rounds import rounds_table
 from ml_backend.cli.tables import whole
-from ml_backend.rounds import scoring
-from ml_backend.rounds.artefacts import DATASET, EVIDENCE, ROUND, SELECTION
+from ml_backend.rounds import coverage, reconcile
+from ml_backend.rounds.artefacts import DATASET, EVIDENCE, METRICS, QUEUE, ROUND, SELECTION
+from ml_backend.rounds.attempt import MAX_FAILURES, attempt
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.round import run_round
 from ml_backend.rounds.scoring import whole_pool
 from ml_backend.rounds.service import slice_keys
 from ml_backend.rounds.slices import UnreadableSlices
+from ml_backend.rounds.status import project_status
 from ml_backend.segmentation.learner import NetworkLearner
 from ml_backend.settings import Settings
 from ml_backend.studio import download
@@ -57,7 +60,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
     """What happens in each pause, instead of waiting; and hosts are asked at once."""
     events: list[Callable[[], None]] = []
     monkeypatch.setattr(download, "_QUIET_S", 0.0)
-    monkeypatch.setattr(scoring, "_wait", lambda seconds: events.pop(0)() if events else None)
+    monkeypatch.setattr(coverage, "_wait", lambda seconds: events.pop(0)() if events else None)
     return events
 
 
@@ -221,6 +224,183 @@ def test_a_slow_host_holds_no_prediction(
     over.set()
     assert answers == [[], []]
     assert time.monotonic() - begin < 15
+
+
+# -- publishing, pseudo-labels
+
+
+@pytest.fixture
+def predicted(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The slices of each pass of predictions."""
+    asked: list[list[int]] = []
+    predict = NetworkLearner.predict
+
+    def spy(self: NetworkLearner, source: Any, ids: Sequence[int], **more: Any) -> Any:
+        asked.append(list(ids))
+        return predict(self, source, ids, **more)
+
+    monkeypatch.setattr(NetworkLearner, "predict", spy)
+    return asked
+
+
+class CutOff:
+    """Nothing from slice ``first`` on can be had from the moment that a step begins, nor is any of
+    it in the cache, until the end."""
+
+    def __init__(
+        self, server: HttpStudio, project: ConnectedProject, step: str, first: int
+    ) -> None:
+        self.server, self.project, self.step, self.first = server, project, step, first
+        self.outage: Outage | None = None
+
+    def __call__(self, step: str, done: int, total: int) -> None:
+        if step == self.step and self.outage is None:
+            shutil.rmtree(self.project.settings.cache_dir)
+            self.outage = Outage(self.server, "500", self.first)
+
+    def end(self) -> None:
+        assert self.outage is not None
+        self.outage.end()
+
+
+def masks(project: ConnectedProject, version: str) -> dict[int, bool]:
+    """Task → whether its stored prediction of ``version`` has regions."""
+    studio: Any = project.service.studio
+    return {
+        task["id"]: bool(prediction["result"])
+        for task in studio.full_tasks(project.number)
+        for prediction in task["predictions"]
+        if prediction["model_version"] == version
+    }
+
+
+def queue(project: ConnectedProject) -> list[int]:
+    return [entry.task for entry in project.folder.round(1).need(QUEUE).entries]
+
+
+def test_an_outage_while_the_queue_is_published_costs_no_mask(
+    server: HttpStudio, make_project: Callable[..., ConnectedProject],
+    pauses: list[Callable[[], None]], predicted: list[list[int]],
+) -> None:  # fmt: skip
+    project = make_project()
+    cut = CutOff(server, project, "publish", LABELLED + 1)
+    pauses += [lambda: None, cut.end]
+
+    record = run_round(project, "test", cut)
+
+    assert record is not None
+    assert masks(project, record.model_version) == dict.fromkeys(queue(project), True)
+    assert project.folder.round(1).need(QUEUE).unmasked == []
+    rest = [task for task in queue(project) if task > LABELLED]
+    assert predicted[-2:] == [rest, rest]
+
+
+def test_no_queue_is_published_without_its_masks(
+    server: HttpStudio, make_project: Callable[..., ConnectedProject],
+    pauses: list[Callable[[], None]], predicted: list[list[int]],
+) -> None:  # fmt: skip
+    project = make_project()
+    cut = CutOff(server, project, "publish", 8)
+    with pytest.raises(UnreadableSlices, match=r"\d of the queue's 7 slices.*without masks"):
+        run_round(project, "test", cut)
+    assert project.published.round == 0  # type: ignore[union-attr]
+    before = project.in_studio().model_version
+    assert before == project.published.model_version  # type: ignore[union-attr]
+    committed = project.folder.round(1).need(ROUND)
+    there = masks(project, committed.model_version)
+    cut.end()
+    predicted.clear()
+
+    record = run_round(project, "test")
+
+    assert record == committed
+    assert predicted == [[task for task in queue(project) if task not in there]]
+    assert masks(project, record.model_version) == dict.fromkeys(queue(project), True)
+
+
+def test_a_slice_that_is_published_without_a_mask_is_named(
+    server: HttpStudio, make_project: Callable[..., ConnectedProject],
+    pauses: list[Callable[[], None]],
+) -> None:  # fmt: skip
+    project = make_project()
+
+    def lose(step: str, done: int, total: int) -> None:
+        if step == "publish" and not done:
+            shutil.rmtree(project.settings.cache_dir, ignore_errors=True)
+            server.fault = lambda path: 404 if path == f"/{chosen(project)[0]}.png" else None
+
+    record = run_round(project, "test", lose)
+
+    assert record is not None
+    gone = chosen(project)[0]
+    assert project.folder.round(1).need(QUEUE).unmasked == [gone]
+    assert [t for t, there in masks(project, record.model_version).items() if not there] == [gone]
+    said = " ".join(whole(rounds_table(project.folder)).split())
+    assert f"1 slice could not be read again and have no mask: {gone}" in said
+
+
+def chosen(project: ConnectedProject) -> list[int]:
+    return project.folder.round(1).need(SELECTION).chosen
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_an_outage_while_slices_are_pseudo_labelled_costs_none(
+    server: HttpStudio, make_project: Callable[..., ConnectedProject],
+    pauses: list[Callable[[], None]], ends: bool,
+) -> None:  # fmt: skip
+    project = make_project(NEXTSLICE_STRATEGY="ceal")
+    assert run_round(project, "test") is not None
+    first = project.folder.round(1)
+    selection = first.need(SELECTION)
+    # What CEAL is sure of after two steps of training is nothing.
+    first.save(SELECTION, selection.model_copy(update={"pseudo": [9, 10, 11]}))
+    cut = CutOff(server, project, "train", LABELLED + 1)
+    if ends:
+        pauses.append(cut.end)
+        record = run_round(project, "test", cut)
+        assert record is not None
+        assert (record.pseudo, record.pseudo_unread) == ([9, 10, 11], [])
+    else:
+        with pytest.raises(UnreadableSlices, match=r"3 of the 3 slices that are to be pseudo-lab"):
+            run_round(project, "test", cut)
+        assert not project.folder.round(2).has(METRICS)
+
+
+def test_a_lost_slice_that_was_to_be_pseudo_labelled_is_named(
+    server: HttpStudio, make_project: Callable[..., ConnectedProject],
+    pauses: list[Callable[[], None]],
+) -> None:  # fmt: skip
+    project = make_project(NEXTSLICE_STRATEGY="ceal")
+    assert run_round(project, "test") is not None
+    first = project.folder.round(1)
+    first.save(SELECTION, first.need(SELECTION).model_copy(update={"pseudo": [9, 10, 11]}))
+    shutil.rmtree(project.settings.cache_dir)
+    server.fault = lambda path: 404 if path == "/10.png" else None
+
+    record = run_round(project, "test")
+
+    assert record is not None
+    assert (record.pseudo, record.pseudo_unread) == ([9, 11], [10])
+    said = " ".join(whole(rounds_table(project.folder)).split())
+    assert "1 slice could not be read to be pseudo-labelled: 10" in said
+
+
+def test_after_an_outage_of_hours_a_round_goes_on_by_itself(
+    server: HttpStudio, make_project: Callable[..., ConnectedProject],
+    pauses: list[Callable[[], None]],
+) -> None:  # fmt: skip
+    project = make_project()
+    cut = CutOff(server, project, "publish", 0)
+    for _ in range(MAX_FAILURES + 1):
+        with pytest.raises(UnreadableSlices):
+            attempt(project, "test", cut)
+    assert "It is tried again from" in project_status(project).conditions[0].says
+    project.update(lambda record: setattr(record, "failed_at", time.time() - 3601))
+    cut.end()
+
+    reconcile.count(project)
+
+    assert project.schedule.round_progress() is not None, "or nobody was asked for the round"
 
 
 # -- what may be left out

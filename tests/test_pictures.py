@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from ml_backend.pictures import BROKEN_PICTURE, class_ids, decode_label_map, encode_png
+from ml_backend.pictures import (
+    BROKEN_PICTURE,
+    TooManyPixels,
+    class_ids,
+    decode_label_map,
+    encode_png,
+    open_picture,
+)
 
 
 def test_a_label_map_comes_back_as_it_was() -> None:
@@ -20,6 +30,21 @@ def test_what_is_no_whole_picture_is_known_as_such(cut: int) -> None:
     assert len(data) > 60
     with pytest.raises(BROKEN_PICTURE):
         decode_label_map(data[:cut])
+
+
+def test_a_png_of_more_pixels_than_its_bytes_can_hold_is_refused_before_it_is_decoded() -> None:
+    data = bytearray(encode_png(np.zeros((32, 32), np.uint8)))
+    struct.pack_into(">II", data, 16, 32, 1 << 21)  # 64 million; Pillow takes the rest for black
+    struct.pack_into(">I", data, 29, zlib.crc32(data[12:29]))
+    with pytest.raises(TooManyPixels, match=rf"32 × 2097152 pixels, at most {len(data) * 8256} "):
+        open_picture(bytes(data))
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2"])
+def test_a_picture_of_one_value_has_as_many_pixels_as_it_says(dtype: str) -> None:
+    empty = np.zeros((4096, 4096), dtype)
+    with open_picture(encode_png(empty)) as image:
+        assert np.asarray(image).shape == empty.shape
 
 
 @pytest.mark.parametrize("dtype", ["?", "u1", "i4", ">u2", "f4", "f8"])

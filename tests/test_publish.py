@@ -5,6 +5,7 @@ On a real Redis and store; on a real Label Studio: tests/integration/test_queue.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -157,3 +158,94 @@ def test_a_slice_that_was_opened_live_is_topped_up_to_its_place(project: Queue) 
 
     scores = {entry.task: entry.score for entry in project.entries}
     assert min(project.stored()[waiting]) == scores[waiting] < LIVE_SCORE
+
+
+@pytest.mark.parametrize(
+    ("seconds", "sizes"), [(0.1, [4, 8, 16, 32, 40]), (30, [4] * 25)], ids=["quick", "slow"]
+)
+def test_a_queue_is_filled_in_large_chunks_where_that_is_quick(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, sizes: list[int]
+) -> None:
+    """Of 100 slices that are missing; a chunk is predicted in one request, and stored in a few."""
+    clock = itertools.count(0, seconds)
+    monkeypatch.setattr(publish.time, "monotonic", lambda: next(clock))
+    assert [len(chunk) for chunk in publish._chunks(range(100))] == sizes
+
+
+# -- a store that has lost queue.json
+
+
+def lose_the_record(project: Queue, *, damaged: bool = False) -> None:
+    folder = project.folder.round(0)
+    if damaged:
+        folder.write(QUEUE, b"{half of")
+    else:
+        folder.remove(QUEUE)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_queue_whose_record_is_lost_is_known_again_within_two_looks(
+    project: Queue, damaged: bool
+) -> None:
+    entries, order, stored = project.entries, project.handed_out(), project.stored()
+    project.open_live(20)
+    lose_the_record(project, damaged=damaged)
+
+    for _ in range(2):
+        project.look()
+
+    assert project.entries == entries
+    assert project.handed_out() == [*order, 20]
+    assert project.stored() == stored | {20: [LIVE_SCORE]}, "nothing is stored twice"
+
+
+def test_it_is_topped_up_again(project: Queue) -> None:
+    order = project.handed_out()
+    lose_the_record(project)
+    for task in order[:-1]:
+        project.studio.submit(task, [])
+
+    for _ in range(2):
+        project.look()
+
+    assert project.handed_out()[0] == order[-1]
+    assert len(project.handed_out()) >= publish.queue_target(project.settings)
+    assert [e.kind for e in project.entries][: len(order)] == ["chosen"] * K + ["reserve"] * (
+        len(order) - K
+    )
+
+
+def test_predictions_that_are_gone_as_well_stand_where_they_were_selected(project: Queue) -> None:
+    order = project.handed_out()
+    lose_the_record(project)
+    project.delete_predictions({order[0], order[3], order[4]})
+
+    for _ in range(2):
+        project.look()
+
+    assert project.handed_out() == order
+    assert [e.task for e in project.entries] == order
+
+
+def test_a_record_and_all_predictions_that_are_gone_come_back_as_they_were(project: Queue) -> None:
+    entries = project.entries
+    lose_the_record(project)
+    project.delete_predictions({entry.task for entry in entries})
+
+    for _ in range(2):
+        project.look()
+
+    assert project.entries == entries
+    assert {t: min(s) for t, s in project.stored().items()} == {e.task: e.score for e in entries}
+
+
+def test_classes_that_change_after_it_was_lost_keep_the_order(project: Queue) -> None:
+    order = project.handed_out()
+    lose_the_record(project)
+    project.studio.fields["label_config"] = bitmask_config(["bone", "implant"])
+
+    project.look()
+
+    assert project.published is not None
+    assert project.published.retired
+    assert project.handed_out() == order

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,8 @@ from ml_backend.embedded.redis_server import (
     redis_answers,
     start_redis,
 )
+from ml_backend.rounds.schedule import Schedule
+from ml_backend.settings import Settings, own_redis_socket
 
 
 @pytest.fixture
@@ -25,18 +27,41 @@ def group(tmp_path: Path) -> Iterator[ProcessGroup]:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_it_is_started_at_the_address_where_nothing_listens(
+def test_none_without_a_password_is_started_on_a_port(
     group: ProcessGroup, tmp_path: Path, host: str
 ) -> None:
+    """Every user of the machine would reach it."""
     url = f"redis://{host}:{free_port()}/3"
 
-    assert provide_redis(group, url, tmp_path / "redis")
+    with pytest.raises(StartError, match=r"cannot be used.*only on a Unix socket"):
+        provide_redis(group, url, tmp_path / "redis")
 
+    assert not (tmp_path / "redis").exists()
+    assert not redis_answers(url)
+
+
+def test_where_nobody_names_one_it_is_of_the_user_alone_and_other_commands_find_it(
+    group: ProcessGroup, tmp_path_factory: pytest.TempPathFactory,
+    make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    home = tmp_path_factory.mktemp("h") / "new"
+    monkeypatch.setenv("NEXTSLICE_HOME", str(home))
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    default = f"redis://127.0.0.1:{free_port()}/0"
+    assert make_settings().redis_address == make_settings().redis_url
+
+    url = provide_redis(group, default, home / "redis", own_redis_socket())
+
+    assert make_settings().redis_address == url == f"unix://{home}/redis.sock?db=0"
     redis = Redis.from_url(url)
-    assert redis.config_get("bind") == {"bind": "127.0.0.1"}
+    assert redis.config_get("port") == {"port": "0"}
+    assert (home / "redis.sock").stat().st_mode & 0o077 == 0
     redis.set("kept", "yes")
-    assert not provide_redis(group, url, tmp_path / "other")
-    assert redis.get("kept") == b"yes"
+    assert provide_redis(group, url, home / "other", own_redis_socket()) is None
+    assert Schedule(make_settings()).connection.get("kept") == b"yes"
+    assert make_settings(REDIS_URL=default).redis_address == default, "who sets it is heard"
+    redis.shutdown(nosave=True)
+    assert make_settings().redis_address == make_settings().redis_url, "its file locks out nobody"
 
 
 def test_one_that_refuses_the_password_is_not_replaced(group: ProcessGroup, tmp_path: Path) -> None:

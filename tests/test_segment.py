@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -181,6 +182,26 @@ def test_every_format_has_labels_voxel_size_and_class_names(
     with open_volume(extra) as found:
         assert (found.shape, found.dtype) == (SHAPE, np.uint8)
         assert found.voxel_size == pytest.approx((2.0, 1.5, 1.25))
+
+
+def test_labels_lie_where_the_scan_lies(
+    tmp_path: Path, learner: NetworkLearner, values: Any
+) -> None:
+    """A scan whose axes are swapped and reversed, and that begins somewhere."""
+    affine = np.array([[0, 0, -2.0, 9], [0.5, 0, 0, -4], [0, -3.0, 0, 5], [0, 0, 0, 1]])
+    scan = nib.Nifti1Image(np.ascontiguousarray(values.T), affine)
+    nib.save(scan, tmp_path / "scan.nii")
+    with open_volume(tmp_path / "scan.nii") as volume:
+        segment_volume(learner, volume, tmp_path / "labels.nii.gz", any_scale=True)
+        one = one_by_one(learner, np.stack(list(volume)), 0)
+    labels = nib.load(tmp_path / "labels.nii.gz")
+    assert np.array_equal(np.asarray(labels.dataobj).T, one)
+    corner = np.array(scan.shape) - 1
+    back = nib.affines.apply_affine(np.linalg.inv(labels.affine) @ affine, [[0, 0, 0], corner])
+    assert {tuple(place) for place in np.sort(np.rint(back), axis=0).astype(int).tolist()} == {
+        (0, 0, 0),
+        tuple(length - 1 for length in labels.shape),
+    }
 
 
 def test_uncertainty_is_the_entropy_as_a_part_of_its_maximum(

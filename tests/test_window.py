@@ -115,3 +115,13 @@ def test_without_contrast_it_falls_back_on_the_extremes_and_then_on_a_width_of_1
 def test_a_volume_of_nan_has_no_window() -> None:
     with pytest.raises(VolumeError, match=r"scan\.npy: none of 3 slices has a finite value"):
         fit_window(volume(np.full((3, 4, 5), np.nan, np.float32)))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[1.7e308, 1.7e308], [-1.7e308, 1.7e308], [np.finfo("f8").max] * 2, [np.finfo("f8").min] * 2],
+)
+def test_values_at_the_end_of_what_there_is_have_a_window(values: list[float]) -> None:
+    window = fit_window(volume(np.array(values).reshape(1, 1, 2)))
+    assert np.finfo("f8").min <= window.low < window.high <= np.finfo("f8").max
+    assert render(np.array([values]), window).shape == (1, 2)

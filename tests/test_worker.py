@@ -16,7 +16,7 @@ from rq.exceptions import InvalidJobOperation
 
 from ml_backend.cli.worker import Kind, _tick, _worker_class
 from ml_backend.embedded.processes import ProcessGroup, free_port, wait_until
-from ml_backend.embedded.redis_server import start_redis
+from ml_backend.embedded.redis_server import find_redis_server, redis_answers
 from ml_backend.rounds.jobs import _job_progress
 from ml_backend.rounds.schedule import CONTROL, GPU, SIMULATE, Schedule
 from ml_backend.settings import Settings, load_settings
@@ -190,7 +190,11 @@ class Stage:
         self.workers = ProcessGroup(folder / "logs")
 
     def start_redis(self) -> None:
-        start_redis(self.redis, self.folder / "redis", port=self.port)
+        (self.folder / "redis").mkdir(exist_ok=True)
+        listens = ["--port", str(self.port), "--bind", "127.0.0.1"]
+        keeps = ["--save", "", "--appendonly", "yes", "--dir", str(self.folder / "redis")]
+        self.redis.start("redis", [find_redis_server(), *listens, *keeps])
+        self.redis.wait("redis", lambda: redis_answers(self.url), timeout_s=30)
 
     def stop_redis(self) -> None:
         self.redis.stop()

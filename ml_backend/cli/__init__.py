@@ -51,6 +51,7 @@ def load_commands() -> None:
     from ml_backend.cli import (  # noqa: F401
         connect,
         demo,
+        doctor,
         export,
         import_,
         rounds,
@@ -105,7 +106,7 @@ def _fault(error: Exception) -> NextsliceError | None:
     if isinstance(error, RedisError):
         return RedisUnavailable(
             f"Redis cannot be used: {str(error).rstrip('.')}. Check REDIS_URL, and that this Redis "
-            "runs (`nextslice up` starts one where REDIS_URL is an address of this machine). The "
+            "runs (`nextslice up` starts one where REDIS_URL is not set, or a Unix socket). The "
             "same command goes on then."
         )
     if isinstance(error, OSError) and (

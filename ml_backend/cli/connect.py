@@ -36,9 +36,13 @@ def connect(
     with console.status("adopting the project: sampling, webhook, round 0"):
         added = adopt.connect(found)
     published = found.published
-    version = published.model_version if published else "none yet: the project has no tasks"
+    lacking = found.record.imageless
+    none = "no task has an image" if lacking else "the project has no tasks"
+    version = published.model_version if published else f"none yet: {none}"
     state = "added" if added else "was there already"
     console.print(f"Project {project}: ML backend {as_written(settings.backend_url)} {state}.")
+    if lacking:
+        console.print(as_written(lacking))
     console.print(f"Model version: {version}. Press [bold]Label All Tasks[/] to follow the queue.")
 
 

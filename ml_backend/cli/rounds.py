@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -10,10 +11,10 @@ from rich.table import Table
 from ml_backend.cli import app, as_written, console
 from ml_backend.cli.progress import round_progress
 from ml_backend.cli.tables import whole
-from ml_backend.rounds.artefacts import METRICS, ROUND
+from ml_backend.rounds.artefacts import METRICS, QUEUE, ROUND
 from ml_backend.rounds.attempt import attempt
 from ml_backend.rounds.project import find_project, known_project, stored_projects
-from ml_backend.rounds.records import MetricsRecord, Published, RoundRecord
+from ml_backend.rounds.records import MetricsRecord, Published, QueueRecord, RoundRecord
 from ml_backend.rounds.service import Service
 from ml_backend.rounds.status import project_status
 from ml_backend.rounds.store import ProjectStore
@@ -46,14 +47,24 @@ def _state(record: RoundRecord, published: Published | None) -> str:
     return "committed" if published is None or record.round > published.round else ""
 
 
-def _unseen(record: RoundRecord) -> str:
-    """``2 slices could not be read: 5, 11``; empty where all could."""
-    if not record.unseen:
+def _counted(tasks: Sequence[int], what: str) -> str:
+    """``2 slices could not be read: 5, 11``; empty without any."""
+    if not tasks:
         return ""
-    named = ", ".join(map(str, record.unseen[:_NAMED]))
-    more = f" and {len(record.unseen) - _NAMED} more" if len(record.unseen) > _NAMED else ""
-    slices = "slice" if len(record.unseen) == 1 else "slices"
-    return f"{len(record.unseen)} {slices} could not be read: {named}{more}"
+    named = ", ".join(map(str, tasks[:_NAMED]))
+    more = f" and {len(tasks) - _NAMED} more" if len(tasks) > _NAMED else ""
+    slices = "slice" if len(tasks) == 1 else "slices"
+    return f"{len(tasks)} {slices} {what}: {named}{more}"
+
+
+def _unread(record: RoundRecord, queue: QueueRecord | None) -> list[str]:
+    """What each step went on without."""
+    unmasked = queue.unmasked if queue else []
+    return [
+        _counted(record.unseen, "could not be read"),
+        _counted(record.pseudo_unread, "could not be read to be pseudo-labelled"),
+        _counted(unmasked, "could not be read again and have no mask"),
+    ]
 
 
 def rounds_table(folder: ProjectStore) -> Table:
@@ -69,7 +80,8 @@ def rounds_table(folder: ProjectStore) -> Table:
             table.add_row(str(number), "", "", "", "", "", "in progress")
             continue
         metrics = folder.round(number).load(METRICS)
-        said = (_state(record, published), record.flagged, _unseen(record))
+        unread = _unread(record, folder.round(number).load(QUEUE))
+        said = (_state(record, published), record.flagged, *unread)
         state = "; ".join(s for s in said if s)
         table.add_row(
             str(number), record.model_version, _annotated(record), record.strategy,

@@ -17,7 +17,7 @@ from ml_backend.embedded.processes import ProcessGroup, StartError, stop_on_sigt
 from ml_backend.embedded.redis_server import provide_redis
 from ml_backend.embedded.stack import start_worker
 from ml_backend.rounds.service import Service
-from ml_backend.settings import load_settings
+from ml_backend.settings import load_settings, own_redis_socket
 
 __all__ = ["up"]
 
@@ -42,9 +42,9 @@ def up(
 ) -> None:
     """Start the backend and its workers; Ctrl-C stops them.
 
-    Label Studio is your own (LABEL_STUDIO_URL, LABEL_STUDIO_API_KEY). Redis is REDIS_URL's; where
-    nothing listens there, and it is an address of this machine without a password, one is started
-    there, for this machine alone, so that other commands find it.
+    Label Studio is your own (LABEL_STUDIO_URL, LABEL_STUDIO_API_KEY). Redis is REDIS_URL's. Where
+    that is not set, or a Unix socket, and nothing listens there, one is started on a Unix socket,
+    for this user alone; other commands find it.
     """
     os.umask(0o077)  # logs, Redis' file, store and cache are this user's own
     stop_on_sigterm()
@@ -54,12 +54,17 @@ def up(
     service = Service(settings)
     service.studio.call("a list of the projects", service.studio.sdk.projects.list)
     with ProcessGroup(data / "logs") as group:
-        if provide_redis(group, settings.redis_url, (data / "redis").resolve()):
-            console.print(f"No Redis listened at {settings.redis_url}: one is started there.")
-        group.start("backend", gunicorn_argv(address, log_level=settings.log_level))
+        url = settings.redis_address
+        own = None if "redis_url" in settings.model_fields_set else own_redis_socket()
+        started = provide_redis(group, url, (data / "redis").resolve(), own)
+        if started:
+            there = "there" if started == url else f"at {started}"
+            console.print(as_written(f"No Redis listened at {url}: one is started {there}."))
+        env = {"NEXTSLICE_REDIS_URL": started or url}
+        group.start("backend", gunicorn_argv(address, log_level=settings.log_level), env=env)
         for kind, count in (("control", control_workers), ("gpu", gpu_workers)):
             for _ in range(count):
-                start_worker(group, kind, {})
+                start_worker(group, kind, env)
         console.print(f"nextslice listens on http://{address}. Logs: {data / 'logs'}. Ctrl-C ends.")
         console.print(
             "In Label Studio: Settings → Model → Connect Model, and give "

@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 from rq.serializers import JSONSerializer
 
 from ml_backend.cli import app
+from ml_backend.rounds.leftovers import sweep_leftovers
 from ml_backend.rounds.schedule import (
     CONTROL,
     GPU,
@@ -96,12 +97,14 @@ def worker(
             job_monitoring_interval=HEARTBEAT_S,
         )
 
+    leftovers = sweep_leftovers(settings)
     stop = threading.Event()
     if kind is Kind.control:
         ticking = (schedule, settings.reconcile_s, stop)
         threading.Thread(target=_tick, args=ticking, daemon=True).start()
     if burst:
         make().work(burst=True, logging_level=settings.log_level)
+        leftovers.join()
     else:
         keep_working(make, schedule.connection, settings.log_level)
     stop.set()

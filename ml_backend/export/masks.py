@@ -322,6 +322,7 @@ class _Writer:
             voxel_size=source.voxel_size if source else None,
             unit=source.unit if source else "",
             classes=self.classes,
+            affine=source.affine if source else None,
         )
         planes = self._planes if stack.axis == "z" else self._cut_planes
         write_volume(self.out / file, planes(stack, shape, (rows, columns), file), spec)

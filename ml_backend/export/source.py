@@ -9,6 +9,7 @@ from ml_backend.errors import NextsliceError
 from ml_backend.rounds.service import Service, slice_keys
 from ml_backend.settings import SettingsError
 from ml_backend.volumes.address import AddressRefused, SliceAddress, is_slice_address
+from ml_backend.volumes.turn import Affine
 from ml_backend.volumes.volume import VolumeError, axis_index, slice_shape
 
 __all__ = ["FindSource", "Source", "SourceError", "source_finder"]
@@ -21,12 +22,13 @@ class SourceError(NextsliceError, ValueError):
 @dataclass(frozen=True)
 class Source:
     """What a label volume takes over from the volume called ``name``: ``shape`` (Z, Y, X),
-    ``voxel_size`` along z, y, x in ``unit``, None where its file does not say."""
+    ``voxel_size`` along z, y, x in ``unit`` and ``affine``, None where its file does not say."""
 
     name: str
     shape: tuple[int, int, int]
     voxel_size: tuple[float, float, float] | None = None
     unit: str = ""
+    affine: Affine | None = None
 
     def slice_shape(self, axis: str) -> tuple[int, int]:
         """(height, width) of a slice along ``axis``."""
@@ -48,7 +50,9 @@ def source_finder(service: Service) -> FindSource:
             # The moment 0: what has expired for browsers is still that volume's slice.
             address = SliceAddress.parse(image, slice_keys(service.settings), now=0)
             with service.volumes.volume(address.volume, address.options) as volume:
-                return Source(address.volume, volume.shape, volume.voxel_size, volume.unit)
+                return Source(
+                    address.volume, volume.shape, volume.voxel_size, volume.unit, volume.affine
+                )
         except (AddressRefused, SettingsError, VolumeError) as error:
             raise SourceError(str(error)) from error
 

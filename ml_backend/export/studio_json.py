@@ -90,7 +90,7 @@ def round_tasks(folder: RoundFolder, progress: Progress | None = None) -> Iterat
 def _task(
     task: TaskRecord, label: LabelRecord, result: list[dict[str, Any]], config: LabelConfig
 ) -> dict[str, Any]:
-    data: dict[str, Any] = {config.value_field: task.image}
+    data = config.data_of(task.image)
     if task.volume:
         data["volume"] = task.volume
     if task.z is not None:

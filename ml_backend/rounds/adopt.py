@@ -11,6 +11,7 @@ import time
 
 from ml_backend.errors import NextsliceError
 from ml_backend.rounds.claim import ClaimTaken
+from ml_backend.rounds.imageless import look_for_images
 from ml_backend.rounds.project import ConnectedProject, now
 from ml_backend.rounds.records import ProjectRecord
 from ml_backend.rounds.round import run_round
@@ -32,7 +33,7 @@ _GIVE_WAY_S = 2.0
 
 
 class NotConnected(NextsliceError):
-    """Label Studio's project has no ML backend at our address: somebody else asked for it."""
+    """Label Studio's project has no ML backend that is us: somebody else asked for it."""
 
 
 def connect(project: ConnectedProject) -> bool:
@@ -63,17 +64,19 @@ def adopt(
     """Adopt the project.
 
     ``backend_url``: our URL as Label Studio sees it (the Host of its request). ``confirmed``: a
-    person asks for it; else anybody may have, and Label Studio has to say that we are its backend.
+    person asks for it; else anybody may have, at any address, and Label Studio has to say that the
+    backend there answers it as we do.
     Raises StudioError when the project is gone, LabelConfigError when its labelling config cannot
     be segmented, NotConnected, before anything is changed, for one that is not confirmed.
     """
     seen = project.check_identity()
-    parse_label_config(seen.label_config)
-    backend = _backend(project, backend_url or project.record.backend_url, give_way=not confirmed)
+    config = parse_label_config(seen.label_config)
+    backend = _backend(project, backend_url or project.record.backend_url, confirmed=confirmed)
     if backend is None and not confirmed and not project.adopted:
         raise NotConnected(
             f"project {project.key} is not adopted: Label Studio has no ML backend at "
-            f"{backend_url} in it. Connect it under Settings → Model, or by `nextslice connect`."
+            f"{backend_url} in it that answers as this nextslice does. Connect it under Settings → "
+            "Model, or by `nextslice connect`."
         )
     task_order.prepare(project.studio, seen)
     url = None if backend is None else backend.url.rstrip("/")
@@ -81,31 +84,45 @@ def adopt(
     protect_webhook(project)
     if project.published is None:
         run_round(project, "cold start")
+    else:
+        look_for_images(project, config)
     record = project.update(lambda record: record.adopted(now()))
     logger.info("project %s (%s) is adopted", project.key, seen.title)
     return record
 
 
-def _backend(project: ConnectedProject, url: str | None, *, give_way: bool) -> Backend | None:
-    """Our backend in the project, waited for while Label Studio is still saving it."""
+def _is_us(project: ConnectedProject, backend: Backend) -> bool:
+    """Whether ``backend`` answered Label Studio a moment ago what we answer for the project, and is
+    asked as our user. Addresses alone say little: 127.0.0.1:9090 is another program on Label
+    Studio's machine than on ours, and whoever asks for an adoption names the address."""
+    published = project.published  # which the backend may not have seen yet
+    ours = {task_order.PENDING_VERSION, published.model_version if published else None} - {None}
+    user = project.settings.basic_auth_user
+    return backend.model_version in ours and (not user or backend.basic_auth_user == user)
+
+
+def _backend(project: ConnectedProject, url: str | None, *, confirmed: bool) -> Backend | None:
+    """Our backend in the project, waited for while Label Studio is still saving it; not
+    ``confirmed``: only one that `_is_us`."""
     urls = [u for u in (url, project.settings.backend_url) if u]
     began = time.monotonic()
     while True:
         found = project.studio.backends(project.number)
         for wanted in urls:
             for backend in found:
-                if backend.url.rstrip("/") == wanted.rstrip("/"):
+                at_our_address = backend.url.rstrip("/") == wanted.rstrip("/")
+                if at_our_address and (confirmed or _is_us(project, backend)):
                     return backend
         waited = time.monotonic() - began
         if waited > _APPEAR_S or (
-            give_way and waited > _GIVE_WAY_S and project.schedule.others_wait()
+            not confirmed and waited > _GIVE_WAY_S and project.schedule.others_wait()
         ):
             logger.info(
                 "project %s has no ML backend at %s (found: %s): publishing works without one, "
                 "live predictions do not",
                 project.number,
                 " or ".join(urls),
-                [backend.url for backend in found] or "none",
+                [f"{backend.url} on {backend.model_version}" for backend in found] or "none",
             )
             return None
         time.sleep(0.5)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from al_strategies.evidence import Position, SliceId
-from al_strategies.learner import Learner, Progress, SliceSource
+from al_strategies.learner import Learner, Progress, SliceSource, Unreadable, UnreadableSlice
 from ml_backend.rounds.records import DatasetRecord
 from ml_backend.segmentation.validation import ZBlock, inside
 
@@ -46,18 +46,21 @@ def pseudo_labels(
     source: SliceSource,
     ids: Sequence[SliceId],
     progress: Progress | None = None,
+    unreadable: Unreadable | None = None,
 ) -> dict[SliceId, Mask]:
     """``learner``'s own mask of each slice, (H, W) uint8 class indices, in the order of ``ids``.
 
-    A slice that cannot be read is left out and named in the log: the training goes on without it.
-    ``progress("pseudo-label", done, total)`` after every slice.
+    ``unreadable``: is given each slice that cannot be read, which is left out; without it, it is
+    named in the log. ``progress("pseudo-label", done, total)`` after every slice.
     """
     masks: dict[SliceId, Mask] = {}
-    predictions = learner.predict(
-        source, ids, unreadable=lambda error: logger.warning("not pseudo-labelled: %s", error)
-    )
+    predictions = learner.predict(source, ids, unreadable=unreadable or _name)
     for slice_id, prediction in predictions:
         masks[slice_id] = prediction.mask
         if progress is not None:
             progress("pseudo-label", len(masks), len(ids))
     return masks
+
+
+def _name(error: UnreadableSlice) -> None:
+    logger.warning("not pseudo-labelled: %s", error)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -17,16 +17,18 @@ import requests
 
 from ml_backend.errors import NextsliceError
 from ml_backend.rounds.artefacts import QUEUE, ROUND, SELECTION
+from ml_backend.rounds.contention import next_switch_at
 from ml_backend.rounds.project import ConnectedProject, now
 from ml_backend.rounds.records import (
     Published,
     QueueEntry,
+    QueueKind,
     QueueRecord,
     RoundRecord,
     SelectionRecord,
     SwitchBack,
 )
-from ml_backend.rounds.store import RoundFolder
+from ml_backend.rounds.store import RoundFolder, StoreError
 from ml_backend.settings import Settings
 from ml_backend.studio import task_order
 from ml_backend.studio.client import Project, not_annotated, not_skipped
@@ -38,13 +40,22 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Regions = list[dict[str, Any]]
+Predict = Callable[[list[int]], Iterable[tuple[int, Regions]]]
+"""Task and regions of each of these tasks, in any order; what cannot be predicted is left out."""
 
 _PREDICT_CHUNK = 4
-"""Tasks per /predict request of a top-up: a chunk must fit well inside its timeout on a CPU."""
+"""Tasks of the first /predict request of a top-up: a chunk must fit well inside its timeout on a
+CPU."""
+_LARGEST_CHUNK = 64
+_QUICK_S = 5.0
+"""A chunk that was stored within this is followed by one of twice the size, at most: each costs
+Label Studio half a dozen requests, and many annotators take slices faster than that."""
 _PREDICT_TIMEOUT_S = 300
 _TOP_UP_S = 4 * _PREDICT_TIMEOUT_S
 _SWITCH_S = 120.0
 _QUEUE_S = 300.0
+_BETWEEN = 1e-7
+"""Of two scores in a queue that is made again; places are 1e-4 apart."""
 _TIDIED_ROUNDS = 3
 """How many rounds back `tidy` looks: each was tidied when the next was published."""
 
@@ -91,17 +102,18 @@ def publish(
     record: RoundRecord,
     queue: QueueRecord,
     before: Published | None,
-    predicted: Iterable[tuple[int, Regions]],
+    predict: Predict,
 ) -> Published:
     """Store the predictions of the round's queue, switch to its version, and say so.
 
     ``before``: what was published when the round began; another publication since then wins.
-    ``predicted``: regions per task of the queue (any order, consumed lazily in
-    batches); tasks it leaves out get a prediction without regions.
+    ``predict``: is asked for the tasks that an attempt before has not stored, and stored as it
+    goes; what it leaves out gets a prediction without regions, and is noted in ``queue``.
     """
     scores = {entry.task: entry.score for entry in queue.entries}
+    waiting = task_order.unstored(project.studio, project.number, record.model_version, scores)
     done: set[int] = set()
-    rows = iter(predicted)
+    rows = iter(predict(waiting))
     while batch := list(islice(rows, 16)):
         done.update(task for task, _ in batch)
         task_order.store_predictions(
@@ -110,10 +122,21 @@ def publish(
             record.model_version,
             [QueuedPrediction(task, scores[task], regions) for task, regions in batch],
         )
-    bare = [QueuedPrediction(task, score, []) for task, score in scores.items() if task not in done]
-    task_order.store_predictions(project.studio, project.number, record.model_version, bare)
+    without = [task for task in waiting if task not in done]
+    if record.weights is not None:
+        queue.unmasked = sorted({*_unmasked(folder, queue), *without} - done)
+    # First: an attempt that ends in between must not forget which have no mask.
     folder.save(QUEUE, queue)
+    bare = [QueuedPrediction(task, scores[task], []) for task in without]
+    task_order.store_predictions(project.studio, project.number, record.model_version, bare)
     return _serve(project, record, before, None)
+
+
+def _unmasked(folder: RoundFolder, queue: QueueRecord) -> list[int]:
+    """What an attempt before has published without a mask of the same version."""
+    before = folder.load(QUEUE)
+    same = before is not None and before.model_version == queue.model_version
+    return before.unmasked if before is not None and same else []
 
 
 def _serve(
@@ -152,7 +175,7 @@ def repair(project: ConnectedProject, seen: Project) -> None:
     """Put the switch back when a race or a person moved it, but not during a publication.
 
     ``seen``: the project as Label Studio had it a moment ago. Only when it looks moved is it read
-    again.
+    again. Who is switched away again and again waits before the next time (`contention`).
     """
     with project.schedule.alone("switch", _SWITCH_S, wait=False) as alone:
         published = project.published
@@ -161,6 +184,8 @@ def repair(project: ConnectedProject, seen: Project) -> None:
         studio, link, version = project.studio, project.link, published.model_version
         task_order.prepare(studio, seen)
         if task_order.switched(studio, seen, link, version):
+            return
+        if time.time() < next_switch_at(project.record):
             return
         now_there = project.in_studio()
         if not task_order.switched(studio, now_there, link, version):
@@ -185,7 +210,14 @@ def _note_switch(project: ConnectedProject, found: str | None) -> None:
         and (backend.title or "").startswith(task_order.VERSION_PREFIX)
     ]
     back = SwitchBack(moment=time.time(), found=found, others=others)
-    project.update(lambda record: record.found_on(back))
+    pause = next_switch_at(project.update(lambda record: record.found_on(back))) - back.moment
+    if pause > 0:
+        logger.warning(
+            "project %s: somebody else switches it again and again: it is not switched back in the "
+            "next %.0f minutes",
+            project.key,
+            pause / 60,
+        )
 
 
 def _open_tasks(
@@ -239,7 +271,7 @@ def _top_up(project: ConnectedProject) -> int:
     if published is None:
         return 0
     folder = project.folder.round(published.round)
-    queue = folder.load(QUEUE)
+    queue = _known_queue(folder) or _restore_queue(project, folder, published)
     if queue is None or queue.model_version != published.model_version:
         return 0
     masks = published.weights is not None
@@ -254,11 +286,73 @@ def _top_up(project: ConnectedProject) -> int:
     return stored
 
 
+def _known_queue(folder: RoundFolder) -> QueueRecord | None:
+    """`queue.json`; None where the store has lost it, or holds no more than damage."""
+    try:
+        return folder.load(QUEUE)
+    except StoreError as error:
+        logger.warning("%s", error)
+        return None
+
+
+def _restore_queue(
+    project: ConnectedProject, folder: RoundFolder, published: Published
+) -> QueueRecord | None:
+    """Write the lost `queue.json` again; None when another version took its place meanwhile."""
+    queue = _rebuilt_queue(project, folder, published)
+    with project.schedule.alone("queue", _QUEUE_S, wait=True):
+        if project.published != published:
+            return None
+        logger.warning(
+            "project %s: %s was lost; it is made again of the selection and of what is stored: %d "
+            "places",
+            project.key,
+            folder.where(QUEUE),
+            len(queue.entries),
+        )
+        folder.save(QUEUE, queue)
+    return queue
+
+
+def _rebuilt_queue(
+    project: ConnectedProject, folder: RoundFolder, published: Published
+) -> QueueRecord:
+    """The queue as far as anybody knows it: what is stored keeps its score, and what was selected
+    and is gone stands behind the one that was selected before it."""
+    version = published.model_version
+    selection = folder.load(SELECTION) or SelectionRecord(
+        strategy="", seed=0, chosen=[], reserve=[]
+    )
+    stored = task_order.stored_places(project.studio, project.number, version)
+    if not stored:
+        return queue_of(project, selection, version)
+    selected = [*selection.chosen, *selection.reserve]
+    open_tasks = task_order.still_open(project.studio, project.number, selected)
+    places, last = dict(stored), 0.0
+    for task in selected:
+        if task in open_tasks and task not in places:
+            places[task] = last + _BETWEEN
+        last = places.get(task, last)
+    kinds: dict[int, QueueKind] = dict.fromkeys([*selection.reserve, *selection.backlog], "reserve")
+    kinds |= dict.fromkeys(selection.chosen, "chosen")
+    return QueueRecord(
+        model_version=version,
+        entries=[
+            QueueEntry(task=task, score=score, kind=kinds.get(task, "top-up"))
+            for task, score in sorted(places.items(), key=lambda place: place[1])
+        ],
+    )
+
+
 def _chunks(items: Iterable[T]) -> Iterator[list[T]]:
-    """``items`` as many at a time as are predicted in one request."""
-    rest = iter(items)
-    while chunk := list(islice(rest, _PREDICT_CHUNK)):
+    """``items`` as many at a time as are predicted in one request: a few at first, more while what
+    the caller does with a chunk is quick."""
+    rest, size = iter(items), _PREDICT_CHUNK
+    while chunk := list(islice(rest, size)):
+        began = time.monotonic()
         yield chunk
+        quick = time.monotonic() - began < _QUICK_S
+        size = min(2 * size, _LARGEST_CHUNK) if quick else max(size // 2, _PREDICT_CHUNK)
 
 
 def _lost(project: ConnectedProject, queue: QueueRecord) -> list[QueueEntry]:
@@ -367,9 +461,9 @@ def _retire(
         raise ValueError(f"project {project.key}: nothing is published, so nothing can be retired")
     logger.warning("project %s: %s is retired: %s", project.key, published.model_version, reason)
     round_folder = folder.round(published.round)
-    old = round_folder.load(QUEUE)
+    old = _known_queue(round_folder) or _rebuilt_queue(project, round_folder, published)
     version = task_order.round_version(published.round, fingerprint)
-    queue = QueueRecord(model_version=version, entries=old.entries if old else [])
+    queue = QueueRecord(model_version=version, entries=old.entries)
     task_order.store_predictions(
         project.studio,
         project.number,

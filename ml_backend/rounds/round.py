@@ -31,6 +31,7 @@ from ml_backend.rounds.artefacts import (
     written_after,
 )
 from ml_backend.rounds.claim import ClaimedRound, claimed
+from ml_backend.rounds.coverage import Coverage
 from ml_backend.rounds.project import ConnectedProject, now
 from ml_backend.rounds.publish import Regions, publish, queue_of, queue_target
 from ml_backend.rounds.records import (
@@ -213,6 +214,7 @@ class _Round:
             flagged=flagged,
             annotated=len(dataset.labels),
             pseudo=metrics.pseudo,
+            pseudo_unread=metrics.pseudo_unread,
             strategy=self.folder.need(SELECTION).strategy,
             reason=self.reason,
             started_at=started,
@@ -355,21 +357,30 @@ class _Round:
         self, record: RoundRecord, dataset: DatasetRecord, before: Published | None
     ) -> None:
         queue = queue_of(self.project, self.folder.need(SELECTION), record.model_version)
-        predicted = self._regions(record, [entry.task for entry in queue.entries], dataset)
-        publish(self.project, self.folder, record, queue, before, predicted)
+        coverage = Coverage(
+            len(queue.entries),
+            f"the queue's {len(queue.entries)} slices",
+            "people would get them without masks",
+            "the masks that are published",
+        )
+
+        def predict(tasks: list[int]) -> Iterator[tuple[int, Regions]]:
+            return self._regions(record, tasks, dataset, coverage)
+
+        publish(self.project, self.folder, record, queue, before, predict)
 
     def _regions(
-        self, record: RoundRecord, tasks: list[int], dataset: DatasetRecord
+        self, record: RoundRecord, tasks: list[int], dataset: DatasetRecord, coverage: Coverage
     ) -> Iterator[tuple[int, Regions]]:
-        """The masks of the queue, one slice at a time; none in round 0, nor of an unreadable slice:
-        those are published without one."""
+        """The masks of ``tasks``, one slice at a time; none in round 0, nor of single slices that
+        cannot be read. Raises UnreadableSlices where they are more."""
         if record.weights is None:
             return
         config = parse_label_config(dataset.label_config)
-        predictions = self._serving(record.weights).predict(
-            self._source(dataset), tasks,
-            unreadable=lambda error: logger.warning("without a mask: %s", error),
-        )  # fmt: skip
-        for done, (task, prediction) in enumerate(predictions, 1):
-            self.progress("publish", done, len(tasks))
-            yield int(task), regions(prediction.mask, config)
+        source, done = self._source(dataset), 0
+        for asked in coverage.passes(tasks):
+            learner = self._serving(record.weights)
+            for task, prediction in learner.predict(source, asked, unreadable=coverage.note):
+                done += 1
+                self.progress("publish", done, len(tasks))
+                yield int(task), regions(prediction.mask, config)

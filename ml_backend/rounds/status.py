@@ -14,8 +14,9 @@ from pydantic import Field
 from redis.exceptions import RedisError
 from rq.job import JobStatus
 
-from ml_backend.rounds.attempt import MAX_FAILURES, next_attempt_at
+from ml_backend.rounds.attempt import gives_up, next_attempt_at
 from ml_backend.rounds.claim import Holder, last_holder
+from ml_backend.rounds.contention import FIGHT_S, fight, next_switch_at
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import ProjectRecord, Published, Record
 from ml_backend.rounds.schedule import GPU, RoundProgress
@@ -33,19 +34,17 @@ State = Literal[
     "killed",
     "failed",
     "contended",
+    "imageless",
     "store",
     "redis",
 ]
 """Nothing is published yet · the served weights are no longer used · labels are waited for · a
 round waits for a gpu worker · a worker is at it · its worker is gone · the last attempt raised an
-error · somebody else switches the project's version · the store cannot be written · Redis does not
-answer."""
+error · somebody else switches the project's version · tasks have no image · the store cannot be
+written · Redis does not answer."""
 
 _BEGINNING_S = 10.0
 """An attempt is noted before the round is claimed: so long it may have no holder yet."""
-_FIGHT_S = 600.0
-_FIGHT = 3
-"""So many switches back in `_FIGHT_S` seconds are no accident."""
 
 
 class Condition(Record):
@@ -92,7 +91,8 @@ def project_status(
     record = project.record
     progress, jobs = _jobs(project, number, running=alive) if redis else (None, [])
     store = _store(project) if write else []
-    trouble = [*store, *jobs, *_contended(project, record), *_failed(project, record)]
+    lacking = _condition("imageless", record.imageless) if record.imageless else []
+    trouble = [*store, *jobs, *_contended(project, record), *lacking, *_failed(project, record)]
     at_work = _running(record, number, holder, progress) or _killed(record, number, claimed)
     return ProjectStatus(
         project=project.number,
@@ -146,11 +146,12 @@ def _jobs(
 
 def _contended(project: ConnectedProject, record: ProjectRecord) -> list[Condition]:
     """Two backends, or a backend and another program, that switch one project to and fro."""
-    since = time.time() - _FIGHT_S
-    lately = [back for back in record.switched_back if back.moment >= since]
-    if len(lately) < _FIGHT:
+    moment = time.time()
+    count = fight(record, moment)
+    if not count:
         return []
-    last = lately[-1]
+    lately = record.switched_back[-count:]
+    last, minutes = lately[-1], (moment - lately[0].moment) / 60
     who = "Somebody, or another program,"
     if (last.found or "").startswith(VERSION_PREFIX):
         who = "Another nextslice, with a store of its own,"
@@ -158,9 +159,10 @@ def _contended(project: ConnectedProject, record: ProjectRecord) -> list[Conditi
     where = f" Also connected: {', '.join(others)}." if others else ""
     said = (
         f"{who} switches project {project.number} away from what is published here: "
-        f"{len(lately)} times in the last {_FIGHT_S / 60:.0f} minutes, last to "
-        f"{last.found or 'no version'} at {_moment(last.moment)}.{where} Let one look after the "
-        "project: delete the other ML backend under Settings → Model, or stop it."
+        f"{count} times in the last {max(minutes, FIGHT_S / 60):.0f} minutes, last to "
+        f"{last.found or 'no version'} at {_moment(last.moment)}. It is not switched back before "
+        f"{_moment(next_switch_at(record))}.{where} Let one look after the project: delete the "
+        "other ML backend under Settings → Model, or stop it."
     )
     return _condition("contended", said)
 
@@ -173,7 +175,7 @@ def _failed(project: ConnectedProject, record: ProjectRecord) -> list[Condition]
         return []
     times = f" ({record.failures}×)" if record.failures else ""
     following = ""
-    if record.failures >= MAX_FAILURES:
+    if gives_up(record):
         following = (
             f" It is tried again at {project.settings.k} labels that no attempt has seen, or after "
             "Start Training."
@@ -198,7 +200,7 @@ def _running(
             f"life was {max(holder.age_s, 0):.0f} s ago.{step}"
         )
         return _condition("running", said)
-    if record.unended == 1 and time.time() - record.began_at < _BEGINNING_S:
+    if record.unended == 1 and abs(time.time() - record.began_at) < _BEGINNING_S:
         return _condition("running", f"Round {number} began at {_moment(record.began_at)}.")
     return []
 
@@ -213,9 +215,11 @@ def _killed(record: ProjectRecord, number: int, claimed: Holder | None) -> list[
     times = f"{record.unended} attempts at it have begun and not ended, the last at"
     if record.unended == 1:
         times = "The attempt at it did not end that began at"
+    at = next_attempt_at(record)
+    when = f"at {_moment(at)}" if at > time.time() else "now"
     said = (
         f"Round {number} is not running: {who}. {times} {_moment(record.began_at)}; the next may "
-        f"begin at {_moment(next_attempt_at(record))} and goes on from the last finished step. "
+        f"begin {when} and goes on from the last finished step. "
         "Was a worker killed, as for want of memory?"
     )
     return _condition("killed", said)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from al_strategies.evidence import SliceId
 from al_strategies.learner import InvalidMask, Learner, Metrics, Progress
 from ml_backend.rounds.artefacts import METRICS, SELECTION
+from ml_backend.rounds.coverage import Coverage
 from ml_backend.rounds.learners import device_of, learner_config, load_learner, new_learner
 from ml_backend.rounds.pseudo import Mask, pseudo_labels, pseudo_slices
 from ml_backend.rounds.records import DatasetRecord, MetricsRecord, Published
@@ -72,18 +73,20 @@ def train(
     old = _published_learner(settings, project, dataset, published)
     if settings.warm_start and old is not None:
         learner.start_from(old)
-    pseudo = _pseudo_labels(old, project, dataset, published, source, split, progress)
-    left_out = _LeftOut(dataset)
+    pseudo, unread = _pseudo_labels(old, project, dataset, published, source, split, progress)
+    left_out = _LeftOut(dataset, len(pseudo))
     report = learner.fit(
         source, split.train, pseudo=pseudo, seed=seed, progress=progress, unusable=left_out
     )
     validation = learner.usable(source, split.validation, left_out)
+    unread += [i for i in pseudo if i in left_out.ids]
     pseudo = {i: mask for i, mask in pseudo.items() if i not in left_out.ids}
     record = MetricsRecord(
         training={**report.settings, "seconds": round(report.seconds, 2), "steps": report.steps},
         losses=list(report.losses),
         trained=[int(i) for i in split.train if i not in left_out.ids],
         pseudo=[int(i) for i in pseudo],
+        pseudo_unread=sorted(int(i) for i in unread),
         inherited=sorted(served.learned) if served and report.warm_started else [],
         validation=[int(i) for i in validation],
         left_out=[i for i in labelled if i in left_out.ids],
@@ -104,30 +107,32 @@ def train(
 class _LeftOut:
     """Is told of the slices that the training goes on without: ``ids``."""
 
-    def __init__(self, dataset: DatasetRecord) -> None:
+    def __init__(self, dataset: DatasetRecord, pseudo: int) -> None:
         self.ids: set[SliceId] = set()
         self._round = dataset.round
         self._labelled = {label.task for label in dataset.labels}
-        self._unreadable = 0
+        self._totals = {"labelled": len(self._labelled), "pseudo-labelled": pseudo}
+        self._unreadable = dict.fromkeys(self._totals, 0)
 
     def __call__(self, slice_id: SliceId, error: Exception) -> None:
         self.ids.add(slice_id)
-        if slice_id not in self._labelled:
+        kind = "labelled" if slice_id in self._labelled else "pseudo-labelled"
+        if kind == "labelled":
+            logger.warning(
+                "round %d: slice %s is left out of training and validation; look at its image, the "
+                "next round renders its mask anew: %s", self._round, slice_id, error,
+            )  # fmt: skip
+        else:
             logger.warning("not pseudo-labelled: slice %s: %s", slice_id, error)
-            return
-        logger.warning(
-            "round %d: slice %s is left out of training and validation; look at its image, the "
-            "next round renders its mask anew: %s", self._round, slice_id, error,
-        )  # fmt: skip
         if isinstance(error, InvalidMask):
             return
-        self._unreadable += 1
-        if self._unreadable > max(1, len(self._labelled) // 10):
+        self._unreadable[kind] += 1
+        if self._unreadable[kind] > max(1, self._totals[kind] // 10):
             raise UnreadableSlices(
-                f"{self._unreadable} of the {len(self._labelled)} labelled slices cannot be read, "
-                "expected a tenth at most. Are Label Studio, its storage and the volumes in reach "
-                "of this machine? The next attempt reads them again. Delete the tasks of images "
-                f"that are gone for good. The last: {error}"
+                f"{self._unreadable[kind]} of the {self._totals[kind]} {kind} slices cannot be "
+                "read, expected a tenth at most. Are Label Studio, its storage and the volumes in "
+                "reach of this machine? The next attempt reads them again. Delete the tasks of "
+                f"images that are gone for good. The last: {error}"
             ) from error
 
 
@@ -155,19 +160,29 @@ def _pseudo_labels(
     source: ProjectSource,
     split: Split,
     progress: Progress | None,
-) -> dict[SliceId, Mask]:
-    """What the published round wants pseudo-labelled, by its checkpoint ``old``.
+) -> tuple[dict[SliceId, Mask], list[SliceId]]:
+    """What the published round wants pseudo-labelled, by its checkpoint ``old``, and what of it
+    cannot be read.
 
-    Empty without one: before round 1 and after the classes changed.
+    Empty without one: before round 1 and after the classes changed. Raises UnreadableSlices.
     """
     selection = project.round(published.round).load(SELECTION)
     if old is None or selection is None or not selection.pseudo:
-        return {}
+        return {}, []
     ids = pseudo_slices(selection.pseudo, dataset, positions(dataset), split.blocks)
-    masks = pseudo_labels(old, source, ids, progress)
+    coverage = Coverage(
+        len(ids),
+        f"the {len(ids)} slices that are to be pseudo-labelled",
+        "the training would go on without what the strategy chose",
+        "the pseudo-labels",
+    )
+    found: dict[SliceId, Mask] = {}
+    for asked in coverage.passes(ids):
+        found |= pseudo_labels(old, source, asked, progress, coverage.note)
+    masks: dict[SliceId, Mask] = {i: found[i] for i in ids if i in found}
     logger.info("round %d: %d of the %d slices that %s chose are pseudo-labelled", dataset.round,
                 len(masks), len(selection.pseudo), selection.strategy)  # fmt: skip
-    return masks
+    return masks, list(coverage.failures)
 
 
 def _published_learner(

@@ -71,7 +71,7 @@ def read_metadata(data: bytes) -> dict[str, str]:
             )
         header = json.loads(data[8 : 8 + length])
         metadata = header.get("__metadata__", {})
-    except (struct.error, UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
+    except (struct.error, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"Expected a safetensors file, found {len(data)} bytes that start with {data[:8]!r}."
         ) from error
@@ -107,7 +107,7 @@ def from_bytes(data: bytes, device: str | torch.device = "cpu") -> Model:
         seed = int(metadata["seed"])
     except UnknownArchitecture as error:
         raise CheckpointError(f"The checkpoint cannot be built here: {error}") from error
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"The checkpoint's metadata is damaged: {error!r}") from error
     _check_tensors(network.state_dict(), tensors, metadata)
     network.load_state_dict(tensors)

@@ -4,7 +4,8 @@
 `segment_image` (one slice, serving) and `evaluate` share one path: the model's own `Preprocessing`,
 padding to multiples of 32 that is left out of every score, tiles with overlap above a limit, and
 slices read by threads ahead of the forward. Memory grows with slices × evidence, never with their
-pixels.
+pixels. Where a device's memory is full all the same, it is done in smaller batches and tiles
+(`Room`): OutOfMemory is raised where even the least is too much.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from __future__ import annotations
 import copy
 import math
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +65,7 @@ from ml_backend.segmentation.networks import (
     upsample,
 )
 from ml_backend.segmentation.preprocessing import FloatImage
+from ml_backend.segmentation.room import Room
 from ml_backend.segmentation.training import Precision, autocast
 
 __all__ = [
@@ -85,6 +87,16 @@ EVIDENCE_NAMES = LOGIT_EVIDENCE | {EMBEDDING, MC_ENTROPY, GRADIENT, IOU}
 # Floats of full-resolution logits held at once while a mask is made: a cache's worth on a CPU.
 _BAND = 1 << 20
 _GPU_BAND = 1 << 26
+# Bytes of slices that are read before they are needed, preprocessed: of 8,192² three.
+_AHEAD = 1 << 30
+_LEAST_TILE = 128
+"""Where memory is full, tiles become no smaller: they would show too little around a pixel."""
+_ADVICE = (
+    "End what else uses it, take a smaller network (NEXTSLICE_ARCHITECTURE) or a smaller "
+    "NEXTSLICE_MAX_TILE, or let the CPU do it (NEXTSLICE_TRAIN_DEVICE=cpu for rounds, "
+    "PREDICT_DEVICE=cpu for /predict, --device cpu for segment)."
+)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -117,10 +129,14 @@ class InferenceConfig:
     def for_device(cls, device: str | torch.device, tile: int = 2048) -> InferenceConfig:
         """Small batches on a CPU, whose caches they fit; 8 megapixels at once on a GPU. Tiles of 64
         pixels or more overlap by 256 of them, or by half a tile."""
-        overlap = min(256, tile // 2 // MULTIPLE * MULTIPLE)
+        overlap = min(256, _half(tile))
         if torch.device(device).type == "cpu":
             return cls(tile=tile, overlap=overlap)
         return cls(batch_pixels=1 << 23, tile=tile, overlap=overlap, threads=8)
+
+
+def _half(tile: int) -> int:
+    return tile // 2 // MULTIPLE * MULTIPLE
 
 
 class _Slice(NamedTuple):
@@ -135,6 +151,11 @@ class _Output(NamedTuple):
     logits: Tensor
     valid: Tensor
     evidence: dict[str, Tensor]
+
+    def to(self, device: torch.device) -> _Output:
+        """The same, in the memory of ``device``."""
+        evidence = {name: value.to(device) for name, value in self.evidence.items()}
+        return _Output(self.logits.to(device), self.valid.to(device), evidence)
 
 
 def fold_batch_norm(network: SegmentationNetwork) -> SegmentationNetwork:
@@ -197,12 +218,16 @@ def gather_evidence(
     run = _Run(model, config, names, seed)
     columns: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in names}
     found: list[SliceId] = []
-    for slices, output in run(source, ids, unreadable):
+
+    def take(slices: Sequence[_Slice], output: _Output) -> dict[str, npt.NDArray[np.float32]]:
         values = {**output.evidence, **run.reduce(output)}
         if IOU in names:
             values[IOU] = _iou(output, slices, source)
+        return {name: values[name].float().cpu().numpy() for name in names}
+
+    for slices, values in run(source, ids, take, unreadable):
         for name in names:
-            columns[name].append(values[name].float().cpu().numpy())
+            columns[name].append(values[name])
         found += [s.id for s in slices]
         if progress is not None:
             progress("score", len(found), len(ids))
@@ -234,11 +259,9 @@ def segment(
     """
     run = _Run(model, config, frozenset({CONFIDENCE}), 0)
     done = 0
-    for slices, output in run(source, ids, unreadable):
-        confidences = run.reduce(output)[CONFIDENCE].tolist()
-        for row, (slice_, confidence) in enumerate(zip(slices, confidences, strict=True)):
-            mask = _mask(output.logits[row], slice_.image.shape[1:])
-            yield slice_.id, Prediction(mask=mask, confidence=confidence)
+    for slices, predictions in run(source, ids, run.predictions, unreadable):
+        for slice_, prediction in zip(slices, predictions, strict=True):
+            yield slice_.id, prediction
             done += 1
             if progress is not None:
                 progress(step, done, len(ids))
@@ -260,15 +283,19 @@ def segment_maps(
     own probabilities and theirs. Raises UnreadableSlice.
     """
     run = _Run(model, config, frozenset(), 0)
-    for slices, output in run(source, ids):
-        for row, slice_ in enumerate(slices):
+
+    def take(slices: Sequence[_Slice], output: _Output) -> list[Maps]:
+        found = []
+        for slice_, logits in zip(slices, output.logits, strict=True):
             shape = slice_.image.shape[1:]
             if probability or uncertainty or votes is not None:
-                logits = output.logits[row]
-                maps = _maps(slice_.id, logits, shape, probability, uncertainty, votes)
+                found.append(_maps(slice_.id, logits, shape, probability, uncertainty, votes))
             else:
-                maps = Maps(_mask(output.logits[row], shape), None, None)
-            yield slice_.id, maps
+                found.append(Maps(_mask(logits, shape), None, None))
+        return found
+
+    for slices, maps in run(source, ids, take):
+        yield from zip((s.id for s in slices), maps, strict=True)
 
 
 def slices_per_batch(config: InferenceConfig, shape: Sequence[int]) -> int:
@@ -277,16 +304,22 @@ def slices_per_batch(config: InferenceConfig, shape: Sequence[int]) -> int:
     return max(1, config.batch_pixels // (height * width))
 
 
-def segment_image(model: Model, image: npt.NDArray[Any], config: InferenceConfig) -> Prediction:
+def segment_image(
+    model: Model,
+    image: npt.NDArray[Any],
+    config: InferenceConfig,
+    *,
+    progress: Progress | None = None,
+) -> Prediction:
     """The segmentation of one slice as read: (H, W) or (H, W, 3 | 4), any real dtype.
 
-    Raises InvalidImage.
+    ``progress("predict", done, total)`` after every tile of one that is cut into tiles; what it
+    raises is raised. Raises InvalidImage.
     """
-    run = _Run(model, config, frozenset({CONFIDENCE}), 0)
+    run = _Run(model, config, frozenset({CONFIDENCE}), 0, progress)
     prepared = _Slice(0, model.preprocessing(image))
-    output = run.forward([prepared])
-    confidence = float(run.reduce(output)[CONFIDENCE][0])
-    return Prediction(_mask(output.logits[0], prepared.image.shape[1:]), confidence)
+    ((_, (prediction,)),) = run.batch([prepared], run.predictions)
+    return prediction
 
 
 def evaluate(
@@ -334,12 +367,18 @@ class _Run:
     """One pass: the model, what is wanted of it, and the dropout masks that all slices share."""
 
     def __init__(
-        self, model: Model, config: InferenceConfig, names: frozenset[str], seed: int
+        self,
+        model: Model,
+        config: InferenceConfig,
+        names: frozenset[str],
+        seed: int,
+        progress: Progress | None = None,
     ) -> None:
-        self._model = model
+        self._model, self._progress = model, progress
         self._network: SegmentationNetwork = model.network.eval()
         self._config = config
         self._names = names
+        self._room = Room(model.device, "inference", (1, min(_LEAST_TILE, config.tile)), _ADVICE)
         self._folded: Tensor | None = None
         if MC_ENTROPY in names:
             self._folded = folded_dropout_weights(
@@ -353,12 +392,34 @@ class _Run:
         self,
         source: SliceSource,
         ids: Sequence[SliceId],
+        take: Callable[[Sequence[_Slice], _Output], T],
         unreadable: Unreadable | None = None,
-    ) -> Iterator[tuple[list[_Slice], _Output]]:
-        """Batches of slices with their outputs, in the order of ``ids``."""
+    ) -> Iterator[tuple[Sequence[_Slice], T]]:
+        """Batches of slices with what ``take`` makes of their outputs, in the order of ``ids``."""
         read = _read_ahead(source, ids, self._model, self._config.threads, unreadable)
-        batches = _batches(read, self._config.batch_pixels)
-        return ((slices, self.forward(slices)) for slices in batches)
+        for slices in _batches(read, self._config.batch_pixels):
+            yield from self.batch(slices, take)
+
+    def batch(
+        self, slices: Sequence[_Slice], take: Callable[[Sequence[_Slice], _Output], T]
+    ) -> list[tuple[Sequence[_Slice], T]]:
+        """Slices of equal padded size, as many at a time as there is room for. What ``take`` needs
+        of the device counts; it may be called for the same slices again."""
+
+        def work(batch: int, side: int) -> list[tuple[Sequence[_Slice], T]]:
+            parts = [slices[i : i + batch] for i in range(0, len(slices), batch)]
+            return [(part, take(part, self.forward(part, side))) for part in parts]
+
+        largest = max(_padded(slices[0].image.shape[1:]))
+        return self._room.run(len(slices), min(self._config.tile, largest), work)
+
+    def predictions(self, slices: Sequence[_Slice], output: _Output) -> list[Prediction]:
+        """Masks of the slices' own sizes, with what `CONFIDENCE` says of them."""
+        confidences = self.reduce(output)[CONFIDENCE].tolist()
+        return [
+            Prediction(_mask(logits, slice_.image.shape[1:]), confidence)
+            for slice_, logits, confidence in zip(slices, output.logits, confidences, strict=True)
+        ]
 
     @torch.inference_mode()
     def reduce(self, output: _Output) -> dict[str, Tensor]:
@@ -370,8 +431,8 @@ class _Run:
         return reduce_logits(logits, output.valid, names)
 
     @torch.inference_mode()
-    def forward(self, slices: Sequence[_Slice]) -> _Output:
-        """The output of slices whose padded sizes are equal."""
+    def forward(self, slices: Sequence[_Slice], tile: int) -> _Output:
+        """The output of slices whose padded sizes are equal, in tiles of ``tile`` at most."""
         height, width = _padded(slices[0].image.shape[1:])
         stack = torch.from_numpy(np.stack([_pad(s.image, height, width) for s in slices]))
         valid = torch.zeros(
@@ -380,9 +441,9 @@ class _Run:
         for row, s in enumerate(slices):
             rows, columns = (_scored(length) for length in s.image.shape[1:])
             valid[row, :rows, :columns] = True
-        if max(height, width) <= self._config.tile:
+        if max(height, width) <= tile:
             return self._forward(stack, valid)
-        return self._forward_tiles(stack, valid)
+        return self._forward_tiles(stack, valid, tile)
 
     def _forward(self, images: Tensor, valid: Tensor) -> _Output:
         device = self._model.device
@@ -413,23 +474,29 @@ class _Run:
             evidence[GRADIENT] = gradient_embedding(features.float(), at_scoring, valid)
         return evidence
 
-    def _forward_tiles(self, images: Tensor, valid: Tensor) -> _Output:
+    def _forward_tiles(self, images: Tensor, valid: Tensor, tile: int) -> _Output:
         """Tile by tile: logits blended where tiles overlap; what comes from features is the mean
-        over tiles of equal rights, where each pixel counts in the one tile that owns it."""
+        over tiles of equal rights, where each pixel counts in the one tile that owns it.
+
+        Where tiles are smaller than asked for, they are put together in the memory of the CPU.
+        """
         height, width = images.shape[-2:]
-        config, device = self._config, self._model.device
+        device = self._model.device if tile == self._config.tile else torch.device("cpu")
+        overlap = min(self._config.overlap, _half(tile))
         blended: Tensor | None = None
         weights = torch.zeros(())
         evidence: dict[str, Tensor] = {}
         counts = valid.flatten(1).sum(1).to(device)
-        for rows in _spans(height, config.tile, config.overlap):
-            for columns in _spans(width, config.tile, config.overlap):
+        down = _spans(height, tile, overlap)
+        across = _spans(width, tile, overlap)
+        for row, rows in enumerate(down):
+            for column, columns in enumerate(across):
                 owned = torch.zeros_like(valid)
                 owned[:, rows.owned, columns.owned] = valid[:, rows.owned, columns.owned]
                 window = (slice(None), rows.scored, columns.scored)
                 part = self._forward(
                     images[:, :, rows.pixels, columns.pixels], owned[window].contiguous()
-                )
+                ).to(device)
                 stride = (rows.pixels.stop - rows.pixels.start) // part.logits.shape[-2]
                 if blended is None:
                     shape = (height // stride, width // stride)
@@ -444,8 +511,11 @@ class _Run:
                     scaled = value.float() * share.reshape(-1, *[1] * (value.ndim - 1))
                     scaled[share == 0] = 0  # a tile of padding alone has no mean
                     evidence[name] = evidence[name] + scaled if name in evidence else scaled
+                if self._progress is not None:
+                    done = row * len(across) + column + 1
+                    self._progress("predict", done, len(down) * len(across))
         assert blended is not None
-        return _Output(blended / weights, valid.to(device), evidence)
+        return _Output(blended.div_(weights), valid.to(device), evidence)
 
 
 @dataclass(frozen=True)
@@ -618,7 +688,8 @@ def _read_ahead(
     threads: int,
     unreadable: Unreadable | None,
 ) -> Iterator[_Slice]:
-    """Preprocessed slices in the order of ``ids``, the next few read by ``threads``."""
+    """Preprocessed slices in the order of ``ids``, the next few read by ``threads``: as many as
+    `_AHEAD` bytes hold of such as came last."""
 
     def read(slice_id: SliceId) -> _Slice:
         try:
@@ -627,14 +698,13 @@ def _read_ahead(
             raise UnreadableSlice(slice_id, error) from error
 
     with ThreadPoolExecutor(threads, thread_name_prefix="slices") as pool:
-        waiting = iter(ids)
-        ahead: deque[Future[_Slice]] = deque(
-            pool.submit(read, i) for i in islice(waiting, 2 * threads)
-        )
+        waiting, most = iter(ids), 1
+        ahead: deque[Future[_Slice]] = deque(pool.submit(read, i) for i in islice(waiting, 1))
         try:
             while ahead:
                 first = ahead.popleft()
-                ahead.extend(pool.submit(read, i) for i in islice(waiting, 1))
+                more = islice(waiting, max(0, most - len(ahead)))
+                ahead.extend(pool.submit(read, i) for i in more)
                 try:
                     slice_ = first.result()
                 except UnreadableSlice as error:
@@ -642,6 +712,9 @@ def _read_ahead(
                         raise
                     unreadable(error)
                 else:
+                    most = max(1, min(2 * threads, _AHEAD // slice_.image.nbytes))
+                    more = islice(waiting, max(0, most - len(ahead)))
+                    ahead.extend(pool.submit(read, i) for i in more)
                     yield slice_
         finally:
             for future in ahead:

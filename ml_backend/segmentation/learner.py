@@ -38,7 +38,8 @@ from ml_backend.segmentation.networks import Pretrained, build_network, default_
 from ml_backend.segmentation.networks.full_resolution import SUFFIX, FullResolutionHRNet
 from ml_backend.segmentation.pixels import PixelConfig
 from ml_backend.segmentation.preprocessing import Preprocessing
-from ml_backend.segmentation.training import TrainingConfig, needed_crop, train
+from ml_backend.segmentation.room import or_on_cpu
+from ml_backend.segmentation.training import TrainingConfig, TrainingRun, needed_crop, train
 
 __all__ = ["LearnerConfig", "NetworkLearner"]
 
@@ -124,8 +125,8 @@ class NetworkLearner:
 
         ``progress`` steps: ``"load"``, ``"train"``. ``unusable``: is given each slice that cannot
         be read or whose mask does not fit, which is left out; without it that is raised. Raises
-        NothingLabelled, InvalidMask, InvalidImage, TrainingDiverged; the weights of before are kept
-        then.
+        NothingLabelled, InvalidMask, InvalidImage, TrainingDiverged, OutOfMemory; the weights of
+        before are kept then.
         """
         model, warm = self._start(source, seed)
         slices = LabelledSlices(
@@ -141,21 +142,25 @@ class NetworkLearner:
         )
         training = self._training(slices.largest, len(labelled))
         network = model.network
-        network.fit_filters(slices.pair(index)[0] for index in range(len(slices)))
-        if isinstance(network, FullResolutionHRNet):
-            known = {*labelled, *(pseudo or ())}
-            height, width = slices.largest
-            number = min(_TAUGHT, max(1, _TAUGHT_PIXELS // (height * width)))
-            pool = _spread([i for i in source.ids if i not in known], number)
-            expert = pixels.learn(
-                network,
-                slices,
-                self._images(source, pool, model.preprocessing),
-                _pixel_config(training, len(labelled), len(pool)),
-                seed=seed,
-                progress=progress,
-            )
-            network.agree_with(expert)
+
+        def know_filters() -> None:
+            network.fit_filters(slices.pair(index)[0] for index in range(len(slices)))
+            if isinstance(network, FullResolutionHRNet):
+                known = {*labelled, *(pseudo or ())}
+                height, width = slices.largest
+                number = min(_TAUGHT, max(1, _TAUGHT_PIXELS // (height * width)))
+                pool = _spread([i for i in source.ids if i not in known], number)
+                expert = pixels.learn(
+                    network,
+                    slices,
+                    self._images(source, pool, model.preprocessing),
+                    _pixel_config(training, len(labelled), len(pool)),
+                    seed=seed,
+                    progress=progress,
+                )
+                network.agree_with(expert)
+
+        or_on_cpu(network, self.device, know_filters)  # they are of whole slices
         run = train(network, slices, training, seed=seed, progress=progress)
         self.model = model
         return FitReport(
@@ -163,7 +168,7 @@ class NetworkLearner:
             slices=len(slices),
             seconds=run.seconds,
             losses=run.losses,
-            settings=self._settings(model, training, warm, seed),
+            settings=self._settings(model, run, warm, seed),
         )
 
     def evidence(
@@ -197,10 +202,14 @@ class NetworkLearner:
             unreadable=unreadable,
         )  # fmt: skip
 
-    def predict_image(self, image: npt.NDArray[Any]) -> Prediction:
+    def predict_image(
+        self, image: npt.NDArray[Any], *, progress: Progress | None = None
+    ) -> Prediction:
         """The segmentation of one image as read: (H, W), (H, W, 3 or 4), or (H, W, 2 n + 1) with
-        its `neighbours`."""
-        return inference.segment_image(self._optimised(), image, self._inference())
+        its `neighbours`. ``progress("predict", tiles, of)`` after each tile of a large one."""
+        return inference.segment_image(
+            self._optimised(), image, self._inference(), progress=progress
+        )
 
     def maps(
         self,
@@ -353,15 +362,14 @@ class NetworkLearner:
     def _inference(self) -> InferenceConfig:
         return self.config.inference or InferenceConfig.for_device(self.device)
 
-    def _settings(
-        self, model: Model, training: TrainingConfig, warm: bool, seed: int
-    ) -> dict[str, Any]:
+    def _settings(self, model: Model, run: TrainingRun, warm: bool, seed: int) -> dict[str, Any]:
         return {
             "architecture": model.architecture,
             "pretrained": self.config.pretrained,
             "warm_started": warm,
             "preprocessing": asdict(model.preprocessing),
-            "training": training.settings(),
+            "training": run.config.settings(),
+            "too_much_for_memory": list(run.too_much),
             "seed": seed,
             "device": str(self.device),
             "threads": torch.get_num_threads(),

@@ -26,6 +26,7 @@ from ml_backend.errors import NextsliceError
 from ml_backend.segmentation.augmentation import Augmentation
 from ml_backend.segmentation.dataset import Crops, LabelledSlices, prefetch
 from ml_backend.segmentation.networks import MULTIPLE, Lesson, SegmentationNetwork
+from ml_backend.segmentation.room import Room
 
 __all__ = [
     "Precision",
@@ -45,6 +46,12 @@ Precision = Literal["auto", "float32", "bfloat16"]
 """``"auto"``: bfloat16 on a CUDA device that has it (Ampere and later), float32 elsewhere."""
 
 _REPORT_EVERY = 10
+_LEAST = (2, 64)
+"""Crops of a batch and pixels a side, where memory is full: less teaches too little."""
+_ADVICE = (
+    "End what else uses it, set NEXTSLICE_CROP lower, take a smaller network "
+    "(NEXTSLICE_ARCHITECTURE), or train on the CPU (NEXTSLICE_TRAIN_DEVICE=cpu)."
+)
 
 
 class TrainingDiverged(NextsliceError, RuntimeError):
@@ -150,11 +157,15 @@ def needed_crop(slice_size: tuple[int, int]) -> int:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """``losses``: a thinned curve of (step, mean loss since the last point)."""
+    """``losses``: a thinned curve of (step, mean loss since the last point). ``config``: what it
+    was trained by, of fewer or smaller crops than asked for where the memory did not hold what is
+    ``too_much``."""
 
     steps: int
     seconds: float
     losses: tuple[tuple[int, float], ...]
+    config: TrainingConfig
+    too_much: tuple[str, ...] = ()
 
 
 class SegmentationLoss(nn.Module):
@@ -224,11 +235,32 @@ def train(
     """Train ``network`` in place, on the device it is on, and leave it in evaluation mode.
 
     The same seed, slices, config and number of threads give the same weights on a CPU.
-    ``progress("train", step, steps)`` after every step.
+    ``progress("train", step, steps)`` after every step. Where the memory of the device is full it
+    begins again with fewer crops, then with smaller ones.
 
-    Raises TrainingDiverged.
+    Raises TrainingDiverged, OutOfMemory.
     """
     device = network.classifier.weight.device
+    before = {name: value.to("cpu", copy=True) for name, value in network.state_dict().items()}
+    room = Room(device, "the training", (_LEAST[0], min(_LEAST[1], config.crop)), _ADVICE)
+
+    def work(batch: int, crop: int) -> TrainingRun:
+        network.load_state_dict(before)
+        smaller = replace(config, batch=batch, crop=crop)
+        return _train(network, slices, smaller, device, seed, progress)
+
+    run = room.run(config.batch, config.crop, work)
+    return replace(run, too_much=tuple(room.tried))
+
+
+def _train(
+    network: SegmentationNetwork,
+    slices: LabelledSlices,
+    config: TrainingConfig,
+    device: torch.device,
+    seed: int,
+    progress: Progress | None,
+) -> TrainingRun:
     started = time.perf_counter()
     network.to(memory_format=torch.channels_last)
     network.train()
@@ -250,7 +282,7 @@ def train(
         losses = _loop(network, source, slices, config, progress)
     network.eval()
     network.trained()
-    return TrainingRun(config.steps, time.perf_counter() - started, tuple(losses))
+    return TrainingRun(config.steps, time.perf_counter() - started, tuple(losses), config)
 
 
 def _loop(

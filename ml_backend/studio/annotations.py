@@ -12,23 +12,31 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+)
 
 from al_strategies.learner import IGNORE
 from ml_backend.errors import NextsliceError
 from ml_backend.studio.label_config import LabelConfig, Unlabelled
 from ml_backend.studio.masks import (
-    PAINTED,
     MaskError,
     decode_bitmask,
     decode_brush,
     encode_bitmask,
     encode_brush,
+    painted_where,
 )
 
 __all__ = [
@@ -77,6 +85,21 @@ def _none_as_text(value: object) -> object:
     return "" if value is None else value
 
 
+def _none_as_mapping(value: object) -> object:
+    return {} if value is None else value
+
+
+def _size(value: object, info: ValidationInfo) -> object:
+    """Whole pixels: scripts write 511.9997, and 0 for a size that they do not know.
+
+    Halves are left, and so refused: they lie between two sizes. Label Studio itself writes no 0, so
+    in a whole task it is refused (``info.context``).
+    """
+    if isinstance(value, float) and math.isfinite(value) and value % 1 != 0.5:
+        value = round(value)
+    return None if value == 0 and info.context is not Task else value
+
+
 def _as_utc(value: object) -> object:
     """Times without a zone are UTC, so that any two of them can be compared."""
     if isinstance(value, str):
@@ -94,6 +117,7 @@ def _user_id(value: object) -> object:
 _Time = Annotated[datetime | None, BeforeValidator(_as_utc)]
 _User = Annotated[int | None, BeforeValidator(_user_id)]
 _Text = Annotated[str, BeforeValidator(_none_as_text)]
+_Size = Annotated[Annotated[int, Field(gt=0)] | None, BeforeValidator(_size)]
 
 
 class _Read(BaseModel):
@@ -105,16 +129,19 @@ class _Read(BaseModel):
 
 
 class Region(_Read):
-    """One entry of a ``result``. Coordinates in ``value`` are percent of the unrotated image."""
+    """One entry of a ``result``. Coordinates in ``value`` are percent of the unrotated image.
+
+    ``original_width``, ``original_height``: of the image as it was shown, None where nobody said.
+    ``image_rotation`` is not read: it only says how the view was turned.
+    """
 
     id: _Text = ""
     type: _Text = ""
     from_name: _Text = ""
     to_name: _Text = ""
-    original_width: int | None = Field(default=None, gt=0)
-    original_height: int | None = Field(default=None, gt=0)
-    image_rotation: float = 0
-    value: dict[str, Any] = {}
+    original_width: _Size = None
+    original_height: _Size = None
+    value: Annotated[dict[str, Any], BeforeValidator(_none_as_mapping)] = {}
 
 
 _Result = Annotated[tuple[Region, ...], BeforeValidator(_none_as_empty)]
@@ -218,8 +245,8 @@ def label_map(
     (`LabelConfig.unlabelled`): an annotation without regions makes an image of pure background, or
     one that teaches nothing.
 
-    - brush, bitmask: painted where alpha is at least half (`PAINTED`), read whichever of the two
-      the config has now.
+    - brush, bitmask: painted where alpha is at least half (`painted_where`), read whichever of the
+      two the config has now.
     - An annotation made on the image in another size but the same aspect ratio (to a pixel) fits,
       since the slice may have been shown smaller: its masks are resampled to the nearest pixel.
       Any other size is an error, one of far more pixels before memory is taken for them.
@@ -228,10 +255,13 @@ def label_map(
     - ``image_rotation`` only says how the view was turned: Label Studio rotates the canvas, the
       coordinates and masks stay those of the unrotated image.
 
-    A region with a label that the config does not have, with no label or with several is somebody's
-    label that we cannot name: its pixels become `IGNORE` and a warning says so. Outlines that are
-    not closed, kinds without an area (key points) and regions of another image are left out with a
-    warning.
+    A region with a label that the config does not have, with no label or with several, or of a
+    control that the config does not have (Label Studio shows it without its label, or not at all)
+    is somebody's label that we cannot name: its pixels become `IGNORE` and a warning says so.
+    So do those of an outline that may be a prompt (`LabelConfig.smart`), where nothing else is
+    painted. Prompts (`LabelConfig.prompts`), outlines that are not closed, kinds without an area
+    (key points) and regions of another image are left out with a warning. A mask that paints
+    nothing has a warning too.
     Raises AnnotationError, which names region and field, for a region that cannot be read.
     """
     if height < 1 or width < 1:
@@ -239,10 +269,7 @@ def label_map(
     empty = IGNORE if config.unlabelled(unlabelled) == "ignore" else 0
     mask = np.full((height, width), empty, dtype=np.uint8)
     warnings: list[str] = []
-    for position, region in enumerate(map(_as_region, results)):
-        if region.type.lower() in _NOT_PIXELS:
-            continue
-        name = f"region {position + 1} ({region.type or 'no type'}, id {region.id!r})"
+    for name, region in _in_painting_order(results, config):
         reason = _unreadable(region, config)
         if reason:
             warnings.append(f"{name} was left out: {reason}")
@@ -256,6 +283,8 @@ def label_map(
             painted = _RASTERS[region.type.lower()](region, height, width)
         except (MaskError, AnnotationError) as error:
             raise AnnotationError(f"{name}: {error}") from error
+        if region.type.lower() in _MASKS and not painted.any():
+            warnings.append(f"{name} paints nothing: its mask is empty")
         np.copyto(mask, np.uint8(index), where=painted)
     return LabelMap(mask, warnings)
 
@@ -299,7 +328,7 @@ def label_hash(results: Sequence[Region | Mapping[str, Any]]) -> str:
     """32 hexadecimal digits of what ``results`` draw, in their order.
 
     Region ids, authors, scores and times do not count: submitting the same content again gives the
-    same hash.
+    same hash. Raises AnnotationError for what is nested too deeply.
     """
     digest = hashlib.sha256()
     for region in map(_as_region, results):
@@ -309,7 +338,10 @@ def label_hash(results: Sequence[Region | Mapping[str, Any]]) -> str:
         rle = _compact(value.pop("rle", None))
         size = (region.original_width, region.original_height)
         head = (region.type.lower(), region.to_name, size, value, len(rle))
-        digest.update(json.dumps(head, sort_keys=True, separators=(",", ":")).encode())
+        try:
+            digest.update(json.dumps(head, sort_keys=True, separators=(",", ":")).encode())
+        except RecursionError as error:
+            raise AnnotationError(f"region {region.id!r} is nested too deeply") from error
         digest.update(rle)
     return digest.hexdigest()[:32]
 
@@ -317,7 +349,7 @@ def label_hash(results: Sequence[Region | Mapping[str, Any]]) -> str:
 def _parse(model: type[_Model], payload: object) -> _Model:
     raw = payload.model_dump(warnings=False) if isinstance(payload, BaseModel) else payload
     try:
-        return model.model_validate(raw)
+        return model.model_validate(raw, context=model)
     except ValidationError as error:
         identity = raw.get("id") if isinstance(raw, Mapping) else None
         what = model.__name__.lower() + (f" {identity}" if identity is not None else "")
@@ -346,22 +378,54 @@ def _precedence(annotation: Annotation) -> tuple[bool, datetime, int]:
     return annotation.ground_truth, changed, annotation.id
 
 
+def _in_painting_order(
+    results: Sequence[Region | Mapping[str, Any]], config: LabelConfig
+) -> list[tuple[str, Region]]:
+    """The regions that are about pixels, each with how a sentence calls it.
+
+    In the order of ``results``, after those that may be prompts: what was made of a prompt lies on
+    top of it.
+    """
+    named = [
+        (f"region {position} ({region.type or 'no type'}, id {region.id!r})", region)
+        for position, region in enumerate(map(_as_region, results), 1)
+        if region.type.lower() not in _NOT_PIXELS
+    ]
+    return sorted(named, key=lambda one: one[1].from_name not in config.smart)
+
+
 def _unreadable(region: Region, config: LabelConfig) -> str | None:
     """Why a region that is about pixels has no pixels of this image, None if it has."""
+    if region.from_name in config.prompts:
+        return f'it is a prompt, not a label: its control "{region.from_name}" has smartOnly="true"'
     if region.type.lower() not in _RASTERS:
         return "nextslice reads brush, bitmask, polygon, rectangle and ellipse labels"
     if region.to_name and region.to_name != config.to_name:
         return f'it belongs to "{region.to_name}", not to the image "{config.to_name}"'
     if region.value.get("closed") is False:
         return "its outline is not closed"
+    if region.type.lower() not in _MASKS and _MASK_VALUES & region.value.keys():
+        # An accepted suggestion gets a second result of the prompt's type, under the same id.
+        return "it repeats a mask under the type of an outline"
     return None
 
 
 def _class_of(region: Region, config: LabelConfig) -> tuple[int, str | None]:
     """The class index to paint, and what is wrong if that is `IGNORE`."""
+    if region.from_name and region.from_name not in config.controls:
+        return IGNORE, (
+            f'belongs to the control "{region.from_name[:60]}", which the labelling config does '
+            f"not have ({', '.join(config.controls)})"
+        )
+    if region.from_name in config.smart:
+        return IGNORE, (
+            f'may be a prompt or a label, since its control "{region.from_name}" has smart="true" '
+            '(say smartOnly="true" if it draws prompts alone, smart="false" if it draws labels)'
+        )
     labels = region.value.get(region.type.lower())
     labels = [labels] if isinstance(labels, str) else labels or []
-    if not isinstance(labels, list) or len(labels) != 1:
+    one = isinstance(labels, list) and len(labels) == 1
+    if not one or not isinstance(labels[0], str | int | float):
         return IGNORE, f"has {_shown(labels)} instead of one label" if labels else "has no label"
     index = config.class_index(str(labels[0]))
     if index is None:
@@ -377,7 +441,7 @@ def _brush(region: Region, height: int, width: int) -> _Painted:
         raise AnnotationError("value.rle is missing: expected the run-length code of a brush mask")
     own = (region.original_height or height, region.original_width or width)
     _check_size(*own, height, width)
-    return _fitted(decode_brush(region.value["rle"], *own) >= PAINTED, height, width)
+    return _fitted(painted_where(decode_brush(region.value["rle"], *own)), height, width)
 
 
 def _bitmask(region: Region, height: int, width: int) -> _Painted:
@@ -385,7 +449,7 @@ def _bitmask(region: Region, height: int, width: int) -> _Painted:
     if not isinstance(url, str):
         raise AnnotationError(f"value.imageDataURL: expected a data URL, found {_shown(url)}")
     alpha = decode_bitmask(url, _most_pixels(height, width))
-    return _fitted(alpha >= PAINTED, height, width)
+    return _fitted(painted_where(alpha), height, width)
 
 
 def _polygon(region: Region, height: int, width: int) -> _Painted:
@@ -429,10 +493,11 @@ def _ellipse(region: Region, height: int, width: int) -> _Painted:
     columns = _centres_between(centre_x - reach, centre_x + reach, width)
     dx = columns + 0.5 - centre_x
     dy = (rows + 0.5 - centre_y)[:, None]
-    along = (dx * cos + dy * sin) / radius_x
-    across = (dy * cos - dx * sin) / radius_y
     painted = np.zeros((height, width), np.bool_)
-    painted[np.ix_(rows, columns)] = along**2 + across**2 < 1
+    with np.errstate(over="ignore"):  # of a radius that is next to nothing
+        along = (dx * cos + dy * sin) / radius_x
+        across = (dy * cos - dx * sin) / radius_y
+        painted[np.ix_(rows, columns)] = along**2 + across**2 < 1
     return painted
 
 
@@ -443,6 +508,9 @@ _RASTERS = {
     "rectanglelabels": _rectangle,
     "ellipselabels": _ellipse,
 }
+
+_MASKS = frozenset({"brushlabels", "bitmasklabels"})
+_MASK_VALUES = frozenset({"imageDataURL", "rle"})
 
 
 def _number(region: Region, key: str) -> float:
@@ -555,6 +623,9 @@ def _region(
 def _compact(rle: object) -> bytes:
     """A run-length code as bytes, since JSON of a million numbers is slow; the rest as JSON."""
     try:
-        return bytes(rle) if isinstance(rle, (list, tuple)) else json.dumps(rle).encode()
-    except (TypeError, ValueError):
+        if isinstance(rle, (list, tuple)):
+            with suppress(TypeError, ValueError):
+                return bytes(rle)
         return json.dumps(rle).encode()
+    except RecursionError as error:
+        raise AnnotationError("value.rle is nested too deeply, expected a list of bytes") from error

@@ -72,13 +72,16 @@ class Project(BaseModel):
 
 
 class Backend(BaseModel):
-    """An ML backend registered in a project."""
+    """An ML backend registered in a project. ``model_version``: what it answered Label Studio last,
+    and it is asked whenever the backends are listed."""
 
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
     id: int
     url: str
     title: str | None = None
+    model_version: str | None = None
+    basic_auth_user: str | None = None
 
 
 class TaskRow(BaseModel):
@@ -370,6 +373,11 @@ class Studio:
         """Id of the project's last task; 0 without any."""
         newest = self._page(project_id, (), "task_only", 1, 1, ordering="-tasks:id").tasks
         return int(newest[0]["id"]) if newest else 0
+
+    def newest_change(self, project_id: int) -> datetime | None:
+        """When a task was touched last, by Label Studio's clock; None without any."""
+        newest = self._page(project_id, (), "task_only", 1, 1, ordering="-tasks:updated_at").tasks
+        return TaskRow.model_validate(newest[0]).updated_at if newest else None
 
     # -- predictions
 

@@ -10,9 +10,10 @@ import colorsys
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 from xml.etree import ElementTree  # nosec B405  # see _NoDocumentType
 
 from ml_backend.errors import NextsliceError
@@ -28,6 +29,7 @@ __all__ = [
     "Unlabelled",
     "bitmask_config",
     "brush_config",
+    "data_fields",
     "explain_change",
     "parse_label_config",
 ]
@@ -40,6 +42,9 @@ Unlabelled = Literal["auto", "ignore", "background"]
 BACKGROUND_NAMES = ("background", "bg")
 """A label of one of these names, in any case, is class 0."""
 
+_READING = 2
+"""Another number makes every project render its masks anew, once: faint masks, prompts, controls
+that are gone."""
 _MOST_CLASSES = 255  # class indices are uint8 and 255 means "nobody labelled this"
 _MASK_TAGS: dict[str, MaskKind] = {"brushlabels": "brush", "bitmasklabels": "bitmask"}
 _SHAPE_TAGS: dict[str, ShapeKind] = {
@@ -49,6 +54,10 @@ _SHAPE_TAGS: dict[str, ShapeKind] = {
 }
 # Okabe & Ito: told apart with any colour vision, on grey too. Black is left out: slices are dark.
 _COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+
+
+_WITHIN = re.compile(r"[.\[]")
+_PATH_STEP = re.compile(r"\[[0-9]+|[\w-]+")
 
 
 class LabelConfigError(NextsliceError, ValueError):
@@ -69,13 +78,17 @@ class LabelConfig:
     """What a labelling config says about segmentation.
 
     ``image_name``: the Image tag's name; ``value_field``: the task's data field that holds the
-    image's address (``$image`` → ``"image"``; nested fields keep their dots). ``kind``,
+    image's address (``$image`` → ``"image"``; nested fields keep their dots and brackets, see
+    `image_of`). ``kind``,
     ``from_name``, ``to_name``: the control that paints masks. ``classes``: at most 255 names, index
     0 is the background: the label called background or bg (in any case), wherever it stands, or,
     where there is none (``has_background_label`` False), an implicit class ``"background"`` that
     nobody can paint; the other labels follow in the config's order. ``aliases``: (alias, class
     name); Label Studio writes the alias into results where a label has one. ``shapes``: the
-    polygon, rectangle and ellipse controls of the same image.
+    polygon, rectangle and ellipse controls of the same image. ``controls``: the names of all
+    controls, whatever they are for. ``prompts``: of those that draw nothing but prompts for
+    interactive predictions (``smartOnly``); ``smart``: of those that draw labels or prompts, which
+    cannot be told apart in a result. The control that paints masks is in neither.
     """
 
     image_name: str
@@ -87,11 +100,44 @@ class LabelConfig:
     has_background_label: bool
     aliases: tuple[tuple[str, str], ...] = ()
     shapes: tuple[ShapeControl, ...] = ()
+    controls: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
+    smart: tuple[str, ...] = ()
 
     @property
     def labels(self) -> tuple[str, ...]:
         """The classes that can be painted, in class order."""
         return self.classes if self.has_background_label else self.classes[1:]
+
+    @property
+    def plain_field(self) -> bool:
+        """Whether the image stands in a field of the data itself, not within one."""
+        return not _WITHIN.search(self.value_field)
+
+    def image_of(self, data: Mapping[str, Any]) -> Any:
+        """What stands in ``value_field`` of a task's data, None where nothing does.
+
+        As Label Studio's page looks it up (lodash's get): a key of that very name, else step by
+        step, numbers counting from 0 in lists.
+        """
+        if self.value_field in data:
+            return data[self.value_field]
+        found: Any = data
+        for step in _steps(self.value_field):
+            if isinstance(found, Mapping):
+                found = found.get(step)
+            elif isinstance(found, list) and step.isdecimal():
+                found = found[int(step)] if int(step) < len(found) else None
+            else:
+                return None
+        return found
+
+    def data_of(self, image: str) -> dict[str, Any]:
+        """Data of a task that shows ``image``: ``{"meta": {"image": …}}`` for ``meta.image``."""
+        found: Any = image
+        for step in reversed(_PATH_STEP.findall(self.value_field)):
+            found = [found] * (int(step[1:]) + 1) if step[0] == "[" else {step: found}
+        return dict(found)
 
     def class_index(self, label: str) -> int | None:
         """The class of a label's name or alias, None for one that this config does not have."""
@@ -121,6 +167,13 @@ class LabelConfig:
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change exactly when `explain_change` has something to say."""
         return hashlib.sha256(json.dumps(self._identity()).encode()).hexdigest()[:16]
+
+    @property
+    def reading(self) -> str:
+        """16 hexadecimal digits of how regions are read beside that: when they change, masks that
+        were rendered before are out of date, and a model is not."""
+        how = (_READING, sorted(self.controls), sorted(self.prompts), sorted(self.smart))
+        return hashlib.sha256(json.dumps(how).encode()).hexdigest()[:16]
 
     def _identity(self) -> tuple[object, ...]:
         return (
@@ -153,6 +206,7 @@ def parse_label_config(xml: str) -> LabelConfig:
         )
     names, aliases = _labels(control)
     classes, has_background = _classes(names, control.tag)
+    outlines = [one for one in _controls(root) if one is not control]
     return LabelConfig(
         image_name=image_name,
         value_field=value_field,
@@ -163,7 +217,26 @@ def parse_label_config(xml: str) -> LabelConfig:
         has_background_label=has_background,
         aliases=aliases,
         shapes=tuple(_shape_controls(root, image_name)),
+        controls=tuple(_name(one) for one in _controls(root)),
+        prompts=tuple(_name(one) for one in outlines if _says(one, "smartonly")),
+        smart=tuple(
+            _name(one) for one in outlines if _says(one, "smart") and not _says(one, "smartonly")
+        ),
     )
+
+
+def data_fields(data: Mapping[str, Any]) -> Iterator[str]:
+    """The fields of a task's data, as a labelling config would name them: ``image``,
+    ``meta.image``, ``images[0]``."""
+    for name, value in data.items():
+        if isinstance(value, Mapping) and value:
+            yield from (f"{name}.{inner}" for inner in data_fields(value))
+        elif isinstance(value, list) and value:
+            first = value[0]
+            inner = data_fields(first) if isinstance(first, Mapping) and first else ()
+            yield from [f"{name}[0].{one}" for one in inner] or [f"{name}[0]"]
+        else:
+            yield str(name)
 
 
 def explain_change(old: LabelConfig, new: LabelConfig) -> str | None:
@@ -263,10 +336,11 @@ def _image(root: ElementTree.Element) -> tuple[str, str]:
             'task: use value="$image"'
         )
     value = _required(images[0], "value")
-    field = re.fullmatch(r"\$([\w.\[\]-]+)", value)
+    field = re.fullmatch(r"\$([\w-]+(?:\.[\w-]+|\[[0-9]{1,4}\])*)", value)
     if not field:
         raise LabelConfigError(
-            f'Image "{name}" has value="{value}", expected one data field such as value="$image"'
+            f'Image "{name}" has value="{value}", expected one data field such as value="$image", '
+            "$meta.image or $images[0]"
         )
     return name, field[1]
 
@@ -308,7 +382,7 @@ def _classes(names: Sequence[str], where: str) -> tuple[tuple[str, ...], bool]:
     """Class names with the background first, and whether it is one of the labels."""
     if not names:
         raise LabelConfigError(f"{where} has no labels: add one Label per class")
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         raise LabelConfigError(f"{where} has labels of the same name ({', '.join(twice)})")
     background = [name for name in names if name.casefold() in BACKGROUND_NAMES]
@@ -332,6 +406,23 @@ def _shape_controls(root: ElementTree.Element, image_name: str) -> Iterator[Shap
             names, _ = _labels(control)
             kind = _SHAPE_TAGS[control.tag.lower()]
             yield ShapeControl(kind, _required(control, "name"), tuple(names))
+
+
+def _steps(path: str) -> list[str]:
+    return [step for step in re.split(r"[.\[\]]+", path) if step]
+
+
+def _controls(root: ElementTree.Element) -> list[ElementTree.Element]:
+    """The tags that make regions or say something of them."""
+    return [one for one in root.iter() if _name(one) and one.get("toname")]
+
+
+def _name(element: ElementTree.Element) -> str:
+    return (element.get("name") or "").strip()
+
+
+def _says(element: ElementTree.Element, attribute: str) -> bool:
+    return (element.get(attribute) or "").strip().lower() in ("true", "1")
 
 
 def _class_changes(old: LabelConfig, new: LabelConfig) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """Masks in Label Studio's two forms: brush (run-length code) and bitmask (PNG in a data URL).
 
 Both keep the mask in the alpha channel of an RGBA image of the slice's own size. What people paint
-is antialiased, so the decoders return alpha as it is; `PAINTED` is where it counts as painted.
-This module knows NumPy and Pillow, nothing of tasks, regions or classes.
+is antialiased, so the decoders return alpha as it is; `painted_where` says where it counts as
+painted. This module knows NumPy and Pillow, nothing of tasks, regions or classes.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ __all__ = [
     "decode_brush",
     "encode_bitmask",
     "encode_brush",
+    "painted_where",
 ]
 
 PAINTED = 128
@@ -160,6 +161,13 @@ def decode_bitmask(data_url: str, most_pixels: int = MOST_PIXELS) -> npt.NDArray
         raise MaskError(f"the bitmask's PNG cannot be read: {error}") from error
 
 
+def painted_where(alpha: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """Where ``alpha`` (any shape) is at least half: of 255, or, in a mask that reaches that
+    nowhere, of its own maximum, since scripts encode masks of 0 and 1 as they are."""
+    peak = int(alpha.max(initial=0))
+    return alpha >= (PAINTED if peak >= PAINTED else max(1, (peak + 1) // 2))
+
+
 def _as_painted(mask: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     if not isinstance(mask, np.ndarray) or mask.ndim != 2 or not mask.size:
         shape = getattr(mask, "shape", type(mask).__name__)
@@ -168,14 +176,14 @@ def _as_painted(mask: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
         return mask
     if mask.dtype != np.uint8:
         raise MaskError(f"expected a bool or uint8 mask, found {mask.dtype}: compare it first")
-    painted: npt.NDArray[np.bool_] = mask != 0
+    drawn: npt.NDArray[np.bool_] = mask != 0
     top = int(mask.max())
-    if top not in (0, 1, 255) or np.count_nonzero(mask == top) != np.count_nonzero(painted):
+    if top not in (0, 1, 255) or np.count_nonzero(mask == top) != np.count_nonzero(drawn):
         raise MaskError(
             "a uint8 mask holds only 0 and 1, or only 0 and 255; this one has other values: "
-            "pass `class_map == index` or `alpha >= PAINTED`"
+            "pass `class_map == index` or `painted_where(alpha)`"
         )
-    return painted
+    return drawn
 
 
 def _changes(flat: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:

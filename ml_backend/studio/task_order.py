@@ -41,8 +41,10 @@ __all__ = [
     "round_version",
     "still_open",
     "store_predictions",
+    "stored_places",
     "switch",
     "switched",
+    "unstored",
 ]
 
 logger = logging.getLogger(__name__)
@@ -160,6 +162,21 @@ def _in_place(
     return found
 
 
+def stored_places(studio: Studio, project_id: int, version: str) -> dict[int, float]:
+    """Task → score of each stored prediction of ``version``, lowest first; annotated tasks too, but
+    none that was made when its task was opened. Reads their masks: for when nobody knows better."""
+    found: dict[int, float] = {}
+    for task in studio.full_tasks(project_id, [with_version(version)]):
+        scores = [
+            float(prediction["score"])
+            for prediction in task.get("predictions") or ()
+            if prediction.get("model_version") == version and prediction.get("score") is not None
+        ]
+        if scores and min(scores) < LIVE_SCORE:
+            found[int(task["id"])] = min(scores)
+    return dict(sorted(found.items(), key=lambda place: place[1]))
+
+
 def lost(studio: Studio, project_id: int, version: str, scores: Mapping[int, float]) -> list[int]:
     """Tasks of a queue, task → score, that nobody has annotated and whose prediction is gone.
 
@@ -211,12 +228,21 @@ def _not_stored(
     studio: Studio, project_id: int, version: str, wanted: Mapping[int, QueuedPrediction]
 ) -> list[QueuedPrediction]:
     """Those of ``wanted``, task → prediction, that are open and not in their place."""
-    if not wanted:
+    scores = {task: p.score for task, p in wanted.items()}
+    return [wanted[task] for task in unstored(studio, project_id, version, scores)]
+
+
+def unstored(
+    studio: Studio, project_id: int, version: str, scores: Mapping[int, float]
+) -> list[int]:
+    """Those tasks of ``scores``, task → score, that are open and have no prediction of ``version``
+    in their place, in the order given."""
+    if not scores:
         return []
-    open_tasks = still_open(studio, project_id, wanted)
-    scores = {task: p.score for task, p in wanted.items() if task in open_tasks}
-    stored = _in_place(studio, project_id, version, scores)
-    return [wanted[task] for task in scores if task not in stored]
+    open_tasks = still_open(studio, project_id, scores)
+    wanted = {task: score for task, score in scores.items() if task in open_tasks}
+    stored = _in_place(studio, project_id, version, wanted)
+    return [task for task in wanted if task not in stored]
 
 
 def _rename(

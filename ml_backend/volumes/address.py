@@ -34,7 +34,12 @@ _PREFIX = "/slices/"
 _PATH = re.compile(
     r"/slices/(?P<volume>.+)/(?P<axis>[zyx])/(?P<index>0|[1-9][0-9]*)\.png", re.DOTALL
 )
-_FORM = re.compile(r"/slices/[^?#]+/[zyx]/[0-9]+\.png\?(?=[^#]*\bkey=)[^#]*\bsig=")
+_END = re.compile(r"/[zyx]/[0-9]+\.png\Z")
+_SIGNED = (re.compile(r"\bkey="), re.compile(r"\bsig="))
+_LONGEST = 1 << 14
+"""Characters of an address: it may come from anybody, and is looked at in several ways."""
+_MOST_PLACES = 8
+"""Where in a path ours may begin: each is a signature to compute."""
 _DIGITS = 32
 """Hexadecimal digits of a signature that are sent: 128 bit."""
 _SHORTEST_SECRET = 16
@@ -137,6 +142,7 @@ class SliceAddress:
         not ours, an unknown key, a wrong or missing signature, and one that has expired.
         """
         try:
+            _check_length(url)
             parts = urlsplit(url)
             pairs = parse_qsl(parts.query, keep_blank_values=True)
             path, signed = _verified(unquote(parts.path), pairs, keys)
@@ -153,6 +159,7 @@ class SliceAddress:
         None for what cannot be read.
         """
         try:
+            _check_length(url)
             parts = urlsplit(url)
             path = next(_paths(unquote(parts.path)), None)
             return None if path is None else cls._read(path, dict(parse_qsl(parts.query)), now=0)
@@ -168,7 +175,9 @@ class SliceAddress:
         found |= {"dataset": self.options.dataset, "dtype": self.options.dtype}
         if self.options.shape is not None:
             found["shape"] = "x".join(map(str, self.options.shape))
+        found["oriented"] = 1 if self.options.oriented else None
         found |= {"offset": self.options.offset or None, "expires": self.expires}
+        found |= {"channel": self.options.channel, "time": self.options.time}
         return [(name, str(value)) for name, value in found.items() if value is not None]
 
     @classmethod
@@ -184,19 +193,37 @@ class SliceAddress:
                 shape=_shape(query["shape"]) if "shape" in query else None,
                 dtype=query.get("dtype"),
                 offset=int(query.get("offset", 0)),
+                oriented=query.get("oriented") == "1",
+                channel=int(query["channel"]) if "channel" in query else None,
+                time=int(query["time"]) if "time" in query else None,
             )
             index = int(match["index"])
             found = cls(match["volume"], match["axis"], index, window, options, expires)
         except (KeyError, ValueError) as error:
             raise AddressRefused(f"slice address: it cannot be read ({error})") from None
         if expires is not None and expires <= now:
-            raise AddressRefused(f"slice address: it expired {now - expires:.0f} s ago")
+            # no number that is too large to be shown
+            raise AddressRefused(f"slice address: it expired {now - max(0, expires):.0f} s ago")
         return found
 
 
 def is_slice_address(url: Any) -> bool:
-    """Whether ``url`` has the form of a slice address. Says nothing about its signature."""
-    return isinstance(url, str) and _FORM.search(url) is not None
+    """Whether ``url`` has the form of a slice address. Says nothing about its signature. Takes time
+    that grows with its length alone: it may be task data, which anybody writes."""
+    if not isinstance(url, str) or len(url) > _LONGEST:
+        return False
+    path, _, query = url.partition("#")[0].partition("?")
+    end = _END.search(path)
+    if end is None or not 0 <= path.find(_PREFIX) < end.start() - len(_PREFIX):
+        return False
+    if not all(name.search(query) for name in _SIGNED):
+        return False
+    try:
+        urlsplit(url)
+        url.encode()
+    except ValueError:  # of a host, or half a pair of surrogates
+        return False
+    return True
 
 
 def slice_of(url: str) -> str:
@@ -207,6 +234,13 @@ def slice_of(url: str) -> str:
     options = {option.name for option in fields(ReadOptions)}
     pairs = sorted(pair for pair in parse_qsl(parts.query) if pair[0] in options)
     return f"{path.partition(_PREFIX)[2] or path}?{_encoded(pairs)}"
+
+
+def _check_length(url: str) -> None:
+    if len(url) > _LONGEST:
+        raise AddressRefused(
+            f"slice address: found {len(url)} characters, expected at most {_LONGEST}"
+        )
 
 
 def _verified(path: str, pairs: Pairs, keys: SliceKeys) -> tuple[str, dict[str, str]]:
@@ -223,9 +257,12 @@ def _verified(path: str, pairs: Pairs, keys: SliceKeys) -> tuple[str, dict[str, 
 
 
 def _paths(path: str) -> Iterator[str]:
-    """What of ``path`` may be ours: from each ``/slices/`` on, the longest first."""
+    """What of ``path`` may be ours: from each ``/slices/`` on, the longest first, of the first
+    few."""
     start = path.find(_PREFIX)
-    while start >= 0:
+    for _ in range(_MOST_PLACES):
+        if start < 0:
+            return
         if _PATH.fullmatch(path, start):
             yield path[start:]
         start = path.find(_PREFIX, start + 1)

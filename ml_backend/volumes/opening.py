@@ -19,10 +19,12 @@ from al_strategies.learner import Progress
 from ml_backend.durable import move_whole
 from ml_backend.volumes.apart import open_apart
 from ml_backend.volumes.enclosure import check_inside
+from ml_backend.volumes.formats.axes import refuse_choice
 from ml_backend.volumes.formats.checks import writable_type
 from ml_backend.volumes.formats.format import Format
 from ml_backend.volumes.formats.notes import sidecar_path
 from ml_backend.volumes.formats.registry import formats
+from ml_backend.volumes.geometry import towards_superior
 from ml_backend.volumes.limits import LONGEST_AXIS
 from ml_backend.volumes.recognition import format_for, format_of, readable
 from ml_backend.volumes.staging import staging
@@ -46,15 +48,18 @@ def __getattr__(name: str) -> Any:
 def open_volume(path: str | Path, options: ReadOptions | None = None) -> Volume:
     """The volume at ``path``; nothing but its description is read yet.
 
+    Without ``options`` it is oriented, see `ReadOptions`.
     Raises VolumeError for what is none of the formats, is broken, has no three axes (z, y, x) of
     numbers, needs ``options``, leads out of their bounds, or claims more than `limits` allow.
     """
-    place, given = Path(path), options or ReadOptions()
+    place, given = Path(path), options or ReadOptions(oriented=True)
     if not place.exists():
         raise VolumeError(f"{place} does not exist, expected {readable()}")
     check_inside(place, place, given)
     check_inside(sidecar_path(place), place, given)
     kind = format_of(place, given)
+    if not kind.chooses:
+        refuse_choice(place, given)
     volume = open_apart(place, given) if kind.apart else kind.read(place, given)
     if max(volume.shape) > LONGEST_AXIS:
         volume.close()
@@ -62,7 +67,7 @@ def open_volume(path: str | Path, options: ReadOptions | None = None) -> Volume:
             f"{place} has the shape {volume.shape}, expected at most {LONGEST_AXIS} slices along "
             "an axis: is its header broken?"
         )
-    return volume
+    return towards_superior(volume) if given.oriented else volume
 
 
 def write_volume(

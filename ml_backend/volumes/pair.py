@@ -5,6 +5,7 @@ Slices are read one at a time, along any axis.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from al_strategies.evidence import Position, SliceId
 from al_strategies.learner import IGNORE
 from ml_backend.pictures import class_ids
+from ml_backend.volumes.geometry import laid_on
 from ml_backend.volumes.opening import open_volume
 from ml_backend.volumes.volume import AXES, ReadOptions, Volume, VolumeError
 
@@ -26,8 +28,9 @@ class VolumePair:
     Labels are whole numbers: class ids from 0, 255 = unlabelled. Slices run along ``axis`` of both.
     ids are ``z0000``, ``z0001``, …. Classes are those that the labels' file names, else
     "background", "class 1", … up to the highest value. The options are those of `open_volume`.
+    The labels are laid on the image by what both files say, see `laid_on`.
 
-    Raises VolumeError when a file cannot be read or the shapes differ.
+    Raises VolumeError when a file cannot be read, and where labels lie elsewhere.
     """
 
     def __init__(
@@ -39,8 +42,10 @@ class VolumePair:
         options: ReadOptions | None = None,
         labels_options: ReadOptions | None = None,
     ) -> None:
-        self._image = open_volume(image, options).along(axis)
-        self._labels = open_volume(labels, labels_options).along(axis)
+        scan = open_volume(image, options)
+        self._image = scan.along(axis)
+        reading = replace(labels_options or ReadOptions(oriented=True), labels=True)
+        self._labels = laid_on(open_volume(labels, reading), scan).along(axis)
         self.path = self._image.path
         if self._image.shape != self._labels.shape:
             raise VolumeError(

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ _SLAB_BYTES = 32 << 20
 Values = npt.NDArray[Any]
 
 
-class SliceFile:
+class SliceFile(AbstractContextManager["SliceFile", None]):
     """``channels`` values for every voxel of a volume of ``shape`` (Z, Y, X), at ``path``.
 
     Written in slices across axis ``written``, read in slices across ``read`` (0, 1, 2). It is laid
@@ -131,13 +131,5 @@ class SliceFile:
         self._file.close()
         self._slabs.clear()
 
-    def __enter__(self) -> SliceFile:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *failure: object) -> None:
         self.close()

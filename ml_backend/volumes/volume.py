@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ml_backend.errors import NextsliceError
 from ml_backend.volumes.limits import SLICE_VOXELS
+from ml_backend.volumes.turn import Affine
+
+if TYPE_CHECKING:
+    from ml_backend.volumes.runs import Runs
 
 __all__ = [
     "AXES",
@@ -61,19 +65,22 @@ def slice_shape(shape: tuple[int, int, int], axis: int) -> tuple[int, int]:
 
 
 def _nothing() -> None:
-    """Of a format that keeps no file open."""
+    """Of a format that keeps no file open, or has no runs."""
 
 
 @dataclass(frozen=True)
-class Volume:
+class Volume(AbstractContextManager["Volume", None]):
     """A volume on disk; nothing but what is asked for is read.
 
     ``shape`` (Z, Y, X); ``dtype``: of the values as they come, in native byte order;
     ``read(axis, index)``: one slice across that axis. ``voxel_size``: edge lengths along z, y, x in
     ``unit`` ("µm", "mm", … where the file names a length in any usual way, else its own word), None
     where the file does not say. ``classes``: the names of a label volume's values by index, where
-    the file says them. ``axis``: the one that indices run along. Reading is safe from several
-    threads. Closes its files as a context manager or by `close`, at the latest when nothing
+    the file says them. ``affine``: where the voxels lie, None where the file does not say; its
+    axes have been ``turned`` for that since they were read, and ``stored`` says how they run in the
+    file, as "LPS" of x, y, z. ``axis``: the one that indices run along. ``runs()``: where z
+    slices lie as they are, None where they do not or it is not known. Reading is safe from
+    several threads. Closes its files as a context manager or by `close`, at the latest when nothing
     refers to it any more.
     """
 
@@ -84,8 +91,12 @@ class Volume:
     voxel_size: tuple[float, float, float] | None = None
     unit: str = ""
     classes: tuple[str, ...] | None = None
+    affine: Affine | None = None
+    turned: bool = False
+    stored: str = ""
     axis: int = 0
     close: Callable[[], None] = field(default=_nothing, repr=False, compare=False)
+    runs: Callable[[], Runs | None] = field(default=_nothing, repr=False, compare=False)
 
     def along(self, axis: int | str) -> Volume:
         """The same volume with slices along ``axis``: "z", "y", "x" or 0, 1, 2."""
@@ -126,15 +137,7 @@ class Volume:
     def __iter__(self) -> Iterator[Slice]:
         return (self[i] for i in range(len(self)))
 
-    def __enter__(self) -> Volume:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *failure: object) -> None:
         self.close()
 
 
@@ -159,6 +162,10 @@ class ReadOptions:
     ``dataset``: path of an HDF5 dataset or group, or of an array or group inside a Zarr folder.
     ``shape`` (Z, Y, X), ``dtype`` as NumPy writes it ("<u2") and ``offset`` in bytes: of raw files.
     ``bounds`` say nothing of the voxels: with others it is the same reading of the volume.
+    ``oriented``: axes are swapped and reversed so that x runs nearest to right, y to anterior, z to
+    superior, where the file says how they run; else they stay as they are stored.
+    ``channel`` and ``time``: which of several, from 0, where axes are named so. ``labels``: values
+    are class ids, which stay as they are stored whatever is said of how to show them.
     """
 
     dataset: str | None = None
@@ -166,14 +173,20 @@ class ReadOptions:
     dtype: str | None = None
     offset: int = 0
     bounds: Bounds = field(default_factory=Bounds, repr=False, compare=False)
+    oriented: bool = False
+    channel: int | None = None
+    time: int | None = None
+    labels: bool = False
 
 
 @dataclass(frozen=True)
 class VolumeSpec:
-    """What is written besides the values: shape (Z, Y, X), dtype, voxel size, class names."""
+    """What is written besides the values: shape (Z, Y, X), dtype, voxel size, class names, and
+    where the voxels lie, where the format has a place for it."""
 
     shape: tuple[int, int, int]
     dtype: np.dtype[Any]
     voxel_size: tuple[float, float, float] | None = None
     unit: str = ""
     classes: tuple[str, ...] | None = None
+    affine: Affine | None = None

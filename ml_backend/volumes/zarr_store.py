@@ -1,4 +1,4 @@
-"""A folder as a Zarr store that gives no chunk which is a link to somewhere outside.
+"""Zarr stores: a folder that gives no chunk which is a link to somewhere outside, and a zip file.
 
 Not among the formats, all of which are imported whenever the product starts: zarr is heavy.
 """
@@ -7,20 +7,40 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from zipfile import ZipFile
 
-from zarr.abc.store import ByteRequest
+from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import LocalStore
+from zarr.storage import LocalStore, ZipStore
 
 from ml_backend.volumes.enclosure import check_inside
-from ml_backend.volumes.volume import ReadOptions
+from ml_backend.volumes.volume import ReadOptions, VolumeError
 
-__all__ = ["EnclosedStore"]
+__all__ = ["EnclosedStore", "store_at"]
+
+_MARKS = ("zarr.json", ".zgroup", ".zarray")
+
+
+def store_at(path: Path, options: ReadOptions) -> tuple[Store, str]:
+    """The folder or the zip file at ``path``, and where in it its data lie. Raises VolumeError."""
+    return (EnclosedStore(path, options), "") if path.is_dir() else _zipped(path)
+
+
+def _zipped(path: Path) -> tuple[Store, str]:
+    """The members below the highest one that describes a group or an array."""
+    with ZipFile(path) as file:
+        names = [name for name in file.namelist() if name.rpartition("/")[2] in _MARKS]
+    if not names:
+        raise VolumeError(f"{path} is a zip file without {_MARKS[0]}, expected an OME-Zarr in it")
+    top = min((name.rpartition("/")[0] for name in names), key=lambda name: (name.count("/"), name))
+    return ZipStore(path, mode="r"), top
 
 
 class EnclosedStore(LocalStore):
     """The files of ``folder``, read only. Raises VolumeError for one that lies outside the roots
-    of ``options``."""
+    of ``options``; once ``whole`` is set, also for one that is not there."""
+
+    whole = False
 
     def __init__(self, folder: Path, options: ReadOptions) -> None:
         super().__init__(folder, read_only=True)
@@ -37,7 +57,8 @@ class EnclosedStore(LocalStore):
         byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
         check_inside(self.root / key, self.root, self._options)
-        return super().get_sync(key, prototype=prototype, byte_range=byte_range)
+        found = super().get_sync(key, prototype=prototype, byte_range=byte_range)
+        return self._checked(key, found)
 
     async def get(
         self,
@@ -46,7 +67,7 @@ class EnclosedStore(LocalStore):
         byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
         check_inside(self.root / key, self.root, self._options)
-        return await super().get(key, prototype, byte_range)
+        return self._checked(key, await super().get(key, prototype, byte_range))
 
     async def get_partial_values(
         self,
@@ -57,3 +78,11 @@ class EnclosedStore(LocalStore):
         for key, _ in wanted:
             check_inside(self.root / key, self.root, self._options)
         return await super().get_partial_values(prototype, wanted)
+
+    def _checked(self, key: str, found: Buffer | None) -> Buffer | None:
+        if found is None and self.whole:
+            raise VolumeError(
+                f"{self.root / key} is not there, and its array says no value for chunks that are "
+                "not: expected all of them, or a fill_value"
+            )
+        return found

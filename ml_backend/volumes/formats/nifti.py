@@ -1,8 +1,9 @@
 """NIfTI-1 and -2, ``.nii`` and ``.nii.gz``: stored (x, y, z) with x fastest, so the bytes are ours.
 
-Values are scaled by scl_slope and scl_inter where these say something else than 1 and 0. The
-orientation (sform, qform) is not applied. A ``.nii.gz`` cannot be read at random: the first slice
-unpacks it once into a temporary file (in TMPDIR), which `Volume.close` removes.
+Values are scaled by scl_slope and scl_inter where these say something else than 1 and 0. Where the
+voxels lie (sform, else qform) is said, and not applied here.
+A ``.nii.gz`` cannot be read at random: the first slice unpacks it once into a temporary file (in
+TMPDIR), which `Volume.close` removes.
 """
 
 from __future__ import annotations
@@ -10,74 +11,85 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import shutil
+import math
 import struct
-import tempfile
-import threading
-import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.volumes.formats.checks import number_type, reading, three_axes
+from ml_backend.volumes.formats.axes import choose_axes
+from ml_backend.volumes.formats.checks import number_type, reading
 from ml_backend.volumes.formats.flat import Flat
 from ml_backend.volumes.formats.format import EVERYTHING, Format
 from ml_backend.volumes.formats.notes import Notes, length_in, unit_symbol
-from ml_backend.volumes.limits import HEADER_BYTES, UNPACKED_BYTES
+from ml_backend.volumes.formats.unpacked import Unpacked
+from ml_backend.volumes.limits import HEADER_BYTES
+from ml_backend.volumes.turn import as_affine
 from ml_backend.volumes.volume import Read, ReadOptions, Volume, VolumeError, VolumeSpec
 
 __all__ = ["FORMAT", "read", "write"]
 
 _EXPECTED = "a NIfTI file"
 _LONGEST_HEADER = 544
-_HIGHEST_RATIO = 1032
-"""Deflate makes no more of a byte."""
+_FLAT = 1e-3
+"""Volume of three directions of length 1 below which they are taken for none."""
 _COMMENT = 6  # code of a header extension that holds text
+_DIMENSIONS = ("x", "y", "z", "t", "channel", "dimension 6", "dimension 7")
+"""As the format says; dimension 5 is for the values of a voxel."""
 _UNITS = {"meter": "m", "mm": "mm", "micron": "µm"}
 
 
 def read(path: Path, options: ReadOptions) -> Volume:
-    """Three axes, or more of which the others have length 1."""
+    """Three axes, and more of which the others have length 1 or are chosen."""
     from nibabel.volumeutils import apply_read_scaling
 
     with reading(path, _EXPECTED):
         header = _header_of(path)
         shape = tuple(map(int, header.get_data_shape()))
-        axes = three_axes(path, shape)
-        x, y, z = (shape[axis] for axis in axes)
+        choice = choose_axes(
+            path, _DIMENSIONS[: len(shape)], shape, options, expected="three axes, x, y, z,"
+        )
+        z, y, x = (shape[axis] for axis in choice.axes)
         stored: np.dtype[Any] = np.dtype(header.get_data_dtype())
         native = number_type(path, stored)
         # None where the header says nothing, or what makes no sense
         slope, inter = (
             float(n or d) for n, d in zip(header.get_slope_inter(), (1, 0), strict=True)
         )
-        notes = _notes(path, header, axes)
-        flat = Flat(path, (z, y, x), stored, int(header.get_data_offset()))
+        notes = _notes(path, header)
+        lies = _lies(header)
+        before = int(header.get_data_offset())
+        whole = Flat(path, (math.prod(shape[2:]), y, x), stored, before)
+        place = [choice.picked[axis] for axis in range(3, len(shape))]
+        volumes_before = int(np.ravel_multi_index(place, shape[3:], order="F")) if place else 0
+        offset = before + volumes_before * z * y * x * stored.itemsize
+        flat = Flat(path, (z, y, x), stored, offset)
     read_stored: Read = flat.read
     close: Callable[[], None] | None = None
     if path.suffix.lower() == ".gz":
-        unpacked = _Unpacked(flat)
+        unpacked = Unpacked(flat, partial(gzip.open, path))
         read_stored, close = unpacked.read, unpacked.close
     else:
-        flat.check()
+        whole.check()
     if (slope, inter) == (1.0, 0.0):
-        return notes.volume(path, flat.shape, native, read_stored, close)
+        return replace(notes.volume(path, flat.shape, native, read_stored, close), **lies)
     scaled = number_type(path, apply_read_scaling(np.zeros(1, native), slope, inter).dtype)
 
     def read_scaled(axis: int, index: int) -> npt.NDArray[Any]:
         values: npt.NDArray[Any] = apply_read_scaling(read_stored(axis, index), slope, inter)
         return values
 
-    return notes.volume(path, flat.shape, scaled, read_scaled, close)
+    return replace(notes.volume(path, flat.shape, scaled, read_scaled, close), **lies)
 
 
 def write(path: Path, slices: Iterable[npt.NDArray[Any]], spec: VolumeSpec) -> None:
-    """NIfTI-1, or -2 for an axis beyond 32,767, with an affine of the voxel size alone; unit and
-    class names as a comment, in JSON. Lengths that NIfTI has no unit for become µm."""
+    """NIfTI-1, or -2 for an axis beyond 32,767, with the affine, or one of the voxel size alone;
+    unit and class names as a comment, in JSON. Lengths that NIfTI has no unit for become µm."""
     header = _header(spec)
     packed = path.suffix.lower() == ".gz"
     with path.open("wb") as raw:
@@ -98,6 +110,7 @@ FORMAT = Format(
     readable="NIfTI (.nii, .nii.gz)",
     endings=(".nii", ".nii.gz"),
     read=read,
+    chooses=True,
     apart=False,
     write=write,
     dtypes=(
@@ -149,12 +162,19 @@ def _header(spec: VolumeSpec) -> Any:
     sizes, unit = spec.voxel_size or (1.0, 1.0, 1.0), spec.unit
     if unit not in _UNITS.values() and (factor := length_in(unit, "µm")) is not None:
         sizes, unit = (sizes[0] * factor, sizes[1] * factor, sizes[2] * factor), "µm"
+    else:
+        factor = 1.0
     header.set_zooms(sizes[::-1])
-    header.set_sform(np.diag([*sizes[::-1], 1.0]), code="scanner")
+    affine = np.diag([*sizes[::-1], 1.0])
+    if spec.affine is not None:
+        affine[:3] = factor * np.array(spec.affine)[:, [2, 1, 0, 3]]
+    header.set_sform(affine, code="scanner")
     names = {symbol: name for name, symbol in _UNITS.items()}
     header.set_xyzt_units(xyz=names.get(unit, "unknown"))
     comment = replace(Notes.of(spec), voxel_size=None, unit=unit).to_json()
     comment["sized"] = spec.voxel_size is not None
+    if spec.affine is not None:
+        comment["placed"] = True
     text = json.dumps({"nextslice": comment}, ensure_ascii=False).encode()
     header.extensions.append(Nifti1Extension(_COMMENT, text))
     # 4 bytes that say whether there are extensions come after the header
@@ -162,13 +182,43 @@ def _header(spec: VolumeSpec) -> Any:
     return header
 
 
-def _notes(path: Path, header: Any, axes: tuple[int, int, int]) -> Notes:
+def _lies(header: Any) -> dict[str, Any]:
+    """``affine`` and ``stored`` of the volume, where the file says them. Of those that we wrote
+    without knowing it, only the voxel size means something."""
+    import nibabel
+    from nibabel.spatialimages import HeaderDataError
+
+    ours = _ours(header)
+    said = header["sform_code"] > 0 or header["qform_code"] > 0
+    if not said or (ours and not ours.get("placed")):
+        return {}
+    try:
+        affine = header.get_best_affine()
+    except (HeaderDataError, ValueError):  # a quaternion that is none
+        return {}
+    edges = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or not edges.all():
+        return {}
+    if abs(np.linalg.det(affine[:3, :3] / edges)) < _FLAT:
+        return {}
+    orientations: Any = nibabel.orientations
+    names = "".join(str(name) for name in orientations.aff2axcodes(affine))
+    return {"affine": as_affine(affine[:, [2, 1, 0, 3]]), "stored": names}
+
+
+def _ours(header: Any) -> dict[str, Any]:
+    """What we have written beside the values, empty in files of others."""
     comment: dict[str, Any] = {}
     for extension in header.extensions:
         if extension.get_code() == _COMMENT:
             comment = _comment(extension.get_content()) or comment
+    return comment
+
+
+def _notes(path: Path, header: Any) -> Notes:
+    comment = _ours(header)
     said = Notes.from_json(path, {"classes": comment.get("classes")})
-    zooms = [header.get_zooms()[axis] for axis in axes]
+    zooms = header.get_zooms()[:3]
     unit = _UNITS.get(header.get_xyzt_units()[0], "") or comment.get("unit", "")
     if not comment.get("sized", bool(unit) or any(size != 1 for size in zooms)):
         return said
@@ -184,70 +234,3 @@ def _comment(content: Any) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError):
         return None
     return ours if isinstance(ours, dict) else None
-
-
-@dataclass(eq=False)
-class _Unpacked:
-    """A ``.nii.gz``, unpacked when a slice of it is first read."""
-
-    packed: Flat
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _folder: Any = None
-    _flat: Flat | None = None
-
-    def read(self, axis: int, index: int) -> npt.NDArray[Any]:
-        with self._lock:
-            if self._flat is None:
-                self._flat = self._unpack()
-            read: Read = self._flat.read
-        return read(axis, index)
-
-    def close(self) -> None:
-        with self._lock:
-            self._flat = None
-            if self._folder is not None:
-                self._folder.cleanup()
-
-    def _unpack(self) -> Flat:
-        folder = tempfile.TemporaryDirectory(prefix="nextslice-")
-        try:
-            flat = self._unpack_into(Path(folder.name))
-        except BaseException:  # the next slice that is asked for tries again
-            folder.cleanup()
-            raise
-        self._folder = folder
-        weakref.finalize(self, folder.cleanup)
-        return flat
-
-    def _unpack_into(self, folder: Path) -> Flat:
-        path = self.packed.path
-        free, size = shutil.disk_usage(folder).free, self.packed.end
-        if size > UNPACKED_BYTES:
-            raise VolumeError(
-                f"{path} unpacks to {size} bytes, expected at most {UNPACKED_BYTES}: gunzip it"
-            )
-        if size > _HIGHEST_RATIO * (packed := path.stat().st_size):
-            raise VolumeError(
-                f"{path} has {packed} bytes, which never unpack to the {size} that its shape "
-                f"{self.packed.shape} needs: expected a whole gzip file"
-            )
-        if free < size:
-            raise VolumeError(
-                f"{path} needs {size} bytes in {tempfile.gettempdir()} to be unpacked, {free} are "
-                "free: set TMPDIR to another disk, or gunzip it"
-            )
-        target = folder / "volume.nii"
-        with reading(path, "a whole gzip file"), gzip.open(path) as source, target.open("wb") as to:
-            # no further than the values go, whatever is packed behind them
-            left = size
-            while left and (part := source.read(min(left, 2**20))):
-                to.write(part)
-                left -= len(part)
-            source.read(1)  # where nothing is, the sum of what was packed is checked
-        found = target.stat().st_size
-        if found < size:
-            raise VolumeError(
-                f"{path} unpacks to {found} bytes, expected {size}: {self.packed.dtype} of shape "
-                f"{self.packed.shape} from byte {self.packed.offset}"
-            )
-        return replace(self.packed, path=target)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ml_backend.volumes.limits import HEADER_BYTES
 from ml_backend.volumes.volume import Read, Volume, VolumeError, VolumeSpec
 
 __all__ = [
@@ -79,7 +80,7 @@ class Notes:
         """With the voxel size where all three ``sizes`` are lengths, else without one."""
         try:
             z, y, x = (float(size) for size in sizes)
-        except (TypeError, ValueError):
+        except (OverflowError, TypeError, ValueError):  # JSON has integers of any size
             return cls(classes=classes)
         if not all(math.isfinite(size) and size > 0 for size in (z, y, x)):
             return cls(classes=classes)
@@ -145,10 +146,16 @@ def read_sidecar(path: Path) -> dict[str, Any]:
     """What is beside the volume at ``path``, empty without one. Raises VolumeError."""
     sidecar = sidecar_path(path)
     try:
-        content = json.loads(sidecar.read_text(encoding="utf-8"))
+        with sidecar.open("rb") as file:
+            text = file.read(HEADER_BYTES + 1)
+        if len(text) > HEADER_BYTES:
+            raise VolumeError(f"{sidecar} has more than the {HEADER_BYTES} bytes that are read")
+        content = json.loads(text.decode("utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except VolumeError:
+        raise
+    except (OSError, RecursionError, ValueError) as error:
         raise VolumeError(f"{sidecar} cannot be read ({error}), expected JSON") from error
     if not isinstance(content, dict):
         raise VolumeError(f'{sidecar} is no JSON object, expected {{"voxel_size": …, …}}')

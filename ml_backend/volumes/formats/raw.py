@@ -77,8 +77,11 @@ FORMAT = Format(
 
 def _shape(path: Path, shape: object) -> tuple[int, int, int]:
     if shape is None:
+        vgi = path.with_suffix(".vgi")
+        hint = f" ({vgi.name} beside it does: give that)" if vgi.exists() else ""
         raise VolumeError(
-            f"{path} says nothing of its shape: {_HELP}, as options or in {sidecar_path(path).name}"
+            f"{path} says nothing of its shape{hint}: {_HELP}, as options or in "
+            f"{sidecar_path(path).name}"
         )
     lengths = tuple(shape) if isinstance(shape, (tuple, list)) else ()
     if len(lengths) != 3 or not all(isinstance(n, int) and n > 0 for n in lengths):
@@ -91,7 +94,7 @@ def _dtype(path: Path, dtype: object) -> np.dtype[Any]:
         raise VolumeError(f"{path}: the dtype is {dtype!r}, {_HELP}")
     try:
         found: np.dtype[Any] = np.dtype(dtype)
-    except TypeError as error:
+    except Exception as error:  # its parser of such words raises many things
         raise VolumeError(f"{path}: the dtype is {dtype!r}, {_HELP}") from error
     number_type(path, found)
     return found

@@ -1,0 +1,93 @@
+"""Tasks without an image in the field that the labelling config reads: said once, for people.
+
+Where no task has one, the config and the data speak of different fields, and only a person can tell
+which of them is meant.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from ml_backend.rounds.project import ConnectedProject
+from ml_backend.studio.client import TaskRow
+from ml_backend.studio.label_config import LabelConfig, data_fields
+
+__all__ = ["Imageless", "look_for_images", "note"]
+
+logger = logging.getLogger(__name__)
+
+_FIELDS = 20
+"""Named in a sentence."""
+
+
+class Imageless:
+    """How many of the tasks that were looked at have no image, and which fields those have."""
+
+    def __init__(self, config: LabelConfig) -> None:
+        self._config = config
+        self._tasks = self._lacking = 0
+        self._fields: set[str] = set()
+
+    @classmethod
+    def counted(
+        cls, config: LabelConfig, tasks: int, lacking: int, rows: Iterable[TaskRow]
+    ) -> Imageless:
+        """Of ``tasks`` tasks ``lacking`` have none, of which ``rows`` are some."""
+        found = cls(config)
+        for row in rows:
+            found.look(row)
+        found._tasks, found._lacking = tasks, lacking
+        return found
+
+    def look(self, row: TaskRow) -> bool:
+        """Whether the task has an image; it is counted."""
+        self._tasks += 1
+        found = self._config.image_of(row.data)
+        if isinstance(found, str) and found:
+            return True
+        self._lacking += 1
+        if len(self._fields) <= _FIELDS:
+            self._fields.update(data_fields(row.data))
+        return False
+
+    def sentence(self) -> str:
+        """What a person should know; empty where every task has an image."""
+        if not self._lacking:
+            return ""
+        names = sorted(self._fields)
+        named = ", ".join(names[:_FIELDS]) + (", …" if len(names) > _FIELDS else "")
+        field = self._config.value_field
+        has = (
+            f'has an image where the labelling config reads it (value="${field}" of '
+            f'Image "{self._config.image_name}")'
+        )
+        found = f"their data has {named or 'nothing'}"
+        if self._lacking < self._tasks:
+            return (
+                f"{self._lacking} of the project's {self._tasks} tasks have no image in {field}, "
+                f"which the labelling config reads ({found}): they are left out."
+            )
+        return (
+            f"None of the project's {self._tasks} tasks {has}: {found}. Name the field that holds "
+            "the image's address under Settings → Labeling Interface, or import tasks that have "
+            f"{field}."
+        )
+
+
+def note(project: ConnectedProject, sentence: str) -> None:
+    """Keep ``sentence`` (`Imageless.sentence`) with the project, and log it where it is new."""
+    if project.record.imageless == sentence:
+        return
+    project.update(lambda record: record.lacks_images(sentence))
+    if sentence:
+        logger.warning("project %s: %s", project.key, sentence)
+
+
+def look_for_images(project: ConnectedProject, config: LabelConfig) -> None:
+    """Note where no task has an image; one that has ends the look."""
+    seen = Imageless(config)
+    if not any(map(seen.look, project.studio.tasks(project.number))):
+        note(project, seen.sentence())
+    elif project.record.imageless.startswith("None "):
+        note(project, "")

@@ -1,0 +1,198 @@
+"""MetaImage: ``.mha``, or ``.mhd`` beside its values in a ``.raw`` or ``.zraw``, as ITK has it.
+
+The header is lines of text; raw values are read where they lie. What is packed is unpacked once
+into a temporary file. The orientation is not applied.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ml_backend.volumes.enclosure import check_inside
+from ml_backend.volumes.formats.checks import number_type, reading, three_axes
+from ml_backend.volumes.formats.flat import Flat
+from ml_backend.volumes.formats.format import EVERYTHING, Format
+from ml_backend.volumes.formats.notes import Notes
+from ml_backend.volumes.formats.unpacked import Source, Unpacked, ZlibStream
+from ml_backend.volumes.limits import TEXT_BYTES
+from ml_backend.volumes.volume import ReadOptions, Volume, VolumeError, VolumeSpec
+
+__all__ = ["FORMAT", "read", "write"]
+
+_EXPECTED = "a MetaImage file"
+_TYPES = {
+    "MET_UCHAR": "u1", "MET_CHAR": "i1", "MET_ASCII_CHAR": "i1", "MET_USHORT": "u2",
+    "MET_SHORT": "i2", "MET_UINT": "u4", "MET_INT": "i4", "MET_ULONG": "u4", "MET_LONG": "i4",
+    "MET_ULONG_LONG": "u8", "MET_LONG_LONG": "i8", "MET_FLOAT": "f4", "MET_DOUBLE": "f8",
+}  # fmt: skip
+_NAMES = {
+    np.dtype(code).name: name
+    for name, code in _TYPES.items()
+    if name not in ("MET_ULONG", "MET_LONG", "MET_ASCII_CHAR")
+}
+_UNITS = {"µm": "um", "Å": "angstrom"}
+_HOW = "`SimpleITK.WriteImage(image, 'scan.mha')` writes such a file"
+_LAST = "ElementDataFile"
+
+
+def read(path: Path, options: ReadOptions) -> Volume:
+    """Three axes, or more of which the others have length 1."""
+    with reading(path, _EXPECTED):
+        header, start = _header(path)
+        sizes = [int(n) for n in header["DimSize"].split()][::-1]
+        axes = three_axes(path, sizes)
+        z, y, x = (sizes[axis] for axis in axes)
+        dtype = _stored_type(path, header)
+        place, start = _place(path, header, options, start)
+        notes = _notes(header, axes, len(sizes))
+        flat = Flat(place, (z, y, x), dtype, _offset(header, place, start, (z, y, x), dtype))
+    native = number_type(path, dtype)
+    if not _true(header.get("CompressedData", "False")):
+        flat.check()
+        return notes.volume(path, flat.shape, native, flat.read)
+    packed = Flat(place, flat.shape, dtype)
+    unpacked = Unpacked(packed, partial(_stream, place, flat.offset), "zlib", advice=_HOW)
+    return notes.volume(path, flat.shape, native, unpacked.read, unpacked.close)
+
+
+def write(path: Path, slices: Iterable[npt.NDArray[Any]], spec: VolumeSpec) -> None:
+    """One file, raw, x fastest; class names in a field of our own, in JSON."""
+    dtype = spec.dtype.newbyteorder("<")
+    lines = [
+        "ObjectType = Image",
+        "NDims = 3",
+        "BinaryData = True",
+        "BinaryDataByteOrderMSB = False",
+        "CompressedData = False",
+        "TransformMatrix = 1 0 0 0 1 0 0 0 1",
+        "Offset = 0 0 0",
+        "CenterOfRotation = 0 0 0",
+    ]
+    unit = _UNITS.get(spec.unit, spec.unit)
+    if spec.voxel_size is not None:
+        lines.append(f"ElementSpacing = {' '.join(repr(float(n)) for n in spec.voxel_size[::-1])}")
+        if unit and unit.isascii() and "\n" not in unit:
+            lines.append(f"DistanceUnits = {unit}")
+    lines.append(f"DimSize = {' '.join(map(str, spec.shape[::-1]))}")
+    said = {"classes": spec.classes, "sized": spec.voxel_size is not None}
+    lines += [f"Nextslice = {json.dumps(said)}", f"ElementType = {_NAMES[spec.dtype.name]}"]
+    with path.open("wb") as file:
+        file.write(("\n".join([*lines, f"{_LAST} = LOCAL"]) + "\n").encode("ascii"))
+        for values in slices:
+            file.write(values.astype(dtype, copy=False).tobytes())
+
+
+FORMAT = Format(
+    name="metaimage",
+    title="MetaImage",
+    summary="`.mha`, or `.mhd` with its values in another file; raw or packed",
+    endings=(".mha", ".mhd"),
+    read=read,
+    apart=False,
+    write=write,
+    dtypes=tuple(_NAMES),
+    keeps=EVERYTHING,
+    repeatable=True,
+    masks=".mha",
+    place=58,
+)
+
+
+def _header(path: Path) -> tuple[dict[str, str], int]:
+    """Its fields up to the last one, and the byte behind them. Raises VolumeError."""
+    header: dict[str, str] = {}
+    with path.open("rb") as file:
+        while line := file.readline(TEXT_BYTES):
+            name, equals, value = line.decode("latin-1").partition("=")
+            if not equals or file.tell() > TEXT_BYTES:
+                break
+            header[name.strip()] = value.strip()
+            if name.strip() == _LAST:
+                break
+        start = file.tell()
+    for name in ("DimSize", "ElementType", _LAST):
+        if name not in header:
+            raise VolumeError(
+                f"{path} has no field {name} in its header, expected a MetaImage (.mha, .mhd)"
+            )
+    if header.get("ObjectType", "Image") != "Image":
+        raise VolumeError(f"{path} is a {header['ObjectType']}, expected an image")
+    if not _true(header.get("BinaryData", "True")):
+        raise VolumeError(f"{path} has its values as text, expected BinaryData = True: {_HOW}")
+    return header, start
+
+
+def _true(text: str) -> bool:
+    return text[:1].lower() in ("t", "1", "y")
+
+
+def _stored_type(path: Path, header: Mapping[str, str]) -> np.dtype[Any]:
+    name, channels = header["ElementType"], header.get("ElementNumberOfChannels", "1")
+    if name not in _TYPES or channels != "1":
+        raise VolumeError(
+            f"{path} has elements of {channels} × {name}, expected one number a voxel: split its "
+            "channels"
+        )
+    big = header.get("ElementByteOrderMSB", header.get("BinaryDataByteOrderMSB", "False"))
+    return np.dtype((">" if _true(big) else "<") + _TYPES[name])
+
+
+def _place(
+    path: Path, header: Mapping[str, str], options: ReadOptions, start: int
+) -> tuple[Path, int]:
+    """The file that holds the values, and where its header ends, 0 where it has none."""
+    name = header[_LAST]
+    if name.upper() == "LOCAL":
+        return path, start
+    if name.startswith("LIST") or "%" in name:
+        raise VolumeError(f"{path} has its values in many files ({name}), expected one: {_HOW}")
+    place = path.parent / name
+    check_inside(place, path, options)
+    if not place.exists():
+        raise VolumeError(
+            f"{path} has its values in {name}, which is not there: expected it in {path.parent}"
+        )
+    return place, 0
+
+
+def _offset(
+    header: Mapping[str, str], place: Path, start: int, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> int:
+    """Where values begin; a HeaderSize of -1: they are the last of the file."""
+    skip = int(header.get("HeaderSize", "0"))
+    if skip == -1:
+        return max(0, place.stat().st_size - math.prod(shape) * dtype.itemsize)
+    return start + max(0, skip)
+
+
+@contextmanager
+def _stream(path: Path, start: int) -> Iterator[Source]:
+    with path.open("rb") as file:
+        file.seek(start)
+        yield ZlibStream(file)
+
+
+def _notes(header: Mapping[str, str], axes: tuple[int, int, int], count: int) -> Notes:
+    try:
+        ours = json.loads(header.get("Nextslice", "{}"))
+    except ValueError:
+        ours = {}
+    classes = ours.get("classes")
+    names = tuple(map(str, classes)) if isinstance(classes, list) else None
+    sizes = header.get("ElementSpacing", header.get("ElementSize", "")).split()[::-1]
+    unit = header.get("DistanceUnits", "")
+    if len(sizes) != count:
+        return Notes(classes=names)
+    along = [float(sizes[axis]) for axis in axes]
+    if not ours.get("sized", unit not in ("", "?") or any(size != 1 for size in along)):
+        return Notes(classes=names)
+    return Notes.sized(along, "" if unit == "?" else unit, names)

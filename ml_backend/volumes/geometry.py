@@ -1,0 +1,146 @@
+"""Where the voxels of two files lie, by what the files say: the same place, or a refusal.
+
+Axes are swapped and reversed, exactly; nothing is interpolated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ml_backend.volumes.formats.notes import length_in
+from ml_backend.volumes.turn import Affine, Turn
+from ml_backend.volumes.volume import Slice, Volume, VolumeError
+
+__all__ = ["laid_on", "towards_superior", "turned"]
+
+_APART = 0.1
+"""Voxels by which two grids may differ at their corners: headers hold float32."""
+_SIZES_APART = 0.01
+"""Share of a voxel's edge by which two files may differ: some write three digits."""
+
+Matrix = npt.NDArray[np.float64]
+
+
+def turned(volume: Volume, turn: Turn) -> Volume:
+    """The same voxels with their axes as ``turn`` says."""
+    if not turn.changes:
+        return volume
+    shape, read = volume.shape, volume.read
+
+    def read_turned(axis: int, index: int) -> Slice:
+        was, place = turn.place(axis, index, shape)
+        return turn.slice(axis, read(was, place))
+
+    size, affine = volume.voxel_size, volume.affine
+    return replace(
+        volume,
+        shape=turn.of(shape),
+        read=read_turned,
+        voxel_size=None if size is None else turn.of(size),
+        affine=None if affine is None else turn.affine(affine, shape),
+        turned=True,
+        runs=lambda: None,  # they lie in the order of the file
+    )
+
+
+def towards_superior(volume: Volume) -> Volume:
+    """``volume`` with x running nearest to right, y to anterior, z to superior, by its affine;
+    as it is without one."""
+    if volume.affine is None:
+        return volume
+    import nibabel
+
+    orientations: Any = nibabel.orientations
+    # for each axis: 0, 1, 2 of the world, and 1 or -1
+    towards = orientations.io_orientation(_square(volume.affine))
+    axes = [int(np.flatnonzero(towards[:, 0] == 2 - axis)[0]) for axis in range(3)]
+    return turned(volume, _turn(axes, [towards[was, 1] < 0 for was in axes]))
+
+
+def laid_on(labels: Volume, scan: Volume) -> Volume:
+    """``labels`` in the order of the voxels of ``scan``, both as they are along z.
+
+    Where both say where they lie, their axes may run another way, and nothing else may differ.
+    Where one does not, they belong voxel to voxel, unless the other one was turned when it was
+    read: then nobody can tell. Voxels must be of one size where both say it. Raises VolumeError
+    that says what both files say. Shapes are only compared where both lie somewhere.
+    """
+    if labels.affine is None or scan.affine is None:
+        if (labels if scan.affine is None else scan).turned:
+            raise _elsewhere(labels, scan, "one of them does not say how it lies")
+        _check_sizes(labels, scan)
+        return labels
+    there, here = _square(scan.affine), _square(labels.affine)
+    here[:3] *= length_in(labels.unit, scan.unit) or 1.0
+    steps = np.linalg.solve(there[:3, :3], here[:3, :3])  # column i: axis i of labels, in scan's
+    axes = [int(row.argmax()) for row in np.abs(steps)]
+    if sorted(axes) != [0, 1, 2]:
+        raise _elsewhere(labels, scan, "their axes run in other directions")
+    turn = _turn(axes, [steps[axis, was] < 0 for axis, was in enumerate(axes)])
+    laid = turned(labels, turn)
+    if laid.shape != scan.shape:
+        raise _elsewhere(labels, scan, "they differ in shape")
+    assert laid.affine is not None
+    found = _square(laid.affine)
+    found[:3] *= length_in(labels.unit, scan.unit) or 1.0
+    apart = np.abs(np.linalg.solve(there, found) @ _corners(scan.shape) - _corners(scan.shape))
+    if apart.max() > _APART:
+        raise _elsewhere(labels, scan, f"up to {apart.max():.3g} voxels apart")
+    return laid
+
+
+def _turn(axes: list[int], reverse: list[Any]) -> Turn:
+    return Turn((axes[0], axes[1], axes[2]), (bool(reverse[0]), bool(reverse[1]), bool(reverse[2])))
+
+
+def _square(affine: Affine) -> Matrix:
+    return np.vstack([np.array(affine, np.float64), (0, 0, 0, 1)])
+
+
+def _corners(shape: tuple[int, int, int]) -> Matrix:
+    """(4, 8): first and last voxel along each axis."""
+    ends = [(0, length - 1) for length in shape]
+    corners = [(z, y, x, 1) for z in ends[0] for y in ends[1] for x in ends[2]]
+    return np.array(corners, np.float64).T
+
+
+def _check_sizes(labels: Volume, scan: Volume) -> None:
+    if labels.voxel_size is None or scan.voxel_size is None:
+        return
+    factor = 1.0 if labels.unit == scan.unit else length_in(labels.unit, scan.unit)
+    if factor is None:
+        return
+    pairs = zip(labels.voxel_size, scan.voxel_size, strict=True)
+    if any(abs(ours * factor / theirs - 1) > _SIZES_APART for ours, theirs in pairs):
+        raise _elsewhere(labels, scan, "their voxels are of other sizes")
+
+
+def _elsewhere(labels: Volume, scan: Volume, why: str) -> VolumeError:
+    return VolumeError(
+        f"{labels.path} ({_said(labels)}) and {scan.path} ({_said(scan)}) do not lie on one "
+        f"another: {why}. Expected labels on the very grid of the scan, though their axes may run "
+        "another way: resample them onto it, and write them with what the scan's file says"
+    )
+
+
+def _said(volume: Volume) -> str:
+    """What the file says of where its voxels lie, in the order in which it has been read."""
+    z, y, x = volume.shape
+    said = [f"{x} x {y} x {z} voxels along x, y, z"]
+    if volume.voxel_size is not None:
+        edges = " x ".join(f"{edge:.6g}" for edge in reversed(volume.voxel_size))
+        said.append(f"of {edges} {volume.unit}".rstrip())
+    if volume.affine is None:
+        return f"{' '.join(said)}, without an orientation"
+    import nibabel
+
+    orientations: Any = nibabel.orientations
+    affine = _square(volume.affine)
+    names = "".join(str(name) for name in orientations.aff2axcodes(affine[:, [2, 1, 0, 3]]))
+    origin = ", ".join(f"{value:.6g}" for value in affine[:3, 3])
+    stored = f", in the file {volume.stored}" if volume.stored not in ("", names) else ""
+    return f"{' '.join(said)}, orientation {names}{stored}, from ({origin}) on"

@@ -1,0 +1,1 @@
+"""Fuzzing: bytes that nobody meant, and what the product says to them. docs/fuzzing.md."""

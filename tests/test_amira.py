@@ -1,0 +1,150 @@
+"""AmiraMesh as Amira and Avizo write it: headers as of theirs, values packed by the rules."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ml_backend.volumes.opening import open_volume
+from ml_backend.volumes.volume import VolumeError
+from tests.test_formats import assert_holds, values
+
+GREY = values("u2", (5, 16, 32))
+LABELS = np.repeat(np.arange(40, dtype="u1") % 5, 64).reshape(5, 16, 32)
+KINDS = {"u1": "byte", "i2": "short", "u2": "ushort", "i4": "int", "f4": "float", "f8": "double"}
+HEAD = """# {program} {form} 2.1
+
+
+define Lattice 32 16 5
+
+Parameters {{
+    Units {{
+        Coordinates "µm"
+    }}
+    Colormap "labels.am",
+    BoundingBox 10 72 0 22.5 -4 4,
+    Content "32x16x5 {kind}, uniform coordinates",
+    CoordType "uniform"
+}}
+
+Lattice {{ {kind} Data }} @1{packing}
+
+# Data section follows
+@1
+"""
+
+
+def saved(
+    path: Path, kind: str, data: bytes, packing: str = "", *, program: str = "AmiraMesh",
+    form: str = "BINARY-LITTLE-ENDIAN",
+) -> Path:  # fmt: skip
+    head = HEAD.format(program=program, form=form, kind=kind, packing=packing)
+    path.write_bytes(head.encode("latin-1") + data + b"\n")
+    return path
+
+
+def runs(data: bytes) -> bytes:
+    """HxByteRLE: runs of equal bytes, others as they are."""
+    packed, plain, place = bytearray(), bytearray(), 0
+
+    def flush() -> None:
+        while plain:
+            part = plain[:127]
+            packed.extend([0x80 | len(part), *part])
+            del plain[:127]
+
+    while place < len(data):
+        count = 1
+        while count < 127 and data[place : place + count + 1].count(data[place]) == count + 1:
+            count += 1
+        if count > 2:
+            flush()
+            packed.extend([count, data[place]])
+        else:
+            plain.extend(data[place : place + count])
+        place += count
+    flush()
+    return bytes(packed)
+
+
+@pytest.mark.parametrize("dtype", KINDS)
+@pytest.mark.parametrize("packed", [False, True])
+def test_types(tmp_path: Path, dtype: str, packed: bool) -> None:
+    array = values(dtype, (5, 16, 32))
+    data = zlib.compress(array.tobytes()) if packed else array.tobytes()
+    packing = f"(HxZip,{len(data)})" if packed else ""
+    with open_volume(saved(tmp_path / "a.am", KINDS[dtype], data, packing)) as volume:
+        assert_holds(volume, array)
+        assert (volume.voxel_size, volume.unit) == ((2.0, 1.5, 2.0), "µm")
+
+
+def test_avizo_and_big_endian(tmp_path: Path) -> None:
+    data = GREY.astype(">u2").tobytes()
+    with open_volume(saved(tmp_path / "a.am", "ushort", data, form="BINARY")) as volume:
+        assert_holds(volume, GREY)
+    path = saved(tmp_path / "b.am", "ushort", GREY.tobytes(), program="Avizo")
+    with open_volume(path) as volume:
+        assert_holds(volume, GREY)
+
+
+@pytest.mark.parametrize("array", [LABELS, values("u1", (5, 16, 32))], ids=["labels", "noise"])
+def test_runs_of_labels(tmp_path: Path, array: np.ndarray) -> None:
+    data = runs(array.tobytes())
+    path = saved(tmp_path / "a.am", "byte", data, f"(HxByteRLE,{len(data)})")
+    with open_volume(path) as volume:
+        assert_holds(volume, array)
+
+
+def test_runs_longer_than_what_is_read_at_once(tmp_path: Path) -> None:
+    array = np.random.default_rng(2).integers(0, 256, (5, 200, 200), "u1")
+    data = runs(array.tobytes())
+    path = saved(tmp_path / "a.am", "byte", data, f"(HxByteRLE,{len(data)})")
+    path.write_bytes(path.read_bytes().replace(b"Lattice 32 16 5", b"Lattice 200 200 5"))
+    with open_volume(path) as volume:
+        assert_holds(volume, array)
+
+
+@pytest.mark.parametrize("packing", ["", "HxZip", "HxByteRLE"])
+@pytest.mark.parametrize("lost", [2, 50, 400])
+def test_a_file_that_is_cut_off_is_refused_by_name(tmp_path: Path, packing: str, lost: int) -> None:
+    array = values("u1", (5, 16, 32))
+    pack = {"": bytes, "HxZip": zlib.compress, "HxByteRLE": runs}[packing]
+    data = pack(array.tobytes())
+    path = saved(tmp_path / "a.am", "byte", data, f"({packing},{len(data)})" if packing else "")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-lost])
+    with pytest.raises(VolumeError, match=rf"a\.am has {len(whole) - lost} bytes, expected"):
+        open_volume(path)
+
+
+def test_values_that_unpack_to_fewer_are_refused(tmp_path: Path) -> None:
+    for name, pack in (("HxZip", zlib.compress), ("HxByteRLE", runs)):
+        data = pack(LABELS[:4].tobytes())
+        path = saved(tmp_path / f"{name}.am", "byte", data, f"({name},{len(data)})")
+        with open_volume(path) as volume, pytest.raises(VolumeError, match="unpacks to 2048 bytes"):
+            volume[0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("BINARY-LITTLE-ENDIAN", "ASCII", "has ASCII values of type ushort, expected binary"),
+        ('"uniform"', '"curvilinear"', "has curvilinear coordinates, expected uniform"),
+        ("{ ushort Data", "{ float[3] Data", r"values of type float\[3\], expected binary, one"),
+        ("{ ushort Data", "{ complex Data", "values of type complex"),
+        ("define Lattice 32 16 5", "define Lattice 32 16", "expected three axes"),
+        ("define Lattice 32 16 5", "nLattice 5", "no line 'define Lattice'"),
+        ("define Lattice 32 16 5", "define Lattice 32 16 9", r"a\.am has \d+ bytes, expected"),
+        ("} @1", "} @1(HxLZ,9)", "packed by HxLZ, expected HxZip or none: save it from Amira"),
+        ("} @1", "} @1(HxByteRLE,9)", "uint16 packed by HxByteRLE"),
+        ("# AmiraMesh", "# HyperSurface", "expected an AmiraMesh file"),
+    ],
+)
+def test_what_is_no_volume_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+    path = saved(tmp_path / "a.am", "ushort", GREY.tobytes())
+    path.write_bytes(path.read_bytes().replace(old.encode(), new.encode(), 1))
+    with pytest.raises(VolumeError, match=message):
+        open_volume(path)
