@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from pydantic import JsonValue
 from redis import Redis
@@ -248,7 +248,8 @@ class Schedule:
             self.connection.delete(execution.key)
         self.connection.delete(executions.key)
         started = job.started_job_registry.key
-        for entry in self.connection.zrange(started, 0, -1):
+        entries = cast(list[bytes], self.connection.zrange(started, 0, -1))
+        for entry in entries:
             if entry.decode().partition(":")[0] == job.id:
                 self.connection.zrem(started, entry)
         job.delete()

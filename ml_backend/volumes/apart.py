@@ -160,6 +160,9 @@ class _Apart:
             "shape": None if given.shape is None else [*given.shape],
             "dtype": given.dtype,
             "offset": given.offset,
+            "channel": given.channel,
+            "time": given.time,
+            "labels": given.labels,
             "roots": [str(root) for root in given.bounds.roots],
         }
 

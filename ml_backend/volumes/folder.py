@@ -23,7 +23,13 @@ from PIL import Image
 from al_strategies.evidence import Position, SliceId
 from al_strategies.learner import IGNORE
 from ml_backend.errors import NextsliceError
-from ml_backend.pictures import BROKEN_PICTURE, class_ids, open_picture
+from ml_backend.pictures import (
+    BROKEN_PICTURE,
+    as_shown,
+    as_stored,
+    class_ids,
+    open_picture,
+)
 from ml_backend.volumes.enclosure import check_inside
 from ml_backend.volumes.formats.pages import files_in
 from ml_backend.volumes.volume import ReadOptions, VolumeError
@@ -204,7 +210,7 @@ def _read_image(path: Path) -> npt.NDArray[Any]:
         with open_picture(path) as image:
             _refuse_stack(path, image)
             if image.mode in _GREY_MODES:
-                return _native(np.asarray(image))
+                return _native(as_shown(image, np.asarray(image)))
             return np.asarray(image.convert("L" if image.mode == "LA" else "RGB"))
     except FolderError:
         raise
@@ -222,7 +228,7 @@ def _read_mask(path: Path) -> npt.NDArray[np.uint8]:
                     " class id"
                 )
             # a palette image is read by index, as annotation tools write it
-            values = np.asarray(image)
+            values = as_stored(image, np.asarray(image))
     except FolderError:
         raise
     except BROKEN_PICTURE as error:

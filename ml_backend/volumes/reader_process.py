@@ -134,11 +134,9 @@ class _Volumes:
         return self._view
 
 
-def _options(
-    dataset: str | None, shape: list[int] | None, dtype: str | None, offset: int, roots: list[str]
-) -> ReadOptions:
+def _options(shape: list[int] | None, roots: list[str], **others: Any) -> ReadOptions:
     three = None if shape is None else (shape[0], shape[1], shape[2])
-    return ReadOptions(dataset, three, dtype, offset, bounds=Bounds(tuple(map(Path, roots))))
+    return ReadOptions(shape=three, bounds=Bounds(tuple(map(Path, roots))), **others)
 
 
 if __name__ == "__main__":

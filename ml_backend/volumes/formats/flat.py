@@ -70,7 +70,7 @@ class Flat:
         return np.ascontiguousarray(read_run(self.path, start, (columns, rows), self.dtype).T)
 
 
-def read_run(path: Path, start: int, shape: tuple[int, int], dtype: np.dtype[Any]) -> Slice:
+def read_run(path: Path, start: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Slice:
     """The array of ``shape`` at byte ``start``, in native byte order. Raises VolumeError where the
     file ends before it does."""
     with reading(path, "the volume it was when it was opened"), path.open("rb", 0) as file:

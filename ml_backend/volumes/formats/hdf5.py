@@ -2,7 +2,8 @@
 
 NeXus: ``default`` attributes from the root down to an NXdata group whose ``signal`` names the
 dataset and whose ``axes`` give the voxel size; before 2014, ``signal=1`` on the dataset itself.
-``element_size_um`` (z, y, x), as ilastik and BigDataViewer write it, is read as well.
+Names of axes are obeyed (`hdf5_axes`). ``element_size_um`` (z, y, x), as ilastik and BigDataViewer
+write it, is read as well.
 Detectors compress with Bitshuffle, LZ4, Blosc, Zstandard, …: hdf5plugin knows them.
 """
 
@@ -18,10 +19,10 @@ import numpy.typing as npt
 
 from ml_backend.volumes.formats.checks import reading
 from ml_backend.volumes.formats.format import DTYPES, EVERYTHING, Format
+from ml_backend.volumes.formats.hdf5_axes import text
 from ml_backend.volumes.formats.hdf5_dataset import OpenDataset
 from ml_backend.volumes.formats.hdf5_files import Hdf5Files
 from ml_backend.volumes.formats.hdf5_parts import parts_of
-from ml_backend.volumes.formats.hdf5_search import text
 from ml_backend.volumes.formats.notes import Notes, length_in, sizes_in_one_unit
 from ml_backend.volumes.formats.slabs import Slabs, chunk_shape, in_slabs
 from ml_backend.volumes.volume import ReadOptions, Volume, VolumeSpec
@@ -79,6 +80,7 @@ FORMAT = Format(
     readable="HDF5/NeXus (.h5, .nxs)",
     endings=(".h5", ".hdf5", ".hdf", ".nxs", ".nx", ".he5"),
     read=read,
+    chooses=True,
     write=write,
     dtypes=DTYPES,
     keeps=EVERYTHING,
@@ -109,7 +111,7 @@ def _volume(path: Path, dataset: OpenDataset) -> Volume:
     axes, native = dataset.axes, dataset.dtype
     chunks = dataset.chunks and tuple(dataset.chunks[axis] for axis in axes)
     slabs = Slabs(dataset.shape, chunks, native.itemsize, dataset.block)
-    notes = _notes(dataset.files, dataset.values, axes)
+    notes = _notes(dataset, axes)
 
     def close() -> None:
         slabs.close()
@@ -119,21 +121,21 @@ def _volume(path: Path, dataset: OpenDataset) -> Volume:
     return replace(volume, runs=dataset.runs)
 
 
-def _notes(files: Hdf5Files, dataset: Any, axes: tuple[int, int, int]) -> Notes:
+def _notes(opened: OpenDataset, axes: tuple[int, int, int]) -> Notes:
+    dataset = opened.values
     classes = dataset.attrs.get("classes")
     names = None if classes is None else tuple(text(name) for name in np.atleast_1d(classes))
-    notes = _axes_notes(files, dataset, axes)
+    notes = _axes_notes(opened.files, dataset, opened.group, axes)
     sizes = dataset.attrs.get("element_size_um")
     if notes.voxel_size is None and sizes is not None and np.size(sizes) == 3:
         notes = Notes.sized(list(sizes), "µm")
     return Notes(notes.voxel_size, notes.unit, names)
 
 
-def _axes_notes(files: Hdf5Files, dataset: Any, axes: tuple[int, int, int]) -> Notes:
+def _axes_notes(files: Hdf5Files, dataset: Any, group: Any, axes: tuple[int, int, int]) -> Notes:
     """From the datasets that NXdata's ``axes`` name, where they are evenly spaced lengths."""
     import h5py
 
-    group = dataset.parent
     names = [text(name) for name in np.atleast_1d(group.attrs.get("axes", []))]
     if len(names) != dataset.ndim:
         return Notes()

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.volumes.formats.checks import chunk_size, number_type, reading, three_axes
+from ml_backend.volumes.formats.axes import choose_axes
+from ml_backend.volumes.formats.checks import chunk_size, number_type, reading
+from ml_backend.volumes.formats.hdf5_axes import axis_names
 from ml_backend.volumes.formats.hdf5_files import Hdf5Files
 from ml_backend.volumes.formats.hdf5_holes import Hole
 from ml_backend.volumes.formats.hdf5_parts import parts_of
@@ -69,22 +71,30 @@ class OpenDataset:
             own, file = self.values, self.values.file
             plain = own.dtype.kind in "iuf" and h5t.py_create(own.dtype) == own.id.get_type()
             start = own.id.get_offset() if plain and not (own.chunks or own.is_virtual) else None
-            if start is None or own.external or self.files.changed():
+            if start is None or own.external or self.files.changed() or not self._in_order():
                 return None
             size = own.size // self.shape[0] * own.dtype.itemsize
             starts = range(start, start + self.shape[0] * size, size)
             state = file_state(file.id.get_vfd_handle())
             return Runs(Path(file.filename), own.dtype, starts, state)
 
+    def _in_order(self) -> bool:
+        """Whether all of it is the volume, z, y, x as it lies."""
+        others = (self.values.shape[place] for place in self._choice.picked)
+        return self._choice.order == (0, 1, 2) and all(length == 1 for length in others)
+
     def _open(self) -> None:
         self.files = Hdf5Files(self._path, self._options)
         try:
             name = self._options.dataset
-            self.values = named(self.files, name) if name is not None else found(self.files)
+            place = named(self.files, name) if name is not None else found(self.files)
+            self.values, self.group = place.dataset, place.group
             self._place = Path(f"{self._path}:{self.values.name}")
             self.dtype = number_type(self._place, self.values.dtype)
             self._parts = parts_of(self.files, self.values)
-            self.axes = three_axes(self._place, self.values.shape)
+            names = axis_names(self._place, *place)
+            self._choice = choose_axes(self._place, names, self.values.shape, self._options)
+            self.axes = self._choice.axes
             self.chunks = self.values.chunks
             chunk_size(self._place, self.chunks or (), self.dtype)
             z, y, x = (self.values.shape[axis] for axis in self.axes)
@@ -104,9 +114,14 @@ class OpenDataset:
     def _hole(self, axis: int, start: int, stop: int) -> Hole | None:
         if self._parts.holes is None:
             return None
-        first, last = [0] * self.values.ndim, [*self.values.shape]
-        first[self.axes[axis]], last[self.axes[axis]] = start, stop
-        return self._parts.holes.within(tuple(first), tuple(last))
+        cut = self._choice.index(axis, start, stop)
+        whole = self.values.shape
+        pairs = [
+            part.indices(length)[:2] if isinstance(part, slice) else (part, part + 1)
+            for part, length in zip(cut, whole, strict=True)
+        ]
+        first, last = zip(*pairs, strict=True)
+        return self._parts.holes.within(first, last)
 
     def _read(self, axis: int, start: int, stop: int) -> Array:
         """In parts between which it is closed where it is made of very many files: HDF5 keeps them
@@ -132,7 +147,5 @@ class OpenDataset:
         return whole
 
     def _values(self, axis: int, start: int, stop: int) -> Array:
-        index: list[Any] = [0] * self.values.ndim
-        for i, source in enumerate(self.axes):
-            index[source] = slice(start, stop) if i == axis else slice(None)
-        return np.asarray(self.values[tuple(index)]).astype(self.dtype, copy=False)
+        part = np.asarray(self.values[self._choice.index(axis, start, stop)])
+        return part.transpose(self._choice.order).astype(self.dtype, copy=False)

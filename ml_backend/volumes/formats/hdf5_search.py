@@ -6,16 +6,31 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
-import numpy as np
-
+from ml_backend.volumes.formats.axes import letter_of
+from ml_backend.volumes.formats.hdf5_axes import axis_names, text
 from ml_backend.volumes.formats.hdf5_files import DeadLinkError, Hdf5Files
-from ml_backend.volumes.volume import VolumeError
+from ml_backend.volumes.volume import AXES, VolumeError
 
-__all__ = ["found", "named", "text"]
+__all__ = ["Found", "found", "named"]
 
 _LISTED = 20
+
+
+class Found(NamedTuple):
+    """A dataset, and the group in which it was found as ``name``: links may lead elsewhere, and
+    NXdata says of its signal what the dataset's own group does not."""
+
+    dataset: Any
+    group: Any
+    name: str
+
+    @classmethod
+    def by_itself(cls, dataset: Any) -> Found:
+        """Where it lies."""
+        return cls(dataset, dataset.parent, dataset.name.rsplit("/", 1)[-1])
 
 
 @dataclass
@@ -38,19 +53,21 @@ class _Contents:
         return "\nand links that lead nowhere:" + _lines(f"{error}" for error in self.nowhere)
 
 
-def named(files: Hdf5Files, name: str) -> Any:
+def named(files: Hdf5Files, name: str) -> Found:
     """The dataset at ``name``, or the signal of the group there. Raises VolumeError."""
     import h5py
 
-    there = files.member(files.root, name)
+    there, last = files.member(files.root, name), name.rstrip("/").rsplit("/", 1)
+    group = files.member(files.root, last[0]) if len(last) > 1 else files.root
     if isinstance(there, h5py.Group):
-        there = files.member(there, text(there.attrs.get("signal", "data")))
+        group, last = there, [text(there.attrs.get("signal", "data"))]
+        there = files.member(there, last[-1])
     if not isinstance(there, h5py.Dataset):
         raise VolumeError(f"{files.path} has no dataset {name}, expected one of:{_contents(files)}")
-    return there
+    return Found(there, group, last[-1])
 
 
-def found(files: Hdf5Files) -> Any:
+def found(files: Hdf5Files) -> Found:
     """By the NeXus defaults, else the only dataset with three axes of numbers. Raises
     VolumeError."""
     if (pointed := _by_default(files)) is not None:
@@ -64,7 +81,7 @@ def found(files: Hdf5Files) -> Any:
     pointed_to = [one for one in candidates if contents.datasets[one] > 1]
     for few in (signals, pointed_to if contents.nowhere else candidates):
         if len(few) == 1:
-            return few[0]
+            return Found.by_itself(few[0])
     if candidates and contents.nowhere:
         raise VolumeError(
             f"{files.path} has links that lead nowhere, one of which may have been the volume, "
@@ -81,13 +98,7 @@ def found(files: Hdf5Files) -> Any:
     )
 
 
-def text(value: Any) -> str:
-    """What an attribute says."""
-    value = value[0] if isinstance(value, np.ndarray) and value.size == 1 else value
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-
-
-def _by_default(files: Hdf5Files) -> Any | None:
+def _by_default(files: Hdf5Files) -> Found | None:
     """The signal that ``default`` attributes lead to, None where there are none."""
     import h5py
 
@@ -106,7 +117,7 @@ def _by_default(files: Hdf5Files) -> Any | None:
             f"{group.file.filename}:{group.name} says that its signal is {name}, which is not "
             f"there: expected the volume, or name one as dataset:{_contents(files)}"
         )
-    return signal if isinstance(signal, h5py.Dataset) else None
+    return Found(signal, group, name) if isinstance(signal, h5py.Dataset) else None
 
 
 def _contents(files: Hdf5Files) -> _Contents:
@@ -131,7 +142,14 @@ def _is_volume(dataset: Any) -> bool:
     shape = dataset.shape
     if shape is None or dataset.dtype.kind not in "biuf":
         return False
-    return bool(sum(length > 1 for length in shape) <= 3 <= len(shape))
+    if sum(length > 1 for length in shape) <= 3 <= len(shape):
+        return True
+    try:
+        return {
+            letter_of(one) for one in axis_names(Path(dataset.name), *Found.by_itself(dataset))
+        } >= set(AXES)
+    except VolumeError:  # of names that contradict each other: said where it is the one
+        return False
 
 
 def _listed(datasets: Iterable[Any]) -> str:
