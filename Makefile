@@ -8,7 +8,7 @@ ARGS ?=
 export NEXTSLICE_HOME := $(CURDIR)/.nextslice
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test fuzz check lint format types safety bench constraints clean
+.PHONY: help install demo test faults fuzz check lint format types safety bench constraints clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -30,6 +30,14 @@ test: install ## Run every test (Label Studio is installed into .nextslice the f
 	@echo "==> pytest, two files at a time $(ARGS)"
 	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE \
 		$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# Most of a cell's time is pauses, so that more of them than there are cores run side by side.
+faults: install ## Run the whole fault matrix in real time, and write docs/reliability.md (half an hour)
+	@rm -f docs/results/faults/cells.jsonl
+	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE NEXTSLICE_FAULTS=1 \
+		$(BIN)/python -m pytest -m "nightly or not nightly" -n 4 tests/faults \
+		--deselect tests/faults/test_report.py $(ARGS)
+	@$(BIN)/python -m tests.faults.report
 
 fuzz: install ## Send a million damaged inputs to everything that reads foreign bytes (an hour or two)
 	@echo "==> fuzzing $(ARGS)"

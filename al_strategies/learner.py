@@ -245,9 +245,11 @@ class Learner(Protocol):
         """The segmentation of each slice, in the order of ``ids``, one at a time. ``unreadable`` as
         in `evidence`."""
 
-    def predict_image(self, image: npt.NDArray[Any]) -> Prediction:
+    def predict_image(
+        self, image: npt.NDArray[Any], *, progress: Progress | None = None
+    ) -> Prediction:
         """The segmentation of one image as read: (H, W), (H, W, 3 or 4), or (H, W, 2 n + 1) with
-        its `neighbours`."""
+        its `neighbours`. ``progress``: is told of each part of it; what it raises ends it."""
 
     # -- whole volumes
 

@@ -26,6 +26,7 @@ several raise stand here.
   x MaskError                 a mask that is not what Label Studio's format says
   x VolumeError               a volume cannot be read, or not be written as asked
     + NoSuchVolume              a name that stands for nothing under NEXTSLICE_VOLUMES
+    + DeadLinkError             a link in an HDF5 file leads to nothing
     + ReaderTimeout             the process that reads it has not answered in time
     + ReaderEnded               the process that reads it has ended
   x WindowError               two grey values between which nothing can be shown

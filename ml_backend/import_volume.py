@@ -151,8 +151,8 @@ def _import_oriented(
         labels: Volume | None = None
         if request.with_labels is not None:
             bounds = roots.bounds_of(request.with_labels)
-            options = replace(request.label_options, bounds=bounds, oriented=True)
-            labels = opened.enter_context(open_volume(request.with_labels, options))
+            asked = replace(request.label_options, bounds=bounds, oriented=True, labels=True)
+            labels = opened.enter_context(open_volume(request.with_labels, asked))
             labels = laid_on(labels, scan).along(request.axis)
         return _Import(service, request, volume, labels, progress).run()
 
@@ -338,8 +338,8 @@ class _Import:
         if ours.oriented and not there.oriented:
             raise _StoredThereAlready
         differing = [
-            f"{option.name} {getattr(there, option.name) or 'of the file'} there, "
-            f"{getattr(ours, option.name) or 'of the file'} now"
+            f"{option.name} {_said(getattr(there, option.name))} there, "
+            f"{_said(getattr(ours, option.name))} now"
             for option in fields(ReadOptions)
             if getattr(there, option.name) != getattr(ours, option.name)
         ]
@@ -458,6 +458,11 @@ class _Import:
         if (mask == IGNORE).all():
             return {}
         return {"annotations": [{"result": regions(mask, config)}]}
+
+
+def _said(value: object) -> object:
+    """A reading option, in a sentence."""
+    return "of the file" if value is None else value
 
 
 def _within(items: Iterator[Item], most: int, size: Callable[[Item], int]) -> Iterator[list[Item]]:

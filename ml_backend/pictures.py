@@ -21,6 +21,8 @@ __all__ = [
     "MOST_PIXELS",
     "PICTURES",
     "TooManyPixels",
+    "as_shown",
+    "as_stored",
     "class_ids",
     "decode_label_map",
     "encode_png",
@@ -50,6 +52,8 @@ BROKEN_PICTURE = (
 PICTURES = ("PNG", "JPEG", "TIFF", "WEBP", "GIF", "BMP")
 """What is read, whatever a file is called. Pillow knows fifty more; one of them, EPS, is a program,
 which Ghostscript runs."""
+
+_PHOTOMETRIC = 262  # tag of TIFF
 
 MOST_PIXELS = 1 << 27
 """Of a picture: 134 million, as 16,384 × 8,192."""
@@ -102,6 +106,25 @@ def decode_label_map(data: bytes) -> LabelMap:
     """The label map (H, W) that `encode_png` wrote. Raises one of `BROKEN_PICTURE`."""
     with open_picture(data, formats=("PNG",)) as image:
         return np.asarray(image.convert("L"))
+
+
+def as_shown(image: Image.Image, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Grey ``values`` of ``image`` as every program shows them: where 0 is white (TIFF) Pillow
+    turns over 8 bits and not 16."""
+    if values.dtype.kind == "u" and values.itemsize == 2 and _white_is_zero(image):
+        return np.asarray(np.uint16(65535) - values)
+    return values
+
+
+def as_stored(image: Image.Image, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Class ids ``values`` of ``image`` as they are in the file, whatever is said of white."""
+    if values.dtype in (np.bool_, np.uint8) and _white_is_zero(image):
+        return np.asarray(~values)
+    return values
+
+
+def _white_is_zero(image: Image.Image) -> bool:
+    return getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
 
 
 def class_ids(values: npt.NDArray[Any], classes: int | None = None) -> LabelMap | None:

@@ -7,8 +7,10 @@ ours, as Label Studio's may be.
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -54,6 +56,7 @@ class HttpStudio(ThreadingHTTPServer):
     """Label Studio at ``url``; its project is that of ``memory``.
 
     ``fault``: is asked before each image is answered, with its path: a status instead, or None.
+    ``posix``: its database knows POSIX classes in patterns, as all but SQLite do.
     ``moved``: path → address that it redirects to. ``seen``: method, path and status of each
     answer. ``shown``: the Authorization headers of requests. ``renewals``: access tokens given out.
     """
@@ -65,6 +68,7 @@ class HttpStudio(ThreadingHTTPServer):
         self.memory, self.life_s, self.ahead_s = memory, life_s, ahead_s
         self.key = personal_token()
         self.fault: Callable[[str], int | None] = lambda path: None
+        self.posix = False
         self.moved: dict[str, str] = {}
         self.seen: list[tuple[str, str, int]] = []
         self.shown: list[str | None] = []
@@ -121,6 +125,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif path == "api/token/refresh":
             good = body["refresh"] == self.server.key and self.server.renewable
             self.reply({"access": self.server.access()} if good else {}, 200 if good else 401)
+        elif path == "api/version":
+            self.reply({"release": "1.23.2"})
         elif not self.server.lets_in(self.headers.get("Authorization")):
             self.reply({"detail": "Given token not valid for any token type"}, 401)
         elif path.startswith("api/"):
@@ -140,6 +146,10 @@ class _Handler(BaseHTTPRequestHandler):
             return {}
         if path == "api/tasks":
             return self.tasks(json.loads(query["query"][0]), query)
+        if path == "api/current-user/whoami":
+            return {"email": "somebody@lab.example"}
+        if path == "api/projects":
+            return {"results": [memory.project(7).model_dump(mode="json")], "next": None}
         number = int(path.split("/")[2])
         if path.endswith("import/predictions"):
             memory.import_predictions(number, body)
@@ -150,16 +160,28 @@ class _Handler(BaseHTTPRequestHandler):
 
     def tasks(self, asked: dict[str, Any], query: dict[str, list[str]]) -> dict[str, Any]:
         conditions: list[Filter] = asked.get("filters", {}).get("items", [])
+        patterns = [c["value"] for c in conditions if c["operator"] == "regex"]
+        conditions = [c for c in conditions if c["operator"] != "regex"]
         ids = [set(c["value"]) for c in conditions if c["filter"].endswith(":id")]
         rest = [c for c in conditions if not c["filter"].endswith(":id")]
         rows = [row for row in self.server.memory.full_tasks(0, rest)
-                if all(row["id"] in wanted for wanted in ids)]  # fmt: skip
+                if all(row["id"] in wanted for wanted in ids)
+                and all(self.matches(pattern, str(row["id"])) for pattern in patterns)]  # fmt: skip
+        ordering = asked["ordering"][0]
+        rows.sort(key=lambda row: row[ordering.rpartition(":")[2]], reverse=ordering[0] == "-")
         first = (int(query["page"][0]) - 1) * int(query["page_size"][0])
         page = rows[first : first + int(query["page_size"][0])]
         tasks = [row | {"total_annotations": len(row["annotations"]),
                         "updated_at": row["updated_at"].isoformat()} for row in page]  # fmt: skip
         annotations = sum(len(row["annotations"]) for row in rows)
         return {"total": len(rows), "total_annotations": annotations, "tasks": tasks}
+
+    def matches(self, pattern: str, text: str) -> bool:
+        if self.server.posix:
+            pattern = pattern.replace("[:digit:]", "0-9")
+        with warnings.catch_warnings():  # Python's, of what looks like a POSIX class
+            warnings.simplefilter("ignore", FutureWarning)
+            return re.search(pattern, text) is not None
 
     def image(self, path: str) -> None:
         status = self.server.fault(path)

@@ -24,6 +24,7 @@ class MemoryStudio:
     """A project of ``slices`` tasks, 0, 1, 2, …, whose images are ``image(task)``.
 
     ``unreadable``: tasks whose image answers 404. ``backend``: the project's ML backend.
+    ``listings``: how often all tasks were asked for.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class MemoryStudio:
         self.imported: list[dict[str, Any]] = []
         self.unreadable: set[int] = set()
         self.sdk = SimpleNamespace(ml=SimpleNamespace(update=self._rename))
+        self.listings = 0
         self._image = image
         self._shown: dict[str, npt.NDArray[Any]] = {}
         self._now = FIRST_MOMENT
@@ -63,6 +65,9 @@ class MemoryStudio:
     def delete_annotations(self, tasks: Iterable[int]) -> None:
         for task in tasks:
             self._rows[task]["annotations"].clear()
+
+    def delete_task(self, task: int) -> None:
+        del self._rows[task]
 
     def same_moment(self) -> None:
         """All that was submitted was so at once, as by an import."""
@@ -103,6 +108,10 @@ class MemoryStudio:
     # -- tasks
 
     def tasks(self, project_id: int, filters: Sequence[Filter] = ()) -> Iterator[TaskRow]:
+        self.listings += not filters
+        return self._task_rows(filters)
+
+    def _task_rows(self, filters: Sequence[Filter]) -> Iterator[TaskRow]:
         for row in self._found(filters):
             yield TaskRow(
                 id=row["id"],
@@ -115,7 +124,7 @@ class MemoryStudio:
         self, project_id: int, ids: Iterable[int], filters: Sequence[Filter] = ()
     ) -> Iterator[TaskRow]:
         wanted = set(ids)
-        return (row for row in self.tasks(project_id, filters) if row.id in wanted)
+        return (row for row in self._task_rows(filters) if row.id in wanted)
 
     def full_tasks(
         self, project_id: int, filters: Sequence[Filter] = ()
@@ -130,6 +139,9 @@ class MemoryStudio:
 
     def count_tasks(self, project_id: int, filters: Sequence[Filter] = ()) -> int:
         return len(self._found(filters))
+
+    def newest_change(self, project_id: int) -> datetime | None:
+        return max((row["updated_at"] for row in self._rows.values()), default=None)
 
     def totals(self, project_id: int) -> tuple[int, int]:
         return len(self._rows), sum(len(row["annotations"]) for row in self._rows.values())

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import select
 import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -101,6 +103,30 @@ class TestAFileThatHangs:
         shutil.copy(healthy, damaged)
         assert_holds(open_apart(damaged, LATER, readers), GREY)
 
+    @pytest.mark.parametrize("name", ["a.h5", "a.zarr"])
+    def test_what_is_said_holds(self, tmp_path: Path, readers: Readers, name: str) -> None:
+        """Until when it is refused; and that what was changed meanwhile is tried at once."""
+        path = tmp_path / name
+        write(path, GREY)
+        at_once = ReadOptions(bounds=Bounds(timeout_s=0.00001))
+        before = time.time()
+        with pytest.raises(VolumeError, match="takes too long"):
+            open_apart(path, at_once, readers)
+        with pytest.raises(VolumeError, match=r"ago; it is tried again at ") as refused:
+            open_apart(path, LATER, readers)
+        allowed = [
+            time.strftime("%H:%M:%S", time.localtime(second + 300))
+            for second in range(int(before), int(time.time()) + 1)
+        ]
+        (said,) = re.findall(r"again at (\d\d:\d\d:\d\d), and at once when", str(refused.value))
+        assert said in allowed
+        changed = path if path.is_file() else next(p for p in path.rglob("c/*/*/*") if p.is_file())
+        times = changed.stat().st_atime_ns, changed.stat().st_mtime_ns
+        shutil.copy(changed, tmp_path / "copy")
+        shutil.move(tmp_path / "copy", changed)  # as long as before, and by its time as old
+        os.utime(changed, ns=times)
+        assert_holds(open_apart(path, LATER, readers), GREY)
+
     def test_it_ends_though_who_asked_was_killed(self, tmp_path: Path) -> None:
         code = """
 import sys, threading
@@ -156,7 +182,8 @@ def test_the_files_of_the_report(name: str, readers: Readers) -> None:
 
 def test_memory_has_a_limit(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
-        file.create_dataset("data", (2, 16_000, 16_000), "u2", chunks=(1, 1000, 1000))
+        shape, chunks = (2, 16_000, 16_000), (1, 1000, 1000)
+        file.create_dataset("data", shape, "u2", chunks=chunks, fillvalue=0)
     readers = Readers(memory=400 << 20)
     volume = open_apart(tmp_path / "a.h5", ReadOptions(), readers)
     with pytest.raises(VolumeError, match=r"a\.h5.*(Unable to allocate|more memory)"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ml_backend.rounds.attempt import attempt
+from ml_backend.rounds.attempt import attempt, may_try_again
 from ml_backend.rounds.project import ConnectedProject
+from ml_backend.rounds.records import ProjectRecord
 from ml_backend.rounds.service import Service
 from ml_backend.settings import Settings
 from ml_backend.studio.client import Project, StudioError
@@ -44,3 +46,12 @@ def test_the_error_of_an_attempt_is_told_also_where_it_cannot_be_noted(
 
     assert "that the attempt failed cannot be noted" in caplog.text
     assert str(studio.record) in caplog.text
+
+
+@pytest.mark.parametrize("noted", [{"unended": 1}, {"failures": 1}])
+def test_an_attempt_from_the_future_has_no_pause(noted: dict[str, int]) -> None:
+    """As after a clock was put back: the pause would last for as long as that, and a minute. Two
+    machines may differ by a few seconds: that is no reason to leave it out."""
+    for ahead_s, over in ((3600, True), (5, False)):
+        moment = {"began_at": time.time() + ahead_s, "failed_at": time.time() + ahead_s}
+        assert may_try_again(ProjectRecord(project=7, key=KEY, **noted, **moment)) is over

@@ -20,6 +20,7 @@ import h5py
 import numpy as np
 import pytest
 import tifffile
+import zarr
 
 from ml_backend.volumes.opening import ReadOptions, open_volume
 from ml_backend.volumes.volume import VolumeError
@@ -30,6 +31,12 @@ GREY = values("u2", (6, 20, 24))
 
 Make = Callable[[Path], Path]
 """Writes a volume of `GREY` into a folder and says which file of it is to be broken."""
+
+
+def write_zarr(path: Path, array: np.ndarray, fill: int | None) -> None:
+    """Zarr v2, a chunk a slice."""
+    form = {"chunks": (1, *array.shape[1:]), "dtype": array.dtype, "fill_value": fill}
+    zarr.create_array(path, shape=array.shape, zarr_format=2, compressors=None, **form)[:] = array
 
 
 def ours(name: str) -> Make:
@@ -255,6 +262,34 @@ class TestLies:
         with pytest.raises(VolumeError, match="page 2, has a strip or tile that was never written"):
             volume[2]
         assert np.array_equal(volume[3], GREY[3])
+
+    @pytest.mark.parametrize("compression", [None, "zlib"])
+    def test_a_strip_that_was_never_written_is_missing_along_every_axis(
+        self, tmp_path: Path, compression: str | None
+    ) -> None:
+        tifffile.imwrite(tmp_path / "a.tif", GREY, metadata=None, compression=compression)
+        with tifffile.TiffFile(tmp_path / "a.tif", mode="r+b") as tif:
+            for name in ("StripOffsets", "StripByteCounts"):
+                tif.pages[2].tags[name].overwrite([0])
+        volume = open_volume(tmp_path / "a.tif")
+        for axis in "zyx":
+            with pytest.raises(VolumeError, match="strip or tile that was never written"):
+                volume.along(axis)[2]
+
+    @pytest.mark.parametrize("fill", [None, 7])
+    def test_a_chunk_that_is_not_there_is_what_the_array_says(
+        self, tmp_path: Path, fill: int | None
+    ) -> None:
+        write_zarr(tmp_path / "a.zarr", GREY, fill)
+        (tmp_path / "a.zarr" / "2.0.0").unlink()
+        with open_volume(tmp_path / "a.zarr") as volume:
+            assert np.array_equal(volume[1], GREY[1])
+            if fill is not None:
+                assert (volume[2] == fill).all()
+                return
+            for axis in "zyx":
+                with pytest.raises(VolumeError, match=r"2\.0\.0 is not there, and its array says"):
+                    volume.along(axis)[2]
 
     def test_a_broken_chunk_spoils_only_its_slices(self, tmp_path: Path) -> None:
         with h5py.File(tmp_path / "a.h5", "w") as file:

@@ -82,6 +82,25 @@ def test_the_table_of_formats_is_that_of_their_declarations() -> None:
     assert table.splitlines() == [f"| {one.title} | {one.summary} |" for one in ours()]
 
 
+TRIED = (
+    "| format | variants seen | who wrote the file | voxel size | writes |\n|---|---|---|---|---|\n"
+)
+
+
+def test_the_table_of_what_was_tried_is_of_every_format() -> None:
+    page = (ROOT / "docs" / "import.md").read_text()
+    tables = [part.partition("\n\n")[0].splitlines() for part in page.split(TRIED)[1:]]
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for t in tables for row in t]
+    assert sorted(row[0] for row in rows) == sorted(one.title for one in ours())
+    for one in ours():
+        _, variants, writer, size, writes = next(row for row in rows if row[0] == one.title)
+        assert variants
+        assert writer
+        assert writes.startswith("yes" if one.write else "no"), one.title
+        if "voxel_size" in one.keeps:
+            assert size.startswith("yes"), one.title
+
+
 def test_the_formats_of_exported_masks_are_those_that_offer_them() -> None:
     masks = {one.name: one.masks for one in ours() if one.masks is not None}
     names = ", ".join(f"`{name}`" for name in masks)

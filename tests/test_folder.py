@@ -314,3 +314,36 @@ def test_two_files_of_one_name(root: Path) -> None:
 def test_unknown_id(root: Path, method: str) -> None:
     with pytest.raises(KeyError, match="no slice '0007', it has 3 slices"):
         getattr(FolderSource(root), method)("0007")
+
+
+# -- what lies elsewhere
+
+
+@pytest.mark.parametrize(
+    "name", ["images/0050.png", "masks/0050.png", "images", "masks", "classes.json", "volumes.json"]
+)
+def test_a_link_that_leads_out_of_the_folder_is_refused(root: Path, name: str) -> None:
+    (root / "classes.json").write_text('["background", "bone", "implant"]')
+    (root / "volumes.json").write_text('{"volumes": []}')
+    FolderSource(root)
+    outside = root.parent / "secret"
+    (root / name).rename(outside)
+    (root / name).symlink_to(outside)
+    with pytest.raises(FolderError, match=rf"{name} is opened for .*scan7, but leads out of"):
+        FolderSource(root)
+
+
+@pytest.mark.parametrize("part", ["images", "masks"])
+def test_a_file_that_becomes_a_link_is_refused(root: Path, part: str) -> None:
+    source = FolderSource(root)
+    (root / part / "0050.png").rename(root.parent / "secret.png")
+    (root / part / "0050.png").symlink_to(root.parent / "secret.png")
+    with pytest.raises(FolderError, match=rf"{part}/0050\.png is opened for .*leads out of"):
+        (source.image if part == "images" else source.mask)("0050")
+
+
+def test_a_link_inside_the_folder_is_followed(root: Path, tmp_path: Path) -> None:
+    (root / "images" / "0050.png").rename(root / "scan.png")
+    (root / "images" / "0050.png").symlink_to("../scan.png")
+    (tmp_path / "linked").symlink_to(root)
+    np.testing.assert_array_equal(FolderSource(tmp_path / "linked").image("0050"), IMAGE)

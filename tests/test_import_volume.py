@@ -10,6 +10,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import tifffile
 
 from ml_backend.import_volume import ImportReport, ImportRequest, import_volume
 from ml_backend.rounds.service import Service, slice_keys
@@ -135,6 +136,34 @@ def test_two_readings_of_a_raw_file_do_not_meet_in_a_project(imported: Imported)
         imported.repeat(options=replace(there, dtype="<u2"))
     assert imported.data() == before
     assert imported.repeat(options=there).kept == SLICES
+
+
+def test_two_channels_do_not_meet_in_a_project(imported: Imported) -> None:
+    stack = imported.path.with_suffix(".tif")
+    array = np.random.default_rng(1).integers(0, 4000, (SLICES, 2, 8, 9), np.uint16)
+    tifffile.imwrite(stack, array, imagej=True, metadata={"axes": "ZCYX"})
+    for z in range(SLICES):
+        address = SliceAddress("scans/scan.tif", "z", z, options=ReadOptions(channel=1))
+        imported.put(z, address.url(OLD, imported.keys), volume="scans/scan.tif")
+    imported.path = stack
+
+    with pytest.raises(StudioError, match=r"\(channel 1 there, 0 now\)"):
+        imported.repeat(options=ReadOptions(channel=0))
+    report = imported.repeat(options=ReadOptions(channel=1))
+    assert (report.kept, report.moved) == (SLICES, SLICES)
+    moved = SliceAddress.parse(imported.data()[3]["image"], imported.keys)
+    assert moved.options == ReadOptions(channel=1)
+
+
+def test_labels_in_which_0_is_white_are_as_they_are_stored(imported: Imported) -> None:
+    masks = np.ones((SLICES, 8, 9), np.uint8)
+    labels = imported.path.with_name("labels.tif")
+    tifffile.imwrite(labels, masks, photometric="miniswhite", metadata=None)
+
+    assert imported.repeat(with_labels=labels).labels_added == SLICES
+    rows = {row["id"]: row["annotations"] for row in imported.studio.full_tasks(7)}
+    config = parse_label_config(imported.studio.fields["label_config"])
+    assert (label_map(rows[2][0]["result"], config, 8, 9).mask == 1).all()
 
 
 def test_labels_of_slices_that_are_there_are_counted_and_left(imported: Imported) -> None:

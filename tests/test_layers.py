@@ -34,6 +34,7 @@ ALLOWED = {
     },
     "import_volume": {"studio", "volumes", "rounds", "al_strategies"},
     "segment": {"al_strategies", "volumes"},
+    "health": {"al_strategies", "studio", "rounds", "settings"},
     "app": {"api", "rounds", "settings"},
     "embedded": {"al_strategies", "studio", "volumes", "rounds", "settings", "api"},
     "adapter": {"al_strategies", "studio", "rounds", "settings", "api"},

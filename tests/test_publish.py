@@ -5,6 +5,7 @@ On a real Redis and store; on a real Label Studio: tests/integration/test_queue.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -157,6 +158,18 @@ def test_a_slice_that_was_opened_live_is_topped_up_to_its_place(project: Queue) 
 
     scores = {entry.task: entry.score for entry in project.entries}
     assert min(project.stored()[waiting]) == scores[waiting] < LIVE_SCORE
+
+
+@pytest.mark.parametrize(
+    ("seconds", "sizes"), [(0.1, [4, 8, 16, 32, 40]), (30, [4] * 25)], ids=["quick", "slow"]
+)
+def test_a_queue_is_filled_in_large_chunks_where_that_is_quick(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, sizes: list[int]
+) -> None:
+    """Of 100 slices that are missing; a chunk is predicted in one request, and stored in a few."""
+    clock = itertools.count(0, seconds)
+    monkeypatch.setattr(publish.time, "monotonic", lambda: next(clock))
+    assert [len(chunk) for chunk in publish._chunks(range(100))] == sizes
 
 
 # -- a store that has lost queue.json

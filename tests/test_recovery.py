@@ -33,6 +33,7 @@ from ml_backend.rounds.service import Service, slice_keys
 from ml_backend.rounds.source import positions
 from ml_backend.rounds.sync import sync
 from ml_backend.rounds.training import UnreadableSlices
+from ml_backend.segmentation import inference
 from ml_backend.segmentation.dataset import NothingLabelled
 from ml_backend.segmentation.learner import NetworkLearner
 from ml_backend.segmentation.validation import split_validation
@@ -401,6 +402,24 @@ def test_unusable_annotations_are_not_new_labels_again_and_again(
     assert project.published.round == 1
     assert not project.starts_a_round()
     project.label(range(K))
+    assert project.starts_a_round()
+
+
+@pytest.mark.parametrize("noted", [True, False], ids=["noted", "of an older nextslice"])
+def test_what_is_unusable_is_no_new_label(make_project: MakeProject, noted: bool) -> None:
+    project = make_project()
+    project.studio.submit(9, STRANGE[0][0])
+    project.label(range(K))
+    project.studio.same_moment()
+    project.run()
+    assert project.dataset().unusable == [9]
+    if not noted:
+        older = project.dataset().model_copy(update={"unusable": None})
+        project.folder.round(1).save(DATASET, older)
+
+    project.label(range(K, 2 * K - 1))
+    assert not project.starts_a_round()
+    project.label([2 * K])
     assert project.starts_a_round()
 
 
@@ -905,6 +924,40 @@ def test_predictions_end_before_label_studio_stops_waiting(
 
     assert [bool(answer) for answer in answers] == [True, False, True, False]
     assert answers[1] == answers[3] == []
+
+
+def test_a_slice_that_takes_longer_than_label_studio_waits_is_left_out(
+    make_project: MakeProject,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """By its first tile, and from then on before it is begun, until it is tried again."""
+    project = make_project(NEXTSLICE_MAX_TILE=64)  # two tiles a slice
+    project.label(range(K))
+    project.run()
+    serving = Serving(project.service)
+    clock, tile_s, tiles = [0.0], [50.0], [0]
+    monkeypatch.setattr("ml_backend.api.serving._seconds", lambda: clock[0])
+    forward = inference._Run._forward
+
+    def slowly(run: Any, images: Any, valid: Any) -> Any:
+        clock[0] += tile_s[0]
+        tiles[0] += 1
+        return forward(run, images, valid)
+
+    monkeypatch.setattr(inference._Run, "_forward", slowly)
+
+    def masks(*tasks: int) -> list[bool]:
+        asked = [{"id": i, "data": {"image": f"/{i}.png"}} for i in tasks]
+        return [bool(answer) for answer in serving.predict(KEY, asked, IMPLICIT)]
+
+    assert (masks(5), tiles[0]) == ([False], 1)
+    assert "task 5 is left out: the network takes some 100 s for its 64 x 80 pixels" in caplog.text
+    assert (masks(7, 8), tiles[0], clock[0]) == ([False, False], 1, 50.0)
+    clock[0] += 601
+    tile_s[0] = 30.0
+    assert (masks(5), tiles[0]) == ([True], 3)
+    assert (masks(7, 8), tiles[0]) == ([True, False], 5)
 
 
 def test_an_address_signed_with_another_secret_is_not_downloaded(

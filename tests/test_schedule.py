@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from multiprocessing.synchronize import Event
 from typing import Any
 
 import pytest
+from rq.executions import Execution
 from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
 
+from ml_backend.embedded.stack import settings_from
 from ml_backend.rounds.schedule import CONTROL, GPU, SIMULATE, Schedule
 from ml_backend.settings import Settings
 
@@ -69,11 +74,52 @@ def test_a_round_has_time_enough(schedule: Schedule) -> None:
     assert job_of(schedule, "round").timeout == 86_400
 
 
+def test_a_large_project_has_time_enough_to_be_listed(schedule: Schedule) -> None:
+    """100,000 tasks are 200 pages, which took a busy Label Studio 13 s each."""
+    schedule.of(KEY).adopt("http://backend")
+    schedule.of(KEY).count()
+    assert job_of(schedule, "adopt").timeout >= 200 * 13
+    assert job_of(schedule, "count").timeout >= 200 * 13
+
+
 def test_a_hint_during_a_count_is_followed_by_one_more_count(schedule: Schedule) -> None:
     schedule.of(KEY).count()
     start(schedule, "count", datetime.now(UTC))
     for _ in range(5):
         schedule.of(KEY).count()
+    assert jobs(schedule, CONTROL) == [("count", [KEY])]
+
+
+@pytest.mark.parametrize("running", [False, True], ids=["waiting", "running, another waits"])
+def test_a_hint_that_is_one_of_a_storm_is_a_look_and_no_more(
+    schedule: Schedule, running: bool
+) -> None:
+    """Label Studio waits one second for it, inside of a submit."""
+    project = schedule.of(KEY)
+    project.count()
+    if running:
+        start(schedule, "count", datetime.now(UTC))
+        project.count()
+    before = commands(schedule)
+    for _ in range(10):
+        project.count()
+    assert commands(schedule) - before <= 10 * 2 + 1
+    assert jobs(schedule, CONTROL) == [("count", [KEY])]
+
+
+def commands(schedule: Schedule) -> int:
+    """How many Redis has processed."""
+    found: Any = schedule.connection.info("stats")
+    return int(found["total_commands_processed"])
+
+
+def test_a_count_that_was_taken_and_never_begun_is_not_waited_for(schedule: Schedule) -> None:
+    schedule.of(KEY).count()
+    job = job_of(schedule, "count")
+    schedule.queue(CONTROL).remove(job.id)
+    job.enqueued_at = datetime.now(UTC) - timedelta(minutes=2)
+    job.save()
+    schedule.of(KEY).count()
     assert jobs(schedule, CONTROL) == [("count", [KEY])]
 
 
@@ -88,6 +134,93 @@ def test_a_round_whose_worker_went_silent_is_started_again(schedule: Schedule) -
     start(schedule, "round", datetime.now(UTC) - timedelta(minutes=5))
     assert schedule.of(KEY).round("again")
     assert jobs(schedule, GPU) == [("round", [KEY, "again", None])]
+
+
+def test_a_sign_of_life_from_the_future_is_none(schedule: Schedule) -> None:
+    """As after a clock was put back: it would hold for as long as the clock was put back by."""
+    schedule.of(KEY).round("first", 1)
+    start(schedule, "round", heartbeat=datetime.now(UTC) + timedelta(hours=1))
+    assert schedule.of(KEY).round("taken over", 1)
+    assert job_of(schedule, "round").args == [KEY, "taken over", 1]
+
+
+def test_a_job_from_the_future_that_was_taken_and_never_begun_is_started_again(
+    schedule: Schedule,
+) -> None:
+    schedule.of(KEY).round("lost", 1)
+    job = job_of(schedule, "round")
+    schedule.queue(GPU).remove(job.id)
+    job.enqueued_at = datetime.now(UTC) + timedelta(hours=1)
+    job.save()
+    assert schedule.of(KEY).round("again", 1)
+    assert jobs(schedule, GPU) == [("round", [KEY, "again", 1])]
+
+
+# -- locks
+
+
+def _hold(url: str, held: Event) -> None:
+    connection = Schedule(settings_from({"REDIS_URL": url}))
+    with connection.alone("work", 1200, wait=True):
+        held.set()
+        time.sleep(600)
+
+
+def test_the_lock_of_a_killed_process_is_free_soon(
+    schedule: Schedule, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not when the work would have had to be over: minutes of a queue that nobody fills."""
+    monkeypatch.setattr("ml_backend.rounds.schedule._LEASE_S", 1.0)
+    context = multiprocessing.get_context("fork")
+    held = context.Event()
+    holder = context.Process(target=_hold, args=(redis_url, held), daemon=True)
+    holder.start()
+    assert held.wait(60)
+    time.sleep(2.5)
+    with schedule.alone("work", 1200, wait=False) as alone:
+        assert not alone, "its holder is at work"
+    holder.kill()
+    holder.join()
+
+    begin = time.monotonic()
+    with schedule.alone("work", 1200, wait=True) as alone:
+        assert alone
+    assert time.monotonic() - begin < 20
+
+
+def test_a_lock_is_free_after_its_seconds_even_where_its_holder_lives(
+    schedule: Schedule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ml_backend.rounds.schedule._LEASE_S", 0.4)
+    with (
+        schedule.alone("work", 1.0, wait=False) as first,
+        schedule.alone("work", 1.0, wait=True) as second,
+    ):
+        assert first
+        assert second
+
+
+@pytest.mark.parametrize("left", ["all", "registry", "entry"])
+def test_what_is_left_of_a_killed_workers_job_holds_nothing_up(
+    schedule: Schedule, left: str
+) -> None:
+    """RQ forgets an execution, and a minute later that there was one; until its workers clean up,
+    the job counts as running."""
+    schedule.of(KEY).round("killed", 1)
+    job = start(schedule, "round", datetime.now(UTC) - timedelta(minutes=2))
+    with schedule.connection.pipeline() as pipeline:
+        execution = Execution.create(job, ttl=90, pipeline=pipeline)
+        pipeline.execute()
+    if left != "all":
+        schedule.connection.delete(execution.key)
+    if left == "entry":
+        schedule.connection.delete(job.execution_registry.key)
+    assert schedule.length(GPU) == (0, 1)
+
+    assert schedule.of(KEY).round("again", 1)
+
+    assert schedule.length(GPU) == (1, 0)
+    assert not schedule.connection.exists(execution.key)
 
 
 @pytest.mark.parametrize("status", [JobStatus.FINISHED, JobStatus.FAILED, JobStatus.STOPPED])

@@ -139,6 +139,13 @@ def test_an_attempt_that_has_just_begun_is_running(project: ConnectedProject) ->
     assert said(project_status(project), "running").startswith("Round 3 began at ")
 
 
+def test_an_attempt_from_the_future_is_not_running(project: ConnectedProject) -> None:
+    """As after a clock was put back."""
+    note(project, unended=1, began_at=time.time() + 3600)
+    assert not project_status(project).has("running")
+    assert project_status(project).has("killed")
+
+
 def test_the_last_error_is_told_until_a_round_succeeds(project: ConnectedProject) -> None:
     note(project, failures=2, failed_at=time.time(), last_error="StudioError: 500")
     text = said(project_status(project), "failed")

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from al_strategies.learner import Learner
 from ml_backend.api.metrics import Metrics, Outcome
+from ml_backend.api.pace import Pace
 from ml_backend.api.server import PREDICTIONS
 from ml_backend.errors import NextsliceError
 from ml_backend.rounds.artefacts import ROUND
@@ -41,7 +42,8 @@ _seconds = time.monotonic
 
 
 class _TooLate(Exception):
-    """Label Studio will not wait for this task any more."""
+    """Label Studio will not wait for this task any more; the message says why, where it is not for
+    those before it."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Serving:
         self._warmed: set[tuple[str, str]] = set()
         self._forward = threading.Lock()
         self._places = threading.BoundedSemaphore(PREDICTIONS)
+        self._pace = Pace(lambda: _seconds())
         self._projects: dict[str, ConnectedProject] = {}
         self._adopted: set[str] = set()
 
@@ -119,9 +122,10 @@ class Serving:
     ) -> list[dict[str, Any] | list[Any]]:
         """One result per task, in order; of no region while there is no model.
 
-        An empty list for a task that cannot be predicted, or not any more before Label Studio stops
-        waiting for all of them: it stores nothing then, and asks again when the task is opened. The
-        same for all tasks when `PREDICTIONS` requests are waited for already.
+        An empty list for a task that cannot be predicted, or not before Label Studio stops waiting
+        for all of them (a forward that would not end by then is not begun, or given up): it stores
+        nothing then, and asks again when the task is opened. The same for all tasks when
+        `PREDICTIONS` requests are waited for already.
         """
         if not self._places.acquire(blocking=False):
             logger.warning("project %s: %d tasks are not predicted: %d requests are at it already",
@@ -166,13 +170,16 @@ class Serving:
             if _seconds() > until:
                 raise _TooLate
             image = self._image(key, weights, task, config, until)
+            self._check_pace(key, weights, image, until)
             with self._forward_before(until):
-                mask = self._model(key, weights).predict_image(image).mask
+                mask = self._forward_within(key, weights, image, until)
             found = regions(mask, config)
             outcome = "masks"
             return found
-        except _TooLate:
+        except _TooLate as error:
             outcome = "late"
+            if error.args:
+                logger.warning("project %s: task %s is left out: %s", key, _name(task), error)
         except (ArithmeticError, KeyError, TypeError, ValueError, NextsliceError) as error:
             logger.warning("task %s is not predicted: %s", _name(task), _say(error, config))
         except Exception:  # one broken slice must not throw away the batch
@@ -196,6 +203,40 @@ class Serving:
         except Exception:
             self.metrics.images_failed.labels("/predict").inc()
             raise
+
+    def _check_pace(self, key: str, weights: str, image: npt.NDArray[Any], until: float) -> None:
+        """Raise _TooLate where forwards of that size do not end by ``until``."""
+        takes = self._pace.expected((key, weights), image.shape[0] * image.shape[1])
+        if takes > until - _seconds():
+            raise self._too_slow(takes, image)
+
+    def _too_slow(self, takes: float, image: npt.NDArray[Any]) -> _TooLate:
+        height, width = image.shape[:2]
+        device = self.service.settings.predict_device
+        return _TooLate(
+            f"the network takes some {takes:.0f} s for its {height} x {width} pixels "
+            f"(PREDICT_DEVICE={device}), and Label Studio would not wait for it: it gets "
+            "a mask when a round selects it"
+        )
+
+    def _forward_within(
+        self, key: str, weights: str, image: npt.NDArray[Any], until: float
+    ) -> npt.NDArray[Any]:
+        """The mask. Called under the forward's lock. Given up, with _TooLate, as soon as a part of
+        it shows that the whole does not end by ``until``."""
+        self._check_pace(key, weights, image, until)
+        model, pixels = self._model(key, weights), image.shape[0] * image.shape[1]
+        began = _seconds()
+
+        def look(step: str, done: int, total: int) -> None:
+            takes = (_seconds() - began) * total / done
+            self._pace.note((key, weights), pixels, takes)
+            if done < total and began + takes > until:
+                raise self._too_slow(takes, image)
+
+        mask = model.predict_image(image, progress=look).mask
+        self._pace.note((key, weights), pixels, _seconds() - began)
+        return mask
 
     @contextmanager
     def _forward_before(self, until: float) -> Iterator[None]:

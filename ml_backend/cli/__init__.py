@@ -51,6 +51,7 @@ def load_commands() -> None:
     from ml_backend.cli import (  # noqa: F401
         connect,
         demo,
+        doctor,
         export,
         import_,
         rounds,

@@ -10,7 +10,15 @@ import typer
 
 from ml_backend.cli import app, as_written, console
 from ml_backend.cli.progress import round_progress
-from ml_backend.cli.reading import DatasetOption, DtypeOption, OffsetOption, ShapeOption, reading
+from ml_backend.cli.reading import (
+    ChannelOption,
+    DatasetOption,
+    DtypeOption,
+    OffsetOption,
+    ShapeOption,
+    TimeOption,
+    reading,
+)
 from ml_backend.errors import OptionError
 from ml_backend.import_volume import ImportReport, ImportRequest, import_volume
 from ml_backend.rounds.service import Service
@@ -70,6 +78,8 @@ def import_command(
     shape: ShapeOption = None,
     dtype: DtypeOption = None,
     offset: OffsetOption = 0,
+    channel: ChannelOption = None,
+    time: TimeOption = None,
 ) -> None:
     """Create or extend a Label Studio project with the slices of a volume.
 
@@ -90,7 +100,7 @@ def import_command(
         span=None if span is None else _pair(span, "--range", int),
         window=None if window is None else Window(*_pair(window, "--window", float)),
         with_labels=with_labels,
-        options=reading(dataset, shape, dtype, offset),
+        options=reading(dataset, shape, dtype, offset, channel, time),
         label_options=ReadOptions(dataset=labels_dataset),
         upload=upload,
         connect=connect,

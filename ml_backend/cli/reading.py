@@ -9,7 +9,15 @@ import typer
 from ml_backend.errors import OptionError
 from ml_backend.volumes.opening import ReadOptions
 
-__all__ = ["DatasetOption", "DtypeOption", "OffsetOption", "ShapeOption", "reading"]
+__all__ = [
+    "ChannelOption",
+    "DatasetOption",
+    "DtypeOption",
+    "OffsetOption",
+    "ShapeOption",
+    "TimeOption",
+    "reading",
+]
 
 DatasetOption = Annotated[
     str | None, typer.Option(help="HDF5 dataset or Zarr array inside the volume.")
@@ -17,12 +25,23 @@ DatasetOption = Annotated[
 ShapeOption = Annotated[str | None, typer.Option(help="Of a raw file, Z,Y,X: 900,1024,1024.")]
 DtypeOption = Annotated[str | None, typer.Option(help="Of a raw file, as NumPy writes it: <u2.")]
 OffsetOption = Annotated[int, typer.Option(min=0, help="Bytes before the values of a raw file.")]
+ChannelOption = Annotated[
+    int | None, typer.Option(min=0, help="Which of several channels (or colours), from 0.")
+]
+TimeOption = Annotated[int | None, typer.Option(min=0, help="Which of several times, from 0.")]
 
 
-def reading(dataset: str | None, shape: str | None, dtype: str | None, offset: int) -> ReadOptions:
+def reading(
+    dataset: str | None,
+    shape: str | None,
+    dtype: str | None,
+    offset: int,
+    channel: int | None,
+    time: int | None,
+) -> ReadOptions:
     """The options as `open_volume` takes them. OptionError for a shape that is none."""
-    lengths = None if shape is None else _shape(shape)
-    return ReadOptions(dataset, lengths, dtype, offset, oriented=True)
+    three = None if shape is None else _shape(shape)
+    return ReadOptions(dataset, three, dtype, offset, oriented=True, channel=channel, time=time)
 
 
 def _shape(text: str) -> tuple[int, int, int]:

@@ -23,7 +23,15 @@ from rich.table import Table
 from rich.text import Text
 
 from ml_backend.cli import app, console
-from ml_backend.cli.reading import DatasetOption, DtypeOption, OffsetOption, ShapeOption, reading
+from ml_backend.cli.reading import (
+    ChannelOption,
+    DatasetOption,
+    DtypeOption,
+    OffsetOption,
+    ShapeOption,
+    TimeOption,
+    reading,
+)
 from ml_backend.cli.tables import whole
 from ml_backend.embedded.processes import stop_on_sigterm
 from ml_backend.errors import OptionError
@@ -163,6 +171,8 @@ def segment(
     shape: ShapeOption = None,
     dtype: DtypeOption = None,
     offset: OffsetOption = 0,
+    channel: ChannelOption = None,
+    time: TimeOption = None,
 ) -> None:
     """Segment a whole volume with the published model.
 
@@ -178,7 +188,8 @@ def segment(
     stop_on_sigterm()
     settings = load_settings()
     roots = VolumeRoots.parse(settings.volumes, settings.volume_timeout_s)
-    options = replace(reading(dataset, shape, dtype, offset), bounds=roots.bounds_of(volume))
+    chosen = reading(dataset, shape, dtype, offset, channel, time)
+    options = replace(chosen, bounds=roots.bounds_of(volume))
     with open_volume(volume, options) as opened:
         data, version = (
             _published(project) if weights is None else (weights.read_bytes(), weights.name)

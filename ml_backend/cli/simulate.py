@@ -24,7 +24,7 @@ from al_strategies import available_strategies, get_strategy
 from al_strategies.evidence import STANDARD
 from ml_backend.cli import app, as_written, console
 from ml_backend.cli.progress import round_progress
-from ml_backend.cli.reading import DatasetOption
+from ml_backend.cli.reading import ChannelOption, DatasetOption, TimeOption
 from ml_backend.cli.tables import whole
 from ml_backend.embedded.processes import stop_on_sigterm
 from ml_backend.embedded.stack import default_home
@@ -58,7 +58,7 @@ _BLOCK = ("held_out", "held_out_at", "gap")
 """The options that say which slices are held out, where nothing else does."""
 
 
-_VOLUME = ("axis", "dataset", "labels_dataset")
+_VOLUME = ("axis", "dataset", "labels_dataset", "channel", "time")
 """The options that say how a volume is read."""
 
 _FEW_CHOICES = 3
@@ -117,6 +117,7 @@ def _spec(
     phantom: str | None,
     axis: int,
     datasets: tuple[str | None, str | None],
+    chosen: tuple[int | None, int | None],
     gap: float,
     part: float,
     centre: float,
@@ -140,6 +141,8 @@ def _spec(
         centre=centre,
         dataset=datasets[0],
         labels_dataset=datasets[1],
+        channel=chosen[0],
+        time=chosen[1],
     )
     return spec, title
 
@@ -257,6 +260,8 @@ def simulate(
     labels_dataset: Annotated[
         str | None, typer.Option(help="The same, of the label volume; both may be in one file.")
     ] = None,
+    channel: ChannelOption = None,
+    time: TimeOption = None,
     axis: Annotated[
         int, typer.Option(min=0, max=2, help="Axis that a volume's slices cut: 0 is z, 1 y, 2 x.")
     ] = 0,
@@ -334,7 +339,15 @@ def simulate(
             "less than 0"
         )
     spec, title = _spec(
-        data, labels, phantom, axis, (dataset, labels_dataset), gap, held_out, held_out_at
+        data,
+        labels,
+        phantom,
+        axis,
+        (dataset, labels_dataset),
+        (channel, time),
+        gap,
+        held_out,
+        held_out_at,
     )
     loaded = load_data(spec)
     if loaded.named:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -195,14 +196,17 @@ def start_label_studio(
     *,
     port: int | None = None,
     allow_private_addresses: bool = True,
+    database: Mapping[str, str] | None = None,
 ) -> LabelStudioServer:
     """Start a server with its data in ``folder`` and create a token (some 10 s).
 
     ``allow_private_addresses``: set the two settings without which Label Studio refuses an ML
-    backend on this machine.
+    backend on this machine. ``database``: Label Studio's variables of another one (DJANGO_DB,
+    POSTGRE_HOST, …), whose tables it makes if they are not there; None: SQLite in ``folder``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _give_database(command, folder)
+    if database is None:
+        _give_database(command, folder)
     port = port or free_port()
     url = f"http://127.0.0.1:{port}"
     guard = "false" if allow_private_addresses else "true"
@@ -212,6 +216,7 @@ def start_label_studio(
         "SSRF_PROTECTION_ENABLED": guard,
         "TASK_LOCK_TTL": "3600",
         **_OFFLINE,
+        **(database or {"DJANGO_DB": "sqlite"}),
     }
     argv = [str(command), "start", "--no-browser", "--internal-host", "127.0.0.1"]
     argv += ["--port", str(port), "--username", _EMAIL, "--password", _PASSWORD]

@@ -127,6 +127,10 @@ class ProcessGroup(contextlib.AbstractContextManager["ProcessGroup", None]):
                 raise
             raise StartError(f"{error}; the end of {child.log}:\n{_tail(child.log)}") from None
 
+    def pids(self) -> dict[str, int]:
+        """Name → process id of each that was started."""
+        return {child.name: child.process.pid for child in self._children}
+
     def ended(self) -> str | None:
         """Name and log of a process that ended by itself, or None while all run."""
         for child in self._children:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -84,9 +84,11 @@ def start_stack(
     env: dict[str, str] | None = None,
     step: Callable[[str], None] = lambda text: None,
     workers: tuple[str, ...] = ("control", "gpu"),
+    database: Mapping[str, str] | None = None,
 ) -> Stack:
     """Start everything with its data in ``folder``; ``env`` overrides settings of the service.
 
+    ``database``: of Label Studio, as `start_label_studio` takes it; None: SQLite.
     ``step`` is told what happens next. Processes belong to ``group``, which stops them.
     """
     step("installing Label Studio into an environment of its own (once, a few minutes)")
@@ -94,7 +96,7 @@ def start_stack(
     step("starting Redis")
     redis_url = start_redis(group, folder / "redis")
     step("starting Label Studio")
-    server = start_label_studio(group, command, folder / "label-studio")
+    server = start_label_studio(group, command, folder / "label-studio", database=database)
     step("starting the backend and its workers")
     port = free_port()
     backend_url = f"http://127.0.0.1:{port}"

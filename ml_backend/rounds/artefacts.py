@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from al_strategies.evidence import Evidence, Position
 from ml_backend.pictures import BROKEN_PICTURE, decode_label_map, encode_png
 from ml_backend.rounds.records import (
+    DatasetLabels,
     DatasetRecord,
     MetricsRecord,
     ProjectRecord,
@@ -32,6 +33,7 @@ from ml_backend.rounds.records import (
 __all__ = [
     "DATASET",
     "EVIDENCE",
+    "LABELS",
     "MASKS",
     "METRICS",
     "PROJECT",
@@ -110,14 +112,16 @@ def written_after(step: Step) -> list[File]:
 
 def record_file(name: str, model: type[M], step: Step | None = None) -> Artefact[M]:
     """A record as JSON that people can read."""
-    return _noted(
-        Artefact(
-            name=name,
-            kind=model.__name__,
-            encode=lambda record: record.model_dump_json(indent=1).encode(),
-            decode=model.model_validate_json,
-            step=step,
-        )
+    return _noted(_record(name, model, step))
+
+
+def _record(name: str, model: type[M], step: Step | None = None) -> Artefact[M]:
+    return Artefact(
+        name=name,
+        kind=model.__name__,
+        encode=lambda record: record.model_dump_json(indent=1).encode(),
+        decode=model.model_validate_json,
+        step=step,
     )
 
 
@@ -212,6 +216,8 @@ PROJECT = record_file("project.json", ProjectRecord)
 PUBLISHED = record_file("published.json", Published)
 
 DATASET = record_file("dataset.json", DatasetRecord, Step.SYNC)
+LABELS = _record(DATASET.name, DatasetLabels)
+"""The same file, of which the tasks are not looked at. To be read."""
 MASKS = Pictures("masks")
 """What people have drawn, by task and the start of `LabelRecord.hash`."""
 WEIGHTS = _noted(

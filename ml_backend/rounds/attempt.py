@@ -29,6 +29,8 @@ was out of reach, which other labels do not bring back: then each pause is follo
 _OUTAGES = (UnreadableSlices, StudioError, EnvironmentFault, RedisError, OSError)
 _BACKOFF_S = 30.0
 _LONGEST_BACKOFF_S = 3600.0
+_CLOCKS_DIFFER_S = 60.0
+"""Between machines, without one of them having been put back."""
 
 
 def attempt(
@@ -63,12 +65,16 @@ def _note_failure(project: ConnectedProject, told: str, *, outage: bool) -> None
 def next_attempt_at(record: ProjectRecord) -> float:
     """When the pause after the attempts that came to nothing is over, in seconds since 1970: 1, 2,
     4, … minutes, at most an hour, after the last one failed, or began if nobody knows how it ended.
+
+    There is no pause after an attempt that was noted in the future: a clock was put back, and the
+    pause would last for as long.
     """
     attempts = record.failures + record.unended
     if not attempts:
         return 0.0
     pause = min(_BACKOFF_S * 2.0 ** min(attempts, 20), _LONGEST_BACKOFF_S)
-    return max(record.failed_at, record.began_at if record.unended else 0.0) + pause
+    last = max(record.failed_at, record.began_at if record.unended else 0.0)
+    return 0.0 if last - time.time() > _CLOCKS_DIFFER_S else last + pause
 
 
 def gives_up(record: ProjectRecord) -> bool:

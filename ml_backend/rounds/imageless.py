@@ -7,6 +7,7 @@ which of them is meant.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.studio.client import TaskRow
@@ -27,6 +28,17 @@ class Imageless:
         self._config = config
         self._tasks = self._lacking = 0
         self._fields: set[str] = set()
+
+    @classmethod
+    def counted(
+        cls, config: LabelConfig, tasks: int, lacking: int, rows: Iterable[TaskRow]
+    ) -> Imageless:
+        """Of ``tasks`` tasks ``lacking`` have none, of which ``rows`` are some."""
+        found = cls(config)
+        for row in rows:
+            found.look(row)
+        found._tasks, found._lacking = tasks, lacking
+        return found
 
     def look(self, row: TaskRow) -> bool:
         """Whether the task has an image; it is counted."""

@@ -44,7 +44,12 @@ Predict = Callable[[list[int]], Iterable[tuple[int, Regions]]]
 """Task and regions of each of these tasks, in any order; what cannot be predicted is left out."""
 
 _PREDICT_CHUNK = 4
-"""Tasks per /predict request of a top-up: a chunk must fit well inside its timeout on a CPU."""
+"""Tasks of the first /predict request of a top-up: a chunk must fit well inside its timeout on a
+CPU."""
+_LARGEST_CHUNK = 64
+_QUICK_S = 5.0
+"""A chunk that was stored within this is followed by one of twice the size, at most: each costs
+Label Studio half a dozen requests, and many annotators take slices faster than that."""
 _PREDICT_TIMEOUT_S = 300
 _TOP_UP_S = 4 * _PREDICT_TIMEOUT_S
 _SWITCH_S = 120.0
@@ -340,10 +345,14 @@ def _rebuilt_queue(
 
 
 def _chunks(items: Iterable[T]) -> Iterator[list[T]]:
-    """``items`` as many at a time as are predicted in one request."""
-    rest = iter(items)
-    while chunk := list(islice(rest, _PREDICT_CHUNK)):
+    """``items`` as many at a time as are predicted in one request: a few at first, more while what
+    the caller does with a chunk is quick."""
+    rest, size = iter(items), _PREDICT_CHUNK
+    while chunk := list(islice(rest, size)):
+        began = time.monotonic()
         yield chunk
+        quick = time.monotonic() - began < _QUICK_S
+        size = min(2 * size, _LARGEST_CHUNK) if quick else max(size // 2, _PREDICT_CHUNK)
 
 
 def _lost(project: ConnectedProject, queue: QueueRecord) -> list[QueueEntry]:

@@ -15,12 +15,12 @@ from ml_backend.errors import NextsliceError
 from ml_backend.logs import about
 from ml_backend.rounds import publish
 from ml_backend.rounds.adopt import protect_webhook
-from ml_backend.rounds.artefacts import DATASET, METRICS
+from ml_backend.rounds.artefacts import DATASET, LABELS, METRICS
 from ml_backend.rounds.attempt import gives_up, may_try_again
 from ml_backend.rounds.claim import ClaimTaken
 from ml_backend.rounds.imageless import look_for_images
 from ml_backend.rounds.project import ConnectedProject, now
-from ml_backend.rounds.records import ProjectRecord, Published
+from ml_backend.rounds.records import DatasetLabels, ProjectRecord, Published
 from ml_backend.rounds.round import run_round
 from ml_backend.rounds.service import Service
 from ml_backend.rounds.store import RoundFolder
@@ -71,8 +71,8 @@ def _follow_config(project: ConnectedProject, published: Published, xml: str) ->
     if config.fingerprint == published.fingerprint:
         return published
     look_for_images(project, config)
-    dataset = project.folder.round(published.round).need(DATASET)
-    change = explain_change(parse_label_config(dataset.label_config), config)
+    old = project.folder.round(published.round).need(LABELS)
+    change = explain_change(parse_label_config(old.label_config), config)
     reason = change or "the labelling config changed"
     return publish.retire(project, reason, list(config.classes), config.fingerprint)
 
@@ -87,7 +87,6 @@ def _reason(project: ConnectedProject, published: Published) -> str | None:
         return _new_reason(project, following)
     if following.has(DATASET):
         return "go on with the round that a worker left"
-    dataset = project.folder.round(published.round).need(DATASET)
     if record.start_requested_at is not None:
         if project.studio.count_tasks(project.number, [annotated()]):
             return "start training"
@@ -95,19 +94,28 @@ def _reason(project: ConnectedProject, published: Published) -> str | None:
                        project.key)  # fmt: skip
         project.update(ProjectRecord.request_met)
         return None
-    fresh = new_labels(project, dataset)
+    learned = _labels(project.folder.round(published.round))
+    fresh = new_labels(project, learned)
     if not published.round:
         # There when the project was adopted: nothing has learned from them.
-        fresh += len(dataset.labels)
+        fresh += len(learned.labels)
     return f"{fresh} new annotations" if fresh >= project.settings.k else None
+
+
+def _labels(folder: RoundFolder) -> DatasetLabels:
+    """The labels of a round, without its tasks: a look is taken after each submission."""
+    found = folder.need(LABELS)
+    if found.unusable is not None:
+        return found
+    dataset = folder.need(DATASET)  # of an older nextslice
+    return dataset.model_copy(update={"unusable": dataset.without_label()})
 
 
 def _new_reason(project: ConnectedProject, left: RoundFolder) -> str | None:
     """Why to try again what has failed too often: K labels that no attempt has seen."""
-    dataset = left.load(DATASET)
-    if dataset is None or left.has(METRICS):
+    if not left.has(DATASET) or left.has(METRICS):
         return None  # other labels would change nothing
-    fresh = new_labels(project, dataset)
+    fresh = new_labels(project, _labels(left))
     return f"{fresh} new annotations" if fresh >= project.settings.k else None
 
 

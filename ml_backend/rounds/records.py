@@ -15,6 +15,7 @@ from ml_backend.settings import without_passwords
 from ml_backend.studio.label_config import Policy
 
 __all__ = [
+    "DatasetLabels",
     "DatasetRecord",
     "LabelRecord",
     "MetricsRecord",
@@ -81,22 +82,39 @@ class LabelRecord(Record):
     unlabelled."""
 
 
-class DatasetRecord(Record):
+class DatasetLabels(Record):
+    """`dataset.json` without its tasks: what each look at a project compares with what is there.
+
+    Of a project of 100,000 tasks the whole takes half a second of CPU to read, this a twelfth.
+    """
+
+    label_config: str
+    synced_at: str
+    """Newest ``updated_at`` of any task seen: the next sync asks for what came after."""
+    labels: list[LabelRecord] = Field(default_factory=list)
+    unusable: list[int] | None = None
+    """Annotated tasks that no label came of; None: not noted, as before this was."""
+
+
+class DatasetRecord(DatasetLabels):
     """`dataset.json`: what Label Studio held when the round began."""
 
     round: int
     classes: list[str]
-    label_config: str
     fingerprint: str
     unlabelled: Policy | None = None
     """What unlabelled pixels of the masks mean; None: not noted."""
     reading: str = ""
     """`LabelConfig.reading` when they were rendered; empty: before there was one."""
-    synced_at: str
-    """Newest ``updated_at`` of any task seen: the next sync asks for what came after."""
     tasks: list[TaskRecord] = Field(default_factory=list)
-    labels: list[LabelRecord] = Field(default_factory=list)
+    without_image: dict[int, int] = Field(default_factory=dict)
+    """Tasks that have no image, and how many annotations each has: they are left out."""
     warnings: list[str] = Field(default_factory=list)
+
+    def without_label(self) -> list[int]:
+        """Annotated tasks that no label came of."""
+        labels = {label.task for label in self.labels}
+        return [t.id for t in self.tasks if t.state == "labelled" and t.id not in labels]
 
 
 class SelectionRecord(Record):

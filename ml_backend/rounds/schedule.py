@@ -9,22 +9,25 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from pydantic import JsonValue
 from redis import Redis
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import LockError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.lock import Lock as RedisLock
 from redis.retry import Retry
 from rq import Queue, Worker
 from rq.exceptions import DuplicateJobError, InvalidJobOperation, NoSuchJobError
+from rq.executions import Execution
 from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
 
@@ -67,7 +70,13 @@ JOBS: tuple[str, ...] = get_args(_Job)
 _JOBS = "ml_backend.rounds.jobs"
 ADOPTIONS = 8
 """How many projects may wait to be adopted."""
+_LEASE_S = 30.0
+"""A lock is renewed within this, for as long as its holder lives."""
 _ALL = "all"
+_AGAIN = "-again"
+_LISTING_S = 3600
+"""Longest a control job may take. Label Studio may need a second for each page of 500 tasks, a busy
+one many, and all are listed when a project is adopted; a worker that dies is noticed otherwise."""
 _ANSWERS_WITHIN_S = 5
 _MINUTE = Retry(
     ExponentialBackoff(cap=5, base=0.1),
@@ -165,7 +174,12 @@ class Schedule:
         return self.job(job_id) is None
 
     def enqueue(
-        self, kind: Kind, job_id: str, entry_point: str, *arguments: JsonValue, timeout: int = 600
+        self,
+        kind: Kind,
+        job_id: str,
+        entry_point: str,
+        *arguments: JsonValue,
+        timeout: int = _LISTING_S,
     ) -> bool:
         """Call ``entry_point``, a dotted name, with ``arguments``; False where its like is waiting
         or running."""
@@ -192,6 +206,19 @@ class Schedule:
         except (NoSuchJobError, InvalidJobOperation):  # the latter: it ended in between
             return None
 
+    def waits(self, *job_ids: str) -> bool:
+        """Whether one of the jobs waits for a worker since less than a minute: one request."""
+        with self.connection.pipeline(transaction=False) as pipeline:
+            for job_id in job_ids:
+                pipeline.hmget(Job.key_for(job_id), "status", "enqueued_at")
+            found: list[list[bytes | None]] = pipeline.execute()
+        return any(
+            status == JobStatus.QUEUED.value.encode()
+            and since is not None
+            and not _long_ago(datetime.fromisoformat(since.decode()))
+            for status, since in found
+        )
+
     def _clear_dead(self, job_id: str) -> None:
         """Forget a job that ended, or whose worker died without saying so."""
         found = self.job(job_id)
@@ -201,13 +228,30 @@ class Schedule:
             return
         job, status = found
         if status == JobStatus.STARTED:
-            if _age_s(job.last_heartbeat) < _DEAD_AFTER_S:
+            if not _long_ago(job.last_heartbeat):
                 return
             logger.warning("job %s has shown no sign of life: starting it again", job_id)
         elif status == JobStatus.QUEUED and self._lost(job):
             logger.warning("job %s was taken and not begun: starting it again", job_id)
         elif status in _LIVE:
             return
+        self._forget(job)
+
+    def _forget(self, job: Job) -> None:
+        """Delete the job, and what RQ keeps of the executions of a worker that was killed.
+
+        That runs out piece by piece, and RQ raises ValueError for a job of which a part is left.
+        """
+        executions = job.execution_registry
+        for execution_id in executions.get_execution_ids():
+            execution = Execution(execution_id, job.id, self.connection)
+            self.connection.delete(execution.key)
+        self.connection.delete(executions.key)
+        started = job.started_job_registry.key
+        entries = cast(list[bytes], self.connection.zrange(started, 0, -1))
+        for entry in entries:
+            if entry.decode().partition(":")[0] == job.id:
+                self.connection.zrem(started, entry)
         job.delete()
 
     def _lost(self, job: Job) -> bool:
@@ -217,7 +261,7 @@ class Schedule:
         """
         queue = Queue(job.origin, connection=self.connection, serializer=JSONSerializer)
         return (
-            _age_s(job.enqueued_at) > _DEAD_AFTER_S
+            _long_ago(job.enqueued_at)
             and queue.get_job_position(job.id) is None
             and job.id not in queue.started_job_registry
         )
@@ -226,16 +270,39 @@ class Schedule:
     def alone(self, what: str, timeout_s: float, *, wait: bool) -> Iterator[bool]:
         """Hold the lock called ``what``; False, without it, when another process has it.
 
-        ``wait``: wait for the other instead. The lock is void after ``timeout_s`` seconds, so a
-        process that was killed does not keep it.
+        ``wait``: wait for the other instead. The lock is void after ``timeout_s`` seconds; that of
+        a process that was killed, or has lost Redis, after `_LEASE_S`.
         """
-        lock = self.connection.lock(f"{self._prefix}:{what}", timeout=timeout_s)
-        held = lock.acquire(blocking=wait)
+        lease_s = min(timeout_s, _LEASE_S)
+        name = f"{self._prefix}:{what}"
+        lock = self.connection.lock(name, timeout=lease_s, thread_local=False)
+        if not lock.acquire(blocking=wait):
+            yield False
+            return
+        stop = threading.Event()
+        renewing = threading.Thread(
+            target=_renew, args=(lock, lease_s, timeout_s, stop), daemon=True
+        )
+        renewing.start()
         try:
-            yield held
+            yield True
         finally:
-            if held and lock.owned():
+            stop.set()
+            renewing.join()
+            if lock.owned():
                 lock.release()
+
+
+def _renew(lock: RedisLock, lease_s: float, longest_s: float, stop: threading.Event) -> None:
+    """Take the lock for ``lease_s`` seconds again and again, for ``longest_s`` in all."""
+    end = time.monotonic() + longest_s - lease_s
+    while not stop.wait(lease_s / 3) and time.monotonic() < end:
+        try:
+            lock.reacquire()
+        except LockError:  # another has it: it was void, and what we do is to be done again
+            return
+        except RedisError as error:
+            logger.warning("the lock %s cannot be kept: %s", lock.name, error)
 
 
 @dataclass(frozen=True)
@@ -258,11 +325,15 @@ class ProjectSchedule:
 
     def count(self) -> None:
         """Look at what changed in the project and act on it. Storms of hints become one job."""
+        count = self.job_id("count")
+        # First, since it is so for most hints of a storm, and an annotator waits for each of them.
+        if self._schedule.waits(count, count + _AGAIN):
+            return
         if not self._enqueue(CONTROL, "count"):
-            found = self._schedule.job(self.job_id("count"))
+            found = self._schedule.job(count)
             # The running count may have looked before this change: one more follows it.
             if found is not None and found[1] == JobStatus.STARTED:
-                self._enqueue(CONTROL, "count", suffix="-again")
+                self._enqueue(CONTROL, "count", suffix=_AGAIN)
 
     def start(self) -> None:
         """Train now, without waiting for K."""
@@ -319,7 +390,12 @@ class ProjectSchedule:
         )
 
     def _enqueue(
-        self, kind: Kind, name: _Job, *arguments: JsonValue, suffix: str = "", timeout: int = 600
+        self,
+        kind: Kind,
+        name: _Job,
+        *arguments: JsonValue,
+        suffix: str = "",
+        timeout: int = _LISTING_S,
     ) -> bool:
         job_id, entry_point = self.job_id(name) + suffix, f"{_JOBS}.{name}"
         return self._schedule.enqueue(
@@ -327,9 +403,12 @@ class ProjectSchedule:
         )
 
 
-def _age_s(moment: datetime | None) -> float:
-    """Seconds since ``moment``, which is in UTC; for ever, when it is None."""
+def _long_ago(moment: datetime | None) -> bool:
+    """Whether ``moment``, which is in UTC, is `_DEAD_AFTER_S` seconds away or more; None is.
+
+    One in the future as well, as after a clock was put back: it would be recent until then.
+    """
     if moment is None:
-        return math.inf
+        return True
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return (datetime.now(UTC) - moment).total_seconds()
+    return abs((datetime.now(UTC) - moment).total_seconds()) >= _DEAD_AFTER_S

@@ -200,7 +200,7 @@ def _running(
             f"life was {max(holder.age_s, 0):.0f} s ago.{step}"
         )
         return _condition("running", said)
-    if record.unended == 1 and time.time() - record.began_at < _BEGINNING_S:
+    if record.unended == 1 and abs(time.time() - record.began_at) < _BEGINNING_S:
         return _condition("running", f"Round {number} began at {_moment(record.began_at)}.")
     return []
 
@@ -215,9 +215,11 @@ def _killed(record: ProjectRecord, number: int, claimed: Holder | None) -> list[
     times = f"{record.unended} attempts at it have begun and not ended, the last at"
     if record.unended == 1:
         times = "The attempt at it did not end that began at"
+    at = next_attempt_at(record)
+    when = f"at {_moment(at)}" if at > time.time() else "now"
     said = (
         f"Round {number} is not running: {who}. {times} {_moment(record.began_at)}; the next may "
-        f"begin at {_moment(next_attempt_at(record))} and goes on from the last finished step. "
+        f"begin {when} and goes on from the last finished step. "
         "Was a worker killed, as for want of memory?"
     )
     return _condition("killed", said)

@@ -2,7 +2,8 @@
 
 Label Studio holds the truth; a dataset is what it held at one moment, with the masks rendered.
 Only what changed since the round before is asked for (`updated_at`, paged); two totals tell when
-that is not enough (deleted tasks), and then the ids are listed.
+that is not enough: tasks were deleted, and all are listed, or annotations were, and those that have
+some are. Who submits meanwhile causes neither.
 """
 
 from __future__ import annotations
@@ -22,7 +23,13 @@ from ml_backend.errors import NextsliceError
 from ml_backend.rounds.artefacts import MASKS, METRICS
 from ml_backend.rounds.imageless import Imageless, note
 from ml_backend.rounds.project import ConnectedProject
-from ml_backend.rounds.records import DatasetRecord, LabelRecord, TaskRecord, TaskState
+from ml_backend.rounds.records import (
+    DatasetLabels,
+    DatasetRecord,
+    LabelRecord,
+    TaskRecord,
+    TaskState,
+)
 from ml_backend.rounds.slices import UnreadableSlices, may_come_back
 from ml_backend.rounds.store import RoundFolder
 from ml_backend.settings import without_passwords
@@ -51,6 +58,8 @@ __all__ = ["new_labels", "sync"]
 
 logger = logging.getLogger(__name__)
 
+_NAMED = 50
+"""Of so many tasks without an image the fields are named."""
 _OVERLAP = timedelta(seconds=2)
 """Label Studio stamps a task before it commits: look back a little."""
 
@@ -108,10 +117,10 @@ class _Sync:
         self.folder = folder
         self.images = project.images
         self.warnings: list[str] = []
+        self.without_image: dict[int, int] = {}
+        """Tasks that are left out for want of an image, and how many annotations each has."""
         self.labelled = 0
         """How many slices are labelled."""
-        self.imageless = Imageless(config)
-        """Those of the newest list."""
         self._unavailable = 0
 
     def unavailable(self, error: Exception) -> None:
@@ -128,28 +137,61 @@ class _Sync:
     def tasks(self, previous: DatasetRecord | None) -> tuple[dict[int, TaskRecord], datetime]:
         """Every task by id, and the newest ``updated_at`` seen."""
         known = {t.id: t for t in previous.tasks} if previous else {}
-        newest = _moment(previous.synced_at) if previous else datetime.fromtimestamp(0, UTC)
-        filters = [changed_since(newest - _OVERLAP)] if previous else []
-        newest = self._update(known, self.studio.tasks(self.id, filters), newest)
-        total, annotations = self.studio.totals(self.id)
-        if len(known) != total or sum(t.annotations for t in known.values()) != annotations:
-            # Tasks were deleted, or something changed without touching its task: list them all.
-            known, self.imageless = {}, Imageless(self.config)
-            newest = self._update(known, self.studio.tasks(self.id), newest)
+        if previous:
+            self.without_image = dict(previous.without_image)
+            began = _moment(previous.synced_at)
+        else:
+            began = self.studio.newest_change(self.id) or datetime.fromtimestamp(0, UTC)
+        changed = [changed_since(began - _OVERLAP)]
+        newest = self._update(known, self.studio.tasks(self.id, changed if previous else ()), began)
+        if not all(self._agree(known)):
+            # Somebody submitted meanwhile, most likely.
+            newest = self._update(known, self.studio.tasks(self.id, changed), newest)
+            newest = self._complete(known, newest)
         for row in self.studio.tasks(self.id, [drafted(), not_annotated()]):
             if row.id in known:
                 known[row.id] = known[row.id].in_state("drafted")
         return known, newest
+
+    def lacking(self, others: int) -> str:
+        """What is to be said of the tasks without an image; ``others``: how many have one."""
+        some = sorted(self.without_image)[:_NAMED]
+        rows = self.studio.tasks_by_id(self.id, some) if some else ()
+        lacking = len(self.without_image)
+        return Imageless.counted(self.config, others + lacking, lacking, rows).sentence()
+
+    def _agree(self, known: dict[int, TaskRecord]) -> tuple[bool, bool]:
+        """Whether there are as many tasks, and as many annotations, as Label Studio has."""
+        total, annotations = self.studio.totals(self.id)
+        counted = sum(t.annotations for t in known.values()) + sum(self.without_image.values())
+        return len(known) + len(self.without_image) == total, counted == annotations
+
+    def _complete(self, known: dict[int, TaskRecord], newest: datetime) -> datetime:
+        """See what touched no task: deleted tasks, deleted annotations."""
+        tasks, annotations = self._agree(known)
+        if not tasks:
+            known.clear()
+            self.without_image.clear()
+            return self._update(known, self.studio.tasks(self.id), newest)
+        if annotations:
+            return newest
+        had = {t.id for t in known.values() if t.annotations}
+        had |= {task for task, count in self.without_image.items() if count}
+        have = list(self.studio.tasks(self.id, [annotated()]))
+        gone = sorted(had - {row.id for row in have})
+        newest = self._update(known, have, newest)
+        return self._update(known, self.studio.tasks_by_id(self.id, gone), newest)
 
     def _update(
         self, known: dict[int, TaskRecord], rows: Iterable[TaskRow], newest: datetime
     ) -> datetime:
         for row in rows:
             newest = max(newest, row.updated_at)
-            self.imageless.look(row)
             record = _record(row, self.config)
+            known.pop(row.id, None)
+            self.without_image.pop(row.id, None)
             if record is None:
-                known.pop(row.id, None)
+                self.without_image[row.id] = row.total_annotations
             else:
                 known[row.id] = record
         return newest
@@ -257,7 +299,7 @@ def sync(
     ):
         previous = None
     tasks, newest = step.tasks(previous)
-    lacking = step.imageless.sentence()
+    lacking = step.lacking(len(tasks))
     note(project, lacking)
     left_out = step.left_out(previous)
     labels = step.kept(
@@ -284,7 +326,7 @@ def sync(
             _apply(step, row, tasks, labels)
     for warning in step.warnings:
         logger.warning("%s", warning)
-    return DatasetRecord(
+    dataset = DatasetRecord(
         round=folder.number,
         classes=list(config.classes),
         label_config=seen.label_config,
@@ -294,8 +336,10 @@ def sync(
         synced_at=newest.isoformat(),
         tasks=[tasks[i] for i in sorted(tasks)],
         labels=[labels[i] for i in sorted(labels)],
+        without_image=step.without_image,
         warnings=[without_passwords(warning) for warning in [*step.warnings, lacking] if warning],
     )
+    return dataset.model_copy(update={"unusable": dataset.without_label()})
 
 
 def _apply(
@@ -353,14 +397,14 @@ def _before(found: dict[str, Any], chosen: Annotation) -> bool:
         return False
 
 
-def new_labels(project: ConnectedProject, dataset: DatasetRecord) -> int:
+def new_labels(project: ConnectedProject, dataset: DatasetLabels) -> int:
     """How many tasks have a label now that the dataset does not have: new ones and changed ones.
 
     Skips do not count. Only tasks touched since the dataset are looked at.
     """
     since = changed_since(_moment(dataset.synced_at) - _OVERLAP)
     known = {label.task: label for label in dataset.labels}
-    unusable = {t.id for t in dataset.tasks if t.state == "labelled"} - known.keys()
+    unusable = set(dataset.unusable or ())
     touched = [row.id for row in project.studio.tasks(project.number, [since, annotated()])]
     # Storing and deleting predictions touches tasks too: only another annotation is a change.
     again = [task for task in touched if task in known or task in unusable]

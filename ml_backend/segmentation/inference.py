@@ -87,6 +87,8 @@ EVIDENCE_NAMES = LOGIT_EVIDENCE | {EMBEDDING, MC_ENTROPY, GRADIENT, IOU}
 # Floats of full-resolution logits held at once while a mask is made: a cache's worth on a CPU.
 _BAND = 1 << 20
 _GPU_BAND = 1 << 26
+# Bytes of slices that are read before they are needed, preprocessed: of 8,192² three.
+_AHEAD = 1 << 30
 _LEAST_TILE = 128
 """Where memory is full, tiles become no smaller: they would show too little around a pixel."""
 _ADVICE = (
@@ -302,12 +304,19 @@ def slices_per_batch(config: InferenceConfig, shape: Sequence[int]) -> int:
     return max(1, config.batch_pixels // (height * width))
 
 
-def segment_image(model: Model, image: npt.NDArray[Any], config: InferenceConfig) -> Prediction:
+def segment_image(
+    model: Model,
+    image: npt.NDArray[Any],
+    config: InferenceConfig,
+    *,
+    progress: Progress | None = None,
+) -> Prediction:
     """The segmentation of one slice as read: (H, W) or (H, W, 3 | 4), any real dtype.
 
-    Raises InvalidImage.
+    ``progress("predict", done, total)`` after every tile of one that is cut into tiles; what it
+    raises is raised. Raises InvalidImage.
     """
-    run = _Run(model, config, frozenset({CONFIDENCE}), 0)
+    run = _Run(model, config, frozenset({CONFIDENCE}), 0, progress)
     prepared = _Slice(0, model.preprocessing(image))
     ((_, (prediction,)),) = run.batch([prepared], run.predictions)
     return prediction
@@ -358,9 +367,14 @@ class _Run:
     """One pass: the model, what is wanted of it, and the dropout masks that all slices share."""
 
     def __init__(
-        self, model: Model, config: InferenceConfig, names: frozenset[str], seed: int
+        self,
+        model: Model,
+        config: InferenceConfig,
+        names: frozenset[str],
+        seed: int,
+        progress: Progress | None = None,
     ) -> None:
-        self._model = model
+        self._model, self._progress = model, progress
         self._network: SegmentationNetwork = model.network.eval()
         self._config = config
         self._names = names
@@ -473,8 +487,10 @@ class _Run:
         weights = torch.zeros(())
         evidence: dict[str, Tensor] = {}
         counts = valid.flatten(1).sum(1).to(device)
-        for rows in _spans(height, tile, overlap):
-            for columns in _spans(width, tile, overlap):
+        down = _spans(height, tile, overlap)
+        across = _spans(width, tile, overlap)
+        for row, rows in enumerate(down):
+            for column, columns in enumerate(across):
                 owned = torch.zeros_like(valid)
                 owned[:, rows.owned, columns.owned] = valid[:, rows.owned, columns.owned]
                 window = (slice(None), rows.scored, columns.scored)
@@ -495,8 +511,11 @@ class _Run:
                     scaled = value.float() * share.reshape(-1, *[1] * (value.ndim - 1))
                     scaled[share == 0] = 0  # a tile of padding alone has no mean
                     evidence[name] = evidence[name] + scaled if name in evidence else scaled
+                if self._progress is not None:
+                    done = row * len(across) + column + 1
+                    self._progress("predict", done, len(down) * len(across))
         assert blended is not None
-        return _Output(blended / weights, valid.to(device), evidence)
+        return _Output(blended.div_(weights), valid.to(device), evidence)
 
 
 @dataclass(frozen=True)
@@ -669,7 +688,8 @@ def _read_ahead(
     threads: int,
     unreadable: Unreadable | None,
 ) -> Iterator[_Slice]:
-    """Preprocessed slices in the order of ``ids``, the next few read by ``threads``."""
+    """Preprocessed slices in the order of ``ids``, the next few read by ``threads``: as many as
+    `_AHEAD` bytes hold of such as came last."""
 
     def read(slice_id: SliceId) -> _Slice:
         try:
@@ -678,14 +698,13 @@ def _read_ahead(
             raise UnreadableSlice(slice_id, error) from error
 
     with ThreadPoolExecutor(threads, thread_name_prefix="slices") as pool:
-        waiting = iter(ids)
-        ahead: deque[Future[_Slice]] = deque(
-            pool.submit(read, i) for i in islice(waiting, 2 * threads)
-        )
+        waiting, most = iter(ids), 1
+        ahead: deque[Future[_Slice]] = deque(pool.submit(read, i) for i in islice(waiting, 1))
         try:
             while ahead:
                 first = ahead.popleft()
-                ahead.extend(pool.submit(read, i) for i in islice(waiting, 1))
+                more = islice(waiting, max(0, most - len(ahead)))
+                ahead.extend(pool.submit(read, i) for i in more)
                 try:
                     slice_ = first.result()
                 except UnreadableSlice as error:
@@ -693,6 +712,9 @@ def _read_ahead(
                         raise
                     unreadable(error)
                 else:
+                    most = max(1, min(2 * threads, _AHEAD // slice_.image.nbytes))
+                    more = islice(waiting, max(0, most - len(ahead)))
+                    ahead.extend(pool.submit(read, i) for i in more)
                     yield slice_
         finally:
             for future in ahead:

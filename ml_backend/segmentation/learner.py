@@ -202,10 +202,14 @@ class NetworkLearner:
             unreadable=unreadable,
         )  # fmt: skip
 
-    def predict_image(self, image: npt.NDArray[Any]) -> Prediction:
+    def predict_image(
+        self, image: npt.NDArray[Any], *, progress: Progress | None = None
+    ) -> Prediction:
         """The segmentation of one image as read: (H, W), (H, W, 3 or 4), or (H, W, 2 n + 1) with
-        its `neighbours`."""
-        return inference.segment_image(self._optimised(), image, self._inference())
+        its `neighbours`. ``progress("predict", tiles, of)`` after each tile of a large one."""
+        return inference.segment_image(
+            self._optimised(), image, self._inference(), progress=progress
+        )
 
     def maps(
         self,

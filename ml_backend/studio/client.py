@@ -374,6 +374,11 @@ class Studio:
         newest = self._page(project_id, (), "task_only", 1, 1, ordering="-tasks:id").tasks
         return int(newest[0]["id"]) if newest else 0
 
+    def newest_change(self, project_id: int) -> datetime | None:
+        """When a task was touched last, by Label Studio's clock; None without any."""
+        newest = self._page(project_id, (), "task_only", 1, 1, ordering="-tasks:updated_at").tasks
+        return TaskRow.model_validate(newest[0]).updated_at if newest else None
+
     # -- predictions
 
     def import_predictions(self, project_id: int, predictions: list[dict[str, Any]]) -> int:

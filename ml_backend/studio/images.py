@@ -12,7 +12,13 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from ml_backend.disk_cache import DiskCache
-from ml_backend.pictures import BROKEN_PICTURE, TooManyPixels, encode_png, open_picture
+from ml_backend.pictures import (
+    BROKEN_PICTURE,
+    TooManyPixels,
+    as_shown,
+    encode_png,
+    open_picture,
+)
 from ml_backend.studio.client import Studio, StudioError
 
 __all__ = ["ImageCache", "decode_image", "encode_png"]
@@ -33,7 +39,7 @@ def decode_image(data: bytes, name: str) -> npt.NDArray[Any]:
         with open_picture(data) as stored:
             image = _turned(stored)
             if image.mode in _PLAIN_MODES:
-                return np.asarray(image)
+                return as_shown(stored, np.asarray(image))
             return np.asarray(image.convert("RGB" if image.mode in _COLOUR_MODES else "L"))
     except BROKEN_PICTURE as error:
         raise StudioError(

@@ -177,6 +177,7 @@ class SliceAddress:
             found["shape"] = "x".join(map(str, self.options.shape))
         found["oriented"] = 1 if self.options.oriented else None
         found |= {"offset": self.options.offset or None, "expires": self.expires}
+        found |= {"channel": self.options.channel, "time": self.options.time}
         return [(name, str(value)) for name, value in found.items() if value is not None]
 
     @classmethod
@@ -193,6 +194,8 @@ class SliceAddress:
                 dtype=query.get("dtype"),
                 offset=int(query.get("offset", 0)),
                 oriented=query.get("oriented") == "1",
+                channel=int(query["channel"]) if "channel" in query else None,
+                time=int(query["time"]) if "time" in query else None,
             )
             index = int(match["index"])
             found = cls(match["volume"], match["axis"], index, window, options, expires)

@@ -23,8 +23,16 @@ from PIL import Image
 from al_strategies.evidence import Position, SliceId
 from al_strategies.learner import IGNORE
 from ml_backend.errors import NextsliceError
-from ml_backend.pictures import BROKEN_PICTURE, class_ids, open_picture
+from ml_backend.pictures import (
+    BROKEN_PICTURE,
+    as_shown,
+    as_stored,
+    class_ids,
+    open_picture,
+)
+from ml_backend.volumes.enclosure import check_inside
 from ml_backend.volumes.formats.pages import files_in
+from ml_backend.volumes.volume import ReadOptions, VolumeError
 
 __all__ = ["FolderError", "FolderSource", "MissingMaskError"]
 
@@ -50,11 +58,14 @@ class FolderSource:
     (``z013``, ``0050``) that is not the same in all names of the volume (``z013_8bit``); where one
     lacks it or two share it, z is the place in the order of names, ``s2`` before ``s10``. Raises
     FolderError when there is no ``images/`` with at least one image, when two files have the same
-    name but for the suffix, or when ``classes.json`` or ``volumes.json`` is malformed.
+    name but for the suffix, when ``classes.json`` or ``volumes.json`` is malformed, and, when it is
+    read as well, for what is a link that leads out of ``directory``.
     """
 
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
+        for name in ("images", "masks", "classes.json", "volumes.json"):
+            self._inside(self.directory / name)
         if not (self.directory / "images").is_dir():
             raise FolderError(
                 f"{self.directory} has no folder images/, expected images/NAME.png and"
@@ -65,6 +76,8 @@ class FolderSource:
             raise FolderError(f"{self.directory / 'images'} has no .png or .tif file")
         masks = self.directory / "masks"
         self._masks = _files(masks) if masks.is_dir() else {}
+        for path in (*self._images.values(), *self._masks.values()):
+            self._inside(path)
         self._volumes = _read_volumes(self.directory)
         self._positions = self._place()
         self.ids: tuple[SliceId, ...] = tuple(self._positions)
@@ -100,7 +113,7 @@ class FolderSource:
 
         Raises KeyError for an unknown id, FolderError for a file that cannot be read.
         """
-        return _read_image(self._image_path(slice_id))
+        return _read_image(self._inside(self._image_path(slice_id)))
 
     def mask(self, slice_id: SliceId) -> npt.NDArray[np.uint8]:
         """(H, W) uint8 class ids, `IGNORE` where unlabelled.
@@ -114,7 +127,7 @@ class FolderSource:
             raise MissingMaskError(
                 f"no mask for {image}, expected {self.directory / 'masks'}/{slice_id}.png"
             )
-        mask = _read_mask(path)
+        mask = _read_mask(self._inside(path))
         width, height = _size(image)
         if mask.shape != (height, width):
             raise FolderError(
@@ -130,6 +143,15 @@ class FolderSource:
         self._image_path(slice_id)
         return self._positions[str(slice_id)]
 
+    def _inside(self, path: Path) -> Path:
+        """``path``, as for every volume: whoever made the folder must not show the whole machine
+        through it."""
+        try:
+            check_inside(path, self.directory, ReadOptions())
+        except VolumeError as error:
+            raise FolderError(str(error)) from error
+        return path
+
     def _image_path(self, slice_id: SliceId) -> Path:
         try:
             return self._images[str(slice_id)]
@@ -138,7 +160,7 @@ class FolderSource:
             raise KeyError(f"{self.directory} has no slice {slice_id!r}, it has {known}") from None
 
     def _highest(self, slice_id: str) -> int:
-        mask = _read_mask(self._masks[slice_id])
+        mask = _read_mask(self._inside(self._masks[slice_id]))
         return int(np.where(mask == IGNORE, 0, mask).max(initial=0))
 
     def _place(self) -> dict[str, Position]:
@@ -188,7 +210,7 @@ def _read_image(path: Path) -> npt.NDArray[Any]:
         with open_picture(path) as image:
             _refuse_stack(path, image)
             if image.mode in _GREY_MODES:
-                return _native(np.asarray(image))
+                return _native(as_shown(image, np.asarray(image)))
             return np.asarray(image.convert("L" if image.mode == "LA" else "RGB"))
     except FolderError:
         raise
@@ -206,7 +228,7 @@ def _read_mask(path: Path) -> npt.NDArray[np.uint8]:
                     " class id"
                 )
             # a palette image is read by index, as annotation tools write it
-            values = np.asarray(image)
+            values = as_stored(image, np.asarray(image))
     except FolderError:
         raise
     except BROKEN_PICTURE as error:

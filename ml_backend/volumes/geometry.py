@@ -43,6 +43,7 @@ def turned(volume: Volume, turn: Turn) -> Volume:
         voxel_size=None if size is None else turn.of(size),
         affine=None if affine is None else turn.affine(affine, shape),
         turned=True,
+        runs=lambda: None,  # they lie in the order of the file
     )
 
 

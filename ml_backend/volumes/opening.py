@@ -19,6 +19,7 @@ from al_strategies.learner import Progress
 from ml_backend.durable import move_whole
 from ml_backend.volumes.apart import open_apart
 from ml_backend.volumes.enclosure import check_inside
+from ml_backend.volumes.formats.axes import refuse_choice
 from ml_backend.volumes.formats.checks import writable_type
 from ml_backend.volumes.formats.format import Format
 from ml_backend.volumes.formats.notes import sidecar_path
@@ -57,6 +58,8 @@ def open_volume(path: str | Path, options: ReadOptions | None = None) -> Volume:
     check_inside(place, place, given)
     check_inside(sidecar_path(place), place, given)
     kind = format_of(place, given)
+    if not kind.chooses:
+        refuse_choice(place, given)
     volume = open_apart(place, given) if kind.apart else kind.read(place, given)
     if max(volume.shape) > LONGEST_AXIS:
         volume.close()

@@ -5,6 +5,7 @@ Slices are read one at a time, along any axis.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ class VolumePair:
     ) -> None:
         scan = open_volume(image, options)
         self._image = scan.along(axis)
-        self._labels = laid_on(open_volume(labels, labels_options), scan).along(axis)
+        reading = replace(labels_options or ReadOptions(oriented=True), labels=True)
+        self._labels = laid_on(open_volume(labels, reading), scan).along(axis)
         self.path = self._image.path
         if self._image.shape != self._labels.shape:
             raise VolumeError(

@@ -25,8 +25,10 @@ _START_S = 120
 _RETURNED = 64 << 20
 """Bytes of shared memory that are given back to the system after a slice that took more."""
 _SECRET = ("NEXTSLICE_", "LABEL_STUDIO_", "BASIC_AUTH_", "REDIS_URL", "AWS_")
-_ELSEWHERE = ("HDF5_EXT_PREFIX", "HDF5_EXTFILE_PREFIX", "HDF5_VDS_PREFIX")
+_ELSEWHERE = ("HDF5_EXT_PREFIX", "HDF5_VDS_PREFIX")
 """With these HDF5 looks for files in other places than those that were checked."""
+_HDF5 = {"HDF5_EXTFILE_PREFIX": "${ORIGIN}", "HDF5_USE_FILE_LOCKING": "FALSE"}
+"""It finds values beside the file that names them, and keeps nobody from writing."""
 
 
 class ReaderTimeout(VolumeError):
@@ -167,4 +169,4 @@ def _environment() -> dict[str, str]:
     }
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)  # noqa: PTH109
     # as many threads as there are processes are enough
-    return kept | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    return kept | _HDF5 | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}

@@ -39,12 +39,15 @@ def main(channel: socket.socket, memory: int, limit: int) -> None:
     """Answer what comes over ``channel`` until it is closed."""
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # of virtual datasets, all are open
     # Ctrl+C goes to every process of a terminal; this one ends with who has started it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     volumes = _Volumes(memory)
     doing: dict[str, Callable[[Request], Answer]] = {
         "open": volumes.open,
         "read": volumes.read,
+        "runs": volumes.runs,
         "close": volumes.close,
     }
     with channel, channel.makefile("rw", encoding="ascii") as lines:
@@ -103,6 +106,11 @@ class _Volumes:
         np.copyto(shared.reshape(values.shape), values)
         return {"bytes": values.nbytes}
 
+    def runs(self, request: Request) -> Answer:
+        """Where the slices lie in a file as they are, if they do."""
+        found = self._volume(request).runs()
+        return {"runs": None if found is None else found.to_json()}
+
     def close(self, request: Request) -> Answer:
         for key in request["keys"]:
             if (volume := self._open.pop(key, None)) is not None:
@@ -126,11 +134,9 @@ class _Volumes:
         return self._view
 
 
-def _options(
-    dataset: str | None, shape: list[int] | None, dtype: str | None, offset: int, roots: list[str]
-) -> ReadOptions:
+def _options(shape: list[int] | None, roots: list[str], **others: Any) -> ReadOptions:
     three = None if shape is None else (shape[0], shape[1], shape[2])
-    return ReadOptions(dataset, three, dtype, offset, bounds=Bounds(tuple(map(Path, roots))))
+    return ReadOptions(shape=three, bounds=Bounds(tuple(map(Path, roots))), **others)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ import weakref
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
@@ -28,10 +30,24 @@ _MOST = max(2, min(4, os.cpu_count() or 1))
 _REFUSED_S = 300
 """How long a file that took too long is refused at once: to try it again holds a process."""
 
+_LOOKED_AT = 2000
+"""Folders in a folder, and files in each, whose last change is looked at."""
+
 Slice = npt.NDArray[Any]
 
-FileStamp = tuple[str, ReadOptions, int, int]
-"""Path, options, time and size: a file, until it is replaced."""
+FileStamp = tuple[str, ReadOptions, int, int, int, int]
+"""Path, options, number, times and size: a file, until it is changed or replaced."""
+
+
+@dataclass(frozen=True)
+class _Slow:
+    """A file that took too long: why it is refused, until when (by two clocks), and what was the
+    last change in it, where it is a folder."""
+
+    reason: str
+    until: float
+    said: str
+    changed_ns: int
 
 
 class Readers:
@@ -47,7 +63,7 @@ class Readers:
         self._keys = itertools.count()
         # filled wherever garbage is collected, so without the lock
         self._forgotten: deque[str] = deque()
-        self._slow: dict[FileStamp, tuple[float, str]] = {}
+        self._slow: dict[FileStamp, _Slow] = {}
 
     def key(self, owner: object) -> str:
         """What a volume is called from now on, until nothing refers to ``owner``."""
@@ -93,7 +109,7 @@ class Readers:
                 return reader.ask(request, timeout_s, values)
             except ReaderTimeout as error:
                 if stamp is not None:
-                    self._slow[stamp] = (time.monotonic() + _REFUSED_S, str(error))
+                    self._slow[stamp] = _slow(stamp, str(error))
                 raise
 
     def forget(self, key: str) -> None:
@@ -176,8 +192,33 @@ class Readers:
 
     def _check(self, stamp: FileStamp | None) -> None:
         now = time.monotonic()
-        for other, (until, _) in list(self._slow.items()):
-            if until <= now:
+        for other, slow in list(self._slow.items()):
+            if slow.until <= now:
                 self._slow.pop(other, None)
-        if stamp in self._slow:
-            raise ReaderTimeout(f"{self._slow[stamp][1]} a short while ago")
+        found = None if stamp is None else self._slow.get(stamp)
+        if stamp is None or found is None:
+            return
+        if _last_change(stamp[0]) != found.changed_ns:
+            self._slow.pop(stamp, None)
+            return
+        raise ReaderTimeout(
+            f"{found.reason} a short while ago; it is tried again at {found.said}, and at once "
+            "when it is changed"
+        )
+
+
+def _slow(stamp: FileStamp, reason: str) -> _Slow:
+    said = time.strftime("%H:%M:%S", time.localtime(time.time() + _REFUSED_S))
+    return _Slow(reason, time.monotonic() + _REFUSED_S, said, _last_change(stamp[0]))
+
+
+def _last_change(path: str) -> int:
+    """Of the files in a folder, as far as they are looked at; 0 for a file."""
+    place, newest = Path(path), 0
+    if not place.is_dir():
+        return newest
+    for folder, _, names in itertools.islice(os.walk(place), _LOOKED_AT):
+        for name in ("", *names[:_LOOKED_AT]):
+            with suppress(OSError):
+                newest = max(newest, (Path(folder) / name).stat().st_ctime_ns)
+    return newest

@@ -56,9 +56,9 @@ def format_of(path: Path, options: ReadOptions) -> Format:
     for one in formats():
         if name.endswith(one.explains):
             return one
-    known = [one for one in formats() if one.reads_files and one.ending_of(name)]
+    known = [one for one in formats() if one.reads_files and one.reading_of(name)]
     if known:
-        return max(known, key=lambda one: len(one.ending_of(name)))
+        return max(known, key=lambda one: len(one.reading_of(name)))
     for one in formats():
         if one.takes is not None and one.takes(path, options):
             return one

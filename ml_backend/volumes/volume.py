@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,9 @@ import numpy.typing as npt
 from ml_backend.errors import NextsliceError
 from ml_backend.volumes.limits import SLICE_VOXELS
 from ml_backend.volumes.turn import Affine
+
+if TYPE_CHECKING:
+    from ml_backend.volumes.runs import Runs
 
 __all__ = [
     "AXES",
@@ -62,7 +65,7 @@ def slice_shape(shape: tuple[int, int, int], axis: int) -> tuple[int, int]:
 
 
 def _nothing() -> None:
-    """Of a format that keeps no file open."""
+    """Of a format that keeps no file open, or has no runs."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,8 @@ class Volume(AbstractContextManager["Volume", None]):
     where the file does not say. ``classes``: the names of a label volume's values by index, where
     the file says them. ``affine``: where the voxels lie, None where the file does not say; its
     axes have been ``turned`` for that since they were read, and ``stored`` says how they run in the
-    file, as "LPS" of x, y, z. ``axis``: the one that indices run along. Reading is safe from
+    file, as "LPS" of x, y, z. ``axis``: the one that indices run along. ``runs()``: where z
+    slices lie as they are, None where they do not or it is not known. Reading is safe from
     several threads. Closes its files as a context manager or by `close`, at the latest when nothing
     refers to it any more.
     """
@@ -92,6 +96,7 @@ class Volume(AbstractContextManager["Volume", None]):
     stored: str = ""
     axis: int = 0
     close: Callable[[], None] = field(default=_nothing, repr=False, compare=False)
+    runs: Callable[[], Runs | None] = field(default=_nothing, repr=False, compare=False)
 
     def along(self, axis: int | str) -> Volume:
         """The same volume with slices along ``axis``: "z", "y", "x" or 0, 1, 2."""
@@ -159,6 +164,8 @@ class ReadOptions:
     ``bounds`` say nothing of the voxels: with others it is the same reading of the volume.
     ``oriented``: axes are swapped and reversed so that x runs nearest to right, y to anterior, z to
     superior, where the file says how they run; else they stay as they are stored.
+    ``channel`` and ``time``: which of several, from 0, where axes are named so. ``labels``: values
+    are class ids, which stay as they are stored whatever is said of how to show them.
     """
 
     dataset: str | None = None
@@ -167,6 +174,9 @@ class ReadOptions:
     offset: int = 0
     bounds: Bounds = field(default_factory=Bounds, repr=False, compare=False)
     oriented: bool = False
+    channel: int | None = None
+    time: int | None = None
+    labels: bool = False
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,9 @@ def _zipped(path: Path) -> tuple[Store, str]:
 
 class EnclosedStore(LocalStore):
     """The files of ``folder``, read only. Raises VolumeError for one that lies outside the roots
-    of ``options``."""
+    of ``options``; once ``whole`` is set, also for one that is not there."""
+
+    whole = False
 
     def __init__(self, folder: Path, options: ReadOptions) -> None:
         super().__init__(folder, read_only=True)
@@ -55,7 +57,8 @@ class EnclosedStore(LocalStore):
         byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
         check_inside(self.root / key, self.root, self._options)
-        return super().get_sync(key, prototype=prototype, byte_range=byte_range)
+        found = super().get_sync(key, prototype=prototype, byte_range=byte_range)
+        return self._checked(key, found)
 
     async def get(
         self,
@@ -64,7 +67,7 @@ class EnclosedStore(LocalStore):
         byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
         check_inside(self.root / key, self.root, self._options)
-        return await super().get(key, prototype, byte_range)
+        return self._checked(key, await super().get(key, prototype, byte_range))
 
     async def get_partial_values(
         self,
@@ -75,3 +78,11 @@ class EnclosedStore(LocalStore):
         for key, _ in wanted:
             check_inside(self.root / key, self.root, self._options)
         return await super().get_partial_values(prototype, wanted)
+
+    def _checked(self, key: str, found: Buffer | None) -> Buffer | None:
+        if found is None and self.whole:
+            raise VolumeError(
+                f"{self.root / key} is not there, and its array says no value for chunks that are "
+                "not: expected all of them, or a fill_value"
+            )
+        return found

@@ -55,6 +55,11 @@ _BAND = 1 << 14
 _GPU_BAND = 1 << 22
 """Pixels whose features are held at once while logits are made: a CPU's cache's worth, and what
 keeps a GPU busy (not tried on one)."""
+_FILTERED = 1 << 22
+"""Pixels whose filters are held at once where single ones are looked at: they take a gigabyte."""
+_REACH = 64
+"""How far a filter looks: 5 pixels, and as it is made of that 6 of 1/2, 8 of 1/4, and one more of
+1/4 to be enlarged. A multiple of 4."""
 _FITTED = 4096
 """Pixels of an image that the filters are fitted on."""
 _CONTEXT_DROPOUT = 0.5
@@ -139,9 +144,23 @@ class FullResolutionHRNet(SegmentationNetwork):
         """(n, F) float32: the filters at ``pixels`` (n,), places in ``image`` (channels, H, W)
         counted row by row."""
         height, width = image.shape[1:]
-        missing = [-length % SCORING_STRIDE for length in (width, height)]
-        padded = F.pad(image[None].float(), (0, missing[0], 0, missing[1]), mode="replicate")
-        grid = _grid(pixels // width, pixels % width, padded.shape[2], padded.shape[3])
+        y, x = pixels // width, pixels % width
+        step = max(1, _FILTERED // (width * SCORING_STRIDE)) * SCORING_STRIDE
+        if height <= step:
+            return self._filters_at(image, y, x)
+        found = self.middle.new_empty((len(pixels), len(self.middle)))
+        for top in range(0, height, step):
+            there = torch.nonzero((y >= top) & (y < top + step)).flatten()
+            if len(there):
+                first = max(0, top - _REACH)
+                band = image[:, first : top + step + _REACH]
+                found[there] = self._filters_at(band, y[there] - first, x[there])
+        return found
+
+    def _filters_at(self, image: Tensor, y: Tensor, x: Tensor) -> Tensor:
+        missing = [-length % SCORING_STRIDE for length in image.shape[1:]]
+        padded = F.pad(image[None].float(), (0, missing[1], 0, missing[0]), mode="replicate")
+        grid = _grid(y, x, padded.shape[2], padded.shape[3])
         return torch.cat([_at(maps, grid[None, None])[0, :, 0] for maps in self.filters(padded)]).T
 
     # -- training

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ml_backend.volumes.formats.checks import native, reading
+from ml_backend.volumes.runs import fill
 from ml_backend.volumes.volume import VolumeError, slice_shape
 
 __all__ = ["Flat", "read_run"]
@@ -69,20 +70,15 @@ class Flat:
         return np.ascontiguousarray(read_run(self.path, start, (columns, rows), self.dtype).T)
 
 
-def read_run(path: Path, start: int, shape: tuple[int, int], dtype: np.dtype[Any]) -> Slice:
+def read_run(path: Path, start: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Slice:
     """The array of ``shape`` at byte ``start``, in native byte order. Raises VolumeError where the
     file ends before it does."""
-    done = 0
     with reading(path, "the volume it was when it was opened"), path.open("rb", 0) as file:
         values = np.empty(shape, dtype)
-        buffer = memoryview(values.reshape(-1).view(np.uint8).data)
-        file.seek(start)
-        # Linux reads 2 GiB at a time at most
-        while done < len(buffer) and (count := file.readinto(buffer[done:])):
-            done += count
-    if done < len(buffer):
+        done = fill(values, file, start)
+    if done < values.nbytes:
         raise VolumeError(
-            f"{path} ends at byte {start + done}, expected {len(buffer)} bytes of a slice from "
+            f"{path} ends at byte {start + done}, expected {values.nbytes} bytes of a slice from "
             f"byte {start}"
         )
     return native(values)

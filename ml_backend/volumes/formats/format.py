@@ -44,8 +44,10 @@ class Format:
     Reading and writing:
 
     - ``endings``: of the names it is read by and written under, in lower case, the usual one first.
+    - ``also``: endings that it is read by too, and never written under.
     - ``read(path, options)`` opens a volume whose slices are read when they are asked for;
       VolumeError for what is broken or something else.
+    - ``chooses``: ``read`` obeys ``channel`` and ``time`` of the options; else they are refused.
     - ``apart``: it is read in a child process, under limits of time and memory (`apart`). False
       where no C code parses the file that bytes may hang or end.
     - ``write(path, slices, spec)`` makes the new ``path`` of slices (Y, X) along z; None: it is
@@ -77,6 +79,8 @@ class Format:
     summary: str
     endings: tuple[str, ...]
     read: Callable[[Path, ReadOptions], Volume]
+    also: tuple[str, ...] = ()
+    chooses: bool = False
     apart: bool = True
     write: Callable[[Path, Iterable[npt.NDArray[Any]], VolumeSpec], None] | None = None
     dtypes: tuple[str, ...] = ()
@@ -109,12 +113,20 @@ class Format:
     def claimed(self) -> frozenset[str]:
         """All endings that no other format may have."""
         images = (ending for endings in self.images.values() for ending in endings)
-        return frozenset((*self.endings, *self.explains, *self.long_endings, *images))
+        return frozenset((*self.endings, *self.also, *self.explains, *self.long_endings, *images))
 
     def ending_of(self, name: str) -> str:
         """The longest of its endings that ``name`` has, in any case; empty without one."""
-        ours = [ending for ending in self.endings if name.lower().endswith(ending)]
-        return max(ours, key=len, default="")
+        return _longest(self.endings, name)
+
+    def reading_of(self, name: str) -> str:
+        """The same of all that it is read by."""
+        return _longest((*self.endings, *self.also), name)
+
+
+def _longest(endings: tuple[str, ...], name: str) -> str:
+    ours = [ending for ending in endings if name.lower().endswith(ending)]
+    return max(ours, key=len, default="")
 
 
 def _contradiction(one: Format) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import math
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -21,7 +22,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.volumes.formats.checks import number_type, reading, three_axes
+from ml_backend.volumes.formats.axes import choose_axes
+from ml_backend.volumes.formats.checks import number_type, reading
 from ml_backend.volumes.formats.flat import Flat
 from ml_backend.volumes.formats.format import EVERYTHING, Format
 from ml_backend.volumes.formats.notes import Notes, length_in, unit_symbol
@@ -37,34 +39,43 @@ _LONGEST_HEADER = 544
 _FLAT = 1e-3
 """Volume of three directions of length 1 below which they are taken for none."""
 _COMMENT = 6  # code of a header extension that holds text
+_DIMENSIONS = ("x", "y", "z", "t", "channel", "dimension 6", "dimension 7")
+"""As the format says; dimension 5 is for the values of a voxel."""
 _UNITS = {"meter": "m", "mm": "mm", "micron": "µm"}
 
 
 def read(path: Path, options: ReadOptions) -> Volume:
-    """Three axes, or more of which the others have length 1."""
+    """Three axes, and more of which the others have length 1 or are chosen."""
     from nibabel.volumeutils import apply_read_scaling
 
     with reading(path, _EXPECTED):
         header = _header_of(path)
         shape = tuple(map(int, header.get_data_shape()))
-        axes = three_axes(path, shape)
-        x, y, z = (shape[axis] for axis in axes)
+        choice = choose_axes(
+            path, _DIMENSIONS[: len(shape)], shape, options, expected="three axes, x, y, z,"
+        )
+        z, y, x = (shape[axis] for axis in choice.axes)
         stored: np.dtype[Any] = np.dtype(header.get_data_dtype())
         native = number_type(path, stored)
         # None where the header says nothing, or what makes no sense
         slope, inter = (
             float(n or d) for n, d in zip(header.get_slope_inter(), (1, 0), strict=True)
         )
-        notes = _notes(path, header, axes)
-        lies = _lies(header, axes)
-        flat = Flat(path, (z, y, x), stored, int(header.get_data_offset()))
+        notes = _notes(path, header)
+        lies = _lies(header)
+        before = int(header.get_data_offset())
+        whole = Flat(path, (math.prod(shape[2:]), y, x), stored, before)
+        place = [choice.picked[axis] for axis in range(3, len(shape))]
+        volumes_before = int(np.ravel_multi_index(place, shape[3:], order="F")) if place else 0
+        offset = before + volumes_before * z * y * x * stored.itemsize
+        flat = Flat(path, (z, y, x), stored, offset)
     read_stored: Read = flat.read
     close: Callable[[], None] | None = None
     if path.suffix.lower() == ".gz":
         unpacked = Unpacked(flat, partial(gzip.open, path))
         read_stored, close = unpacked.read, unpacked.close
     else:
-        flat.check()
+        whole.check()
     if (slope, inter) == (1.0, 0.0):
         return replace(notes.volume(path, flat.shape, native, read_stored, close), **lies)
     scaled = number_type(path, apply_read_scaling(np.zeros(1, native), slope, inter).dtype)
@@ -99,6 +110,7 @@ FORMAT = Format(
     readable="NIfTI (.nii, .nii.gz)",
     endings=(".nii", ".nii.gz"),
     read=read,
+    chooses=True,
     apart=False,
     write=write,
     dtypes=(
@@ -170,7 +182,7 @@ def _header(spec: VolumeSpec) -> Any:
     return header
 
 
-def _lies(header: Any, axes: tuple[int, int, int]) -> dict[str, Any]:
+def _lies(header: Any) -> dict[str, Any]:
     """``affine`` and ``stored`` of the volume, where the file says them. Of those that we wrote
     without knowing it, only the voxel size means something."""
     import nibabel
@@ -178,7 +190,7 @@ def _lies(header: Any, axes: tuple[int, int, int]) -> dict[str, Any]:
 
     ours = _ours(header)
     said = header["sform_code"] > 0 or header["qform_code"] > 0
-    if not said or (ours and not ours.get("placed")) or axes != (0, 1, 2):
+    if not said or (ours and not ours.get("placed")):
         return {}
     try:
         affine = header.get_best_affine()
@@ -203,10 +215,10 @@ def _ours(header: Any) -> dict[str, Any]:
     return comment
 
 
-def _notes(path: Path, header: Any, axes: tuple[int, int, int]) -> Notes:
+def _notes(path: Path, header: Any) -> Notes:
     comment = _ours(header)
     said = Notes.from_json(path, {"classes": comment.get("classes")})
-    zooms = [header.get_zooms()[axis] for axis in axes]
+    zooms = header.get_zooms()[:3]
     unit = _UNITS.get(header.get_xyzt_units()[0], "") or comment.get("unit", "")
     if not comment.get("sized", bool(unit) or any(size != 1 for size in zooms)):
         return said

@@ -6,7 +6,7 @@ attribute ``nextslice``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.volumes.formats.checks import chunk_size, number_type, reading, three_axes
+from ml_backend.volumes.formats.axes import AxisChoice, choose_axes, letter_of
+from ml_backend.volumes.formats.checks import chunk_size, number_type, reading
 from ml_backend.volumes.formats.format import DTYPES, EVERYTHING, Format
 from ml_backend.volumes.formats.notes import Notes, sizes_in_one_unit
 from ml_backend.volumes.formats.slabs import Slabs, chunk_shape, in_slabs
@@ -27,8 +28,6 @@ _NAMES: Mapping[str, str] = {
     "µm": "micrometer", "mm": "millimeter", "nm": "nanometer", "cm": "centimeter", "m": "meter",
     "Å": "angstrom",
 }  # fmt: skip
-
-Axes = tuple[int, int, int]
 
 _NOTHING = Notes()
 
@@ -44,7 +43,7 @@ def read(path: Path, options: ReadOptions) -> Volume:
         node: Any = zarr.open(store, mode="r", path=top or None)
         if options.dataset is not None:
             node = _member(path, node, options.dataset)
-        image = _image(path, node)
+        image = _image(path, node, options)
         return _open(path, image)
 
 
@@ -85,6 +84,7 @@ FORMAT = Format(
     summary="0.4 (Zarr v2) and 0.5 (Zarr v3), full resolution; plain Zarr arrays",
     endings=(".zarr",),
     read=read,
+    chooses=True,
     write=write,
     dtypes=DTYPES,
     keeps=EVERYTHING,
@@ -124,10 +124,10 @@ def _metadata(spec: VolumeSpec, zarr_format: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Image:
-    """An array, which of its axes are z, y, x (None: to be found), what is said of it."""
+    """An array, which of its axes are z, y, x and which of several is read, what is said of it."""
 
     array: Any
-    axes: Axes | None = None
+    axes: AxisChoice
     notes: Notes = _NOTHING
 
 
@@ -138,17 +138,18 @@ def _member(path: Path, node: Any, name: str) -> Any:
         raise VolumeError(f"{path} has no {name}, expected one of:{_listed(node)}") from error
 
 
-def _image(path: Path, node: Any) -> _Image:
+def _image(path: Path, node: Any, options: ReadOptions) -> _Image:
     import zarr
 
     if isinstance(node, zarr.Array):
-        return _Image(node)
+        return _array(path, node, options)
     attributes = dict(node.attrs)
     content = attributes.get("ome", attributes)
     if "bioformats2raw.layout" in content and "1" not in node:
-        return _image(path, node["0"])
+        return _image(path, node["0"], options)
     if content.get("multiscales"):
-        return _full_resolution(path, node, content, attributes.get("nextslice", {}))
+        ours = attributes.get("nextslice", {})
+        return _full_resolution(path, node, content, ours, options)
     arrays = [one for _, one in node.members(max_depth=None) if isinstance(one, zarr.Array)]
     volumes = [one for one in arrays if one.ndim >= 3]
     if len(volumes) != 1:
@@ -156,21 +157,31 @@ def _image(path: Path, node: Any) -> _Image:
             f"{path} is a Zarr group with {len(volumes)} arrays that could be the volume and no "
             f"OME-Zarr image, name one as dataset:{_listed(node)}"
         )
-    return _Image(volumes[0])
+    return _array(path, volumes[0], options)
+
+
+def _array(path: Path, array: Any, options: ReadOptions) -> _Image:
+    """One that is no image: Zarr v3 names its dimensions, xarray does so in Zarr v2."""
+    names = getattr(array.metadata, "dimension_names", None)
+    names = names or array.attrs.get("_ARRAY_DIMENSIONS") or ()
+    place = Path(f"{path}/{array.path}")
+    texts = ["" if name is None else str(name) for name in names]
+    return _Image(array, choose_axes(place, texts, array.shape, options))
 
 
 def _full_resolution(
-    path: Path, group: Any, content: Mapping[str, Any], ours: Mapping[str, Any]
+    path: Path,
+    group: Any,
+    content: Mapping[str, Any],
+    ours: Mapping[str, Any],
+    options: ReadOptions,
 ) -> _Image:
     scales = content["multiscales"][0]
     level = scales["datasets"][0]
     array = _member(path, group, level["path"])
     axes = [a if isinstance(a, dict) else {"name": a} for a in scales.get("axes", "tczyx")]
-    if len(axes) != array.ndim:
-        raise VolumeError(
-            f"{path} names {len(axes)} axes for an array of shape {array.shape}, expected as many"
-        )
-    places = _places(path, [str(axis["name"]) for axis in axes], array.shape)
+    choice = choose_axes(path, [_name(axis) for axis in axes], array.shape, options)
+    places = choice.axes
     sizes = np.ones(array.ndim)
     for step in (level, scales):
         for transformation in step.get("coordinateTransformations", ()):
@@ -180,19 +191,13 @@ def _full_resolution(
     notes = sizes_in_one_unit([sizes[place] for place in places], units)
     if not ours.get("sized", bool(notes.unit) or not np.all(sizes == 1)):
         notes = Notes()
-    return _Image(array, places, Notes(notes.voxel_size, notes.unit, _classes(content, ours)))
+    return _Image(array, choice, Notes(notes.voxel_size, notes.unit, _classes(content, ours)))
 
 
-def _places(path: Path, names: Sequence[str], shape: Sequence[int]) -> Axes:
-    for name, length in zip(names, shape, strict=True):
-        if name not in ("z", "y", "x") and length != 1:
-            raise VolumeError(
-                f"{path} has the axes {', '.join(names)} of lengths {tuple(shape)}, expected "
-                f"z, y, x and only one {name}"
-            )
-    if not {"z", "y", "x"} <= set(names):
-        raise VolumeError(f"{path} has the axes {', '.join(names)}, expected z, y, x among them")
-    return names.index("z"), names.index("y"), names.index("x")
+def _name(axis: Mapping[str, Any]) -> str:
+    """What is not in space is called by its type: NGFF lets its name be anything."""
+    kind, name = str(axis.get("type", "")), str(axis["name"])
+    return kind if kind in ("channel", "time") and not letter_of(name) else name
 
 
 def _classes(content: Mapping[str, Any], ours: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -212,23 +217,19 @@ def _classes(content: Mapping[str, Any], ours: Mapping[str, Any]) -> tuple[str, 
 def _open(path: Path, image: _Image) -> Volume:
     array, place = image.array, Path(f"{path}/{image.array.path}")
     native = number_type(place, np.dtype(array.dtype))
-    axes = image.axes or three_axes(place, array.shape)
-    z, y, x = (array.shape[axis] for axis in axes)
-    if 0 in array.shape:
-        raise VolumeError(f"{place} has the shape {array.shape}: it is empty, expected voxels")
+    choice = image.axes
+    z, y, x = (array.shape[axis] for axis in choice.axes)
     chunk_size(place, array.chunks, native)
-    # source axes that are left after indexing, in the order of z, y, x
-    order = [sorted(axes).index(axis) for axis in axes]
+    if array.metadata.fill_value is None:
+        array.store.whole = True  # from here on only chunks are asked for
 
     def block(axis: int, start: int, stop: int) -> npt.NDArray[Any]:
-        index: list[Any] = [0] * array.ndim
-        for i, source in enumerate(axes):
-            index[source] = slice(start, stop) if i == axis else slice(None)
         with reading(place, "whole chunks"):
-            part = np.asarray(array[tuple(index)])
-        return part.transpose(order).astype(native, copy=False)
+            part = np.asarray(array[choice.index(axis, start, stop)])
+        return part.transpose(choice.order).astype(native, copy=False)
 
-    chunks = (array.chunks[axes[0]], array.chunks[axes[1]], array.chunks[axes[2]])
+    depth, height, width = (array.chunks[axis] for axis in choice.axes)
+    chunks = (depth, height, width)
     slabs = Slabs((z, y, x), chunks, native.itemsize, block)
     notes = image.notes
     return notes.volume(path, (z, y, x), native, slabs.read, slabs.close)

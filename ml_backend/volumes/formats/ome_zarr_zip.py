@@ -17,5 +17,6 @@ FORMAT = Format(
     readable="zipped OME-Zarr (.ozx)",
     endings=(".ozx", ".zarr.zip"),
     read=read,
+    chooses=True,
     place=84,
 )

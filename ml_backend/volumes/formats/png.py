@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ml_backend.volumes.formats.axes import choose_axes
 from ml_backend.volumes.formats.checks import native, reading
+from ml_backend.volumes.formats.colour import check_shows_grey, grey_of
 from ml_backend.volumes.formats.format import EVERYTHING, Format
 from ml_backend.volumes.formats.notes import Notes, read_sidecar, write_sidecar
 from ml_backend.volumes.formats.pages import Look, folder_read
@@ -34,6 +37,7 @@ _IMAGES = {
 """What is read, with TIFF all that may be uploaded (`PICTURES`); PNG is written."""
 _WITHOUT_GREY = ("WEBP", "GIF")
 """Colours, or a palette in an order of its own: grey is what is shown so."""
+_COLOURS = ("LA", "RGB", "RGBA")
 _TYPES = {
     "1": np.bool_, "L": np.uint8, "P": np.uint8, "I": np.int32,
     "I;16": np.uint16, "I;16L": np.uint16, "I;16B": np.uint16, "I;16N": np.uint16,
@@ -41,9 +45,19 @@ _TYPES = {
 
 
 def read(path: Path, options: ReadOptions) -> Volume:
-    """8- or 16-bit grey images; of a palette image the index, as annotation tools write it."""
+    """8- or 16-bit grey images, also where they are stored as colours or in a palette of grey; of
+    another palette the index, as annotation tools write it."""
     files = slices_in(path, [ending for endings in _IMAGES.values() for ending in endings])
-    (size, dtype), cut = folder_read(files, options, _look, _image)
+
+    def look(file: Path) -> Look:
+        return _look(file, options)
+
+    def image(file: Path, check: Callable[[Look], None]) -> npt.NDArray[Any]:
+        return _image(file, check, options)
+
+    (size, dtype), cut = folder_read(files, options, look, image)
+    if (mode := _colours(files[0])) and options.channel is None:
+        check_shows_grey(files[0], mode, lambda z: cut(0, z), len(files))
     notes = folder_notes(path, options)
     return notes.volume(path, (len(files), *size), dtype, cut)
 
@@ -73,6 +87,7 @@ FORMAT = Format(
     summary="a folder of grey PNG (8 or 16 bit), JPEG, WebP, GIF or BMP files",
     endings=("_png",),
     read=read,
+    chooses=True,
     apart=False,
     write=write,
     written_as="PNG",
@@ -88,32 +103,89 @@ FORMAT = Format(
 )
 
 
-def _look(path: Path) -> Look:
+def _colours(path: Path) -> str:
+    """The mode of an image of colours, which may hold grey; else nothing."""
     from ml_backend.pictures import open_picture
 
     with reading(path, _EXPECTED), open_picture(path, tuple(_IMAGES)) as image:
-        return (image.height, image.width), _type(path, image)
+        return str(image.mode) if _has_colours(image) else ""
 
 
-def _image(path: Path, check: Callable[[Look], None]) -> npt.NDArray[Any]:
+def _has_colours(image: Image) -> bool:
+    return image.mode in _COLOURS and image.format not in _WITHOUT_GREY
+
+
+def _look(path: Path, options: ReadOptions) -> Look:
     from ml_backend.pictures import open_picture
 
     with reading(path, _EXPECTED), open_picture(path, tuple(_IMAGES)) as image:
-        check(((image.height, image.width), _type(path, image)))
+        return (image.height, image.width), _type(path, image, options)
+
+
+def _image(path: Path, check: Callable[[Look], None], options: ReadOptions) -> npt.NDArray[Any]:
+    from ml_backend.pictures import open_picture
+
+    with reading(path, _EXPECTED), open_picture(path, tuple(_IMAGES)) as image:
+        check(((image.height, image.width), _type(path, image, options)))
+        if _has_colours(image):
+            return _grey(path, image, options.channel)
         grey = image.convert("L") if _is_shown_grey(image) else image
-        return native(np.array(grey))
+        values = native(np.array(grey))
+        palette = _grey_palette(grey, options)
+        return values if palette is None else palette[values]
 
 
-def _type(path: Path, image: Image) -> np.dtype[Any]:
+def _grey_palette(image: Image, options: ReadOptions) -> npt.NDArray[np.uint8] | None:
+    """The grey of each index, where a palette shows nothing but grey: programs save an inverted
+    image so. None for colours, which stand for class ids or whatever else, and for labels."""
+    if image.mode != "P" or options.labels:
+        return None
+    colours = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    if (colours != colours[:, :1]).any():
+        return None
+    whole = np.zeros(256, np.uint8)
+    whole[: len(colours)] = colours[:, 0]
+    return whole
+
+
+def _grey(path: Path, image: Image, channel: int | None) -> npt.NDArray[Any]:
+    values = np.array(image)
+    grey = grey_of(values) if channel is None else np.ascontiguousarray(values[..., channel])
+    if grey is None:
+        raise _refusal(path, image)
+    return grey
+
+
+def _refusal(path: Path, image: Image) -> VolumeError:
+    last = len(image.getbands()) - 1
+    return VolumeError(
+        f"{path} is a colour image ({image.mode}), expected one grey value a voxel: choose one "
+        f"with --channel, 0 to {last}, or convert it to grey"
+    )
+
+
+def _type(path: Path, image: Image, options: ReadOptions) -> np.dtype[Any]:
     if (images := getattr(image, "n_frames", 1)) > 1:
         raise VolumeError(f"{path} has {images} images, expected one slice a file")
     if _is_shown_grey(image):
         return np.dtype(np.uint8)
+    channels = len(image.getbands()) if _has_colours(image) else 1
+    choose_axes(path, ("channel", "z", "y", "x"), (channels, 1, 1, 1), _chosen(options))
+    if _has_colours(image):
+        if ";16B" in str(getattr(image, "tile", "")):
+            raise VolumeError(
+                f"{path} is a colour image of 16 bits ({image.mode}), of which Pillow reads 8: "
+                "expected grey, convert it"
+            )
+        return np.dtype(np.uint8)
     if image.mode not in _TYPES or image.format in _WITHOUT_GREY:
-        raise VolumeError(
-            f"{path} is a colour image ({image.mode}), expected one grey value a voxel"
-        )
+        raise _refusal(path, image)
     return np.dtype(_TYPES[image.mode])
+
+
+def _chosen(options: ReadOptions) -> ReadOptions:
+    """Without a choice all colours are looked at."""
+    return options if options.channel is not None else replace(options, channel=0)
 
 
 def _is_shown_grey(image: Image) -> bool:

@@ -84,7 +84,7 @@ def mask_formats() -> Mapping[str, str]:
 def split_ending(name: str) -> tuple[str, str]:
     """``labels`` and ``.nii.gz`` of ``labels.nii.gz``; what follows the last dot where no format
     has such an ending."""
-    known = (ending for one in formats() for ending in (*one.endings, *one.long_endings))
+    known = (ending for one in formats() for ending in (*one.endings, *one.also, *one.long_endings))
     ending = max((e for e in known if name.lower().endswith(e)), key=len, default="")
     if not ending:
         ending = PurePath(name).suffix
@@ -94,7 +94,7 @@ def split_ending(name: str) -> tuple[str, str]:
 
 def volume_stem(name: str) -> str:
     """``bone`` of ``bone.nii.gz``; a name that no format of files has as it is."""
-    known = (e for one in formats() for e in one.endings if e.startswith("."))
+    known = (e for one in formats() for e in (*one.endings, *one.also) if e.startswith("."))
     ending = max((e for e in known if name.lower().endswith(e)), key=len, default="")
     return name[: len(name) - len(ending)]
 

@@ -1,5 +1,6 @@
 """TIFF: a stack of pages in one file, or a folder of one-page files.
 
+Which page is which slice is said in many ways: `tiff_planes` knows them.
 Pages are parsed and decoded when they are asked for, by tifffile: strips or tiles, any compression
 and predictor that it knows, BigTIFF, either byte order. ImageJ's stacks of one page followed by all
 images (how it writes more than 4 GB) are read by position. Slices along y and x are cut from a map
@@ -11,24 +12,38 @@ Voxel sizes come from OME-XML or ImageJ's description. The resolution tags alone
 from __future__ import annotations
 
 import math
-import struct
 import weakref
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree  # nosec B405  # it fetches nothing, expat bounds entities
 
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.volumes.formats.checks import chunk_size, native, number_type, reading
-from ml_backend.volumes.formats.flat import Flat, read_run
+from ml_backend.volumes.formats.checks import native, number_type, reading
+from ml_backend.volumes.formats.colour import check_shows_grey
+from ml_backend.volumes.formats.file_names import chosen_files
+from ml_backend.volumes.formats.flat import Flat
 from ml_backend.volumes.formats.format import EVERYTHING, Format
-from ml_backend.volumes.formats.notes import Notes, length_in, sizes_in_one_unit
+from ml_backend.volumes.formats.notes import length_in
 from ml_backend.volumes.formats.pages import Look, by_page, folder_read
 from ml_backend.volumes.formats.skyscan import folder_notes, slices_in
+from ml_backend.volumes.formats.tiff_microscopes import has_room
+from ml_backend.volumes.formats.tiff_pages import (
+    Pixels,
+    Shown,
+    check_chain,
+    check_page,
+    check_segments,
+    full_pages,
+    stored_type,
+)
+from ml_backend.volumes.formats.tiff_planes import NAMESPACE, planes_of
+from ml_backend.volumes.formats.tiff_table import Planes
+from ml_backend.volumes.runs import Runs, file_state
 from ml_backend.volumes.volume import ReadOptions, Volume, VolumeError, VolumeSpec
 
 __all__ = ["FORMAT", "read", "write"]
@@ -38,13 +53,13 @@ Slice = npt.NDArray[Any]
 _ENDINGS = (".tif", ".tiff", ".btf", ".tf8")
 _EXPECTED = "a TIFF stack"
 _ONE = "a whole TIFF image"
-_NOTHING = Notes()
-_NAMESPACE = "nextslice/classes"
+_BEHIND = ("MetaMorph", "ImageJ", "tifffile")
+"""What puts all images behind one page."""
 
 
 def read(path: Path, options: ReadOptions) -> Volume:
     """A file with one grey page a slice, or a folder of such files with one page each."""
-    return _read_folder(path, options) if path.is_dir() else _read_file(path)
+    return _read_folder(path, options) if path.is_dir() else _read_file(path, options)
 
 
 def write(path: Path, slices: Iterable[Slice], spec: VolumeSpec) -> None:
@@ -64,7 +79,7 @@ def write(path: Path, slices: Iterable[Slice], spec: VolumeSpec) -> None:
             resolution = {"resolution": (1 / x, 1 / y), "resolutionunit": "CENTIMETER"}
     if spec.classes is not None:
         names = {str(value): name for value, name in enumerate(spec.classes)}
-        metadata["MapAnnotation"] = {"Namespace": _NAMESPACE, **names}
+        metadata["MapAnnotation"] = {"Namespace": NAMESPACE, **names}
     size = math.prod(spec.shape) * spec.dtype.itemsize
     with tifffile.TiffWriter(path, bigtiff=size > 0xF0000000, ome=True) as tif:
         tif.write(
@@ -77,12 +92,14 @@ FORMAT = Format(
     name="tiff",
     title="TIFF",
     summary=(
-        "one file with many pages (BigTIFF, ImageJ, OME-TIFF; tiled or compressed), or a folder of "
-        "one-page files"
+        "one file with many pages (BigTIFF, ImageJ, OME-TIFF, MetaMorph STK, LSM, FluoView, "
+        "Micro-Manager, NDTiff; tiled or compressed), or a folder of one-page files"
     ),
     readable="a TIFF stack (.tif)",
     endings=_ENDINGS,
+    also=(".stk", ".lsm"),
     read=read,
+    chooses=True,
     write=write,
     written_as="OME-TIFF",
     dtypes=("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64"),
@@ -95,40 +112,64 @@ FORMAT = Format(
 
 
 def _read_folder(path: Path, options: ReadOptions) -> Volume:
-    files = slices_in(path, _ENDINGS)
-    (size, dtype), cut = folder_read(files, options, _look, _image)
+    files, options = chosen_files(path, slices_in(path, _ENDINGS), options)
+
+    def look(file: Path) -> Look:
+        with _only_page(file, options) as (page, _):
+            return _size(page), _type(file, page)
+
+    def image(file: Path, check: Callable[[Look], None]) -> Slice:
+        with _only_page(file, options) as (page, pixels):
+            check((_size(page), _type(file, page)))
+            return pixels.decode(file, page)
+
+    (size, dtype), cut = folder_read(files, options, look, image)
+    with _only_page(files[0], options) as (page, pixels):
+        samples = page.samplesperpixel if pixels.must_be_grey else 1
+    if samples > 1:
+        what = f"{samples} values a pixel"
+        check_shows_grey(files[0], what, lambda z: cut(0, z), len(files))
     notes = folder_notes(path, options)
     return notes.volume(path, (len(files), *size), dtype, cut)
 
 
-def _look(path: Path) -> Look:
+@contextmanager
+def _only_page(path: Path, options: ReadOptions) -> Iterator[tuple[Any, Pixels]]:
+    """The only image of a file, and what its values are."""
     import tifffile
 
     with reading(path, _ONE), tifffile.TiffFile(path) as tif:
-        page = _only_page(path, tif)
-        return page.shape, number_type(path, page.dtype)
+        full = full_pages(path, tif)
+        first: Any = tif.pages.get(full[0])
+        check_page(path, first)
+        behind = _images_behind(path, tif, first, full)
+        if len(full) > 1 or behind > 1 or len(first.shape) != 2 + (first.samplesperpixel > 1):
+            raise VolumeError(
+                f"{path} has {max(len(full), behind)} pages of shape {first.shape}, expected one "
+                "slice a file in a folder"
+            )
+        yield first, Pixels.of(path, first, options)
 
 
-def _image(path: Path, check: Callable[[Look], None]) -> Slice:
-    import tifffile
-
-    with reading(path, _ONE), tifffile.TiffFile(path) as tif:
-        page = _only_page(path, tif)
-        check((page.shape, number_type(path, page.dtype)))
-        return _decode(path, page)
-
-
-def _only_page(path: Path, tif: Any) -> Any:
-    first = _first(path, tif)
-    if tif.pages.is_multipage or len(first.shape) != 2:
-        raise VolumeError(
-            f"{path} has {len(tif.pages)} pages of shape {first.shape}, expected one slice a file "
-            "in a folder"
-        )
-    return first
+def _images_behind(path: Path, tif: Any, first: Any, full: Sequence[int]) -> int:
+    """How many images there are where more than the page's own lie behind it; else 0. Tools that
+    split stacks leave a description of the whole in every file, and nothing behind its page."""
+    if len(full) > 1 or tif.is_ome or not has_room(first):
+        return 0
+    planes = planes_of(path, tif, first, full)
+    return planes.total if planes.kind in _BEHIND else 0
 
 
-def _read_file(path: Path) -> Volume:
+def _size(page: Any) -> tuple[int, int]:
+    rows, columns = page.imagelength, page.imagewidth
+    return rows, columns
+
+
+def _type(path: Path, page: Any) -> np.dtype[Any]:
+    return number_type(path, page.dtype)
+
+
+def _read_file(path: Path, options: ReadOptions) -> Volume:
     import tifffile
 
     with reading(path, _EXPECTED):
@@ -137,34 +178,69 @@ def _read_file(path: Path) -> Volume:
         # threads share the file's position
         tif.filehandle.set_lock(True)
         with reading(path, _EXPECTED):
-            return _open(path, tif)
+            return _open(path, tif, options)
     except BaseException:
         tif.close()
         raise
 
 
-def _open(path: Path, tif: Any) -> Volume:
-    first = _first(path, tif)
-    said = _description(path, tif, first)
-    pages = len(tif.pages)
-    _check_chain(path, tif, pages)
-    notes, dtype = said.notes, number_type(path, first.dtype)
-    rows, columns = first.shape[-2:]
-    depth = said.depth or pages
-    if len(first.shape) == 3 or (pages == 1 and depth > 1):
+def _open(path: Path, tif: Any, options: ReadOptions) -> Volume:
+    full = full_pages(path, tif)
+    first = tif.pages.get(full[0])
+    check_page(path, first)
+    check_chain(path, tif, len(tif.pages))
+    planes = planes_of(path, tif, first, full)
+    if len(first.shape) == 3 and first.samplesperpixel == 1:
+        # a volume of its own on one page
+        if len(full) > 1:
+            raise VolumeError(
+                f"{path} has {len(full)} pages of shape {first.shape}, expected one that is a "
+                "volume, or a slice on each"
+            )
+        planes = Planes(planes.kind, ("Z",), (first.shape[0],), notes=planes.notes)
+    # what is not said to be colours is chosen among as channels, unless images already are
+    pixels = Pixels.of(
+        path, first,
+        replace(options, time=None, channel=None if planes.several_channels else options.channel),
+        channels=planes.channels,
+    )  # fmt: skip
+    others = options if pixels.sample is None else replace(options, channel=None)
+    chosen = planes.chosen(path, _size(first), others)
+    dtype, size = _type(path, first), _size(first)
+    if len(full) == 1 and planes.total > 1:
         # all images behind one page, which is how more than 4 GB fit into an ImageJ stack
-        depth = first.shape[0] if len(first.shape) == 3 else depth
-        flat = _behind(path, first, (depth, rows, columns), pages)
+        behind = _Behind(_flat(path, first, (planes.total, *size)), chosen, first, pixels)
         tif.close()
-        return notes.volume(path, flat.shape, dtype, flat.read)
-    if depth != pages:
+        return planes.notes.volume(path, (len(chosen), *size), dtype, behind.read)
+    if planes.total != len(full):
         raise VolumeError(
-            f"{path} has {pages} pages, expected {depth} as its {said.kind} description says: is it"
-            " cut off?"
+            f"{path} has {len(full)} pages, expected {planes.total} as its {planes.kind} "
+            "description says: is it cut off?"
         )
-    stack = _Stack(path, tif, (pages, rows, columns), first)
+    pages = [(planes.pages or full)[place] for place in chosen]
+    stack = _Stack(path, tif, (len(pages), *size), first, pages, pixels)
     weakref.finalize(stack, tif.close)
-    return notes.volume(path, stack.shape, dtype, stack.read, tif.close)
+    if pixels.must_be_grey:
+        what = f"{pixels.samples} values a pixel"
+        check_shows_grey(path, what, lambda z: stack.read(0, z), len(pages))
+    volume = planes.notes.volume(path, stack.shape, dtype, stack.read, tif.close)
+    return replace(volume, runs=stack.runs)
+
+
+@dataclass(frozen=True)
+class _Behind:
+    """Some of the images that lie one after another from where the only page begins."""
+
+    flat: Flat
+    chosen: Sequence[int]
+    page: Any = field(repr=False)
+    pixels: Pixels
+
+    def read(self, axis: int, index: int) -> Slice:
+        if axis == 0:
+            return self.pixels.turned(self.page, self.flat.read(0, self.chosen[index]))
+        whole = self.flat.read(axis, index)
+        return self.pixels.turned(self.page, whole[[*self.chosen]])
 
 
 @dataclass(frozen=True)
@@ -175,6 +251,8 @@ class _Stack:
     tif: Any
     shape: tuple[int, int, int]
     first: Any = field(repr=False)
+    pages: Sequence[int] = field(repr=False)
+    pixels: Pixels
 
     def read(self, axis: int, index: int) -> Slice:
         if axis == 0:
@@ -184,214 +262,70 @@ class _Stack:
                 return self._mapped(axis, index, self._starts)
         return by_page(self.shape[0], self._decoded)(axis, index)
 
-    def _mapped(self, axis: int, index: int, starts: list[int]) -> Slice:
-        dtype = _stored_type(self.first)
+    def runs(self) -> Runs | None:
+        with reading(self.path, _EXPECTED):
+            try:
+                starts = self._starts
+            except VolumeError:
+                return None  # said of the page that is at fault, when it is read
+            state = file_state(self.tif.filehandle.fileno())
+        dtype = stored_type(self.first)
+        if starts is None or any(self.pixels.turns(page, dtype) for _, page in starts):
+            return None
+        return Runs(self.path, dtype, [start for start, _ in starts], state)
+
+    def _mapped(self, axis: int, index: int, starts: list[tuple[int, Any]]) -> Slice:
+        dtype = stored_type(self.first)
         size = math.prod(self.shape[1:]) * dtype.itemsize
-        end, found = max(starts) + size, self.path.stat().st_size
+        end, found = max(start for start, _ in starts) + size, self.path.stat().st_size
         if found < end:
             raise VolumeError(f"{self.path} has {found} bytes, expected {end}: it is cut off")
         file = np.memmap(self.path, np.uint8, "r")
-        lines = [
-            file[start : start + size].view(dtype).reshape(self.shape[1:]).take(index, axis - 1)
-            for start in starts
-        ]
-        return native(np.stack(lines))
+        lines = []
+        for start, page in starts:
+            values = file[start : start + size].view(dtype).reshape(self.shape[1:])
+            lines.append(self.pixels.turned(page, native(values.take(index, axis - 1))))
+        return np.stack(lines)
 
     def _decoded(self, z: int) -> Slice:
-        with reading(self.path, f"{_EXPECTED}: page {z} is broken"):
-            page = self._page(z)
-            return _decode(self.path, page)
+        with reading(self.path, f"{_EXPECTED}: page {self.pages[z]} is broken"):
+            return self.pixels.decode(self.path, self._page(z))
 
     def _page(self, z: int) -> Any:
+        number = self.pages[z]
         with self.tif.filehandle.lock:
-            page = self.tif.pages.get(z)
+            page = self.tif.pages.get(number)
         if page.shape != self.first.shape or page.dtype != self.first.dtype:
             raise VolumeError(
-                f"{self.path}, page {z}, is {page.dtype} of shape {page.shape}, expected "
+                f"{self.path}, page {number}, is {page.dtype} of shape {page.shape}, expected "
                 f"{self.first.dtype} of shape {self.first.shape} as the first: a stack has slices "
                 "of one size and type"
             )
         return page
 
     @cached_property
-    def _starts(self) -> list[int] | None:
-        """Where the values of every page begin; None where one cannot be mapped."""
-        starts: list[int] = []
-        if not self.first.is_final:
+    def _starts(self) -> list[tuple[int, Any]] | None:
+        """Where the values of every page begin, and how it shows them; None where one cannot be
+        mapped."""
+        starts: list[tuple[int, Any]] = []
+        if not self.first.is_final or self.pixels.samples > 1:
             return None
         for z in range(self.shape[0]):
             page = self._page(z)
+            check_segments(self.path, page)
             if not page.is_final:
                 return None
-            starts.append(page.dataoffsets[0])
+            starts.append((page.dataoffsets[0], Shown.of(page)))
         return starts
 
 
-def _first(path: Path, tif: Any) -> Any:
-    """The first page. Raises VolumeError unless it is grey and whole."""
-    page = tif.pages.first
-    if not page.shape or not all(isinstance(length, int) and length for length in page.shape):
-        raise VolumeError(f"{path} has a first page of shape {page.shape}, expected an image")
-    if page.samplesperpixel != 1:
-        raise VolumeError(
-            f"{path} is a colour image ({page.samplesperpixel} values a pixel), expected one grey "
-            "value a voxel: split its channels"
-        )
-    number_type(path, page.dtype)
-    _check_segments(path, page)
-    return page
-
-
-def _decode(path: Path, page: Any) -> Slice:
-    """The values of a page, after a look at whether the file reaches so far."""
-    _check_segments(path, page)
-    if page.is_final:
-        return read_run(path, page.dataoffsets[0], page.shape, _stored_type(page))
-    return native(np.array(page.asarray()))
-
-
-def _check_segments(path: Path, page: Any) -> None:
-    """A strip beyond the end of the file, or one never written, is no slice of zeros."""
-    size, found = page.parent.filehandle.size, len(page.dataoffsets)
-    chunk_size(path, page.chunks, page.dtype)
-    if not page.is_final and found != math.prod(page.chunked):
-        raise VolumeError(
-            f"{path}, page {page.index}, has {found} strips or tiles, expected "
-            f"{math.prod(page.chunked)} for its shape {page.shape}"
-        )
-    for start, length in zip(page.dataoffsets, page.databytecounts, strict=True):
-        if not start or not length:
-            raise VolumeError(
-                f"{path}, page {page.index}, has a strip or tile that was never written, expected "
-                "a whole image"
-            )
-        if start + length > size:
-            raise VolumeError(
-                f"{path} has {size} bytes, expected {start + length} for page {page.index}: it is "
-                "cut off"
-            )
-
-
-def _check_chain(path: Path, tif: Any, pages: int) -> None:
-    """tifffile takes a chain of pages that leads nowhere for its end; a whole file ends it with
-    0."""
-    handle, form = tif.filehandle, tif.tiff
-    place = tif.pages.next_page_offset
-    with handle.lock:
-        handle.seek(place)
-        stored = handle.read(form.offsetsize)
-    if len(stored) < form.offsetsize or struct.unpack(form.offsetformat, stored)[0] != 0:
-        raise VolumeError(
-            f"{path} has {pages} readable pages, and the next one lies beyond its {handle.size} "
-            "bytes: expected a whole file, it is cut off or its page table is broken"
-        )
-
-
-def _behind(path: Path, first: Any, shape: tuple[int, int, int], pages: int) -> Flat:
+def _flat(path: Path, first: Any, shape: tuple[int, int, int]) -> Flat:
     """All images from where the first one begins."""
-    if pages != 1 or not first.is_final:
+    if not first.is_final or first.samplesperpixel > 1:
         raise VolumeError(
-            f"{path} has {pages} pages, compressed or in tiles, for the {shape[0]} slices that its "
-            "description names: expected one page a slice"
+            f"{path} has 1 page, compressed, in tiles or in colours, for the {shape[0]} slices "
+            "that its description names: expected one page a slice"
         )
-    flat = Flat(path, shape, _stored_type(first), first.dataoffsets[0])
+    flat = Flat(path, shape, stored_type(first), first.dataoffsets[0])
     flat.check()
     return flat
-
-
-def _stored_type(page: Any) -> np.dtype[Any]:
-    stored: np.dtype[Any] = np.dtype(page.parent.byteorder + page.dtype.char)
-    return stored
-
-
-@dataclass(frozen=True)
-class _Description:
-    """What a file's own text says: how many slices (0: nothing), voxel size, classes."""
-
-    kind: str = "own"
-    depth: int = 0
-    notes: Notes = _NOTHING
-
-
-def _description(path: Path, tif: Any, first: Any) -> _Description:
-    if tif.is_ome and (xml := tif.ome_metadata):
-        return _of_ome(path, xml)
-    if tif.is_imagej and (meta := tif.imagej_metadata):
-        return _of_imagej(path, meta, first)
-    if tif.is_shaped and (shaped := tif.shaped_metadata):
-        # several series in one file are the pages of one stack
-        leading = [n for meta in shaped for n in meta.get("shape", ())[:-2] if n > 1]
-        if len(shaped) == 1 and first.shape == tuple(shaped[0].get("shape", ())[-2:]):
-            return _Description("tifffile", _one_axis(path, leading))
-    return _Description()
-
-
-def _of_ome(path: Path, xml: str) -> _Description:
-    try:
-        root = ElementTree.fromstring(xml)  # nosec B314  # likewise
-    except ElementTree.ParseError as error:
-        raise VolumeError(f"{path} has broken OME-XML ({error}), expected it whole") from error
-    images = root.findall("{*}Image/{*}Pixels")
-    if len(images) != 1:
-        raise VolumeError(f"{path} has {len(images)} OME images, expected one volume a file")
-    pixels = images[0].attrib
-    _check_planes(path, images[0])
-    depth = _one_axis(path, [int(pixels.get(f"Size{axis}", 1)) for axis in "ZTC"])
-    notes = sizes_in_one_unit(
-        [pixels.get(f"PhysicalSize{axis}") for axis in "ZYX"],
-        [pixels.get(f"PhysicalSize{axis}Unit", "µm") for axis in "ZYX"],
-    )
-    unit = "" if notes.unit == "pixel" else notes.unit
-    return _Description("OME", depth, Notes(notes.voxel_size, unit, _classes(root)))
-
-
-def _check_planes(path: Path, pixels: ElementTree.Element) -> None:
-    """Planes must be the pages of this file in their order."""
-    for data in pixels.findall("{*}TiffData"):
-        uuid = data.find("{*}UUID")
-        name = None if uuid is None else uuid.get("FileName")
-        if name is not None and name != path.name and (path.parent / name).exists():
-            raise VolumeError(
-                f"{path} has slices in other files ({name}), expected all of them in one: give the"
-                " folder instead"
-            )
-        page = int(data.get("IFD", 0))
-        place = max(int(data.get(f"First{axis}", 0)) for axis in "ZTC")
-        if page != place:
-            raise VolumeError(
-                f"{path} has slice {place} on page {page}, expected pages in the order of slices"
-            )
-
-
-def _classes(root: ElementTree.Element) -> tuple[str, ...] | None:
-    for note in root.findall("{*}StructuredAnnotations/{*}MapAnnotation"):
-        if note.get("Namespace") == _NAMESPACE:
-            return tuple(item.text or "" for item in note.findall("{*}Value/{*}M"))
-    return None
-
-
-def _of_imagej(path: Path, meta: dict[str, Any], first: Any) -> _Description:
-    _one_axis(path, [int(meta.get(name, 1)) for name in ("slices", "frames", "channels")])
-    unit = meta.get("unit", "")
-    if not unit or unit == "pixel":
-        return _Description("ImageJ", int(meta.get("images", 1)))
-    # ImageJ leaves a spacing of 1 away
-    sizes = [meta.get("spacing", 1.0), *(_pixel(first, tag) for tag in (283, 282))]
-    return _Description("ImageJ", int(meta.get("images", 1)), Notes.sized(sizes, unit))
-
-
-def _pixel(page: Any, tag: int) -> float | None:
-    """Edge length from a resolution tag, a fraction of pixels a unit."""
-    found = page.tags.get(tag)
-    return None if found is None or not found.value[0] else found.value[1] / found.value[0]
-
-
-def _one_axis(path: Path, leading: list[int]) -> int:
-    """The number of slices, from the lengths of all axes but y and x. Which one it is says little:
-    a plain stack is often called frames or channels."""
-    if sum(length > 1 for length in leading) > 1:
-        raise VolumeError(
-            f"{path} has stacks of {' × '.join(map(str, leading))} images, expected one axis of "
-            "slices"
-        )
-    return max(leading, default=1)

@@ -1,0 +1,1 @@
+"""nextslice under load, beside the real Label Studio on PostgreSQL: `-m benchmarks.load`."""

@@ -1,0 +1,73 @@
+"""SIGKILL of a worker: at each step of a round, between two predictions, before the switch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from ml_backend.rounds.artefacts import of_a_round
+from tests.faults.rig import Cell, Rig
+from tests.faults.worker import Stop, flushing, step, writing
+
+MakeCell = Callable[[Rig, str], Cell]
+nightly = pytest.mark.nightly
+
+MOMENTS = {
+    "sync": step("sync"),
+    "train": step("train", 2),
+    "score": step("score", 1),
+    "select": step("select"),
+    "commit": writing("round.json"),
+    "publish": step("publish"),
+    "between-two-predictions": step("publish", 18),
+    "before-the-switch": writing("queue.json"),
+    "after-the-switch": writing("published.json"),
+}
+OFTEN = ("train", "between-two-predictions", "after-the-switch")
+
+
+@pytest.mark.parametrize(
+    "moment", [pytest.param(name, marks=() if name in OFTEN else nightly) for name in MOMENTS]
+)
+def test_a_gpu_worker_is_killed(rig: Rig, cell: MakeCell, moment: str) -> None:
+    killed(rig, cell(rig, f"gpu worker killed: {moment.replace('-', ' ')}"), MOMENTS[moment])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(file.name, marks=() if file.name == "weights.safetensors" else nightly)
+        for file in of_a_round()
+    ],
+)
+def test_a_gpu_worker_is_killed_while_it_writes(rig: Rig, cell: MakeCell, name: str) -> None:
+    killed(rig, cell(rig, f"gpu worker killed while it writes {name}"), flushing(name))
+
+
+def killed(rig: Rig, cell: Cell, stop: Stop) -> None:
+    worker = rig.gpu(stop)
+    rig.control()
+    rig.hint()
+    worker.wait_for_stop()
+    worker.kill()
+    said = cell.see("killed")
+    assert "Round 1 is not running" in said
+    rig.gpu()
+    cell.over()
+    cell.recovers()
+
+
+@nightly
+def test_the_process_of_a_round_is_killed_for_want_of_memory(rig: Rig, cell: MakeCell) -> None:
+    """The worker itself lives on."""
+    broken = cell(rig, "process of a training killed, as for want of memory")
+    worker = rig.gpu(step("train", 2))
+    rig.control()
+    rig.hint()
+    worker.wait_for_stop()
+    worker.kill_job()
+    broken.see("killed")
+    broken.over()
+    broken.recovers()
+    assert worker.running

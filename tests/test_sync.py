@@ -1,0 +1,118 @@
+"""What a sync asks Label Studio for: all tasks once, then what changed, whoever submits meanwhile.
+
+With a real store and Redis; only Label Studio stands in memory. What becomes of the labels:
+tests/test_recovery.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import pytest
+
+from ml_backend.rounds.project import ConnectedProject
+from ml_backend.rounds.records import DatasetRecord
+from ml_backend.rounds.service import Service
+from ml_backend.rounds.sync import sync
+from ml_backend.settings import Settings
+from ml_backend.studio.annotations import regions
+from ml_backend.studio.label_config import bitmask_config, parse_label_config
+from tests.memory_studio import MemoryStudio
+
+SLICES = 12
+SIDE = 8
+CONFIG = bitmask_config(["bone"])
+MASK = np.eye(SIDE, dtype=np.uint8)
+
+
+class Labelled(ConnectedProject):
+    """A project of which tasks 0, 1 and 2 are labelled, and the last one has no image."""
+
+    def __init__(self, settings: Settings) -> None:
+        studio = MemoryStudio(CONFIG, SLICES, lambda task: np.zeros((SIDE, SIDE), np.uint8))
+        super().__init__(Service(settings, studio=studio), "7.1763865028")  # type: ignore[arg-type]
+        self.memory = studio
+        self.label(range(3))
+        studio.request("PATCH", f"api/tasks/{SLICES - 1}/", json={"data": {"other": 1}})
+
+    def label(self, tasks: Iterable[int]) -> None:
+        for task in tasks:
+            self.memory.submit(task, regions(MASK, parse_label_config(CONFIG)))
+
+    def label_meanwhile(self, task: int) -> None:
+        """Somebody submits ``task`` when the changes have been read, and the totals have not."""
+        read, submitted = self.memory.totals, []
+
+        def late(number: int) -> tuple[int, int]:
+            if not submitted:
+                self.label([task])
+                submitted.append(task)
+            return read(number)
+
+        self.memory.totals = late  # type: ignore[method-assign]
+
+    def sync(self, round_: int, previous: DatasetRecord | None) -> tuple[DatasetRecord, int]:
+        """The dataset, and how often all tasks were listed for it."""
+        self.memory.listings = 0
+        dataset = sync(self, self.in_studio(), self.folder.round(round_), previous)
+        return dataset, self.memory.listings
+
+
+@pytest.fixture
+def project(make_settings: Callable[..., Settings], redis_url: str) -> Labelled:
+    return Labelled(make_settings(REDIS_URL=redis_url, NEXTSLICE_QUEUE_PREFIX="sync"))
+
+
+def tasks_of(dataset: DatasetRecord) -> set[int]:
+    return {task.id for task in dataset.tasks}
+
+
+def labels_of(dataset: DatasetRecord) -> set[int]:
+    return {label.task for label in dataset.labels}
+
+
+def test_the_first_lists_all_tasks_once(project: Labelled) -> None:
+    """Also where one has no image, and where somebody submits meanwhile."""
+    project.label_meanwhile(9)
+    dataset, listings = project.sync(0, None)
+    assert listings == 1
+    assert tasks_of(dataset) == {*range(SLICES - 1)}
+    assert labels_of(dataset) == {0, 1, 2, 9}
+
+
+def test_those_after_it_list_none(project: Labelled) -> None:
+    """With an annotation of the task that has no image, and somebody who submits meanwhile."""
+    project.label([SLICES - 1])
+    first, _ = project.sync(0, None)
+    project.label_meanwhile(9)
+    dataset, listings = project.sync(1, first)
+    assert listings == 0
+    assert tasks_of(dataset) == tasks_of(first)
+    assert labels_of(dataset) == {0, 1, 2, 9}
+
+
+def test_a_task_that_gets_an_image_is_one_of_the_pool(project: Labelled) -> None:
+    first, _ = project.sync(0, None)
+    last = SLICES - 1
+    project.memory.request("PATCH", f"api/tasks/{last}/", json={"data": {"image": f"/{last}.png"}})
+    dataset, listings = project.sync(1, first)
+    assert listings == 0
+    assert tasks_of(dataset) == {*range(SLICES)}
+
+
+def test_deleted_annotations_are_noticed_without_listing_all_tasks(project: Labelled) -> None:
+    first, _ = project.sync(0, None)
+    project.memory.delete_annotations([1])
+    dataset, listings = project.sync(1, first)
+    assert listings == 0
+    assert labels_of(dataset) == {0, 2}
+    assert next(task.state for task in dataset.tasks if task.id == 1) == "pool"
+
+
+def test_deleted_tasks_are_noticed(project: Labelled) -> None:
+    first, _ = project.sync(0, None)
+    project.memory.delete_task(1)
+    dataset, _ = project.sync(1, first)
+    assert tasks_of(dataset) == {*range(SLICES - 1)} - {1}
+    assert labels_of(dataset) == {0, 2}
