@@ -215,7 +215,7 @@ class Schedule:
         return any(
             status == JobStatus.QUEUED.value.encode()
             and since is not None
-            and _age_s(datetime.fromisoformat(since.decode())) < _DEAD_AFTER_S
+            and not _long_ago(datetime.fromisoformat(since.decode()))
             for status, since in found
         )
 

@@ -20,7 +20,7 @@ MOMENTS = {
     "select": step("select"),
     "commit": writing("round.json"),
     "publish": step("publish"),
-    "between-two-predictions": step("publish", 18),
+    "between-two-predictions": step("publish", 17),
     "before-the-switch": writing("queue.json"),
     "after-the-switch": writing("published.json"),
 }
