@@ -20,11 +20,11 @@ MOMENTS = {
     "select": step("select"),
     "commit": writing("round.json"),
     "publish": step("publish"),
-    "between-two-predictions": step("publish", 18),
+    "between-two-predictions": step("publish", 17),
     "before-the-switch": writing("queue.json"),
     "after-the-switch": writing("published.json"),
 }
-OFTEN = ("train", "between-two-predictions", "after-the-switch")
+OFTEN = ("train", "between-two-predictions")
 
 
 @pytest.mark.parametrize(
@@ -34,13 +34,8 @@ def test_a_gpu_worker_is_killed(rig: Rig, cell: MakeCell, moment: str) -> None:
     killed(rig, cell(rig, f"gpu worker killed: {moment.replace('-', ' ')}"), MOMENTS[moment])
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(file.name, marks=() if file.name == "weights.safetensors" else nightly)
-        for file in of_a_round()
-    ],
-)
+@nightly
+@pytest.mark.parametrize("name", [file.name for file in of_a_round()])
 def test_a_gpu_worker_is_killed_while_it_writes(rig: Rig, cell: MakeCell, name: str) -> None:
     killed(rig, cell(rig, f"gpu worker killed while it writes {name}"), flushing(name))
 

@@ -60,7 +60,7 @@ def test_label_studio_fails_while_the_pool_is_scored(
 
 @nightly
 @pytest.mark.parametrize("how", [how for how in TROUBLES if how != "slow"])
-@pytest.mark.parametrize("moment", [step("sync"), step("publish", 18)], ids=["sync", "publish"])
+@pytest.mark.parametrize("moment", [step("sync"), step("publish", 17)], ids=["sync", "publish"])
 def test_label_studio_fails_in_another_step(
     rig: Rig, cell: MakeCell, studio: FaultyStudio, moment: Stop, how: str
 ) -> None:

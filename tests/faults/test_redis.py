@@ -19,8 +19,8 @@ nightly = pytest.mark.nightly
     [
         pytest.param(step("train", 2), True, id="training-empty"),
         pytest.param(step("train", 2), False, id="training", marks=nightly),
-        pytest.param(step("publish", 18), True, id="publishing-empty", marks=nightly),
-        pytest.param(step("publish", 18), False, id="publishing", marks=nightly),
+        pytest.param(step("publish", 17), True, id="publishing-empty", marks=nightly),
+        pytest.param(step("publish", 17), False, id="publishing", marks=nightly),
     ],
 )
 def test_redis_is_killed(make_rig: MakeRig, cell: MakeCell, moment: Stop, empty: bool) -> None:
