@@ -161,3 +161,26 @@ def test_a_tilted_gantry_shears_the_grid(tmp_path: Path) -> None:
         assert first == pytest.approx((10, -20, 7.5))
         assert last == pytest.approx((10, -22, 15.5))
         assert volume.voxel_size == (2.0, 0.25, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "instead"),
+    [
+        ("a.mha", "Offset = -10 20 7.5", "Offset = 1e308 nan inf"),
+        ("a.mha", "ElementSpacing = 0.5 0.25 2", "ElementSpacing = 1e200 1e200 1e200"),
+        ("a.mha", "TransformMatrix = -1 0 0", "TransformMatrix = 1e308 1e308 1e308"),
+        ("a.mha", "TransformMatrix = -1 0 0", "TransformMatrix = 0 0 0"),
+        ("a.nrrd", "(-10,20,7.5)", "(nan,inf,1e308)"),
+        ("a.nrrd", "(-0.5,0,0)", "(1e308,1e308,inf)"),
+        ("a.nrrd", "(-0.5,0,0)", "(0,0,2)"),
+    ],
+)
+def test_what_makes_no_sense_says_nothing(
+    tmp_path: Path, name: str, said: str, instead: str
+) -> None:
+    path = saved(tmp_path / name, DIRECTIONS["RAS"])
+    assert said.encode() in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(said.encode(), instead.encode()))
+    with open_volume(path) as volume:
+        assert_holds(volume, GREY)
+        assert (volume.affine, volume.turned) == (None, False)

@@ -22,6 +22,8 @@ _APART = 0.1
 _SIZES_APART = 0.01
 """Share of a voxel's edge by which two files may differ: some write three digits."""
 
+_FAR = 1e100
+"""Headers may claim any number; squares of those are none."""
 _FLAT = 1e-3
 """Volume of three directions of length 1 below which they are taken for none."""
 
@@ -46,8 +48,10 @@ def placed(volume: Volume, matrix: npt.NDArray[Any] | None) -> Volume:
     if matrix is None:
         return volume
     affine = matrix.astype(np.float64)
+    if not (np.abs(affine) < _FAR).all():  # what is no number is not
+        return volume
     edges = np.linalg.norm(affine[:3, :3], axis=0)
-    if not np.isfinite(affine).all() or not edges.all():
+    if not edges.all():
         return volume
     if abs(np.linalg.det(affine[:3, :3] / edges)) < _FLAT:
         return volume

@@ -219,12 +219,14 @@ def _lies(
     if (directions.size, origin.size) != (count * count, count):
         return None
     edges = spacing if spacing.size == count else np.ones(count)
-    steps = directions.reshape(count, count) * edges[:, None]
+    with np.errstate(over="ignore"):
+        steps = directions.reshape(count, count) * edges[:, None]
     ours = [count - 1 - axis for axis in reversed(axes)]
     matrix = np.column_stack([*steps[ours, :3], origin[:3]])
     if is_default(matrix) and not _ours(header).get("placed"):
         return None
-    return np.asarray(LEFT_POSTERIOR @ matrix)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(LEFT_POSTERIOR @ matrix)
 
 
 def _field(header: Mapping[str, str], names: tuple[str, ...]) -> str:

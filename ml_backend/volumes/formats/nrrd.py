@@ -250,7 +250,8 @@ def _lies(
     matrix = np.column_stack([*ours, origin])
     if towards is LEFT_POSTERIOR and is_default(matrix):
         return None
-    return np.asarray(towards @ matrix)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(towards @ matrix)
 
 
 def _sizes(header: Mapping[str, Any], count: int) -> tuple[list[Any], list[str]]:
