@@ -11,8 +11,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from ml_backend.cli.rounds import rounds_table
+from ml_backend.cli.tables import whole
 from ml_backend.rounds import publish, reconcile
-from ml_backend.rounds.artefacts import QUEUE
+from ml_backend.rounds.artefacts import QUEUE, ROUND
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import QueueEntry
 from ml_backend.rounds.service import Service
@@ -197,6 +199,20 @@ def test_a_queue_whose_record_is_lost_is_known_again_within_two_looks(
     assert project.entries == entries
     assert project.handed_out() == [*order, 20]
     assert project.stored() == stored | {20: [LIVE_SCORE]}, "nothing is stored twice"
+
+
+def test_what_else_reads_a_damaged_record_goes_on_without_it(project: Queue) -> None:
+    """A look makes it again for the published round alone; not before, and for no older one."""
+    before, folder = project.published, project.folder.round(0)
+    version, queue = project.version, folder.need(QUEUE)
+    lose_the_record(project, damaged=True)
+
+    assert publish.tidy(project) == 0
+    assert f" {version} " in whole(rounds_table(project.folder))
+    trained = folder.need(ROUND).model_copy(update={"weights": "round-0000/weights.safetensors"})
+    publish.publish(project, folder, trained, queue, before, lambda _: [])
+
+    assert folder.need(QUEUE) == queue
 
 
 def test_it_is_topped_up_again(project: Queue) -> None:
