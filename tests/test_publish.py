@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -172,6 +173,31 @@ def test_a_queue_is_filled_in_large_chunks_where_that_is_quick(
     clock = itertools.count(0, seconds)
     monkeypatch.setattr(publish.time, "monotonic", lambda: next(clock))
     assert [len(chunk) for chunk in publish._chunks(range(100))] == sizes
+
+
+def test_top_ups_that_overlap_keep_what_each_has_noted(
+    project: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock of one that lost Redis for half a minute is void, and another one begins."""
+    folder, theirs = project.folder.round(0), QueueEntry(task=99, score=0.5, kind="top-up")
+    real = publish._append
+
+    def append(*arguments: Any, **options: Any) -> int:
+        there = folder.need(QUEUE)
+        if theirs not in there.entries:
+            folder.save(QUEUE, there.model_copy(update={"entries": [*there.entries, theirs]}))
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(publish, "_append", append)
+    for task in project.handed_out()[:-1]:
+        project.studio.submit(task, [])
+
+    before = len(project.entries)
+    appended = publish.top_up(project)
+
+    noted = [entry.task for entry in project.entries]
+    assert appended and theirs.task in noted
+    assert len(noted) == len(set(noted)) > before + 1
 
 
 # -- a store that has lost queue.json

@@ -441,6 +441,10 @@ def _store(
             queue.model_version,
             [QueuedPrediction(e.task, e.score, regions.get(e.task, [])) for e in entries],
         )
+        there = known_queue(folder)
+        if there is not None and there.model_version == queue.model_version:
+            # Another top-up may have been at it, where our lock was void for a while.
+            queue.entries = there.entries
         known = {entry.task for entry in queue.entries}
         if new := [entry for entry in entries if entry.task not in known]:
             queue.entries.extend(new)
