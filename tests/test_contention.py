@@ -138,6 +138,31 @@ def test_after_a_fight_single_switches_are_put_back_at_once(
     assert studio.fields["model_version"] == ours.version
 
 
+def test_a_clock_that_was_put_back_holds_up_no_switch(
+    both: list[Backend], studio: MemoryStudio
+) -> None:
+    ours, theirs = both
+    for _ in range(FIGHT):
+        studio.update_project(7, model_version=theirs.version)
+        ours.look()
+        ours.later(-60 * MINUTE)
+        studio.update_project(7, model_version=theirs.version)
+        ours.look()
+        assert studio.fields["model_version"] == ours.version
+
+
+def test_a_pause_that_is_over_is_not_spoken_of(both: list[Backend], studio: MemoryStudio) -> None:
+    ours, theirs = both
+    for _ in range(FIGHT):
+        studio.update_project(7, model_version=theirs.version)
+        ours.look()
+    ours.later(6 * MINUTE)
+
+    (said,) = [c.says for c in project_status(ours).conditions if c.state == "contended"]
+    assert "3 times in the last 10 minutes" in said
+    assert "not switched back before" not in said
+
+
 @pytest.mark.parametrize(
     ("moments", "pause", "count"),
     [

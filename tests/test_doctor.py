@@ -15,9 +15,10 @@ from rq.serializers import JSONSerializer
 
 from ml_backend.health.examination import examine
 from ml_backend.health.finding import Finding
+from ml_backend.health.parts import part
 from ml_backend.rounds.schedule import CONTROL, GPU
 from ml_backend.rounds.service import Service
-from ml_backend.settings import Settings
+from ml_backend.settings import Settings, own_redis_socket
 from ml_backend.studio.client import Studio
 from ml_backend.studio.database import database_kind
 from tests.http_studio import CONFIG, HttpStudio, phantom_server
@@ -121,6 +122,19 @@ def test_redis_that_does_not_answer_is_one_fault_and_no_password_is_shown(
     assert found["Redis"].mend == "REDIS_URL"
     assert found["gpu worker"].says == "Not looked at: mend Redis first."
     assert not any("secret" in finding.says for finding in found.values())
+
+
+def test_the_redis_that_is_named_is_the_one_that_answers(
+    make_settings: Callable[..., Settings],
+    redis_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where no REDIS_URL is set: that of `nextslice up`, on a socket of this user."""
+    monkeypatch.setenv("NEXTSLICE_HOME", str(tmp_path))
+    own_redis_socket().symlink_to(redis_url.removeprefix("unix://").partition("?")[0])
+    service = Service(make_settings())
+    assert part(service, "redis").says == f"unix://{own_redis_socket()}?db=0 answers."
 
 
 def test_a_worker_that_is_missing_is_named_with_its_command(service: Service) -> None:

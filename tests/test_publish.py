@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
+from ml_backend.cli.rounds import rounds_table
+from ml_backend.cli.tables import whole
 from ml_backend.rounds import publish, reconcile
-from ml_backend.rounds.artefacts import QUEUE
+from ml_backend.rounds.artefacts import QUEUE, ROUND
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import QueueEntry
 from ml_backend.rounds.service import Service
@@ -172,6 +175,32 @@ def test_a_queue_is_filled_in_large_chunks_where_that_is_quick(
     assert [len(chunk) for chunk in publish._chunks(range(100))] == sizes
 
 
+def test_top_ups_that_overlap_keep_what_each_has_noted(
+    project: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock of one that lost Redis for half a minute is void, and another one begins."""
+    folder, theirs = project.folder.round(0), QueueEntry(task=99, score=0.5, kind="top-up")
+    real = publish._append
+
+    def append(*arguments: Any, **options: Any) -> int:
+        there = folder.need(QUEUE)
+        if theirs not in there.entries:
+            folder.save(QUEUE, there.model_copy(update={"entries": [*there.entries, theirs]}))
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(publish, "_append", append)
+    for task in project.handed_out()[:-1]:
+        project.studio.submit(task, [])
+
+    before = len(project.entries)
+    appended = publish.top_up(project)
+
+    noted = [entry.task for entry in project.entries]
+    assert appended > 0
+    assert theirs.task in noted
+    assert len(noted) == len(set(noted)) > before + 1
+
+
 # -- a store that has lost queue.json
 
 
@@ -197,6 +226,20 @@ def test_a_queue_whose_record_is_lost_is_known_again_within_two_looks(
     assert project.entries == entries
     assert project.handed_out() == [*order, 20]
     assert project.stored() == stored | {20: [LIVE_SCORE]}, "nothing is stored twice"
+
+
+def test_what_else_reads_a_damaged_record_goes_on_without_it(project: Queue) -> None:
+    """A look makes it again for the published round alone; not before, and for no older one."""
+    before, folder = project.published, project.folder.round(0)
+    version, queue = project.version, folder.need(QUEUE)
+    lose_the_record(project, damaged=True)
+
+    assert publish.tidy(project) == 0
+    assert f" {version} " in whole(rounds_table(project.folder))
+    trained = folder.need(ROUND).model_copy(update={"weights": "round-0000/weights.safetensors"})
+    publish.publish(project, folder, trained, queue, before, lambda _: [])
+
+    assert folder.need(QUEUE) == queue
 
 
 def test_it_is_topped_up_again(project: Queue) -> None:

@@ -11,9 +11,10 @@ from rich.table import Table
 from ml_backend.cli import app, as_written, console
 from ml_backend.cli.progress import round_progress
 from ml_backend.cli.tables import whole
-from ml_backend.rounds.artefacts import METRICS, QUEUE, ROUND
+from ml_backend.rounds.artefacts import METRICS, ROUND
 from ml_backend.rounds.attempt import attempt
 from ml_backend.rounds.project import find_project, known_project, stored_projects
+from ml_backend.rounds.publish import known_queue
 from ml_backend.rounds.records import MetricsRecord, Published, QueueRecord, RoundRecord
 from ml_backend.rounds.service import Service
 from ml_backend.rounds.status import project_status
@@ -80,7 +81,7 @@ def rounds_table(folder: ProjectStore) -> Table:
             table.add_row(str(number), "", "", "", "", "", "in progress")
             continue
         metrics = folder.round(number).load(METRICS)
-        unread = _unread(record, folder.round(number).load(QUEUE))
+        unread = _unread(record, known_queue(folder.round(number)))
         said = (_state(record, published), record.flagged, *unread)
         state = "; ".join(s for s in said if s)
         table.add_row(

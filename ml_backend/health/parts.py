@@ -25,5 +25,5 @@ def part(service: Service, which: Part) -> Finding:
     if said is not None:
         return Finding(name, "fault", said, mend)
     settings = service.settings
-    addresses = {"redis": settings.redis_url, "store": settings.store}
+    addresses = {"redis": settings.redis_address, "store": settings.store}
     return Finding(name, "good", without_passwords(well.format(**addresses)))

@@ -14,7 +14,7 @@ from al_strategies.learner import Progress
 from ml_backend.errors import EnvironmentFault, NextsliceError
 from ml_backend.rounds.claim import ClaimLost, ClaimTaken
 from ml_backend.rounds.project import ConnectedProject
-from ml_backend.rounds.records import ProjectRecord, RoundRecord
+from ml_backend.rounds.records import CLOCKS_DIFFER_S, ProjectRecord, RoundRecord
 from ml_backend.rounds.round import run_round
 from ml_backend.rounds.slices import UnreadableSlices
 from ml_backend.studio.failures import StudioError
@@ -29,8 +29,6 @@ was out of reach, which other labels do not bring back: then each pause is follo
 _OUTAGES = (UnreadableSlices, StudioError, EnvironmentFault, RedisError, OSError)
 _BACKOFF_S = 30.0
 _LONGEST_BACKOFF_S = 3600.0
-_CLOCKS_DIFFER_S = 60.0
-"""Between machines, without one of them having been put back."""
 
 
 def attempt(
@@ -74,7 +72,7 @@ def next_attempt_at(record: ProjectRecord) -> float:
         return 0.0
     pause = min(_BACKOFF_S * 2.0 ** min(attempts, 20), _LONGEST_BACKOFF_S)
     last = max(record.failed_at, record.began_at if record.unended else 0.0)
-    return 0.0 if last - time.time() > _CLOCKS_DIFFER_S else last + pause
+    return 0.0 if last - time.time() > CLOCKS_DIFFER_S else last + pause
 
 
 def gives_up(record: ProjectRecord) -> bool:

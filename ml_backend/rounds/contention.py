@@ -4,11 +4,12 @@ fight; from then on after pauses that grow, so that two backends do not chase ea
 
 from __future__ import annotations
 
+import time
 from itertools import pairwise
 
-from ml_backend.rounds.records import ProjectRecord
+from ml_backend.rounds.records import CLOCKS_DIFFER_S, ProjectRecord
 
-__all__ = ["FIGHT_S", "fight", "next_switch_at"]
+__all__ = ["FIGHT", "FIGHT_S", "fight", "next_switch_at"]
 
 FIGHT_S = 600.0
 FIGHT = 3
@@ -40,10 +41,15 @@ def _switches(record: ProjectRecord) -> int:
 
 
 def next_switch_at(record: ProjectRecord) -> float:
-    """The moment before which the project is not switched back, in seconds since 1970."""
+    """The moment before which the project is not switched back, in seconds since 1970.
+
+    There is no pause after a switch that was noted in the future: a clock was put back, and the
+    pause would last for as long.
+    """
     if not record.switched_back:
         return 0.0
-    return record.switched_back[-1].moment + _pause_after(_switches(record))
+    last = record.switched_back[-1].moment
+    return 0.0 if last - time.time() > CLOCKS_DIFFER_S else last + _pause_after(_switches(record))
 
 
 def fight(record: ProjectRecord, moment: float) -> int:
@@ -52,4 +58,6 @@ def fight(record: ProjectRecord, moment: float) -> int:
     if count < FIGHT:
         return 0
     last = record.switched_back[-1].moment
+    if last - moment > CLOCKS_DIFFER_S:
+        return 0
     return count if moment <= last + max(FIGHT_S, _pause_after(count)) else 0

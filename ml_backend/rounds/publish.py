@@ -34,7 +34,16 @@ from ml_backend.studio import task_order
 from ml_backend.studio.client import Project, not_annotated, not_skipped
 from ml_backend.studio.task_order import QueuedPrediction, queue_score
 
-__all__ = ["publish", "queue_of", "queue_target", "repair", "retire", "tidy", "top_up"]
+__all__ = [
+    "known_queue",
+    "publish",
+    "queue_of",
+    "queue_target",
+    "repair",
+    "retire",
+    "tidy",
+    "top_up",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +143,7 @@ def publish(
 
 def _unmasked(folder: RoundFolder, queue: QueueRecord) -> list[int]:
     """What an attempt before has published without a mask of the same version."""
-    before = folder.load(QUEUE)
+    before = known_queue(folder)
     same = before is not None and before.model_version == queue.model_version
     return before.unmasked if before is not None and same else []
 
@@ -271,7 +280,7 @@ def _top_up(project: ConnectedProject) -> int:
     if published is None:
         return 0
     folder = project.folder.round(published.round)
-    queue = _known_queue(folder) or _restore_queue(project, folder, published)
+    queue = known_queue(folder) or _restore_queue(project, folder, published)
     if queue is None or queue.model_version != published.model_version:
         return 0
     masks = published.weights is not None
@@ -286,7 +295,7 @@ def _top_up(project: ConnectedProject) -> int:
     return stored
 
 
-def _known_queue(folder: RoundFolder) -> QueueRecord | None:
+def known_queue(folder: RoundFolder) -> QueueRecord | None:
     """`queue.json`; None where the store has lost it, or holds no more than damage."""
     try:
         return folder.load(QUEUE)
@@ -432,6 +441,10 @@ def _store(
             queue.model_version,
             [QueuedPrediction(e.task, e.score, regions.get(e.task, [])) for e in entries],
         )
+        there = known_queue(folder)
+        if there is not None and there.model_version == queue.model_version:
+            # Another top-up may have been at it, where our lock was void for a while.
+            queue.entries = there.entries
         known = {entry.task for entry in queue.entries}
         if new := [entry for entry in entries if entry.task not in known]:
             queue.entries.extend(new)
@@ -461,7 +474,7 @@ def _retire(
         raise ValueError(f"project {project.key}: nothing is published, so nothing can be retired")
     logger.warning("project %s: %s is retired: %s", project.key, published.model_version, reason)
     round_folder = folder.round(published.round)
-    old = _known_queue(round_folder) or _rebuilt_queue(project, round_folder, published)
+    old = known_queue(round_folder) or _rebuilt_queue(project, round_folder, published)
     version = task_order.round_version(published.round, fingerprint)
     queue = QueueRecord(model_version=version, entries=old.entries)
     task_order.store_predictions(
@@ -495,7 +508,7 @@ def _tidy(project: ConnectedProject) -> int:
     for number in folder.rounds()[-_TIDIED_ROUNDS:]:
         if number <= published.round:
             committed = folder.round(number).load(ROUND)
-            queue = folder.round(number).load(QUEUE)
+            queue = known_queue(folder.round(number))
             versions |= {record.model_version for record in (committed, queue) if record}
     return sum(
         task_order.remove_predictions(project.studio, project.number, version)

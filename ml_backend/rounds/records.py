@@ -15,6 +15,7 @@ from ml_backend.settings import without_passwords
 from ml_backend.studio.label_config import Policy
 
 __all__ = [
+    "CLOCKS_DIFFER_S",
     "DatasetLabels",
     "DatasetRecord",
     "LabelRecord",
@@ -41,6 +42,8 @@ QueueKind = Literal["chosen", "reserve", "top-up"]
 
 
 _SWITCHES_KEPT = 20
+CLOCKS_DIFFER_S = 60.0
+"""Between machines, without one of them having been put back since a moment was noted."""
 
 
 class Record(BaseModel):

@@ -157,12 +157,13 @@ def _contended(project: ConnectedProject, record: ProjectRecord) -> list[Conditi
         who = "Another nextslice, with a store of its own,"
     others = sorted({url for back in lately for url in back.others})
     where = f" Also connected: {', '.join(others)}." if others else ""
+    at = next_switch_at(record)
+    pause = f" It is not switched back before {_moment(at)}." if at > moment else ""
     said = (
         f"{who} switches project {project.number} away from what is published here: "
         f"{count} times in the last {max(minutes, FIGHT_S / 60):.0f} minutes, last to "
-        f"{last.found or 'no version'} at {_moment(last.moment)}. It is not switched back before "
-        f"{_moment(next_switch_at(record))}.{where} Let one look after the project: delete the "
-        "other ML backend under Settings → Model, or stop it."
+        f"{last.found or 'no version'} at {_moment(last.moment)}.{pause}{where} Let one "
+        "look after the project: delete the other ML backend under Settings → Model, or stop it."
     )
     return _condition("contended", said)
 
