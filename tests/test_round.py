@@ -173,7 +173,7 @@ def test_a_pseudo_labelled_slice_that_is_lost_is_no_part_of_the_round(
 ) -> None:
     lost, kept = ORDER[-2:]
     mask = np.zeros((1, 1), np.uint8)
-    monkeypatch.setattr(training, "_pseudo_labels", lambda *_: {lost: mask, kept: mask})
+    monkeypatch.setattr(training, "_pseudo_labels", lambda *_: ({lost: mask, kept: mask}, []))
     fit = Graded.fit
 
     def losing(self: Graded, *args: Any, unusable: Any, **options: Any) -> Any:

@@ -71,6 +71,6 @@ def test_what_a_warp_brings_in_from_outside_teaches_nothing() -> None:
     assert isinstance(network, FullResolutionHRNet)
     images = torch.randn(4, 1, 64, 64)
     masks = torch.ones(4, 64, 64, dtype=torch.int64)
-    _, targets = network.sample(Lesson(images, masks, images), noise=0.1)
+    _, targets = network.sample(Lesson(images, masks, images, warped=True), noise=0.1)
     assert targets.shape == (4, 1, module._SAMPLED)
     assert set(targets.unique().tolist()) == {1, IGNORE}

@@ -31,7 +31,8 @@ class Augmentation:
     grows with the crop). Grey levels are in units of the preprocessing, where
     the window is 2 wide: ``gain``, ``gamma`` (standard deviations of their logarithms), ``offset``
     (standard deviation), ``noise`` (largest standard deviation), ``blur`` (the part of the crops
-    that is blurred).
+    that is blurred). ``context``: networks with filters warp what HRNet is shown, and leave the
+    filters the exact pixels.
     """
 
     flips: bool = True
@@ -43,6 +44,7 @@ class Augmentation:
     offset: float = 0.1
     noise: float = 0.1
     blur: float = 0.15
+    context: bool = False
 
     def __post_init__(self) -> None:
         if self.scale < 1:
@@ -53,9 +55,11 @@ class Augmentation:
 
     @classmethod
     def faint(cls) -> Augmentation:
-        """For scans of one grey scale, whose grey values and textures mean something: no warp, and
-        hardly another light."""
-        return cls(warped=0.0, gain=0.02, gamma=0.02, offset=0.02, noise=0.05, blur=0.05)
+        """For scans of one grey scale, whose grey values and textures mean something: hardly
+        another light, and no warp but of the context."""
+        return cls(
+            warped=0.0, gain=0.02, gamma=0.02, offset=0.02, noise=0.05, blur=0.05, context=True
+        )
 
     @classmethod
     def none(cls) -> Augmentation:

@@ -259,7 +259,8 @@ class Crops:
             plain = torch.stack([image for image, _ in crops])
             masks = torch.stack([mask for _, mask in crops])
             images = self._augmentation.relight(plain, self._noise)
-            yield Lesson(images.contiguous(memory_format=torch.channels_last), masks, plain)
+            lit = images.contiguous(memory_format=torch.channels_last)
+            yield Lesson(lit, masks, plain, self._augmentation.context)
 
     def _one(self) -> tuple[Tensor, Tensor]:
         index, label = self._draw()

@@ -368,6 +368,6 @@ def _made_ahead(batches: Iterator[Lesson], device: torch.device) -> Generator[Le
         for batch, ready in source:
             stream = torch.cuda.current_stream(device)
             stream.wait_event(ready)
-            for tensor in batch:
+            for tensor in (batch.images, batch.masks, batch.plain):
                 tensor.record_stream(stream)
             yield batch

@@ -75,12 +75,14 @@ class Lesson(NamedTuple):
     """What a training step learns from: crops.
 
     ``images`` (B, channels, H, W), ``masks`` (B, H, W) int64 with `IGNORE`; ``plain``: the images
-    with their grey values as they are, before they were lit otherwise.
+    with their grey values as they are, before they were lit otherwise. ``warped``: what a network
+    makes of the surroundings is to be learned from warped crops; see `FullResolutionHRNet.sample`.
     """
 
     images: Tensor
     masks: Tensor
     plain: Tensor
+    warped: bool = False
 
 
 class Read(NamedTuple):

@@ -169,19 +169,21 @@ class FullResolutionHRNet(SegmentationNetwork):
         """Logits (B, classes, 1, n) of the reader with context and targets (B, 1, n), at pixels
         drawn from each crop.
 
-        HRNet sees the crops as they are lit, and warped; the filters as they are: the noise and the
-        interpolation that HRNet should not mind would drown what they see. They have ``noise`` of
-        their own on values that are about 1 wide, or few labels would be learned by heart.
+        HRNet sees the crops as they are lit, and warped where that is asked for; the filters as
+        they are: the noise and the interpolation that HRNet should not mind would drown what they
+        see. They have ``noise`` of their own on values that are about 1 wide, or few labels would
+        be learned by heart.
         """
         batch, height, width = lesson.masks.shape
-        small = F.avg_pool2d(lesson.images.float(), _SHRUNK)
-        warp = random_warp(batch, (small.shape[2], small.shape[3]), small.device)
-        seen = F.grid_sample(small, warp, padding_mode="reflection", align_corners=False)
-        coarse, _ = self._context(seen)
-
         picked = torch.randint(height * width, (batch, _SAMPLED), device=lesson.masks.device)
-        places = _grid(picked // width, picked % width, height, width)
-        y, x, inside = gather(warp, places, height, width)
+        y, x, inside = picked // width, picked % width, torch.ones_like(picked, dtype=torch.bool)
+        places = _grid(y, x, height, width)
+        seen = F.avg_pool2d(lesson.images.float(), _SHRUNK)
+        if lesson.warped:
+            warp = random_warp(batch, (seen.shape[2], seen.shape[3]), seen.device)
+            seen = F.grid_sample(seen, warp, padding_mode="reflection", align_corners=False)
+            y, x, inside = gather(warp, places, height, width)
+        coarse, _ = self._context(seen)
         grid = _grid(y, x, height, width)[:, None]
         values = torch.cat([_at(maps, grid) for maps in self.filters(lesson.plain)], 1)
         values = _rows(values + noise * torch.randn_like(values))
