@@ -62,7 +62,7 @@ def libraries(folder: Path, shape: tuple[int, int, int]) -> dict[str, tuple[Path
 
     def hdf5(path: Path, name: str) -> Open:
         def opening() -> Callable[[int], Slice]:
-            dataset: Any = h5py.File(path)[name]
+            dataset: Any = h5py.File(path, locking=False)[name]
             return lambda z: dataset[z]
 
         return opening
