@@ -19,8 +19,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from filelock import FileLock, Timeout
-
 from ml_backend.errors import NextsliceError
 
 __all__ = [
@@ -133,6 +131,8 @@ def held(path: Path, *, otherwise: NextsliceError | None = None) -> Iterator[Non
     While another holds it: raises ``otherwise`` at once; None waits. Not reentrant. On a network
     disk it holds for all machines where that disk's locks do (NFS: yes).
     """
+    from filelock import FileLock, Timeout  # formats are declared without it
+
     path.parent.mkdir(parents=True, exist_ok=True)
     # Never filelock's lock by mere existence, where a disk has no other: it outlives a killed
     # process. Not one a thread: a generator may end in another thread than it began in.

@@ -402,6 +402,8 @@ class _Import:
         files of one name, as every sample's recon.tif, are different volumes."""
         stored = decode_image(self.studio.download(self._there[index], 0), f"slice {index}")
         if not np.array_equal(stored, render(self.volume[index], window)):
+            if self.request.options.oriented:
+                raise _StoredThereAlready  # if they are pictures of this volume at all
             raise StudioError(
                 f"project {project.id} ({project.title!r}) has slices of a volume called "
                 f"{self.name!r} already, and its slice {index} looks different: another file, or "

@@ -32,6 +32,8 @@ from tests.test_formats import assert_holds
 
 RNG = np.random.default_rng(5)
 GREY = RNG.integers(0, 4096, (6, 20, 24), "u2")
+STORED = ReadOptions()
+"""As pydicom has the pixels; tests/test_directions.py turns them."""
 UID = "1.2.826.0.1.3680043.8.498.1"
 
 
@@ -85,7 +87,7 @@ def hounsfield(array: np.ndarray = GREY) -> np.ndarray:
 def test_a_series_is_sorted_by_position_and_rescaled(tmp_path: Path, name: str) -> None:
     series(tmp_path / "ct", name=name)
     (tmp_path / "ct" / "readme.txt").write_text("a note")
-    with open_volume(tmp_path / "ct") as volume:
+    with open_volume(tmp_path / "ct", STORED) as volume:
         assert_holds(volume, hounsfield())
         assert (volume.voxel_size, volume.unit) == ((1.25, 0.5, 0.25), "mm")
 
@@ -97,7 +99,7 @@ def test_oblique_slices_are_sorted_along_their_normal(tmp_path: Path) -> None:
         one = image(pixels, ImageOrientationPatient=[1, 0, 0, 0, 0.8, 0.6])
         one.ImagePositionPatient = place
         save(tmp_path / f"{(5 * z) % 6}.dcm", one)
-    with open_volume(tmp_path) as volume:
+    with open_volume(tmp_path, STORED) as volume:
         assert_holds(volume, hounsfield())
         assert volume.voxel_size == pytest.approx((1.5, 0.5, 0.25))
 
@@ -106,7 +108,7 @@ def test_without_positions_numbers_tell_the_order(tmp_path: Path) -> None:
     for z, pixels in enumerate(GREY):
         one = image(pixels, InstanceNumber=3 * z, SpacingBetweenSlices=0.75)
         save(tmp_path / f"{(5 * z) % 6}.dcm", one)
-    with open_volume(tmp_path) as volume:
+    with open_volume(tmp_path, STORED) as volume:
         assert_holds(volume, hounsfield())
         assert volume.voxel_size == (0.75, 0.5, 0.25)
 
@@ -119,7 +121,7 @@ def test_whole_numbers_stay_whole(
     tmp_path: Path, slope: float, intercept: float, dtype: str
 ) -> None:
     series(tmp_path / "ct", RescaleSlope=slope, RescaleIntercept=intercept)
-    with open_volume(tmp_path / "ct") as volume:
+    with open_volume(tmp_path / "ct", STORED) as volume:
         assert_holds(volume, (GREY * float(slope) + intercept).astype(dtype))
 
 
@@ -130,7 +132,7 @@ def test_each_slice_has_a_scale_of_its_own(tmp_path: Path) -> None:
         one = pydicom.dcmread(path)
         one.RescaleSlope, one.RescaleIntercept = 0.25 + z, 0
         one.save_as(path)
-    with open_volume(tmp_path / "pet") as volume:
+    with open_volume(tmp_path / "pet", STORED) as volume:
         scales = np.array([0.25 + z for z in range(6)])[:, None, None]
         assert_holds(volume, (GREY * scales).astype("f4"))
 
@@ -143,7 +145,7 @@ def test_transfer_syntaxes(tmp_path: Path, syntax: str, many: bool) -> None:
     parts = [GREY] if many else list(GREY)
     for z, pixels in enumerate(parts):
         save(tmp_path / f"{z}.dcm", image(pixels, InstanceNumber=z), syntax)
-    with open_volume(tmp_path / "0.dcm" if many else tmp_path) as volume:
+    with open_volume(tmp_path / "0.dcm" if many else tmp_path, STORED) as volume:
         assert_holds(volume, hounsfield())
 
 
@@ -167,7 +169,7 @@ def packed(syntax: str) -> Dataset:
 @pytest.mark.parametrize("syntax", [RLELossless, *CODECS])
 def test_compressed_images_are_unpacked_one_by_one(tmp_path: Path, syntax: str) -> None:
     save(tmp_path / "a.dcm", packed(syntax), syntax)
-    with open_volume(tmp_path / "a.dcm") as volume:
+    with open_volume(tmp_path / "a.dcm", STORED) as volume:
         assert_holds(volume, GREY.astype("i4") - 1024)
 
 
@@ -188,7 +190,7 @@ def test_an_image_says_where_each_of_its_frames_lies(tmp_path: Path) -> None:
         frame.PlanePositionSequence = [place]
         one.PerFrameFunctionalGroupsSequence.append(frame)
     save(tmp_path / "a.dcm", one)
-    with open_volume(tmp_path / "a.dcm") as volume:
+    with open_volume(tmp_path / "a.dcm", STORED) as volume:
         assert_holds(volume, hounsfield())
         assert (volume.voxel_size, volume.unit) == ((2.0, 0.5, 0.25), "mm")
 
@@ -209,7 +211,7 @@ def test_files_of_scanners_have_the_values_that_pydicom_finds(name: str) -> None
         pixels = one.pixel_array
     except RuntimeError:
         pixels = None
-    with open_volume(path) as volume:
+    with open_volume(path, STORED) as volume:
         assert volume.shape == (int(one.get("NumberOfFrames", 1)), one.Rows, one.Columns)
         if pixels is not None:
             wanted = apply_rescale(pixels, one)

@@ -22,7 +22,7 @@ from ml_backend.studio.projects import shortened_title
 from ml_backend.volumes.address import SliceAddress, SliceKeys
 from ml_backend.volumes.opening import ReadOptions
 from ml_backend.volumes.volume import VolumeError
-from ml_backend.volumes.window import Window
+from ml_backend.volumes.window import Window, render
 from tests.memory_studio import MemoryStudio
 
 SLICES = 6
@@ -269,6 +269,28 @@ def test_a_scan_imported_as_it_is_stored_stays_so(lying: Callable[..., Lying]) -
     mask = label_map(annotation["result"], config, 8, 9).mask
     assert np.array_equal(imported.served(2), imported.values[:, :, 2].T)
     assert np.array_equal(mask == 1, imported.served(2) > 2000)
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_pictures_uploaded_as_they_are_stored_are_the_volume_too(
+    lying: Callable[..., Lying], other: bool
+) -> None:
+    imported, window = lying(oriented=False), Window(0, 4000)
+    values = imported.values[:, ::-1] if other else imported.values
+    for z in range(SLICES):
+        url = f"/data/upload/7/scan_z{z:05d}.png"
+        imported.studio.request(
+            "PATCH",
+            f"api/tasks/{z}/",
+            json={"data": {"image": url, "volume": "scan.nii", "axis": "z", "z": z}},
+        )
+        imported.studio.show(url, render(values[:, :, z].T, window))
+    if other:
+        with pytest.raises(StudioError, match="slice 0 looks different: another file"):
+            imported.repeat(upload=True, window=window)
+        return
+    report = imported.repeat(upload=True, window=window)
+    assert (report.added, report.kept) == (0, SLICES)
 
 
 @pytest.mark.parametrize("title", ["ct", "a" * 51])

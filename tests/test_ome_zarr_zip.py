@@ -86,3 +86,17 @@ def test_a_chunk_that_was_changed_is_refused(tmp_path: Path) -> None:
         assert np.array_equal(volume[0], GREY[0])
         with pytest.raises(VolumeError, match=r"a\.ozx.* cannot be read .*expected whole chunks"):
             volume[2]
+
+
+def test_a_chunk_that_is_nowhere_is_no_slice_of_zeros(tmp_path: Path) -> None:
+    """As in a folder: without a fill value nothing says what its voxels are."""
+    form = {"chunks": (1, 40, 48), "dtype": GREY.dtype, "fill_value": None}
+    made = zarr.create_array(tmp_path / "a", shape=GREY.shape, zarr_format=2, **form)
+    made[:] = GREY
+    (tmp_path / "a" / "3.0.0").unlink()
+    path = zipped(tmp_path / "a", tmp_path / "a.zarr.zip")
+    with open_volume(path) as volume:
+        assert np.array_equal(volume[2], GREY[2])
+        for index, axis in ((3, "z"), (0, "y")):
+            with pytest.raises(VolumeError, match=r"3\.0\.0 is not there.*or a fill_value"):
+                volume.along(axis)[index]

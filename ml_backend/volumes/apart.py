@@ -9,7 +9,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from ml_backend.volumes.formats.notes import Notes
 from ml_backend.volumes.reader import ReaderEnded, ReaderTimeout
 from ml_backend.volumes.readers import FileStamp, Readers
 from ml_backend.volumes.runs import Runs
+from ml_backend.volumes.turn import as_affine
 from ml_backend.volumes.volume import AXES, ReadOptions, Volume, VolumeError, slice_shape
 
 __all__ = ["open_apart"]
@@ -50,7 +51,10 @@ def open_apart(path: Path, options: ReadOptions, readers: Readers | None = None)
         None if classes is None else tuple(classes),
     )
     one.shape, one.dtype = (z, y, x), np.dtype(answer["dtype"])
-    return notes.volume(path, one.shape, one.dtype, one.read, one.close)
+    volume = notes.volume(path, one.shape, one.dtype, one.read, one.close)
+    if answer["affine"] is None:
+        return volume
+    return replace(volume, affine=as_affine(np.array(answer["affine"])), stored=answer["stored"])
 
 
 @dataclass(eq=False)

@@ -12,17 +12,53 @@ import numpy as np
 import numpy.typing as npt
 
 from ml_backend.volumes.formats.notes import length_in
-from ml_backend.volumes.turn import Affine, Turn
+from ml_backend.volumes.turn import Affine, Turn, as_affine
 from ml_backend.volumes.volume import Slice, Volume, VolumeError
 
-__all__ = ["laid_on", "towards_superior", "turned"]
+__all__ = ["LEFT_POSTERIOR", "is_default", "laid_on", "placed", "towards_superior", "turned"]
 
 _APART = 0.1
 """Voxels by which two grids may differ at their corners: headers hold float32."""
 _SIZES_APART = 0.01
 """Share of a voxel's edge by which two files may differ: some write three digits."""
 
+_FAR = 1e100
+"""Headers may claim any number; squares of those are none."""
+_FLAT = 1e-3
+"""Volume of three directions of length 1 below which they are taken for none."""
+
 Matrix = npt.NDArray[np.float64]
+
+LEFT_POSTERIOR: Matrix = np.diag([-1.0, -1.0, 1.0])
+"""From places towards left, posterior, superior (DICOM, ITK) to those of an `Affine`, and back."""
+
+
+def is_default(matrix: npt.NDArray[Any]) -> bool:
+    """Whether ``matrix`` (3, 4) of x, y, z is what ITK writes, towards left, posterior, superior,
+    for an image that nobody has placed: it says nothing but the voxel size."""
+    steps, start = matrix[:, :3], matrix[:, 3]
+    return not start.any() and bool((np.diag(np.diag(steps)) == steps).all() and (steps >= 0).all())
+
+
+def placed(volume: Volume, matrix: npt.NDArray[Any] | None) -> Volume:
+    """``volume`` as its file says that it lies: ``matrix`` (3 or 4, 4) of x, y, z, towards right,
+    anterior and superior; as it is where the file does not say, or what makes no sense."""
+    import nibabel
+
+    if matrix is None:
+        return volume
+    affine = matrix.astype(np.float64)
+    if not (np.abs(affine) < _FAR).all():  # what is no number is not
+        return volume
+    edges = np.linalg.norm(affine[:3, :3], axis=0)
+    if not edges.all():
+        return volume
+    if abs(np.linalg.det(affine[:3, :3] / edges)) < _FLAT:
+        return volume
+    orientations: Any = nibabel.orientations
+    square = np.vstack([affine[:3], (0, 0, 0, 1)])
+    names = "".join(str(name) for name in orientations.aff2axcodes(square))
+    return replace(volume, affine=as_affine(affine[:, [2, 1, 0, 3]]), stored=names)
 
 
 def turned(volume: Volume, turn: Turn) -> Volume:

@@ -94,6 +94,8 @@ class _Volumes:
             "voxel_size": None if size is None else [float(edge) for edge in size],
             "unit": volume.unit,
             "classes": None if volume.classes is None else list(volume.classes),
+            "affine": volume.affine,
+            "stored": volume.stored,
         }
 
     def read(self, request: Request) -> Answer:

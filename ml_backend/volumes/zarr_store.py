@@ -16,7 +16,7 @@ from zarr.storage import LocalStore, ZipStore
 from ml_backend.volumes.enclosure import check_inside
 from ml_backend.volumes.volume import ReadOptions, VolumeError
 
-__all__ = ["EnclosedStore", "store_at"]
+__all__ = ["EnclosedStore", "ZippedStore", "store_at"]
 
 _MARKS = ("zarr.json", ".zgroup", ".zarray")
 
@@ -33,7 +33,7 @@ def _zipped(path: Path) -> tuple[Store, str]:
     if not names:
         raise VolumeError(f"{path} is a zip file without {_MARKS[0]}, expected an OME-Zarr in it")
     top = min((name.rpartition("/")[0] for name in names), key=lambda name: (name.count("/"), name))
-    return ZipStore(path, mode="r"), top
+    return ZippedStore(path), top
 
 
 class EnclosedStore(LocalStore):
@@ -74,15 +74,42 @@ class EnclosedStore(LocalStore):
         prototype: BufferPrototype,
         key_ranges: Iterable[tuple[str, ByteRequest | None]],
     ) -> list[Buffer | None]:
-        wanted = list(key_ranges)
-        for key, _ in wanted:
-            check_inside(self.root / key, self.root, self._options)
-        return await super().get_partial_values(prototype, wanted)
+        return [await self.get(key, prototype, part) for key, part in key_ranges]
 
     def _checked(self, key: str, found: Buffer | None) -> Buffer | None:
-        if found is None and self.whole:
-            raise VolumeError(
-                f"{self.root / key} is not there, and its array says no value for chunks that are "
-                "not: expected all of them, or a fill_value"
-            )
-        return found
+        return _there(self.root / key, found) if self.whole else found
+
+
+class ZippedStore(ZipStore):
+    """The members of a zip file, read only. Once ``whole`` is set, raises VolumeError for one that
+    is not there."""
+
+    whole = False
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, mode="r")
+
+    async def get(
+        self,
+        key: str,
+        prototype: BufferPrototype,
+        byte_range: ByteRequest | None = None,
+    ) -> Buffer | None:
+        found = await super().get(key, prototype, byte_range)
+        return _there(self.path / key, found) if self.whole else found
+
+    async def get_partial_values(
+        self,
+        prototype: BufferPrototype,
+        key_ranges: Iterable[tuple[str, ByteRequest | None]],
+    ) -> list[Buffer | None]:
+        return [await self.get(key, prototype, part) for key, part in key_ranges]
+
+
+def _there(place: Path, found: Buffer | None) -> Buffer:
+    if found is None:
+        raise VolumeError(
+            f"{place} is not there, and its array says no value for chunks that are not: expected "
+            "all of them, or a fill_value"
+        )
+    return found

@@ -20,6 +20,7 @@ from ml_backend.volumes.formats.dicom_files import DicomFile, Frame, is_dicom
 from ml_backend.volumes.formats.format import Format
 from ml_backend.volumes.formats.notes import Notes
 from ml_backend.volumes.formats.pages import by_page, files_in
+from ml_backend.volumes.geometry import LEFT_POSTERIOR, placed
 from ml_backend.volumes.volume import ReadOptions, Volume, VolumeError
 
 __all__ = ["FORMAT", "read"]
@@ -47,7 +48,9 @@ def read(path: Path, options: ReadOptions) -> Volume:
         return _rescaled(file.pixels(frame.index), frame, rescaled)
 
     shape = (len(slices), *first.shape)
-    return _notes(path, slices).volume(path, shape, rescaled, by_page(len(slices), page))
+    notes = _notes(path, slices)
+    volume = notes.volume(path, shape, rescaled, by_page(len(slices), page))
+    return placed(volume, None if notes.voxel_size is None else _lies(slices, notes.voxel_size[0]))
 
 
 def _rescaled(values: npt.NDArray[Any], frame: Frame, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
@@ -190,6 +193,23 @@ def _notes(path: Path, slices: Sequence[Slice]) -> Notes:
     if first.spacing is None or step is None:
         return Notes()
     return Notes.sized((step, *first.spacing), "mm")
+
+
+def _lies(slices: Sequence[Slice], step: float) -> npt.NDArray[Any] | None:
+    """Where the voxels lie, as `placed` takes it: DICOM counts towards left, posterior, superior.
+    ``step``: between slices, where there is one alone."""
+    first, last = slices[0][1], slices[-1][1]
+    if any(None in (frame.origin, frame.along, frame.spacing) for _, frame in slices):
+        return None
+    start = np.array(first.origin)
+    below, right = first.spacing or ()
+    if len(slices) > 1:
+        across = (np.array(last.origin) - start) / (len(slices) - 1)
+    else:
+        across = np.array(first.across) * step
+    along = np.array(first.along)
+    ours = [along[:3] * right, along[3:] * below, across, start]
+    return np.asarray(LEFT_POSTERIOR @ np.column_stack(ours))
 
 
 def _rescaled_type(slices: Sequence[Slice]) -> np.dtype[Any]:

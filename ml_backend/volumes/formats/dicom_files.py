@@ -43,12 +43,14 @@ Vector = tuple[float, ...]
 @dataclass(frozen=True)
 class Frame:
     """One image: where it lies in space (mm, as DICOM's patient coordinates) and what its values
-    mean. ``origin``: of its first pixel; ``across``: normal of its plane; each None where the file
-    does not say. ``spacing``: of rows and columns, mm; ``step``: between slices, where said."""
+    mean. ``origin``: of its first pixel; ``along``: the way its rows run, then its columns;
+    ``across``: normal of its plane; each None where the file does not say. ``spacing``: of rows and
+    columns, mm; ``step``: between slices, where said."""
 
     index: int
     number: int
     origin: Vector | None
+    along: Vector | None
     across: Vector | None
     spacing: Vector | None
     step: float | None
@@ -256,6 +258,7 @@ def _frame(places: Sequence[Any], index: int, count: int) -> Frame:
         index,
         int(header.get("InstanceNumber", None) or 0) if count == 1 else index,
         origin,
+        rows,
         across,
         _vector(said("PixelMeasuresSequence", "PixelSpacing"), 2),
         None if step is None else abs(float(step)),

@@ -1,7 +1,7 @@
 """MetaImage: ``.mha``, or ``.mhd`` beside its values in a ``.raw`` or ``.zraw``, as ITK has it.
 
 The header is lines of text; raw values are read where they lie. What is packed is unpacked once
-into a temporary file. The orientation is not applied.
+into a temporary file. Where the voxels lie is said, and not applied here.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from ml_backend.volumes.formats.flat import Flat
 from ml_backend.volumes.formats.format import EVERYTHING, Format
 from ml_backend.volumes.formats.notes import Notes
 from ml_backend.volumes.formats.unpacked import Source, Unpacked, ZlibStream
+from ml_backend.volumes.geometry import LEFT_POSTERIOR, is_default, placed
 from ml_backend.volumes.limits import TEXT_BYTES
 from ml_backend.volumes.volume import ReadOptions, Volume, VolumeError, VolumeSpec
 
@@ -39,6 +40,11 @@ _NAMES = {
     for name, code in _TYPES.items()
     if name not in ("MET_ULONG", "MET_LONG", "MET_ASCII_CHAR")
 }
+_SPACING = ("ElementSpacing", "ElementSize")
+_PLACE = (
+    ("TransformMatrix", "Rotation", "Orientation"), ("Offset", "Position", "Origin"), _SPACING,
+)  # fmt: skip
+"""Each with its older names."""
 _UNITS = {"µm": "um", "Å": "angstrom"}
 _HOW = "`SimpleITK.WriteImage(image, 'scan.mha')` writes such a file"
 _LAST = "ElementDataFile"
@@ -54,14 +60,16 @@ def read(path: Path, options: ReadOptions) -> Volume:
         dtype = _stored_type(path, header)
         place, start = _place(path, header, options, start)
         notes = _notes(header, axes, len(sizes))
+        lies = _lies(header, axes, len(sizes))
         flat = Flat(place, (z, y, x), dtype, _offset(header, place, start, (z, y, x), dtype))
     native = number_type(path, dtype)
     if not _true(header.get("CompressedData", "False")):
         flat.check()
-        return notes.volume(path, flat.shape, native, flat.read)
+        return placed(notes.volume(path, flat.shape, native, flat.read), lies)
     packed = Flat(place, flat.shape, dtype)
     unpacked = Unpacked(packed, partial(_stream, place, flat.offset), "zlib", advice=_HOW)
-    return notes.volume(path, flat.shape, native, unpacked.read, unpacked.close)
+    volume = notes.volume(path, flat.shape, native, unpacked.read, unpacked.close)
+    return placed(volume, lies)
 
 
 def write(path: Path, slices: Iterable[npt.NDArray[Any]], spec: VolumeSpec) -> None:
@@ -73,17 +81,16 @@ def write(path: Path, slices: Iterable[npt.NDArray[Any]], spec: VolumeSpec) -> N
         "BinaryData = True",
         "BinaryDataByteOrderMSB = False",
         "CompressedData = False",
-        "TransformMatrix = 1 0 0 0 1 0 0 0 1",
-        "Offset = 0 0 0",
         "CenterOfRotation = 0 0 0",
+        *_place_lines(spec),
     ]
     unit = _UNITS.get(spec.unit, spec.unit)
-    if spec.voxel_size is not None:
-        lines.append(f"ElementSpacing = {' '.join(repr(float(n)) for n in spec.voxel_size[::-1])}")
-        if unit and unit.isascii() and "\n" not in unit:
-            lines.append(f"DistanceUnits = {unit}")
+    if spec.voxel_size is not None and unit and unit.isascii() and "\n" not in unit:
+        lines.append(f"DistanceUnits = {unit}")
     lines.append(f"DimSize = {' '.join(map(str, spec.shape[::-1]))}")
-    said = {"classes": spec.classes, "sized": spec.voxel_size is not None}
+    said: dict[str, Any] = {"classes": spec.classes, "sized": spec.voxel_size is not None}
+    if spec.affine is not None:
+        said["placed"] = True
     lines += [f"Nextslice = {json.dumps(said)}", f"ElementType = {_NAMES[spec.dtype.name]}"]
     with path.open("wb") as file:
         file.write(("\n".join([*lines, f"{_LAST} = LOCAL"]) + "\n").encode("ascii"))
@@ -181,14 +188,66 @@ def _stream(path: Path, start: int) -> Iterator[Source]:
         yield ZlibStream(file)
 
 
-def _notes(header: Mapping[str, str], axes: tuple[int, int, int], count: int) -> Notes:
+def _place_lines(spec: VolumeSpec) -> list[str]:
+    """Spacing, directions and origin, towards left, posterior, superior."""
+    edges = np.array((spec.voxel_size or (1.0, 1.0, 1.0))[::-1])
+    steps, start = np.diag(edges), np.zeros(3)
+    if spec.affine is not None:
+        z, y, x, start = (LEFT_POSTERIOR @ np.array(spec.affine)).T
+        steps = np.array([x, y, z])
+        if spec.voxel_size is None:
+            edges = np.linalg.norm(steps, axis=1)
+    lines = [
+        f"TransformMatrix = {_numbers(steps / edges[:, None])}",
+        f"Offset = {_numbers(start)}",
+    ]
+    sized = spec.voxel_size is not None or spec.affine is not None
+    return [*lines, f"ElementSpacing = {_numbers(edges)}"] if sized else lines
+
+
+def _numbers(values: npt.NDArray[Any]) -> str:
+    return " ".join(repr(float(value) + 0.0) for value in values.ravel())  # no -0.0
+
+
+def _lies(
+    header: Mapping[str, str], axes: tuple[int, int, int], count: int
+) -> npt.NDArray[Any] | None:
+    """Where the voxels lie, as `placed` takes it: ITK counts towards left, posterior, superior.
+    None where the file does not say it."""
+    said = (_field(header, names) for names in _PLACE)
+    directions, origin, spacing = (np.array(text.split(), float) for text in said)
+    if (directions.size, origin.size) != (count * count, count):
+        return None
+    edges = spacing if spacing.size == count else np.ones(count)
+    with np.errstate(over="ignore"):
+        steps = directions.reshape(count, count) * edges[:, None]
+    ours = [count - 1 - axis for axis in reversed(axes)]
+    matrix = np.column_stack([*steps[ours, :3], origin[:3]])
+    if is_default(matrix) and not _ours(header).get("placed"):
+        return None
+    with np.errstate(invalid="ignore"):
+        return np.asarray(LEFT_POSTERIOR @ matrix)
+
+
+def _field(header: Mapping[str, str], names: tuple[str, ...]) -> str:
+    """The first of ``names`` that it has; empty without one."""
+    return next((header[name] for name in names if name in header), "")
+
+
+def _ours(header: Mapping[str, str]) -> dict[str, Any]:
+    """What we have written beside the values, empty in files of others."""
     try:
         ours = json.loads(header.get("Nextslice", "{}"))
-    except ValueError:
-        ours = {}
+    except (RecursionError, ValueError):
+        return {}
+    return ours if isinstance(ours, dict) else {}
+
+
+def _notes(header: Mapping[str, str], axes: tuple[int, int, int], count: int) -> Notes:
+    ours = _ours(header)
     classes = ours.get("classes")
     names = tuple(map(str, classes)) if isinstance(classes, list) else None
-    sizes = header.get("ElementSpacing", header.get("ElementSize", "")).split()[::-1]
+    sizes = _field(header, _SPACING).split()[::-1]
     unit = header.get("DistanceUnits", "")
     if len(sizes) != count:
         return Notes(classes=names)

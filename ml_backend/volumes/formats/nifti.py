@@ -28,16 +28,14 @@ from ml_backend.volumes.formats.flat import Flat
 from ml_backend.volumes.formats.format import EVERYTHING, Format
 from ml_backend.volumes.formats.notes import Notes, length_in, unit_symbol
 from ml_backend.volumes.formats.unpacked import Unpacked
+from ml_backend.volumes.geometry import placed
 from ml_backend.volumes.limits import HEADER_BYTES
-from ml_backend.volumes.turn import as_affine
 from ml_backend.volumes.volume import Read, ReadOptions, Volume, VolumeError, VolumeSpec
 
 __all__ = ["FORMAT", "read", "write"]
 
 _EXPECTED = "a NIfTI file"
 _LONGEST_HEADER = 544
-_FLAT = 1e-3
-"""Volume of three directions of length 1 below which they are taken for none."""
 _COMMENT = 6  # code of a header extension that holds text
 _DIMENSIONS = ("x", "y", "z", "t", "channel", "dimension 6", "dimension 7")
 """As the format says; dimension 5 is for the values of a voxel."""
@@ -77,14 +75,14 @@ def read(path: Path, options: ReadOptions) -> Volume:
     else:
         whole.check()
     if (slope, inter) == (1.0, 0.0):
-        return replace(notes.volume(path, flat.shape, native, read_stored, close), **lies)
+        return placed(notes.volume(path, flat.shape, native, read_stored, close), lies)
     scaled = number_type(path, apply_read_scaling(np.zeros(1, native), slope, inter).dtype)
 
     def read_scaled(axis: int, index: int) -> npt.NDArray[Any]:
         values: npt.NDArray[Any] = apply_read_scaling(read_stored(axis, index), slope, inter)
         return values
 
-    return replace(notes.volume(path, flat.shape, scaled, read_scaled, close), **lies)
+    return placed(notes.volume(path, flat.shape, scaled, read_scaled, close), lies)
 
 
 def write(path: Path, slices: Iterable[npt.NDArray[Any]], spec: VolumeSpec) -> None:
@@ -182,28 +180,19 @@ def _header(spec: VolumeSpec) -> Any:
     return header
 
 
-def _lies(header: Any) -> dict[str, Any]:
-    """``affine`` and ``stored`` of the volume, where the file says them. Of those that we wrote
-    without knowing it, only the voxel size means something."""
-    import nibabel
+def _lies(header: Any) -> npt.NDArray[Any] | None:
+    """Where the voxels lie, None where the file does not say it. Of those that we wrote without
+    knowing it, only the voxel size means something."""
     from nibabel.spatialimages import HeaderDataError
 
     ours = _ours(header)
     said = header["sform_code"] > 0 or header["qform_code"] > 0
     if not said or (ours and not ours.get("placed")):
-        return {}
+        return None
     try:
-        affine = header.get_best_affine()
+        return np.asarray(header.get_best_affine())
     except (HeaderDataError, ValueError):  # a quaternion that is none
-        return {}
-    edges = np.linalg.norm(affine[:3, :3], axis=0)
-    if not np.isfinite(affine).all() or not edges.all():
-        return {}
-    if abs(np.linalg.det(affine[:3, :3] / edges)) < _FLAT:
-        return {}
-    orientations: Any = nibabel.orientations
-    names = "".join(str(name) for name in orientations.aff2axcodes(affine))
-    return {"affine": as_affine(affine[:, [2, 1, 0, 3]]), "stored": names}
+        return None
 
 
 def _ours(header: Any) -> dict[str, Any]:

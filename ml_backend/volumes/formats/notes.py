@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -147,7 +148,8 @@ def read_sidecar(path: Path) -> dict[str, Any]:
     sidecar = sidecar_path(path)
     try:
         with sidecar.open("rb") as file:
-            text = file.read(HEADER_BYTES + 1)
+            # a buffer is taken for all that is asked for
+            text = file.read(min(HEADER_BYTES, os.fstat(file.fileno()).st_size) + 1)
         if len(text) > HEADER_BYTES:
             raise VolumeError(f"{sidecar} has more than the {HEADER_BYTES} bytes that are read")
         content = json.loads(text.decode("utf-8"))

@@ -1,7 +1,7 @@
 """NRRD, attached (``.nrrd``) and detached (``.nhdr`` beside its values), raw or packed.
 
-pynrrd parses the header; raw values are read where they lie. The orientation is not applied. What
-is packed by gzip or bzip2 is unpacked once into a temporary file.
+pynrrd parses the header; raw values are read where they lie. What is packed by gzip or bzip2 is
+unpacked once into a temporary file. Where the voxels lie is said, and not applied here.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from ml_backend.volumes.formats.flat import Flat
 from ml_backend.volumes.formats.format import EVERYTHING, Format
 from ml_backend.volumes.formats.notes import Notes, sizes_in_one_unit
 from ml_backend.volumes.formats.unpacked import HIGHEST_RATIO, Source, Unpacked
+from ml_backend.volumes.geometry import LEFT_POSTERIOR, is_default, placed
 from ml_backend.volumes.limits import TEXT_BYTES
 from ml_backend.volumes.volume import ReadOptions, Volume, VolumeError, VolumeSpec
 
@@ -45,6 +46,11 @@ _TYPES = {name: code for code, names in _NAMES.items() for name in names.split("
 _FLOATS = {"float32": "float", "float64": "double"}
 _KINDS = {"domain", "space", "time", "none", "???", "stub"}
 """Of axes that may be those of a volume; others hold colours or vectors."""
+_SPACES = {
+    "right-anterior-superior": np.eye(3), "ras": np.eye(3),
+    "left-posterior-superior": LEFT_POSTERIOR, "lps": LEFT_POSTERIOR,
+    "left-anterior-superior": np.diag([-1.0, 1.0, 1.0]), "las": np.diag([-1.0, 1.0, 1.0]),
+}  # fmt: skip
 _UNITS = {"µm": "um", "Å": "angstrom"}
 _KEY = "nextslice"
 _HOW = "`unu save -f nrrd -e raw` writes such a file"
@@ -61,13 +67,14 @@ def read(path: Path, options: ReadOptions) -> Volume:
         z, y, x = (sizes[axis] for axis in axes)
         place, start = _place(path, header, options, start)
         notes = _notes(header, axes, len(sizes))
+        lies = _lies(header, axes, len(sizes))
     flat, encoding = Flat(place, (z, y, x), dtype), str(header["encoding"]).lower()
     native = number_type(path, dtype)
     skip = int(header.get("byte skip", header.get("byteskip", 0)))
     if encoding == "raw":
         flat = _raw(flat, start, skip)
         flat.check()
-        return notes.volume(path, flat.shape, native, flat.read)
+        return placed(notes.volume(path, flat.shape, native, flat.read), lies)
     if encoding not in ("gzip", "gz", "bzip2", "bz2"):
         raise VolumeError(
             f"{path} has the encoding {encoding}, expected raw, gzip or bzip2: {_HOW}"
@@ -78,7 +85,8 @@ def read(path: Path, options: ReadOptions) -> Volume:
         packed, partial(_stream, place, start, kind), kind,
         HIGHEST_RATIO if kind == "gzip" else 0, _HOW,
     )  # fmt: skip
-    return notes.volume(path, flat.shape, native, unpacked.read, unpacked.close)
+    volume = notes.volume(path, flat.shape, native, unpacked.read, unpacked.close)
+    return placed(volume, lies)
 
 
 def write(path: Path, slices: Iterable[npt.NDArray[Any]], spec: VolumeSpec) -> None:
@@ -88,15 +96,20 @@ def write(path: Path, slices: Iterable[npt.NDArray[Any]], spec: VolumeSpec) -> N
         "NRRD0005",
         f"type: {_FLOATS.get(spec.dtype.name, spec.dtype.name)}",
         "dimension: 3",
-        "space dimension: 3",
+        "space dimension: 3" if spec.affine is None else "space: right-anterior-superior",
         f"sizes: {' '.join(map(str, spec.shape[::-1]))}",
         "kinds: domain domain domain",
         "endian: little",
         "encoding: raw",
     ]
-    if spec.voxel_size is not None:
+    if spec.affine is not None:
+        steps = zip(*spec.affine, strict=True)
+        z, y, x, start = (f"({','.join(map(repr, step))})" for step in steps)
+        lines += [f"space directions: {x} {y} {z}", f"space origin: {start}"]
+    elif spec.voxel_size is not None:
         x, y, z = (repr(float(size)) for size in spec.voxel_size[::-1])
         lines.append(f"space directions: ({x},0,0) (0,{y},0) (0,0,{z})")
+    if spec.voxel_size is not None:
         unit = _UNITS.get(spec.unit, spec.unit)
         if unit.isascii() and '"' not in unit and "\n" not in unit:
             lines.append(f'space units: "{unit}" "{unit}" "{unit}"')
@@ -221,6 +234,24 @@ def _notes(header: Mapping[str, Any], axes: tuple[int, int, int], count: int) ->
     if not ours.get("sized", bool(notes.unit) or any(size != 1 for size in along)):
         return Notes(classes=names)
     return Notes(notes.voxel_size, notes.unit, names)
+
+
+def _lies(
+    header: Mapping[str, Any], axes: tuple[int, int, int], count: int
+) -> npt.NDArray[Any] | None:
+    """Where the voxels lie, as `placed` takes it; None where the file does not say it."""
+    towards = _SPACES.get(str(header.get("space", "")).lower())
+    steps, origin = header.get("space directions"), header.get("space origin")
+    if towards is None or steps is None or origin is None or len(steps) != count:
+        return None
+    ours = [steps[count - 1 - axis] for axis in reversed(axes)]
+    if any(one is None or len(one) != 3 for one in (*ours, origin)):
+        return None
+    matrix = np.column_stack([*ours, origin])
+    if towards is LEFT_POSTERIOR and is_default(matrix):
+        return None
+    with np.errstate(invalid="ignore"):
+        return np.asarray(towards @ matrix)
 
 
 def _sizes(header: Mapping[str, Any], count: int) -> tuple[list[Any], list[str]]:
