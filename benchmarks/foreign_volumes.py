@@ -4,6 +4,9 @@ own library."""
 from __future__ import annotations
 
 import struct
+import tempfile
+import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -235,6 +238,91 @@ def _jpeg2000(folder: Path) -> Open:
     return opening
 
 
+def _make_isq(path: Path, volume: Slice) -> None:
+    """By the layout that ITK's ScancoImageIO reads."""
+    size = volume.shape[::-1]
+    head = struct.pack("<16s5i8s3i3i", b"CTDATA-HEADER_V1", 3, 0, 0, 0, 0, bytes(8), *size, *size)
+    with path.open("wb") as file:
+        file.write(head.ljust(508, b"\0") + struct.pack("<i", 0))
+        for pixels in volume:
+            file.write(np.asarray(pixels).view("<i2").tobytes())
+
+
+def _isq(path: Path) -> Open:
+    """No library at hand reads it: its values, mapped."""
+
+    def opening() -> Callable[[int], Slice]:
+        with path.open("rb") as file:
+            size = struct.unpack_from("<3i", file.read(512), 44)
+        array = np.memmap(path, "<i2", "r", 512, size[::-1])
+        return lambda z: np.array(array[z])
+
+    return opening
+
+
+_AMIRA = """# AmiraMesh BINARY-LITTLE-ENDIAN 2.1
+define Lattice {} {} {}
+Parameters {{ CoordType "uniform", BoundingBox 0 1 0 1 0 1 }}
+Lattice {{ ushort Data }} @1{}
+# Data section follows
+@1
+"""
+
+
+def _make_amira(path: Path, volume: Slice, *, packed: bool = False) -> None:
+    code = zlib.compress(np.asarray(volume).tobytes(), 1) if packed else b""
+    packing = f"(HxZip,{len(code)})" if packed else ""
+    with path.open("wb") as file:
+        file.write(_AMIRA.format(*volume.shape[::-1], packing).encode())
+        file.write(code)
+        for pixels in () if packed else volume:
+            file.write(np.asarray(pixels).tobytes())
+        file.write(b"\n")
+
+
+def _amira(path: Path) -> Open:
+    """No library at hand reads it: its values, mapped where they lie as they are, else all of them
+    unpacked by zlib."""
+
+    def opening() -> Callable[[int], Slice]:
+        with path.open("rb") as file:
+            head = file.read(512).partition(b"\n@1\n")[0]
+        lattice = head.partition(b"Lattice")[2].split(b"\n")[0]
+        shape, start = tuple(map(int, lattice.split()))[::-1], len(head) + 4
+        if b"HxZip" in head:
+            values = zlib.decompress(path.read_bytes()[start:-1])
+            array = np.frombuffer(values, "<u2").reshape(shape)
+        else:
+            array = np.memmap(path, "<u2", "r", start, shape)
+        return lambda z: np.array(array[z])
+
+    return opening
+
+
+def _make_ome_zarr_zip(path: Path, volume: Slice) -> None:
+    from ml_backend.volumes.formats.ome_zarr import write
+    from ml_backend.volumes.volume import VolumeSpec
+
+    z, y, x = volume.shape
+    with tempfile.TemporaryDirectory(dir=path.parent) as made:
+        write(Path(made) / "a", iter(volume), VolumeSpec((z, y, x), volume.dtype))
+        with zipfile.ZipFile(path, "w") as file:
+            for one in sorted((Path(made) / "a").rglob("*")):
+                if one.is_file():
+                    file.write(one, one.relative_to(Path(made) / "a"))
+
+
+def _ome_zarr_zip(path: Path) -> Open:
+    def opening() -> Callable[[int], Slice]:
+        import zarr
+
+        group: Any = zarr.open_group(zarr.storage.ZipStore(path, mode="r"), mode="r")
+        array = group["0"]
+        return lambda z: np.asarray(array[z])
+
+    return opening
+
+
 FOREIGN: dict[str, Foreign] = {
     "DICOM": Foreign("a_dicom", _make_dicom, _dicom),
     "DICOM, JPEG 2000": Foreign(
@@ -247,5 +335,11 @@ FOREIGN: dict[str, Foreign] = {
     "VGI": Foreign("a.vgi", _make_vgi, _vgi),
     "EDF": Foreign("a.edf", _make_edf, _edf),
     "JPEG 2000 folder": Foreign("a_jp2", _make_jpeg2000, _jpeg2000),
+    "Scanco ISQ": Foreign("a.isq", _make_isq, _isq),
+    "AmiraMesh": Foreign("a.am", _make_amira, _amira),
+    "AmiraMesh, HxZip": Foreign(
+        "zip.am", lambda path, volume: _make_amira(path, volume, packed=True), _amira
+    ),
+    "OME-Zarr, zipped": Foreign("a.ozx", _make_ome_zarr_zip, _ome_zarr_zip),
 }
 """Label → how it is made and read."""

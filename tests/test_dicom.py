@@ -295,3 +295,15 @@ def test_a_file_that_is_a_link_out_of_the_root_is_refused(tmp_path: Path) -> Non
         open_volume(folder)
     with open_volume(folder, ReadOptions(bounds=Bounds((tmp_path,)))) as volume:
         assert_holds(volume, hounsfield())
+
+
+@pytest.mark.parametrize("lost", [0, 3, 5])
+def test_where_one_has_no_position_all_are_sorted_by_number(tmp_path: Path, lost: int) -> None:
+    folder = series(tmp_path / "a", SliceThickness=2.5)
+    path = folder / f"{lost:03d}.dcm"
+    one = pydicom.dcmread(path)
+    del one.ImagePositionPatient
+    one.save_as(path)
+    with open_volume(folder) as volume:
+        assert_holds(volume, hounsfield()[::-1])
+        assert volume.voxel_size == (2.5, 0.5, 0.25)

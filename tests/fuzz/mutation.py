@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import random
 import re
 import struct
+import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -110,6 +112,8 @@ def _changed(
     if form == "gzip" and rng.random() < 0.8:
         inner = gzip.decompress(data)
         return gzip.compress(_changed("bytes", inner, inner, words, rng), 1, mtime=0)
+    if form == "zip" and rng.random() < 0.8:
+        return _changed_zip(data, words, rng)
     steps = _TEXT_STEPS if form in ("json", "text") else _STEPS
     found = bytearray(data)
     for _ in range(rng.choice((1, 1, 1, 2, 2, 3, 5, 8))):
@@ -280,6 +284,21 @@ def _nested(depth: int, rng: random.Random) -> Any:
     for _ in range(depth):
         value = [value] if as_list else {"a": value}
     return value
+
+
+def _changed_zip(data: bytes, words: Sequence[bytes], rng: random.Random) -> bytes:
+    """With one of its files changed, and the sums of what is in them now."""
+    with zipfile.ZipFile(io.BytesIO(data)) as file:
+        files = {one.filename: (file.read(one), one.compress_type) for one in file.infolist()}
+    name = rng.choice(sorted(files))
+    inner, kind = files[name]
+    is_json = name.endswith((".json", ".zarray", ".zattrs", ".zgroup"))
+    files[name] = (_changed("json" if is_json else "bytes", inner, inner, words, rng), kind)
+    to = io.BytesIO()
+    with zipfile.ZipFile(to, "w") as changed:
+        for one, (content, packing) in files.items():
+            changed.writestr(zipfile.ZipInfo(one), content, packing)
+    return to.getvalue()
 
 
 def _with_sums(data: bytearray) -> bytes:

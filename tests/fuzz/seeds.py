@@ -6,7 +6,7 @@ import io
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -21,6 +21,7 @@ from ml_backend.volumes.address import SliceAddress, SliceKeys
 from ml_backend.volumes.opening import write_volume
 from ml_backend.volumes.volume import ReadOptions, VolumeSpec
 from ml_backend.volumes.window import Window
+from tests.fuzz.instruments import INSTRUMENTS, Seeds
 from tests.fuzz.parsers import CONTROLS, HEIGHT, MASKS, SECRET, WIDTH
 from tests.fuzz.target import CORPUS
 from tests.fuzz.wire import KEY
@@ -33,9 +34,6 @@ _GREY = (np.arange(4 * 10 * 12).reshape(4, 10, 12) * 37 % 1000).astype("u2")
 _SHOWN = (np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH) * 7 % 256).astype("u1")
 _ROWS, _COLUMNS = np.mgrid[:HEIGHT, :WIDTH]
 _DISC = (_ROWS - 12) ** 2 + (_COLUMNS - 14) ** 2 < 60
-
-Seeds = Iterator[tuple[str, bytes]]
-"""Path under the target's folder → bytes."""
 
 
 def main() -> None:
@@ -410,6 +408,7 @@ _MAKES: dict[str, Callable[[], Seeds]] = {
     "numpy": _numpy,
     "raw": _raw,
     "pictures": _pictures,
+    **INSTRUMENTS,
 }
 
 if __name__ == "__main__":

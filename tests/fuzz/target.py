@@ -21,7 +21,7 @@ MOST_GROWTH = 500 << 20
 Sample = dict[str, bytes]
 """Name of a file → its bytes; the name is empty where an input is no file."""
 
-Form = Literal["bytes", "json", "text", "png", "gzip"]
+Form = Literal["bytes", "json", "text", "png", "gzip", "zip"]
 """What is mended after a change so that it is not refused at the door, or changed as a tree."""
 
 

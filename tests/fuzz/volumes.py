@@ -52,6 +52,37 @@ def _target(name: str, volume: str, form: Form = "bytes", words: tuple[bytes, ..
 _XML = (b'SizeZ="', b'SizeC="', b"<TiffData ", b'IFD="', b'FirstZ="', b"<Pixels ", b'Type="')
 _IMAGEJ = (b"images=", b"slices=", b"spacing=", b"unit=", b"hyperstack=true", b"channels=")
 
+
+def _lines(text: str) -> tuple[bytes, ...]:
+    """Of a header; those of ``text`` are divided by ``|``."""
+    return tuple(f"{line}\n".encode() for line in text.split("|"))
+
+
+_DICOM = (b"1.2.840.10008.1.2.4.90", b"MONOCHROME1", b"RGB", b"PALETTE COLOR", b"1e999", b"\\")
+_NRRD = _lines(
+    "encoding: gzip|encoding: bz2|type: double|endian: big|byte skip: -1|line skip: 9|space: LPS"
+    "|space directions: (1,0,0) (0,1,0) (0,0,1)|data file: a%03d 1 5 1|sizes: 12 10 3|sizes: 0 0 0"
+    "|kinds: domain domain vector|spacings: nan inf 1e999|key:=value"
+)
+_METAIMAGE = _lines(
+    "CompressedData = True|CompressedDataSize = 9|HeaderSize = -1|NDims = 2|DimSize = 12 10 3"
+    "|ElementNumberOfChannels = 3|ElementType = MET_DOUBLE|ElementSpacing = nan 1 1e999"
+    "|ElementDataFile = LIST|ElementDataFile = LOCAL|ElementDataFile = a.mha"
+)
+_VGI = _lines(
+    "[file2]|{volume2}|Size = 12 10 3|BitsPerElement = 64|SkipHeader = -1|Datatype = float"
+    "|FileFormat = gzip|Name = ../scan.vol|Name = a.vgi|unit = nm|resolution = nan 1e999 0"
+)
+_EDF = _lines(
+    "EDF_BinaryFileName = a.bin ;|EDF_BinaryFilePosition = -1 ;|EDF_BinaryFileSize = 720 ;"
+    "|EDF_HeaderSize = 512 ;|COMPRESSION = GZIP ;|DataType = DoubleValue ;|Size = 1 ;|Dim_1 = 3 ;"
+    "|PSize_1 = 1e999 ;|EDF_DataBlockID = 1.Image.Psd ;|}|{"
+)
+_AMIRA = (
+    *_lines("define Lattice 32 16 5|BoundingBox 0 1 0 1 0 nan|Lattice { float Data } @1|}|@1|@2"),
+    *(b"BINARY", b"HxZip", b"HxByteRLE", b"Parameters {", b"labels { short Labels }"),
+)
+
 VOLUMES = (
     _target("hdf5", "a.h5", words=(b"default", b"signal", b"axes", b"units", b"TREE", b"SNOD")),
     _target("nifti", "a.nii"),
@@ -62,4 +93,17 @@ VOLUMES = (
     _target("numpy", "a.npy", words=(b"'descr': '<f8'", b"True", b"(1, 2, 3)", b"|O", b"'<c8'")),
     _target("raw", "a.raw"),
     _target("pictures", "a_png", "png"),
+    _target("dicom", "a.dcm", words=_DICOM),
+    _target("dicom-folder", "a_dicom", words=_DICOM),
+    _target("mrc", "a.mrc", words=(b"MAP ", b"SERI", b"FEI1", b"IMOD")),
+    _target("nrrd", "a.nrrd", words=_NRRD),
+    _target("metaimage", "a.mha", words=_METAIMAGE),
+    _target("txm", "a.txm"),
+    _target("vgi", "a.vgi", words=_VGI),
+    _target("edf", "a.edf", words=_EDF),
+    _target("edf-folder", "a_edf", words=_EDF),
+    _target("jpeg2000", "a_jp2", words=(b"\xff\x4f", b"\xff\xd9", b"ihdr", b"colr", b"pclr")),
+    _target("isq", "a.isq"),
+    _target("amira", "a.am", words=_AMIRA),
+    _target("ome-zarr-zip", "a.ozx", "zip"),
 )

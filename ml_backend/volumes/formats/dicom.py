@@ -184,7 +184,7 @@ def _notes(path: Path, slices: Sequence[Slice]) -> Notes:
     frames = [frame for _, frame in slices]
     first = frames[0]
     step = first.step
-    if len(frames) > 1 and first.across is not None and first.origin is not None:
+    if len(frames) > 1 and first.across is not None and all(frame.origin for frame in frames):
         steps = [_place(b, first) - _place(a, first) for a, b in pairwise(frames)]
         step = float(np.mean(steps))
         if not np.allclose(steps, step, rtol=1e-2):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from ml_backend.volumes.formats.flat import Flat, read_run
 from ml_backend.volumes.formats.format import Format
 from ml_backend.volumes.formats.notes import Notes
 from ml_backend.volumes.formats.pages import Look, by_page, files_in, folder_read
+from ml_backend.volumes.runs import FileState, Runs, file_state
 from ml_backend.volumes.volume import ReadOptions, Volume, VolumeError
 
 __all__ = ["FORMAT", "read"]
@@ -40,7 +41,9 @@ def read(path: Path, options: ReadOptions) -> Volume:
     if len(blocks) == 1 and len(first.shape) > 2:
         z, y, x = (first.shape[axis] for axis in three_axes(path, first.shape))
         flat = Flat(first.place, (z, y, x), first.dtype, first.start)
-        return notes.volume(path, flat.shape, native, flat.read)
+        starts = range(first.start, flat.end, y * x * first.dtype.itemsize)
+        runs = Runs(first.place, first.dtype, starts, first.state)
+        return replace(notes.volume(path, flat.shape, native, flat.read), runs=lambda: runs)
     for number, block in enumerate(blocks):
         if (block.shape, block.dtype) != (first.shape, first.dtype) or len(block.shape) != 2:
             raise VolumeError(
@@ -48,7 +51,8 @@ def read(path: Path, options: ReadOptions) -> Volume:
                 f"{first.dtype} of shape {first.shape[-2:]} as the first, (y, x)"
             )
     shape = (len(blocks), first.shape[0], first.shape[1])
-    return notes.volume(path, shape, native, by_page(shape[0], lambda z: blocks[z].read()))
+    volume = notes.volume(path, shape, native, by_page(shape[0], lambda z: blocks[z].read()))
+    return replace(volume, runs=lambda: _runs(blocks))
 
 
 FORMAT = Format(
@@ -65,9 +69,11 @@ FORMAT = Format(
 
 @dataclass(frozen=True)
 class _Block:
-    """An image, or a volume, from byte ``start`` of the file ``place`` on."""
+    """An image, or a volume, from byte ``start`` of the file ``place`` on, which was in ``state``
+    when its header was read."""
 
     place: Path
+    state: FileState
     start: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -77,17 +83,32 @@ class _Block:
         return read_run(self.place, self.start, (self.shape[0], self.shape[1]), self.dtype)
 
 
+def _runs(blocks: Sequence[_Block]) -> Runs | None:
+    """Of images of one shape and type; None where they lie in several files."""
+    first = blocks[0]
+    if any((block.place, block.state) != (first.place, first.state) for block in blocks):
+        return None
+    return Runs(first.place, first.dtype, [block.start for block in blocks], first.state)
+
+
 def _blocks(path: Path, options: ReadOptions) -> Sequence[_Block]:
     """All that are in ``path``. Raises VolumeError where one is packed or not all there."""
     from fabio.edfimage import EdfImage
 
     image: Any = EdfImage()
     with reading(path, _EXPECTED), closing(image):
+        state = _state(path)  # before: who writes to it meanwhile makes it another
         image.read(str(path))
-        return [_block(path, image.get_frame(i), options) for i in range(image.nframes)]
+        frames = (image.get_frame(i) for i in range(image.nframes))
+        return [_block(path, state, frame, options) for frame in frames]
 
 
-def _block(path: Path, frame: Any, options: ReadOptions) -> _Block:
+def _state(path: Path) -> FileState:
+    with path.open("rb", 0) as file:
+        return file_state(file.fileno())
+
+
+def _block(path: Path, state: FileState, frame: Any, options: ReadOptions) -> _Block:
     header = {str(key): str(value) for key, value in frame.header.items()}
     packed = next((header[key] for key in header if key.upper() == "COMPRESSION"), "none")
     if packed.strip().upper() not in ("", "NONE", "NO", "FALSE"):
@@ -101,16 +122,17 @@ def _block(path: Path, frame: Any, options: ReadOptions) -> _Block:
                 f"{path} has its values in {place.name}, which is not there: expected it in "
                 f"{path.parent}"
             )
+        state = _state(place)
     dtype = np.dtype(frame.dtype).newbyteorder("<" if str(frame.byteorder.value) == "<" else ">")
     shape = tuple(int(length) for length in frame.shape)
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    found = place.stat().st_size
+    found = state[-1]
     if found < start + size:
         raise VolumeError(
             f"{place} has {found} bytes, expected {start + size}: {dtype} of shape {shape} from "
             f"byte {start}"
         )
-    return _Block(place, start, shape, dtype, header)
+    return _Block(place, state, start, shape, dtype, header)
 
 
 def _read_folder(path: Path, options: ReadOptions) -> Volume:

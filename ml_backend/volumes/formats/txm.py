@@ -4,12 +4,13 @@ stream, which olefile finds. Voxels are cubes of the pixel size, in µm.
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ml_backend.volumes.formats.checks import reading
 from ml_backend.volumes.formats.format import Format
 from ml_backend.volumes.formats.notes import Notes
 from ml_backend.volumes.formats.pages import by_page
+from ml_backend.volumes.runs import Runs, file_state
 from ml_backend.volumes.volume import ReadOptions, Volume, VolumeError
 
 __all__ = ["FORMAT", "read"]
@@ -50,7 +52,8 @@ def read(path: Path, options: ReadOptions) -> Volume:
         raise
     weakref.finalize(images, file.close)
     shape, dtype = (len(images.names), *images.shape), images.dtype.newbyteorder("=")
-    return notes.volume(path, shape, dtype, by_page(shape[0], images.read), file.close)
+    volume = notes.volume(path, shape, dtype, by_page(shape[0], images.read), file.close)
+    return replace(volume, runs=images.runs)
 
 
 FORMAT = Format(
@@ -98,8 +101,41 @@ class _Images:
     def read(self, z: int) -> npt.NDArray[Any]:
         with reading(self.path, _EXPECTED), self.lock:
             values = self.file.openstream(self.names[z]).getvalue()
+        size = self.dtype.itemsize * math.prod(self.shape)
+        if len(values) != size:  # olefile gives what there is
+            raise VolumeError(
+                f"{self.path} has {len(values)} bytes of {self.names[z]}, expected {size}: it is "
+                "cut off"
+            )
         pixels = np.frombuffer(values, self.dtype).reshape(self.shape)
         return pixels.astype(self.dtype.newbyteorder("="))
+
+    def runs(self) -> Runs | None:
+        """Where no image is scattered over the sectors of the file."""
+        with reading(self.path, _EXPECTED), self.lock:
+            state = file_state(self.file.fp.fileno())
+            size = self.dtype.itemsize * math.prod(self.shape)
+            starts = _starts(self.file, self.names, size)
+        if starts is None or max(starts) + size > state[-1]:
+            return None  # what is cut off is said of the image that is
+        return Runs(self.path, self.dtype, starts, state)
+
+
+def _starts(file: Any, names: Sequence[str], size: int) -> list[int] | None:
+    """The byte at which each stream of ``size`` bytes begins; None where one of them is no single
+    run of sectors, or so small that it lies in the mini stream."""
+    if size < file.minisectorcutoff:
+        return None
+    sectors = np.asarray(file.fat, np.uint32)
+    follows = sectors[:-1] == np.arange(1, len(sectors))
+    # how many sectors before each one do not lead to the next
+    breaks = np.concatenate([[0], np.cumsum(~follows)])
+    entries = [file.direntries[file._find(name)] for name in names]
+    firsts = np.array([entry.isectStart for entry in entries], np.int64)
+    lasts = firsts + -(-size // file.sectorsize) - 1
+    if lasts.max() >= len(sectors) or (breaks[lasts] != breaks[firsts]).any():
+        return None
+    return [int(start) for start in (firsts + 1) * file.sectorsize]
 
 
 def _names(path: Path, file: Any) -> list[str]:
