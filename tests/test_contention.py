@@ -78,6 +78,13 @@ def both(
     ]
 
 
+def fought(ours: Backend, theirs: Backend, studio: MemoryStudio) -> None:
+    """They switch the project away as often as makes a fight, and we switch it back."""
+    for _ in range(FIGHT):
+        studio.update_project(7, model_version=theirs.version)
+        ours.look()
+
+
 def test_two_backends_that_fight_wait_longer_and_longer(
     both: list[Backend], studio: MemoryStudio
 ) -> None:
@@ -124,9 +131,7 @@ def test_after_a_fight_single_switches_are_put_back_at_once(
     both: list[Backend], studio: MemoryStudio
 ) -> None:
     ours, theirs = both
-    for _ in range(FIGHT):
-        studio.update_project(7, model_version=theirs.version)
-        ours.look()
+    fought(ours, theirs, studio)
     ours.later(60 * MINUTE)
     assert not project_status(ours).has("contended")
 
@@ -153,9 +158,7 @@ def test_a_clock_that_was_put_back_holds_up_no_switch(
 
 def test_a_pause_that_is_over_is_not_spoken_of(both: list[Backend], studio: MemoryStudio) -> None:
     ours, theirs = both
-    for _ in range(FIGHT):
-        studio.update_project(7, model_version=theirs.version)
-        ours.look()
+    fought(ours, theirs, studio)
     ours.later(6 * MINUTE)
 
     (said,) = [c.says for c in project_status(ours).conditions if c.state == "contended"]

@@ -136,3 +136,15 @@ def test_values_elsewhere_stay_within_the_roots(tmp_path: Path) -> None:
         open_volume(root / "b.nhdr")
     with open_volume(root / "b.nhdr", ReadOptions(bounds=Bounds((tmp_path,)))) as volume:
         assert_holds(volume, GREY)
+
+
+@pytest.mark.parametrize("note", ["[1]", "7", "[" * 100_000], ids=["list", "number", "deep"])
+def test_a_note_that_is_none_of_ours_says_nothing(tmp_path: Path, note: str) -> None:
+    path = tmp_path / "a.nrrd"
+    head = (
+        f"NRRD0005\ntype: uint8\ndimension: 3\nsizes: 2 2 2\nencoding: raw\nnextslice:={note}\n\n"
+    )
+    path.write_bytes(head.encode("ascii") + bytes(range(8)))
+    with open_volume(path) as volume:
+        assert volume.classes is None
+        assert volume[0].tolist() == [[0, 1], [2, 3]]

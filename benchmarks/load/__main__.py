@@ -191,7 +191,10 @@ class Run:
                      "send_for_all_actions": True, "is_active": True}  # fmt: skip
             hook = self.service.studio.request("POST", "api/webhooks/", json=asked)
             self.first.label_next()
-            created = lambda: [b for b in bodies if b.get("action") == "ANNOTATION_CREATED"]  # noqa: E731
+
+            def created() -> list[dict[str, Any]]:
+                return [body for body in bodies if body.get("action") == "ANNOTATION_CREATED"]
+
             if not wait_for(created, 30):
                 raise StartError("Label Studio sent no webhook within 30 s")
             self.service.studio.request("DELETE", f"api/webhooks/{hook['id']}/")

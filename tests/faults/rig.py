@@ -130,6 +130,14 @@ class Rig:
         """Start a gpu worker."""
         return self._worker("gpu", stop, self.env)
 
+    def gpu_stopped(self, stop: Stop) -> WorkerProcess:
+        """A gpu worker that was asked for a round, and has come to ``stop`` in it."""
+        worker = self.gpu(stop)
+        self.control()
+        self.hint()
+        worker.wait_for_stop()
+        return worker
+
     def control(self, stop: Stop | None = None, **env: str) -> WorkerProcess:
         """Start a control worker; ``env``: of another deployment."""
         return self._worker("control", stop, {**self.env, **env})

@@ -31,10 +31,7 @@ def test_the_backend_is_killed_while_a_round_trains(
     ):
         broken = cell(rig, "backend killed while a round trains")
         backend = start_backend(rig.group, port, rig.env)
-        worker = rig.gpu(step("train", 2))
-        rig.control()
-        rig.hint()
-        worker.wait_for_stop()
+        worker = rig.gpu_stopped(step("train", 2))
         rig.group.forget(backend)
         kill_tree(backend)
         broken.see("running")

@@ -18,10 +18,7 @@ nightly = pytest.mark.nightly
 @pytest.mark.parametrize("how", ["garbage", "empty", "cut"])
 def test_a_claim_is_damaged(rig: Rig, cell: MakeCell, how: str) -> None:
     broken = cell(rig, f"claim of a killed worker damaged: {how}")
-    worker = rig.gpu(step("train", 2))
-    rig.control()
-    rig.hint()
-    worker.wait_for_stop()
+    worker = rig.gpu_stopped(step("train", 2))
     worker.kill()
     folder = rig.project.folder.round(1)
     claim = Path(rig.project.settings.store, folder.path, "claims", "000001.json")

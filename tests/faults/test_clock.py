@@ -30,10 +30,7 @@ def _our_clock_too(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_clock_is_moved_while_a_round_trains(rig: Rig, cell: MakeCell, by: int) -> None:
     way = "forward" if by > 0 else "back"
     broken = cell(rig, f"clock moved an hour {way} while a round trains")
-    worker = rig.gpu(step("train", 2))
-    rig.control()
-    rig.hint()
-    worker.wait_for_stop()
+    worker = rig.gpu_stopped(step("train", 2))
     rig.clock.write_text(str(by))
     broken.see("running", 60)
     worker.go_on()
@@ -46,10 +43,7 @@ def test_the_clock_is_put_back_after_a_worker_was_killed(rig: Rig, cell: MakeCel
     """The next attempt does not wait until the hour has come again."""
     broken = cell(rig, "clock put back an hour after the gpu worker was killed")
     rig.clock.write_text(str(HOUR_S))
-    worker = rig.gpu(step("train", 2))
-    rig.control()
-    rig.hint()
-    worker.wait_for_stop()
+    worker = rig.gpu_stopped(step("train", 2))
     worker.kill()
     job = Job.key_for(rig.project.schedule.job_id("round"))
     in_an_hour = utcformat(datetime.now(UTC) + timedelta(seconds=HOUR_S))

@@ -40,10 +40,7 @@ def test_the_store_cannot_be_written(
     places = {"store": disk.path / "store", "seen_store": disk.seen / "store"}
     rig = make_rig(**places, inside=disk.inside)
     broken = cell(rig, f"store {how} ({moment.name})")
-    worker = rig.gpu(moment)
-    rig.control()
-    rig.hint()
-    worker.wait_for_stop()
+    worker = rig.gpu_stopped(moment)
     if how == "full":
         disk.fill()
     else:

@@ -41,10 +41,7 @@ def test_a_gpu_worker_is_killed_while_it_writes(rig: Rig, cell: MakeCell, name: 
 
 
 def killed(rig: Rig, cell: Cell, stop: Stop) -> None:
-    worker = rig.gpu(stop)
-    rig.control()
-    rig.hint()
-    worker.wait_for_stop()
+    worker = rig.gpu_stopped(stop)
     worker.kill()
     said = cell.see("killed")
     assert "Round 1 is not running" in said
@@ -57,10 +54,7 @@ def killed(rig: Rig, cell: Cell, stop: Stop) -> None:
 def test_the_process_of_a_round_is_killed_for_want_of_memory(rig: Rig, cell: MakeCell) -> None:
     """The worker itself lives on."""
     broken = cell(rig, "process of a training killed, as for want of memory")
-    worker = rig.gpu(step("train", 2))
-    rig.control()
-    rig.hint()
-    worker.wait_for_stop()
+    worker = rig.gpu_stopped(step("train", 2))
     worker.kill_job()
     broken.see("killed")
     broken.over()

@@ -66,10 +66,7 @@ def test_label_studio_fails_in_another_step(
 ) -> None:
     """The attempt fails, and is made again."""
     broken = cell(rig, f"{name(how)} ({moment.name})")
-    worker = rig.gpu(moment)
-    rig.control()
-    rig.hint()
-    worker.wait_for_stop()
+    worker = rig.gpu_stopped(moment)
     break_studio(studio, how)
     worker.go_on()
     assert "Label Studio" in broken.see("failed", 120)

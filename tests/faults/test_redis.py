@@ -27,10 +27,7 @@ def test_redis_is_killed(make_rig: MakeRig, cell: MakeCell, moment: Stop, empty:
     how = "comes back empty" if empty else "comes back with its data"
     rig = make_rig(redis_url=None)
     broken = cell(rig, f"Redis killed ({moment.name}), {how}")
-    worker = rig.gpu(moment)
-    rig.control()
-    rig.hint()
-    worker.wait_for_stop()
+    worker = rig.gpu_stopped(moment)
     rig.kill_redis()
     broken.see("redis")
     worker.go_on()

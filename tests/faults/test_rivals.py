@@ -31,10 +31,7 @@ def ask_twice(rig: Rig) -> None:
 
 def test_two_gpu_workers_take_one_round(rig: Rig, cell: MakeCell) -> None:
     broken = cell(rig, "two gpu workers on one round")
-    first = rig.gpu(step("train", 2))
-    rig.control()
-    rig.hint()
-    first.wait_for_stop()
+    first = rig.gpu_stopped(step("train", 2))
     second = rig.gpu()
     ask_twice(rig)
     second.wait_for_line("is held by process")
@@ -49,10 +46,7 @@ def test_two_gpu_workers_take_one_round(rig: Rig, cell: MakeCell) -> None:
 def test_a_worker_that_slept_finds_its_round_taken(rig: Rig, cell: MakeCell) -> None:
     """It writes nothing more, though it was in the middle of its training."""
     broken = cell(rig, "gpu worker frozen for longer than a claim holds, then awake again")
-    first = rig.gpu(step("train", 2))
-    rig.control()
-    rig.hint()
-    first.wait_for_stop()
+    first = rig.gpu_stopped(step("train", 2))
     first.freeze()
     second = rig.gpu()
     broken.see("killed", 200)

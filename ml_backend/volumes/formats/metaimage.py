@@ -21,7 +21,7 @@ from ml_backend.volumes.enclosure import check_inside
 from ml_backend.volumes.formats.checks import number_type, reading, three_axes
 from ml_backend.volumes.formats.flat import Flat
 from ml_backend.volumes.formats.format import EVERYTHING, Format
-from ml_backend.volumes.formats.notes import Notes
+from ml_backend.volumes.formats.notes import Notes, our_classes, our_note
 from ml_backend.volumes.formats.unpacked import Source, Unpacked, ZlibStream
 from ml_backend.volumes.geometry import LEFT_POSTERIOR, is_default, placed
 from ml_backend.volumes.limits import TEXT_BYTES
@@ -236,17 +236,12 @@ def _field(header: Mapping[str, str], names: tuple[str, ...]) -> str:
 
 def _ours(header: Mapping[str, str]) -> dict[str, Any]:
     """What we have written beside the values, empty in files of others."""
-    try:
-        ours = json.loads(header.get("Nextslice", "{}"))
-    except (RecursionError, ValueError):
-        return {}
-    return ours if isinstance(ours, dict) else {}
+    return our_note(header.get("Nextslice", "{}"))
 
 
 def _notes(header: Mapping[str, str], axes: tuple[int, int, int], count: int) -> Notes:
     ours = _ours(header)
-    classes = ours.get("classes")
-    names = tuple(map(str, classes)) if isinstance(classes, list) else None
+    names = our_classes(ours)
     sizes = _field(header, _SPACING).split()[::-1]
     unit = header.get("DistanceUnits", "")
     if len(sizes) != count:

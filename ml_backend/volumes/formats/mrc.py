@@ -18,7 +18,7 @@ import numpy.typing as npt
 from ml_backend.volumes.formats.checks import reading
 from ml_backend.volumes.formats.flat import Flat
 from ml_backend.volumes.formats.format import Format
-from ml_backend.volumes.formats.notes import Notes, length_in
+from ml_backend.volumes.formats.notes import Notes, length_in, our_note
 from ml_backend.volumes.volume import ReadOptions, Volume, VolumeError, VolumeSpec
 
 __all__ = ["FORMAT", "read", "write"]
@@ -192,10 +192,6 @@ def _label(header: Any) -> dict[str, Any]:
     """What `write` left."""
     for label in header.label[: max(0, min(10, int(header.nlabl)))]:
         text = bytes(label).decode("ascii", "replace")
-        if text.startswith(_MARK):
-            try:
-                said = json.loads(text.removeprefix(_MARK).rstrip("\0 "))
-            except ValueError:
-                continue
-            return said if isinstance(said, dict) else {}
+        if text.startswith(_MARK) and (said := our_note(text.removeprefix(_MARK))):
+            return said
     return {}

@@ -26,7 +26,7 @@ from ml_backend.volumes.formats.axes import choose_axes
 from ml_backend.volumes.formats.checks import number_type, reading
 from ml_backend.volumes.formats.flat import Flat
 from ml_backend.volumes.formats.format import EVERYTHING, Format
-from ml_backend.volumes.formats.notes import Notes, length_in, unit_symbol
+from ml_backend.volumes.formats.notes import Notes, length_in, our_note, unit_symbol
 from ml_backend.volumes.formats.unpacked import Unpacked
 from ml_backend.volumes.geometry import placed
 from ml_backend.volumes.limits import HEADER_BYTES
@@ -218,8 +218,5 @@ def _notes(path: Path, header: Any) -> Notes:
 
 def _comment(content: Any) -> dict[str, Any] | None:
     text = content.decode("utf-8", "replace") if isinstance(content, bytes) else str(content)
-    try:
-        ours = json.loads(text.rstrip("\0"))["nextslice"]
-    except (ValueError, KeyError, TypeError):
-        return None
+    ours = our_note(text).get("nextslice")
     return ours if isinstance(ours, dict) else None

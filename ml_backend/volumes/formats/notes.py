@@ -23,6 +23,8 @@ from ml_backend.volumes.volume import Read, Volume, VolumeError, VolumeSpec
 __all__ = [
     "Notes",
     "length_in",
+    "our_classes",
+    "our_note",
     "read_sidecar",
     "sidecar_path",
     "sizes_in_one_unit",
@@ -136,6 +138,21 @@ def sizes_in_one_unit(sizes: Sequence[Any], units: Sequence[object]) -> Notes:
             return Notes()
         sizes = [float(s) * (f or 1.0) for s, f in zip(sizes, factors, strict=True)]
     return Notes.sized(sizes, symbols[-1])
+
+
+def our_note(text: object) -> dict[str, Any]:
+    """What a header's field of ours says, JSON of an object; empty for what is anything else."""
+    try:
+        said = json.loads(str(text).rstrip("\0 "))
+    except (RecursionError, ValueError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def our_classes(said: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The class names in `our_note`'s, None without any."""
+    classes = said.get("classes")
+    return tuple(map(str, classes)) if isinstance(classes, list) else None
 
 
 def sidecar_path(path: Path) -> Path:

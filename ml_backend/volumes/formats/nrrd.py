@@ -23,7 +23,7 @@ from ml_backend.volumes.enclosure import check_inside
 from ml_backend.volumes.formats.checks import number_type, reading, three_axes
 from ml_backend.volumes.formats.flat import Flat
 from ml_backend.volumes.formats.format import EVERYTHING, Format
-from ml_backend.volumes.formats.notes import Notes, sizes_in_one_unit
+from ml_backend.volumes.formats.notes import Notes, our_classes, our_note, sizes_in_one_unit
 from ml_backend.volumes.formats.unpacked import HIGHEST_RATIO, Source, Unpacked
 from ml_backend.volumes.geometry import LEFT_POSTERIOR, is_default, placed
 from ml_backend.volumes.limits import TEXT_BYTES
@@ -222,12 +222,8 @@ def _stream(path: Path, start: int, kind: str) -> Iterator[Source]:
 
 
 def _notes(header: Mapping[str, Any], axes: tuple[int, int, int], count: int) -> Notes:
-    try:
-        ours = json.loads(header.get(_KEY, "{}"))
-    except ValueError:
-        ours = {}
-    classes = ours.get("classes")
-    names = tuple(map(str, classes)) if isinstance(classes, list) else None
+    ours = our_note(header.get(_KEY, "{}"))
+    names = our_classes(ours)
     sizes, units = _sizes(header, count)
     along = [sizes[axis] for axis in axes]
     notes = sizes_in_one_unit(along, [units[axis] for axis in axes])
