@@ -199,7 +199,7 @@ class Rig:
         looks = [self.project.schedule.job_id("count"), self.project.schedule.job_id("tidy")]
         self.hint()
         wait_until(
-            lambda: schedule.length(GPU) == (0, 0) and not any(map(schedule.job, looks)),
+            lambda: schedule.length(GPU) == (0, 0) and all(map(schedule.ended, looks)),
             "an end of the jobs", 180, 0.05,
         )  # fmt: skip
 

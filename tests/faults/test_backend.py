@@ -13,6 +13,7 @@ from ml_backend.embedded.stack import start_backend
 from tests.faults.rig import Cell, K, Rig, closing
 from tests.faults.studio import FaultyStudio, faulty_studio
 from tests.faults.worker import step
+from tests.http_studio import CONFIG
 
 MakeCell = Callable[[Rig, str], Cell]
 nightly = pytest.mark.nightly
@@ -43,7 +44,7 @@ def test_the_backend_is_killed_while_a_round_trains(
         assert published is not None
 
         def serves() -> bool:
-            body = {"project": rig.project.key, "schema": "", "hostname": studio.url}
+            body = {"project": rig.project.key, "schema": CONFIG, "hostname": studio.url}
             answer = requests.post(f"{url}/setup", json=body, timeout=10)
             return bool(answer.json()["model_version"] == published.model_version)
 
