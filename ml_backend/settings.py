@@ -1,8 +1,9 @@
-"""Every setting of the service, its default and its unit, read once from the environment.
+"""Every setting of the service, its default and its unit, read once.
 
 Each field is the environment variable ``NEXTSLICE_<FIELD>``; the few that other programs share
-(`LABEL_STUDIO_URL`, `LABEL_STUDIO_API_KEY`, `REDIS_URL`, …) are read by their common names.
-`docs/operations.md` lists them all; a test compares the two.
+(`LABEL_STUDIO_URL`, `LABEL_STUDIO_API_KEY`, `REDIS_URL`, …) are read by their common names. Files
+may stand in for the environment (`configuration`). `docs/operations.md` lists all settings; a test
+compares the two.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 import socket
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 import fsspec
@@ -28,11 +29,13 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from redis.connection import parse_url
 
 from al_strategies import available_strategies, get_strategy
 from al_strategies.evidence import STANDARD
+from ml_backend.configuration import PREFIX, Given, Place, first_given, misspelt, places
 from ml_backend.errors import SettingsError
 from ml_backend.logs import formatter, without_passwords
 
@@ -47,11 +50,16 @@ __all__ = [
     "asked_log_level",
     "configure_logging",
     "default_home",
+    "given_settings",
     "load_settings",
+    "misspelt_settings",
     "own_redis_socket",
     "read_settings",
+    "variable_of",
     "without_passwords",
 ]
+
+logger = logging.getLogger(__name__)
 
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 DEVICE = r"cpu|cuda(:[0-9]+)?"
@@ -87,12 +95,36 @@ Local = Annotated[_V, _LOCAL]
 not recorded with the round. Every other setting is, a new one too."""
 
 
+class _AsGiven(PydanticBaseSettingsSource):
+    """What the environment and the files give, each setting by its first name."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """The value, the name that the model takes it by, and False: none of ours is JSON."""
+        given = first_given(_variables(field_name, field), self._places)
+        return (None if given is None else given.value), _names(field_name, field)[0], False
+
+    def __call__(self) -> dict[str, Any]:
+        self._places = places()
+        fields = self.settings_cls.model_fields.items()
+        found = (self.get_field_value(field, name) for name, field in fields)
+        return {name: value for value, name, _ in found if value is not None}
+
+
+def _names(name: str, field: FieldInfo) -> list[str]:
+    """The names by which the model takes the field."""
+    alias = field.validation_alias
+    return list(map(str, alias.choices)) if isinstance(alias, AliasChoices) else [name]
+
+
+def _variables(name: str, field: FieldInfo) -> list[str]:
+    """The environment variables of the field, the one that wins first."""
+    return [n if n.isupper() else f"{PREFIX}{n.upper()}" for n in _names(name, field)]
+
+
 class Settings(BaseSettings):
     """The service's settings. See each field's description; units are in the names or there."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="NEXTSLICE_", env_ignore_empty=True, extra="ignore", frozen=True
-    )
+    model_config = SettingsConfigDict(extra="ignore", frozen=True)
 
     # -- addresses and secrets
     label_studio_url: Local[str] = Field(
@@ -273,6 +305,18 @@ class Settings(BaseSettings):
         "text", description="Lines of the log: text, or json, one object a line, for programs."
     )
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments first, then what is given elsewhere."""
+        return init_settings, _AsGiven(settings_cls)
+
     @field_validator("label_studio_url", "backend_url", "public_url")
     @classmethod
     def _absolute(cls, value: str, info: ValidationInfo) -> str:
@@ -415,32 +459,52 @@ def _listens(path: Path) -> bool:
     return True
 
 
-def _variable(name: str) -> str:
-    """The environment variable behind a field or an alias: of two, the one that is set."""
-    ours = name if name.isupper() else f"NEXTSLICE_{name.upper()}"
-    shared = ours.removeprefix("NEXTSLICE_")
-    return shared if ours not in os.environ and shared in os.environ else ours
+def variable_of(name: str) -> str:
+    """The environment variable of the field ``name``: of two, the one that other programs know."""
+    return _variables(name, Settings.model_fields[name])[-1]
+
+
+def given_settings() -> dict[str, Given]:
+    """What is given, and where, by field; a field that is not there has its default."""
+    where = places()
+    found = {n: first_given(_variables(n, f), where) for n, f in Settings.model_fields.items()}
+    return {name: given for name, given in found.items() if given is not None}
+
+
+def misspelt_settings(where: list[Place] | None = None) -> list[str]:
+    """A sentence on each variable that begins as ours do and is none. Raises SettingsError for one
+    in a file of settings. ``where``: None: everywhere."""
+    fields = Settings.model_fields.items()
+    known = {PREFIX + name.upper() for name, _ in fields}
+    return misspelt(known, places() if where is None else where)
 
 
 def _complaint(error: ValidationError) -> str:
+    given = given_settings()
     lines = []
     for item in error.errors():
         message = item["msg"].removeprefix("Value error, ")
         if item["loc"]:  # else of several together: the message names them
-            variable = _variable(str(item["loc"][0]))
-            message = f"{variable}: found {item.get('input')!r}: {message}"
+            field = str(item["loc"][0]).removeprefix(PREFIX).lower()
+            where = given.get(field, variable_of(field))
+            message = f"{where}: found {item.get('input')!r}: {message}"
         lines.append(message)
     return without_passwords("Settings cannot be used. " + "; ".join(lines))
 
 
 @cache
 def load_settings() -> Settings:
-    """The settings of this process, read once. Raises as `read_settings`."""
-    return read_settings()
+    """The settings of this process, read once; a misspelt one is named in the log. Raises as
+    `read_settings`."""
+    settings = read_settings()
+    for said in misspelt_settings():
+        logger.warning(said)
+    return settings
 
 
 def read_settings() -> Settings:
-    """The settings as the environment has them now. SettingsError names each bad variable."""
+    """The settings as environment and files have them now. SettingsError names each bad one, and
+    where it is written."""
     try:
         return Settings()  # type: ignore[call-arg]  # every field has a default or an alias
     except ValidationError as error:
@@ -464,10 +528,20 @@ def configure_logging(level: str) -> None:
 def asked_log_level() -> str | None:
     """What NEXTSLICE_LOG_LEVEL asks for; None where it is not set, or to no level. For what has to
     know it without the other settings."""
-    level = os.environ.get("NEXTSLICE_LOG_LEVEL", "").upper()
+    level = _asked("LOG_LEVEL").upper()
     return level if level in _LEVELS else None
 
 
 def asked_log_format() -> str:
     """What NEXTSLICE_LOG_FORMAT asks for, text where it asks for nothing; likewise."""
-    return os.environ.get("NEXTSLICE_LOG_FORMAT", "").lower()
+    return _asked("LOG_FORMAT").lower()
+
+
+def _asked(name: str) -> str:
+    """A setting as text; empty where it is not given, or where a file cannot be read: who reads all
+    settings says why."""
+    try:
+        given = first_given([PREFIX + name], places())
+    except SettingsError:
+        return os.environ.get(PREFIX + name, "")
+    return "" if given is None else str(given.value)

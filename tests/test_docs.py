@@ -36,7 +36,12 @@ def test_every_setting_is_documented_with_its_description() -> None:
         assert description in row
 
 
-OTHERS = {"NEXTSLICE_HOME", "NEXTSLICE_REQUIRE_BROWSER", "NEXTSLICE_SCREENSHOTS"}
+OTHERS = {
+    "NEXTSLICE_CONFIG",
+    "NEXTSLICE_HOME",
+    "NEXTSLICE_REQUIRE_BROWSER",
+    "NEXTSLICE_SCREENSHOTS",
+}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

@@ -21,7 +21,8 @@ ALLOWED = {
     "segmentation": {"al_strategies"},
     "studio": {"al_strategies", "disk_cache"},
     "disk_cache": set(),
-    "settings": {"al_strategies"},
+    "configuration": set(),
+    "settings": {"al_strategies", "configuration"},
     "rounds": {"al_strategies", "studio", "segmentation", "volumes", "settings", "disk_cache"},
     "api": {
         *("al_strategies", "studio", "volumes", "settings", "rounds"),

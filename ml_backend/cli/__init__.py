@@ -49,6 +49,7 @@ def _options(
 def load_commands() -> None:
     """Import the modules of this package, each of which adds its command to `app`."""
     from ml_backend.cli import (  # noqa: F401
+        config,
         connect,
         demo,
         doctor,
