@@ -235,8 +235,9 @@ class _Job:
         """What is written besides the values."""
         volume, byte = self.volume, np.dtype(np.uint8)
         return VolumeSpec(
-            volume.shape, byte, volume.voxel_size, volume.unit, output.classes, volume.affine
-        )
+            volume.shape, byte, volume.voxel_size, volume.unit, output.classes, volume.affine,
+            volume.frame, volume.origin,
+        )  # fmt: skip
 
     @property
     def record(self) -> Path:

@@ -482,7 +482,7 @@ class TestNifti:
         assert np.array_equal(np.asanyarray(image.dataobj).T, array)
         assert image.header.get_zooms() == pytest.approx((1.15, 2.3, 4.6))
         assert image.header.get_xyzt_units()[0] == "micron"
-        assert np.diag(image.affine) == pytest.approx([1.15, 2.3, 4.6, 1])
+        assert np.abs(np.diag(image.affine)) == pytest.approx([1.15, 2.3, 4.6, 1])
 
 
 class TestNumpy:

@@ -323,6 +323,8 @@ class _Writer:
             unit=source.unit if source else "",
             classes=self.classes,
             affine=source.affine if source else None,
+            frame=source.frame if source else "",
+            origin=source.origin if source else None,
         )
         planes = self._planes if stack.axis == "z" else self._cut_planes
         write_volume(self.out / file, planes(stack, shape, (rows, columns), file), spec)

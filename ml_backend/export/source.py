@@ -22,13 +22,16 @@ class SourceError(NextsliceError, ValueError):
 @dataclass(frozen=True)
 class Source:
     """What a label volume takes over from the volume called ``name``: ``shape`` (Z, Y, X),
-    ``voxel_size`` along z, y, x in ``unit`` and ``affine``, None where its file does not say."""
+    ``voxel_size`` along z, y, x in ``unit``, ``affine`` in its ``frame`` and ``origin``, None where
+    its file does not say."""
 
     name: str
     shape: tuple[int, int, int]
     voxel_size: tuple[float, float, float] | None = None
     unit: str = ""
     affine: Affine | None = None
+    frame: str = ""
+    origin: tuple[float, float, float] | None = None
 
     def slice_shape(self, axis: str) -> tuple[int, int]:
         """(height, width) of a slice along ``axis``."""
@@ -51,8 +54,9 @@ def source_finder(service: Service) -> FindSource:
             address = SliceAddress.parse(image, slice_keys(service.settings), now=0)
             with service.volumes.volume(address.volume, address.options) as volume:
                 return Source(
-                    address.volume, volume.shape, volume.voxel_size, volume.unit, volume.affine
-                )
+                    address.volume, volume.shape, volume.voxel_size, volume.unit, volume.affine,
+                    volume.frame, volume.origin,
+                )  # fmt: skip
         except (AddressRefused, SettingsError, VolumeError) as error:
             raise SourceError(str(error)) from error
 

@@ -44,17 +44,19 @@ def open_apart(path: Path, options: ReadOptions, readers: Readers | None = None)
     one = _Apart(path, options, readers or _ours.get())
     answer = one.ask({"do": "open"}, _OPENING, options.bounds.timeout_s)
     z, y, x = answer["shape"]
-    size, classes = answer["voxel_size"], answer["classes"]
+    size, classes, origin = answer["voxel_size"], answer["classes"], answer["origin"]
     notes = Notes(
         None if size is None else (size[0], size[1], size[2]),
         answer["unit"],
         None if classes is None else tuple(classes),
+        None if origin is None else (origin[0], origin[1], origin[2]),
     )
     one.shape, one.dtype = (z, y, x), np.dtype(answer["dtype"])
     volume = notes.volume(path, one.shape, one.dtype, one.read, one.close)
     if answer["affine"] is None:
         return volume
-    return replace(volume, affine=as_affine(np.array(answer["affine"])), stored=answer["stored"])
+    affine = as_affine(np.array(answer["affine"]))
+    return replace(volume, affine=affine, stored=answer["stored"], frame=answer["frame"])
 
 
 @dataclass(eq=False)

@@ -96,6 +96,8 @@ class _Volumes:
             "classes": None if volume.classes is None else list(volume.classes),
             "affine": volume.affine,
             "stored": volume.stored,
+            "frame": volume.frame,
+            "origin": None if volume.origin is None else [float(at) for at in volume.origin],
         }
 
     def read(self, request: Request) -> Answer:

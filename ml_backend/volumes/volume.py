@@ -78,7 +78,10 @@ class Volume(AbstractContextManager["Volume", None]):
     where the file does not say. ``classes``: the names of a label volume's values by index, where
     the file says them. ``affine``: where the voxels lie, None where the file does not say; its
     axes have been ``turned`` for that since they were read, and ``stored`` says how they run in the
-    file, as "LPS" of x, y, z. ``axis``: the one that indices run along. ``runs()``: where z
+    file, as "LPS" of x, y, z. ``frame``: of which coordinate system that is, in NIfTI's words
+    ("scanner", "aligned", "talairach", "mni", "template"), empty where the file does not say.
+    ``origin``: where the first voxel lies along z, y, x in ``unit``, for files that say this and
+    no directions. ``axis``: the one that indices run along. ``runs()``: where z
     slices lie as they are, None where they do not or it is not known. Reading is safe from
     several threads. Closes its files as a context manager or by `close`, at the latest when nothing
     refers to it any more.
@@ -94,6 +97,8 @@ class Volume(AbstractContextManager["Volume", None]):
     affine: Affine | None = None
     turned: bool = False
     stored: str = ""
+    frame: str = ""
+    origin: tuple[float, float, float] | None = None
     axis: int = 0
     close: Callable[[], None] = field(default=_nothing, repr=False, compare=False)
     runs: Callable[[], Runs | None] = field(default=_nothing, repr=False, compare=False)
@@ -182,7 +187,8 @@ class ReadOptions:
 @dataclass(frozen=True)
 class VolumeSpec:
     """What is written besides the values: shape (Z, Y, X), dtype, voxel size, class names, and
-    where the voxels lie, where the format has a place for it."""
+    where the voxels lie (``affine`` in its ``frame``, or ``origin``), where the format has a place
+    for it."""
 
     shape: tuple[int, int, int]
     dtype: np.dtype[Any]
@@ -190,3 +196,5 @@ class VolumeSpec:
     unit: str = ""
     classes: tuple[str, ...] | None = None
     affine: Affine | None = None
+    frame: str = ""
+    origin: tuple[float, float, float] | None = None

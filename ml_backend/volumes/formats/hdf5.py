@@ -97,9 +97,10 @@ def _write_axes(group: Any, dataset: Any, spec: VolumeSpec) -> None:
         group.attrs["axes"] = np.array([".", ".", "."], h5py.string_dtype())
         return
     group.attrs["axes"] = np.array(["z", "y", "x"], h5py.string_dtype())
+    origin = spec.origin or (0.0, 0.0, 0.0)
     for place, name in enumerate("zyx"):
         axis = group.create_dataset(
-            name, data=np.arange(spec.shape[place]) * spec.voxel_size[place]
+            name, data=np.arange(spec.shape[place]) * spec.voxel_size[place] + origin[place]
         )
         axis.attrs["units"] = spec.unit
         group.attrs[f"{name}_indices"] = place
@@ -129,7 +130,7 @@ def _notes(opened: OpenDataset, axes: tuple[int, int, int]) -> Notes:
     sizes = dataset.attrs.get("element_size_um")
     if notes.voxel_size is None and sizes is not None and np.size(sizes) == 3:
         notes = Notes.sized(list(sizes), "µm")
-    return Notes(notes.voxel_size, notes.unit, names)
+    return replace(notes, classes=names)
 
 
 def _axes_notes(files: Hdf5Files, dataset: Any, group: Any, axes: tuple[int, int, int]) -> Notes:
@@ -139,22 +140,27 @@ def _axes_notes(files: Hdf5Files, dataset: Any, group: Any, axes: tuple[int, int
     names = [text(name) for name in np.atleast_1d(group.attrs.get("axes", []))]
     if len(names) != dataset.ndim:
         return Notes()
-    sizes, units = [], []
+    sizes, units, places = [], [], []
     for axis in axes:
         one = files.member(group, names[axis])
         if not isinstance(one, h5py.Dataset) or "units" not in one.attrs:
             return Notes()
         parts_of(files, one)
-        sizes.append(_step(one, dataset.shape[axis]))
+        size, place = _step(one, dataset.shape[axis])
+        sizes.append(size)
+        places.append(place)
         units.append(one.attrs["units"])
-    return sizes_in_one_unit(sizes, units)
+    return sizes_in_one_unit(sizes, units, places)
 
 
-def _step(coordinates: Any, length: int) -> float | None:
-    """How far they are apart; None where they are not one for each index, or uneven."""
+def _step(coordinates: Any, length: int) -> tuple[float | None, float | None]:
+    """How far they are apart, None where they are not one for each index, or uneven; and the first
+    one, None where they descend."""
     if coordinates.shape != (length,) or length < 2 or coordinates.dtype.kind not in "iuf":
-        return None
-    values = coordinates[()]
-    steps = np.diff(values.astype(np.float64))
+        return None, None
+    values = coordinates[()].astype(np.float64)
+    steps = np.diff(values)
     mean = float(steps.mean())
-    return abs(mean) if np.allclose(steps, mean, rtol=1e-3, atol=0) else None
+    if not np.allclose(steps, mean, rtol=1e-3, atol=0):
+        return None, None
+    return abs(mean), float(values[0]) if mean > 0 else None

@@ -1,7 +1,9 @@
 """NIfTI-1 and -2, ``.nii`` and ``.nii.gz``: stored (x, y, z) with x fastest, so the bytes are ours.
 
 Values are scaled by scl_slope and scl_inter where these say something else than 1 and 0. Where the
-voxels lie (sform, else qform) is said, and not applied here.
+voxels lie (sform, else qform, and its code) is said, and not applied here. What is written has
+both, as far as a qform can say it, with the code of the scan; or code 0 for a place that nobody
+knows, which every program shows as it shows the scan that does not say it either.
 A ``.nii.gz`` cannot be read at random: the first slice unpacks it once into a temporary file (in
 TMPDIR), which `Volume.close` removes.
 """
@@ -39,6 +41,12 @@ _LONGEST_HEADER = 544
 _COMMENT = 6  # code of a header extension that holds text
 _DIMENSIONS = ("x", "y", "z", "t", "channel", "dimension 6", "dimension 7")
 """As the format says; dimension 5 is for the values of a voxel."""
+_CODES = {"scanner": 1, "aligned": 2, "talairach": 3, "mni": 4, "template": 5}
+"""Coordinate systems by the format's sform_code and qform_code."""
+_FRAME = "scanner"
+"""Of a scan of another format that says where it lies."""
+_APART = 1e-4
+"""Share of a voxel by which a qform may say another step than the sform: both are float32."""
 _UNITS = {"meter": "m", "mm": "mm", "micron": "µm"}
 
 
@@ -60,7 +68,6 @@ def read(path: Path, options: ReadOptions) -> Volume:
             float(n or d) for n, d in zip(header.get_slope_inter(), (1, 0), strict=True)
         )
         notes = _notes(path, header)
-        lies = _lies(header)
         before = int(header.get_data_offset())
         whole = Flat(path, (math.prod(shape[2:]), y, x), stored, before)
         place = [choice.picked[axis] for axis in range(3, len(shape))]
@@ -75,19 +82,19 @@ def read(path: Path, options: ReadOptions) -> Volume:
     else:
         whole.check()
     if (slope, inter) == (1.0, 0.0):
-        return placed(notes.volume(path, flat.shape, native, read_stored, close), lies)
+        return _as_said(header, notes.volume(path, flat.shape, native, read_stored, close))
     scaled = number_type(path, apply_read_scaling(np.zeros(1, native), slope, inter).dtype)
 
     def read_scaled(axis: int, index: int) -> npt.NDArray[Any]:
         values: npt.NDArray[Any] = apply_read_scaling(read_stored(axis, index), slope, inter)
         return values
 
-    return placed(notes.volume(path, flat.shape, scaled, read_scaled, close), lies)
+    return _as_said(header, notes.volume(path, flat.shape, scaled, read_scaled, close))
 
 
 def write(path: Path, slices: Iterable[npt.NDArray[Any]], spec: VolumeSpec) -> None:
-    """NIfTI-1, or -2 for an axis beyond 32,767, with the affine, or one of the voxel size alone;
-    unit and class names as a comment, in JSON. Lengths that NIfTI has no unit for become µm."""
+    """NIfTI-1, or -2 for an axis beyond 32,767, with the affine, or the voxel size alone; unit and
+    class names as a comment, in JSON. Lengths that NIfTI has no unit for become µm."""
     header = _header(spec)
     packed = path.suffix.lower() == ".gz"
     with path.open("wb") as raw:
@@ -163,14 +170,16 @@ def _header(spec: VolumeSpec) -> Any:
     else:
         factor = 1.0
     header.set_zooms(sizes[::-1])
-    affine = np.diag([*sizes[::-1], 1.0])
     if spec.affine is not None:
+        affine = np.diag([1.0, 1.0, 1.0, 1.0])
         affine[:3] = factor * np.array(spec.affine)[:, [2, 1, 0, 3]]
-    header.set_sform(affine, code="scanner")
+        _place(header, affine, _CODES.get(spec.frame, _CODES[_FRAME]))
     names = {symbol: name for name, symbol in _UNITS.items()}
     header.set_xyzt_units(xyz=names.get(unit, "unknown"))
-    comment = replace(Notes.of(spec), voxel_size=None, unit=unit).to_json()
-    comment["sized"] = spec.voxel_size is not None
+    # the size itself stands in the header
+    comment: dict[str, Any] = {"unit": unit, "sized": spec.voxel_size is not None}
+    if spec.classes is not None:
+        comment["classes"] = list(spec.classes)
     if spec.affine is not None:
         comment["placed"] = True
     text = json.dumps({"nextslice": comment}, ensure_ascii=False).encode()
@@ -178,6 +187,20 @@ def _header(spec: VolumeSpec) -> Any:
     # 4 bytes that say whether there are extensions come after the header
     header["vox_offset"] = len(header.binaryblock) + 4 + header.extensions.get_sizeondisk()
     return header
+
+
+def _place(header: Any, affine: npt.NDArray[np.float64], code: int) -> None:
+    """Say that the voxels lie there; the qform alone has no room for shears."""
+    header.set_qform(affine, code)
+    header.set_sform(affine, code)
+    if not np.allclose(header.get_qform(), affine, atol=_APART * np.abs(affine[:3, :3]).max()):
+        header["qform_code"] = 0
+
+
+def _frame(header: Any) -> str:
+    """The name of the code that `_lies` goes by, empty for one that has none."""
+    code = int(header["sform_code"]) or int(header["qform_code"])
+    return next((name for name, one in _CODES.items() if one == code), "")
 
 
 def _lies(header: Any) -> npt.NDArray[Any] | None:
@@ -193,6 +216,11 @@ def _lies(header: Any) -> npt.NDArray[Any] | None:
         return np.asarray(header.get_best_affine())
     except (HeaderDataError, ValueError):  # a quaternion that is none
         return None
+
+
+def _as_said(header: Any, volume: Volume) -> Volume:
+    found = placed(volume, _lies(header))
+    return found if found.affine is None else replace(found, frame=_frame(header))
 
 
 def _ours(header: Any) -> dict[str, Any]:

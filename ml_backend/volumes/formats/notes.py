@@ -1,8 +1,8 @@
 """What a file says besides the values: voxel size, its unit, class names; and sidecar files for
 formats that have no place for it.
 
-A sidecar is JSON: ``{"voxel_size": [z, y, x], "unit": "µm", "classes": ["background", …]}``, each
-key optional.
+A sidecar is JSON: ``{"voxel_size": [z, y, x], "unit": "µm", "classes": ["background", …], "origin":
+[z, y, x]}``, each key optional.
 """
 
 from __future__ import annotations
@@ -46,6 +46,9 @@ _MICROMETRES: Mapping[str, float] = {
     "m": 1e6, "cm": 1e4, "mm": 1e3, "µm": 1.0, "nm": 1e-3, "Å": 1e-4,
 }  # fmt: skip
 
+_FAR = 1e100
+"""Places from here on are none: headers may claim any number."""
+
 
 def unit_symbol(text: object) -> str:
     """ "µm" for "micrometer", "um", …; what is no known length as it stands."""
@@ -66,15 +69,28 @@ def length_in(unit: str, other: str) -> float | None:
 
 @dataclass(frozen=True)
 class Notes:
-    """As in `Volume`: edge lengths of a voxel along z, y, x, their unit, class names."""
+    """As in `Volume`: edge lengths of a voxel along z, y, x, their unit, class names, and where
+    the first voxel lies."""
 
     voxel_size: tuple[float, float, float] | None = None
     unit: str = ""
     classes: tuple[str, ...] | None = None
+    origin: tuple[float, float, float] | None = None
 
     @classmethod
     def of(cls, spec: VolumeSpec) -> Notes:
-        return cls(spec.voxel_size, spec.unit, spec.classes)
+        return cls(spec.voxel_size, spec.unit, spec.classes, spec.origin)
+
+    def starting(self, places: Sequence[Any]) -> Notes:
+        """With the first voxel at ``places`` along z, y, x, in the unit of the voxel size; as it is
+        where that is not known, or where they are 0, what files say that know of no place."""
+        try:
+            z, y, x = (float(place) for place in places)
+        except (OverflowError, TypeError, ValueError):
+            return self
+        if self.voxel_size is None or not math.hypot(z, y, x) < _FAR or z == y == x == 0:
+            return self
+        return replace(self, origin=(z, y, x))
 
     @classmethod
     def sized(
@@ -99,12 +115,14 @@ class Notes:
     ) -> Volume:
         """The volume that says this."""
         volume = Volume(path, shape, dtype, read, self.voxel_size, self.unit, self.classes)
+        volume = replace(volume, origin=self.origin)
         return volume if close is None else replace(volume, close=close)
 
     def to_json(self) -> dict[str, Any]:
         classes = None if self.classes is None else list(self.classes)
         size = None if self.voxel_size is None else list(self.voxel_size)
-        return {"voxel_size": size, "unit": self.unit, "classes": classes}
+        origin = {} if self.origin is None else {"origin": list(self.origin)}
+        return {"voxel_size": size, "unit": self.unit, "classes": classes, **origin}
 
     @classmethod
     def beside(cls, path: Path) -> Notes:
@@ -126,18 +144,24 @@ class Notes:
         notes = cls.sized(size if isinstance(size, list) else (), content.get("unit"), names)
         if notes.voxel_size is None:
             raise VolumeError(f"{path} has voxel_size {size!r}, expected [z, y, x], all above 0")
-        return notes
+        origin = content.get("origin")
+        return notes.starting(origin) if isinstance(origin, list) else notes
 
 
-def sizes_in_one_unit(sizes: Sequence[Any], units: Sequence[object]) -> Notes:
-    """Of sizes along z, y, x that each have a unit of their own: all in that of x."""
+def sizes_in_one_unit(
+    sizes: Sequence[Any], units: Sequence[object], places: Sequence[Any] = ()
+) -> Notes:
+    """Of sizes along z, y, x that each have a unit of their own: all in that of x; so are
+    ``places``, where the first voxel lies."""
     symbols = [unit_symbol(unit) for unit in units]
     if len(set(symbols)) > 1:
         factors = [length_in(symbol, symbols[-1]) for symbol in symbols]
         if None in factors or None in sizes:
             return Notes()
         sizes = [float(s) * (f or 1.0) for s, f in zip(sizes, factors, strict=True)]
-    return Notes.sized(sizes, symbols[-1])
+        if places and None not in places:
+            places = [float(p) * (f or 1.0) for p, f in zip(places, factors, strict=True)]
+    return Notes.sized(sizes, symbols[-1]).starting(places)
 
 
 def our_note(text: object) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """OME-Zarr (NGFF 0.4 on Zarr v2, 0.5 on Zarr v3) and plain Zarr arrays, in a local folder.
 
-Of an image the full resolution is read. Class names are in ``image-label`` and, in whole, in the
-attribute ``nextslice``.
+Of an image the full resolution is read; `pyramid` writes the others. Class names are in
+``image-label`` and, in whole, in the attribute ``nextslice``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from ml_backend.volumes.formats.axes import AxisChoice, choose_axes, letter_of
 from ml_backend.volumes.formats.checks import chunk_size, number_type, reading
 from ml_backend.volumes.formats.format import DTYPES, EVERYTHING, Format
 from ml_backend.volumes.formats.notes import Notes, sizes_in_one_unit
+from ml_backend.volumes.formats.pyramid import Level, levels_of, reduce_into
 from ml_backend.volumes.formats.slabs import Slabs, chunk_shape, in_slabs
 from ml_backend.volumes.volume import ReadOptions, Volume, VolumeError, VolumeSpec
 
@@ -54,28 +55,37 @@ def write(
     *,
     zarr_format: Literal[2, 3] = 3,
 ) -> None:
-    """One resolution, chunked and compressed: NGFF 0.5, or 0.4 with ``zarr_format=2``."""
+    """Chunked and compressed, with smaller ones of it: NGFF 0.5, or 0.4 with ``zarr_format=2``."""
     import zarr
 
     group = zarr.create_group(path, zarr_format=zarr_format)
-    chunks = chunk_shape(spec)
     encoding: Any = {"name": "v2" if zarr_format == 2 else "default", "separator": "/"}
-    array = group.create_array(
-        "0", shape=spec.shape, dtype=spec.dtype, chunks=chunks, chunk_key_encoding=encoding,
-        dimension_names=("z", "y", "x") if zarr_format == 3 else None,
-    )  # fmt: skip
+
+    def level(number: int, one: VolumeSpec) -> Any:
+        return group.create_array(
+            f"{number}", shape=one.shape, dtype=one.dtype, chunks=chunk_shape(one),
+            chunk_key_encoding=encoding,
+            dimension_names=("z", "y", "x") if zarr_format == 3 else None,
+        )  # fmt: skip
+
+    array = level(0, spec)
     start = 0
-    for slab in in_slabs(slices, spec, chunks[0]):
+    for slab in in_slabs(slices, spec, array.chunks[0]):
         array[start : start + len(slab)] = slab
         start += len(slab)
-    group.attrs.update(_metadata(spec, zarr_format))
+    levels = levels_of(spec)
+    for number, one in enumerate(levels[1:], 1):
+        smaller = level(number, replace(spec, shape=one.shape))
+        reduce_into(smaller, array, levels[number - 1], one)
+        array = smaller
+    group.attrs.update(_metadata(spec, levels, zarr_format))
 
 
 def _strange(folder: Path) -> list[str]:
     names = sorted(one.name for one in folder.iterdir())
     if "zarr.json" not in names:
         return names
-    return [name for name in names if name not in ("zarr.json", "0")]
+    return [name for name in names if name != "zarr.json" and not name.isdecimal()]
 
 
 FORMAT = Format(
@@ -98,15 +108,17 @@ FORMAT = Format(
 )
 
 
-def _metadata(spec: VolumeSpec, zarr_format: int) -> dict[str, Any]:
+def _metadata(spec: VolumeSpec, levels: Sequence[Level], zarr_format: int) -> dict[str, Any]:
     version = "0.4" if zarr_format == 2 else "0.5"
     unit = {"unit": _NAMES.get(spec.unit, spec.unit)} if spec.unit else {}
-    scale = list(spec.voxel_size or (1.0, 1.0, 1.0))
+    size, origin = spec.voxel_size or (1.0, 1.0, 1.0), _origin(spec)
     image: dict[str, Any] = {
         "name": "volume",
+        "type": levels[0].method,
         "axes": [{"name": name, "type": "space", **unit} for name in "zyx"],
         "datasets": [
-            {"path": "0", "coordinateTransformations": [{"type": "scale", "scale": scale}]}
+            {"path": f"{number}", "coordinateTransformations": level.transformations(size, origin)}
+            for number, level in enumerate(levels)
         ],
     }
     if zarr_format == 2:
@@ -120,6 +132,17 @@ def _metadata(spec: VolumeSpec, zarr_format: int) -> dict[str, Any]:
     # a scale of 1 without a unit is what NGFF asks for where nothing is known
     classes = None if spec.classes is None else list(spec.classes)
     return content | {"nextslice": {"sized": spec.voxel_size is not None, "classes": classes}}
+
+
+def _origin(spec: VolumeSpec) -> tuple[float, float, float]:
+    """Where the first voxel lies: NGFF has no word for directions, so of a scan with an affine only
+    where its axes run as they are counted, towards right, anterior, superior."""
+    if spec.affine is None:
+        return spec.origin or (0.0, 0.0, 0.0)
+    steps = np.array(spec.affine)
+    upright = np.abs(steps[::-1, :3] - np.diag(spec.voxel_size or (1.0, 1.0, 1.0)))
+    x, y, z = (float(at) for at in steps[:, 3])
+    return (z, y, x) if upright.max() <= 1e-4 * np.abs(steps[:, :3]).max() else (0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -182,16 +205,21 @@ def _full_resolution(
     axes = [a if isinstance(a, dict) else {"name": a} for a in scales.get("axes", "tczyx")]
     choice = choose_axes(path, [_name(axis) for axis in axes], array.shape, options)
     places = choice.axes
-    sizes = np.ones(array.ndim)
+    sizes, start = np.ones(array.ndim), np.zeros(array.ndim)
     for step in (level, scales):
         for transformation in step.get("coordinateTransformations", ()):
             if transformation.get("type") == "scale" and "scale" in transformation:
-                sizes = sizes * np.asarray(transformation["scale"], np.float64)
+                factor = np.asarray(transformation["scale"], np.float64)
+                sizes, start = sizes * factor, start * factor
+            if transformation.get("type") == "translation" and "translation" in transformation:
+                start = start + np.asarray(transformation["translation"], np.float64)
     units = [axes[place].get("unit", "") for place in places]
-    notes = sizes_in_one_unit([sizes[place] for place in places], units)
+    notes = sizes_in_one_unit(
+        [sizes[place] for place in places], units, [start[place] for place in places]
+    )
     if not ours.get("sized", bool(notes.unit) or not np.all(sizes == 1)):
         notes = Notes()
-    return _Image(array, choice, Notes(notes.voxel_size, notes.unit, _classes(content, ours)))
+    return _Image(array, choice, replace(notes, classes=_classes(content, ours)))
 
 
 def _name(axis: Mapping[str, Any]) -> str:

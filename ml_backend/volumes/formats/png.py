@@ -76,7 +76,7 @@ def write(path: Path, slices: Iterable[npt.NDArray[Any]], spec: VolumeSpec) -> N
 def _strange(folder: Path) -> list[str]:
     names = sorted(one.name for one in folder.iterdir())
     # anyone numbers images: the note that is written with them has to be there
-    if read_sidecar(folder).keys() != Notes().to_json().keys():
+    if read_sidecar(folder).keys() - {"origin"} != Notes().to_json().keys():
         return names
     return [name for name in names if not re.fullmatch(r"volume\.json|\d{4,}\.png", name)]
 
