@@ -81,15 +81,16 @@ def test_itk_reads_what_is_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["ElementNumberOfChannels = 3"], "elements of 3 × MET_USHORT, expected one number"),
+        (["ElementNumberOfChannels = 3"], "z, y, x, channel of lengths .*--channel, 0 to 2"),
         (["ElementType = MET_FLOAT_ARRAY"], "MET_FLOAT_ARRAY, expected one number"),
-        (["DimSize = 32 16"], r"shape \(16, 32\), expected three axes"),
+        (["DimSize = 32 16"], r"the axes y, x of lengths \(16, 32\), expected z, y, x"),
         (["DimSize = 32 16 6"], r"has \d+ bytes, expected \d+: uint16 of shape \(6, 16, 32\)"),
         (["BinaryData = False"], "values as text, expected BinaryData = True: `SimpleITK"),
         (["ObjectType = Mesh"], "is a Mesh, expected an image"),
         (["ElementDataFile = gone.raw"], "gone.raw, which is not there"),
-        (["ElementDataFile = a%03d.raw 1 5 1"], "values in many files"),
-        (["ElementDataFile = LIST"], "values in many files"),
+        (["ElementDataFile = a%03d.raw 1 5 1"], "a001.raw, which is not there"),
+        (["ElementDataFile = a%03d.raw 1 6 1"], "in 6 files, expected as many as the 5 slices"),
+        (["ElementDataFile = a%03s.raw 1 5 1"], "expected a pattern as part%03d.raw"),
         (["DimSize = 0 16 5"], "it is empty"),
         (["DimSize = a b c"], r"a\.mha cannot be read .*expected a MetaImage file"),
     ],
@@ -123,3 +124,62 @@ def test_values_elsewhere_stay_within_the_roots(tmp_path: Path) -> None:
         open_volume(root / "b.mhd")
     with open_volume(root / "b.mhd", ReadOptions(bounds=Bounds((tmp_path,)))) as volume:
         assert_holds(volume, GREY)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_one_of_the_values_of_a_voxel(tmp_path: Path, packed: bool) -> None:
+    array = values("f4", (5, 7, 6, 3))
+    image = SimpleITK.GetImageFromArray(array, isVector=True)
+    image.SetSpacing((0.5, 0.25, 2.0))
+    SimpleITK.WriteImage(image, str(tmp_path / "a.mha"), packed)
+    for channel in range(3):
+        with open_volume(tmp_path / "a.mha", ReadOptions(channel=channel)) as volume:
+            assert_holds(volume, array[..., channel])
+            assert volume.voxel_size == (2.0, 0.25, 0.5)
+    with pytest.raises(VolumeError, match="has 3 channels, asked for is --channel 3: expected 0"):
+        open_volume(tmp_path / "a.mha", ReadOptions(channel=3))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("several", [False, True])
+def test_one_of_several_times(tmp_path: Path, packed: bool, several: bool) -> None:
+    array = values("i2", (2, 5, 7, 6, 3) if several else (2, 5, 7, 6))
+    image = SimpleITK.GetImageFromArray(array, isVector=several)
+    image.SetSpacing((0.5, 0.25, 2.0, 9.0))
+    SimpleITK.WriteImage(image, str(tmp_path / "a.mha"), packed)
+    channel = 2 if several else None
+    with open_volume(tmp_path / "a.mha", ReadOptions(time=1, channel=channel)) as volume:
+        assert_holds(volume, array[1, ..., 2] if several else array[1])
+        assert volume.voxel_size == (2.0, 0.25, 0.5)
+    with pytest.raises(VolumeError, match=r"only one time: choose it with --time, 0 to 1"):
+        open_volume(tmp_path / "a.mha", ReadOptions(channel=channel))
+
+
+@pytest.mark.parametrize(
+    ("how", "parts"),
+    [("LIST", 6), ("LIST 2", 6), ("LIST 3", 2), ("part%02d.raw 0 5 1", 6)],
+)
+@pytest.mark.parametrize("size", [0, 7, -1])
+def test_values_in_many_files(tmp_path: Path, how: str, parts: int, size: int) -> None:
+    array = values("u2", (6, 7, 5))
+    names = [f"part{number:02d}.raw" for number in range(parts)]
+    for name, part in zip(names, np.array_split(array, parts), strict=True):
+        (tmp_path / name).write_bytes(b"skipped" * bool(size) + part.tobytes())
+    path = tmp_path / "a.mhd"
+    listed = names if how.startswith("LIST") else []
+    head = [
+        "NDims = 3", "DimSize = 5 7 6", f"HeaderSize = {size}", "ElementType = MET_USHORT",
+        f"ElementDataFile = {how}", *listed,
+    ]  # fmt: skip
+    path.write_text("\n".join(head) + "\n")
+    if parts == 6 and size == 0:
+        assert np.array_equal(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path))), array)
+    with open_volume(path) as volume:
+        assert_holds(volume, array)
+    path.write_text("CompressedData = True\n" + path.read_text())
+    with pytest.raises(VolumeError, match=rf"packed values in {parts} files, expected one"):
+        open_volume(path)
+    path.write_text(path.read_text().replace("CompressedData = True\n", ""))
+    (tmp_path / names[-1]).rename(tmp_path / "gone")
+    with pytest.raises(VolumeError, match=rf"values in {names[-1]}, which is not there"):
+        open_volume(path)

@@ -9,7 +9,7 @@ import mrcfile
 import numpy as np
 import pytest
 
-from ml_backend.volumes.opening import open_volume, write_volume
+from ml_backend.volumes.opening import ReadOptions, open_volume, write_volume
 from ml_backend.volumes.volume import VolumeError, VolumeSpec
 from tests.test_formats import assert_holds, values
 
@@ -81,6 +81,29 @@ def test_bytes_are_unsigned_where_imod_or_the_maximum_says_so(tmp_path: Path) ->
         assert_holds(volume, array.view("i1"))
 
 
+def test_one_of_a_stack_of_volumes(tmp_path: Path) -> None:
+    array = values("i2", (3, 4, 5, 6))
+    with mrcfile.new(tmp_path / "a.mrc") as mrc:
+        mrc.set_data(array)
+        assert mrc.is_volume_stack()
+        mrc.voxel_size = 2.5
+    for time in range(3):
+        with open_volume(tmp_path / "a.mrc", ReadOptions(time=time)) as volume:
+            assert_holds(volume, array[time])
+            assert volume.voxel_size == (2.5, 2.5, 2.5)
+    for options, found in (
+        (ReadOptions(), r"time \(volume\), z, y, x of lengths \(3, 4, 5, 6\).*--time, 0 to 2"),
+        (ReadOptions(time=3), r"has 3 times, asked for is --time 3: expected 0 to 2"),
+        (ReadOptions(time=0, channel=1), "has no axis of several channels"),
+    ):
+        with pytest.raises(VolumeError, match=found):
+            open_volume(tmp_path / "a.mrc", options)
+    data = (tmp_path / "a.mrc").read_bytes()
+    (tmp_path / "a.mrc").write_bytes(data[:-1])
+    with pytest.raises(VolumeError, match=r"a\.mrc has \d+ bytes, expected"):
+        open_volume(tmp_path / "a.mrc", ReadOptions(time=0))
+
+
 @pytest.mark.parametrize("dtype", ["u1", "i1", "u2", "i2", "f2", "f4"])
 def test_mrcfile_reads_what_is_written(tmp_path: Path, dtype: str) -> None:
     array = np.nan_to_num(values(dtype, (5, 7, 6)))
@@ -101,7 +124,8 @@ def test_mrcfile_reads_what_is_written(tmp_path: Path, dtype: str) -> None:
         ({"mode": 4}, "values of mode 4, expected one of 0, 1, 2, 6, 12"),
         ({"mode": 101}, "values of mode 101"),
         ({"mapc": 3, "maps": 1}, r"along the axes \(3, 2, 1\), expected \(1, 2, 3\)"),
-        ({"ispg": 401, "mz": 1}, "a stack of 5 volumes, expected one"),
+        ({"ispg": 401, "mz": 1}, r"time \(volume\), z, .*5, 1, 16, 32\), .*--time, 0 to 4"),
+        ({"ispg": 401, "mz": 2}, "volumes of 2 sections each, and has 5: expected whole volumes"),
         ({"nz": 0}, r"has the shape \(0, 16, 32\)"),
         ({"nz": 6}, r"a\.mrc has 6144 bytes, expected 7168: uint16 of shape \(6, 16, 32\)"),
         ({"mapc": 7}, r"expected 1, 2 and 3: it is no MRC file .*--shape, --dtype and --offset"),

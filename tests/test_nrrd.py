@@ -91,13 +91,22 @@ def test_others_read_what_is_written(tmp_path: Path) -> None:
         ("encoding: hex", "the encoding hex, expected raw, gzip or bzip2: `unu save"),
         ("encoding: ascii", "the encoding ascii, expected raw"),
         ("type: block", "values of type 'block'"),
-        ("kinds: RGB-color domain domain", "axes of the kinds rgb-color, domain, domain"),
+        (
+            "kinds: RGB-color domain domain",
+            r"the axes \?, \?, channel \(RGB-color\) .*expected z, y, x",
+        ),
         ("sizes: 32 16 6", r"a\.nrrd has \d+ bytes, expected \d+: uint16 of shape \(6, 16, 32\)"),
         ("dimension: 4\nsizes: 2 16 16 5", r"shape \(5, 16, 16, 2\), expected three axes"),
         ("endian: medium", "medium endian"),
         ("data file: gone.raw", "gone.raw, which is not there"),
-        ("data file: part%03d.raw 1 5 1", "values in many files"),
-        ("data file: LIST", "values in many files"),
+        ("data file: part%03d.raw 1 5 1", "part001.raw, which is not there"),
+        ("data file: part%03d.raw 1 4 1", "in 4 files, expected as many as the 5 slices"),
+        ("data file: part%03s.raw 1 5 1", "expected a pattern as part%03d.raw and its first"),
+        ("data file: part%999999999d.raw 1 5 1", "expected a pattern"),
+        ("data file: part%d.raw 1 5 0", "expected a pattern"),
+        ("data file: part%d.raw 1 9999999 1", "in 9999999 files, expected one a slice at most"),
+        ("data file: part%03d.raw", "expected a pattern"),
+        ("data file: LIST", "in 0 files, expected as many as the 5 slices"),
     ],
 )
 def test_what_is_no_volume_is_refused(tmp_path: Path, line: str, message: str) -> None:
@@ -148,3 +157,118 @@ def test_a_note_that_is_none_of_ours_says_nothing(tmp_path: Path, note: str) -> 
     with open_volume(path) as volume:
         assert volume.classes is None
         assert volume[0].tolist() == [[0, 1], [2, 3]]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_one_of_the_values_of_a_voxel_as_itk_writes_them(tmp_path: Path, packed: bool) -> None:
+    array = values("f4", (5, 7, 6, 3))
+    path = tmp_path / "a.nrrd"
+    image = SimpleITK.GetImageFromArray(array, isVector=True)
+    image.SetSpacing((0.5, 0.25, 2.0))
+    SimpleITK.WriteImage(image, str(path), packed)
+    for channel in range(3):
+        with open_volume(path, ReadOptions(channel=channel)) as volume:
+            assert_holds(volume, array[..., channel])
+            assert volume.voxel_size == (2.0, 0.25, 0.5)
+    with pytest.raises(VolumeError, match=r"channel \(\w+\) .*choose it with --channel, 0 to 2"):
+        open_volume(path)
+    with pytest.raises(VolumeError, match="has 3 channels, asked for is --channel 3: expected 0"):
+        open_volume(path, ReadOptions(channel=3))
+
+
+@pytest.mark.parametrize(
+    ("kind", "label", "option"),
+    [("time", "", "time"), ("list", "frame", "time"), ("list", "", "channel"),
+     ("domain", "channel", "channel"), ("RGB-color", "", "channel")],
+)  # fmt: skip
+@pytest.mark.parametrize("at", [0, 1, 3])
+@pytest.mark.parametrize("encoding", ["raw", "gzip"])
+def test_one_of_several_wherever_their_axis_is(
+    tmp_path: Path, kind: str, label: str, option: str, at: int, encoding: str
+) -> None:
+    """As 3D Slicer's sequences (`list`, labelled frame, the fastest axis) and others have it."""
+    array = values("u2", (5, 7, 6, 3))
+    stored = np.moveaxis(array, 3, at)
+    kinds, labels = ["domain"] * 4, ["", "", "", ""]
+    kinds[3 - at], labels[3 - at] = kind, label
+    header: dict[str, Any] = {"encoding": encoding, "kinds": kinds}
+    if label:
+        header["labels"] = labels
+    path = saved(tmp_path / "a.nrrd", stored, header)
+    with open_volume(path, ReadOptions(**{option: 1})) as volume:
+        assert_holds(volume, array[..., 1])
+    with pytest.raises(VolumeError, match=rf"choose it with --{option}, 0 to 2"):
+        open_volume(path)
+
+
+def test_a_channel_and_a_time(tmp_path: Path) -> None:
+    array = values("u2", (2, 5, 7, 6, 3))
+    header = {"kinds": ["vector", "space", "space", "space", "time"], "encoding": "raw"}
+    path = saved(tmp_path / "a.nrrd", array, header)
+    with open_volume(path, ReadOptions(channel=2, time=1)) as volume:
+        assert_holds(volume, array[1, ..., 2])
+    with pytest.raises(VolumeError, match="choose it with --time, 0 to 1"):
+        open_volume(path, ReadOptions(channel=2))
+
+
+def in_files(folder: Path, how: str, array: np.ndarray, parts: int, *lines: str) -> Path:
+    """A header, and ``array`` in files behind seven bytes that are none of it."""
+    folder.mkdir(exist_ok=True)
+    names = [f"part{number:02d}.raw" for number in range(parts)]
+    for name, part in zip(names, np.array_split(array, parts), strict=True):
+        (folder / name).write_bytes(b"skipped" + part.tobytes())
+    sizes = " ".join(map(str, array.shape[::-1]))
+    head = [
+        "NRRD0005", "type: uint16", f"dimension: {array.ndim}", f"sizes: {sizes}",
+        "endian: little", "encoding: raw", "byte skip: 7", *lines, f"data file: {how}",
+    ]  # fmt: skip
+    listed = names if how.startswith("LIST") else []
+    (folder / "a.nhdr").write_text("\n".join([*head, *listed]) + "\n")
+    return folder / "a.nhdr"
+
+
+@pytest.mark.parametrize(
+    ("how", "parts"),
+    [("LIST", 6), ("LIST 2", 6), ("LIST 3", 2), ("part%02d.raw 0 5 1", 6),
+     ("part%02d.raw 0 2 1 3", 3), ("./part%02d.raw 0 5 1", 6)],
+)  # fmt: skip
+def test_values_in_many_files(tmp_path: Path, how: str, parts: int) -> None:
+    array = values("u2", (6, 7, 6))
+    path = in_files(tmp_path, how, array, parts)
+    assert np.array_equal(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path))), array)
+    with open_volume(path) as volume:
+        assert_holds(volume, array)
+
+
+def test_a_channel_of_values_in_many_files(tmp_path: Path) -> None:
+    array = values("u2", (6, 7, 6, 3))
+    path = in_files(tmp_path, "LIST 3", array, 6, "kinds: vector space space space")
+    with open_volume(path, ReadOptions(channel=1)) as volume:
+        assert_holds(volume, array[..., 1])
+    array = values("u2", (2, 6, 7, 6))
+    path = in_files(tmp_path / "b", "LIST", array, 2, "kinds: space space space time")
+    with open_volume(path, ReadOptions(time=1)) as volume:
+        assert_holds(volume, array[1])
+    path = in_files(tmp_path / "c", "LIST", np.moveaxis(array, 0, 2), 6, "labels: x t y z")
+    with open_volume(path, ReadOptions(time=1)) as volume:
+        assert_holds(volume, array[1])
+
+
+def test_files_of_a_list_are_all_looked_at(tmp_path: Path) -> None:
+    path = in_files(tmp_path / "scans", "LIST", values("u2", (6, 7, 6)), 6)
+    last = path.with_name("part05.raw")
+    whole = last.read_bytes()
+    last.write_bytes(whole[:-1])
+    with pytest.raises(VolumeError, match=r"part05\.raw has 90 bytes, expected 91"):
+        open_volume(path)
+    last.rename(tmp_path / "part05.raw")
+    with pytest.raises(VolumeError, match=r"values in part05\.raw, which is not there"):
+        open_volume(path)
+    (tmp_path / "part05.raw").write_bytes(whole)
+    last.symlink_to(tmp_path / "part05.raw")
+    with pytest.raises(VolumeError, match=r"part05\.raw is opened for .*a\.nhdr, but leads out"):
+        open_volume(path)
+    last.unlink()
+    path.write_text(path.read_text().replace("encoding: raw", "encoding: gzip"))
+    with pytest.raises(VolumeError, match=r"packed by gzip in 6 files, expected one: `unu save"):
+        open_volume(path)

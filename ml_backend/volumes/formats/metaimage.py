@@ -1,7 +1,7 @@
 """MetaImage: ``.mha``, or ``.mhd`` beside its values in a ``.raw`` or ``.zraw``, as ITK has it.
 
-The header is lines of text; raw values are read where they lie. What is packed is unpacked once
-into a temporary file. Where the voxels lie is said, and not applied here.
+The header is lines of text; raw values are read where they lie, also in many files. What is packed
+is unpacked once into a temporary file. Where the voxels lie is said, and not applied here.
 """
 
 from __future__ import annotations
@@ -12,16 +12,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from ml_backend.volumes.enclosure import check_inside
-from ml_backend.volumes.formats.checks import number_type, reading, three_axes
-from ml_backend.volumes.formats.flat import Flat
+from ml_backend.volumes.formats.axes import choose_axes
+from ml_backend.volumes.formats.checks import number_type, reading
+from ml_backend.volumes.formats.flat import Cut, cut_out
 from ml_backend.volumes.formats.format import EVERYTHING, Format
 from ml_backend.volumes.formats.notes import Notes, our_classes, our_note
+from ml_backend.volumes.formats.pieces import Pieces, numbered
 from ml_backend.volumes.formats.unpacked import Source, Unpacked, ZlibStream
 from ml_backend.volumes.geometry import LEFT_POSTERIOR, is_default, placed
 from ml_backend.volumes.limits import TEXT_BYTES
@@ -48,26 +50,45 @@ _PLACE = (
 _UNITS = {"µm": "um", "Å": "angstrom"}
 _HOW = "`SimpleITK.WriteImage(image, 'scan.mha')` writes such a file"
 _LAST = "ElementDataFile"
+_DIMENSIONS = ("x", "y", "z", "time")
+"""As ITK and its programs use them; MetaImage has no names."""
 
 
 def read(path: Path, options: ReadOptions) -> Volume:
-    """Three axes, or more of which the others have length 1."""
+    """Three axes, and more of which the others have length 1 or are chosen: the fourth by
+    ``options.time``, one of several values a voxel by ``options.channel``."""
     with reading(path, _EXPECTED):
-        header, start = _header(path)
+        header, start, files = _header(path)
         sizes = [int(n) for n in header["DimSize"].split()][::-1]
-        axes = three_axes(path, sizes)
-        z, y, x = (sizes[axis] for axis in axes)
+        count, channels = len(sizes), int(header.get("ElementNumberOfChannels", "1"))
+        several = [] if channels == 1 else [channels]
+        lengths = (*sizes, *several)
+        names = [*_axes(sizes), *("channel" for _ in several)]
+        choice = choose_axes(path, names, lengths, options)
         dtype = _stored_type(path, header)
-        place, start = _place(path, header, options, start)
-        notes = _notes(header, axes, len(sizes))
-        lies = _lies(header, axes, len(sizes))
-        flat = Flat(place, (z, y, x), dtype, _offset(header, place, start, (z, y, x), dtype))
+        notes = _notes(header, choice.axes, count)
+        lies = _lies(header, choice.axes, count)
+        packed = _true(header.get("CompressedData", "False"))
     native = number_type(path, dtype)
-    if not _true(header.get("CompressedData", "False")):
-        flat.check()
+    if files is not None:
+        if packed:
+            raise VolumeError(
+                f"{path} has packed values in {len(files)} files, expected one: {_HOW}"
+            )
+        places = tuple(path.parent / name for name in files)
+        begin = partial(_offset, header, 0)
+        pieces = Pieces(path, places, lengths, dtype, choice, begin, options)
+        with reading(path, _EXPECTED):
+            pieces.check()
+        return placed(notes.volume(path, pieces.shape, native, pieces.read), lies)
+    with reading(path, _EXPECTED):
+        place, start = _place(path, header, options, start)
+        offset = _offset(header, start, place, math.prod(lengths) * dtype.itemsize)
+        flat = cut_out(place, lengths, dtype, 0 if packed else offset, choice)
+    if not packed:
+        Cut(place, lengths, dtype, offset, choice).check()
         return placed(notes.volume(path, flat.shape, native, flat.read), lies)
-    packed = Flat(place, flat.shape, dtype)
-    unpacked = Unpacked(packed, partial(_stream, place, flat.offset), "zlib", advice=_HOW)
+    unpacked = Unpacked(flat, partial(_stream, place, offset), "zlib", advice=_HOW)
     volume = notes.volume(path, flat.shape, native, unpacked.read, unpacked.close)
     return placed(volume, lies)
 
@@ -101,9 +122,10 @@ def write(path: Path, slices: Iterable[npt.NDArray[Any]], spec: VolumeSpec) -> N
 FORMAT = Format(
     name="metaimage",
     title="MetaImage",
-    summary="`.mha`, or `.mhd` with its values in another file; raw or packed",
+    summary="`.mha`, or `.mhd` with its values in another file or in many; raw or packed",
     endings=(".mha", ".mhd"),
     read=read,
+    chooses=True,
     apart=False,
     write=write,
     dtypes=tuple(_NAMES),
@@ -114,8 +136,9 @@ FORMAT = Format(
 )
 
 
-def _header(path: Path) -> tuple[dict[str, str], int]:
-    """Its fields up to the last one, and the byte behind them. Raises VolumeError."""
+def _header(path: Path) -> tuple[dict[str, str], int, list[str] | None]:
+    """Its fields up to the last one, the byte behind them, and the names of the files that hold the
+    values, where these are many. Raises VolumeError."""
     header: dict[str, str] = {}
     with path.open("rb") as file:
         while line := file.readline(TEXT_BYTES):
@@ -126,6 +149,7 @@ def _header(path: Path) -> tuple[dict[str, str], int]:
             if name.strip() == _LAST:
                 break
         start = file.tell()
+        files = _files(path, header.get(_LAST, ""), file)
     for name in ("DimSize", "ElementType", _LAST):
         if name not in header:
             raise VolumeError(
@@ -135,7 +159,23 @@ def _header(path: Path) -> tuple[dict[str, str], int]:
         raise VolumeError(f"{path} is a {header['ObjectType']}, expected an image")
     if not _true(header.get("BinaryData", "True")):
         raise VolumeError(f"{path} has its values as text, expected BinaryData = True: {_HOW}")
-    return header, start
+    return header, start, files
+
+
+def _files(path: Path, said: str, file: BinaryIO) -> list[str] | None:
+    if said.split()[:1] == ["LIST"]:
+        text = file.read(TEXT_BYTES).decode("utf-8", "replace")
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    return numbered(path, said) if "%" in said else None
+
+
+def _axes(sizes: list[int]) -> list[str]:
+    """Names for `choose_axes`, the fastest axis last."""
+    count = len(sizes)
+    if count > 3 and sum(size != 1 for size in sizes) < 4:
+        return [""] * count  # the others may come first too
+    names = [*_DIMENSIONS, *(f"dimension {number}" for number in range(5, count + 1))]
+    return names[:count][::-1]
 
 
 def _true(text: str) -> bool:
@@ -143,12 +183,8 @@ def _true(text: str) -> bool:
 
 
 def _stored_type(path: Path, header: Mapping[str, str]) -> np.dtype[Any]:
-    name, channels = header["ElementType"], header.get("ElementNumberOfChannels", "1")
-    if name not in _TYPES or channels != "1":
-        raise VolumeError(
-            f"{path} has elements of {channels} × {name}, expected one number a voxel: split its "
-            "channels"
-        )
+    if (name := header["ElementType"]) not in _TYPES:
+        raise VolumeError(f"{path} has elements of type {name}, expected one number a voxel")
     big = header.get("ElementByteOrderMSB", header.get("BinaryDataByteOrderMSB", "False"))
     return np.dtype((">" if _true(big) else "<") + _TYPES[name])
 
@@ -160,8 +196,6 @@ def _place(
     name = header[_LAST]
     if name.upper() == "LOCAL":
         return path, start
-    if name.startswith("LIST") or "%" in name:
-        raise VolumeError(f"{path} has its values in many files ({name}), expected one: {_HOW}")
     place = path.parent / name
     check_inside(place, path, options)
     if not place.exists():
@@ -171,13 +205,11 @@ def _place(
     return place, 0
 
 
-def _offset(
-    header: Mapping[str, str], place: Path, start: int, shape: tuple[int, ...], dtype: np.dtype[Any]
-) -> int:
-    """Where values begin; a HeaderSize of -1: they are the last of the file."""
+def _offset(header: Mapping[str, str], start: int, place: Path, size: int) -> int:
+    """Where values begin; a HeaderSize of -1: they are the last ``size`` bytes of the file."""
     skip = int(header.get("HeaderSize", "0"))
     if skip == -1:
-        return max(0, place.stat().st_size - math.prod(shape) * dtype.itemsize)
+        return max(0, place.stat().st_size - size)
     return start + max(0, skip)
 
 

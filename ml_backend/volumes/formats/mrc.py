@@ -15,8 +15,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from ml_backend.volumes.formats.axes import choose_axes
 from ml_backend.volumes.formats.checks import reading
-from ml_backend.volumes.formats.flat import Flat
+from ml_backend.volumes.formats.flat import Cut, cut_out
 from ml_backend.volumes.formats.format import Format
 from ml_backend.volumes.formats.notes import Notes, length_in, our_note
 from ml_backend.volumes.volume import ReadOptions, Volume, VolumeError, VolumeSpec
@@ -39,14 +40,19 @@ Slice = npt.NDArray[Any]
 
 def read(path: Path, options: ReadOptions) -> Volume:
     """Sections are slices along z, whatever the file calls their axis; the order is refused where
-    it is not x, y, z."""
+    it is not x, y, z. Of a stack of volumes ``options.time`` says which."""
     with reading(path, _EXPECTED):
         header, order = _header(path)
         stored = _stored_type(path, header).newbyteorder(order)
-        shape = (int(header.nz), int(header.ny), int(header.nx))
-        _check(path, header, shape)
-        flat = Flat(path, shape, stored, _HEADER + int(header.nsymbt))
-    flat.check()
+        sections, rows, columns = int(header.nz), int(header.ny), int(header.nx)
+        _check(path, header, (sections, rows, columns))
+        depth = _depth(header)
+        lengths = (sections // depth, depth, rows, columns)
+        choice = choose_axes(path, ("time (volume)", "z", "y", "x"), lengths, options)
+        start = _HEADER + int(header.nsymbt)
+        flat = cut_out(path, lengths, stored, start, choice)
+    Cut(path, lengths, stored, start, choice).check()
+    shape = flat.shape
     ours = _label(header)
     if (stored.kind, ours.get("type")) == ("u", "uint8"):
 
@@ -94,9 +100,10 @@ def write(path: Path, slices: Iterable[Slice], spec: VolumeSpec) -> None:
 FORMAT = Format(
     name="mrc",
     title="MRC",
-    summary="`.mrc`, `.rec`, `.map`: one volume a file, not compressed",
+    summary="`.mrc`, `.rec`, `.map`: a volume, or one of a stack of volumes; not compressed",
     endings=(".mrc", ".rec", ".map"),
     read=read,
+    chooses=True,
     apart=False,
     write=write,
     dtypes=("uint8", "int8", "uint16", "int16", "float16", "float32"),
@@ -140,11 +147,17 @@ def _check(path: Path, header: Any, shape: tuple[int, int, int]) -> None:
             f"{path} has the shape {shape} and {header.nsymbt} bytes of extended header, expected "
             "voxels"
         )
-    if header.ispg >= _STACKS and 0 < header.mz < header.nz:
+    if header.nz % _depth(header):
         raise VolumeError(
-            f"{path} is a stack of {header.nz // header.mz} volumes, expected one: split it, as "
-            "`newstack` does"
+            f"{path} is a stack of volumes of {_depth(header)} sections each, and has {header.nz}: "
+            "expected whole volumes"
         )
+
+
+def _depth(header: Any) -> int:
+    """Sections of a volume."""
+    stack = header.ispg >= _STACKS and 0 < header.mz < header.nz
+    return int(header.mz if stack else header.nz)
 
 
 def _stored_type(path: Path, header: Any) -> np.dtype[Any]:

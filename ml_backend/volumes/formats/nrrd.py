@@ -1,7 +1,8 @@
 """NRRD, attached (``.nrrd``) and detached (``.nhdr`` beside its values), raw or packed.
 
-pynrrd parses the header; raw values are read where they lie. What is packed by gzip or bzip2 is
-unpacked once into a temporary file. Where the voxels lie is said, and not applied here.
+pynrrd parses the header; raw values are read where they lie, also in many files. What is packed by
+gzip or bzip2 is unpacked once into a temporary file. Where the voxels lie is said, and not applied
+here.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ml_backend.volumes.enclosure import check_inside
-from ml_backend.volumes.formats.checks import number_type, reading, three_axes
-from ml_backend.volumes.formats.flat import Flat
+from ml_backend.volumes.formats.axes import choose_axes, letter_of
+from ml_backend.volumes.formats.checks import number_type, reading
+from ml_backend.volumes.formats.flat import Cut, cut_out
 from ml_backend.volumes.formats.format import EVERYTHING, Format
 from ml_backend.volumes.formats.notes import Notes, our_classes, our_note, sizes_in_one_unit
+from ml_backend.volumes.formats.pieces import Pieces, numbered
 from ml_backend.volumes.formats.unpacked import HIGHEST_RATIO, Source, Unpacked
 from ml_backend.volumes.geometry import LEFT_POSTERIOR, is_default, placed
 from ml_backend.volumes.limits import TEXT_BYTES
@@ -44,45 +47,59 @@ _NAMES = {
 }  # fmt: skip
 _TYPES = {name: code for code, names in _NAMES.items() for name in names.split(", ")}
 _FLOATS = {"float32": "float", "float64": "double"}
-_KINDS = {"domain", "space", "time", "none", "???", "stub"}
-"""Of axes that may be those of a volume; others hold colours or vectors."""
+_KINDS = {"domain", "space", "none", "???", "stub"}
+"""Of axes that may be those of a volume; others hold times, colours, vectors or lists."""
 _SPACES = {
     "right-anterior-superior": np.eye(3), "ras": np.eye(3),
     "left-posterior-superior": LEFT_POSTERIOR, "lps": LEFT_POSTERIOR,
     "left-anterior-superior": np.diag([-1.0, 1.0, 1.0]), "las": np.diag([-1.0, 1.0, 1.0]),
 }  # fmt: skip
 _UNITS = {"µm": "um", "Å": "angstrom"}
+_PACKED = {"gzip": "gzip", "gz": "gzip", "bzip2": "bzip2", "bz2": "bzip2"}
 _KEY = "nextslice"
 _HOW = "`unu save -f nrrd -e raw` writes such a file"
 
 
 def read(path: Path, options: ReadOptions) -> Volume:
-    """Three axes, or more of which the others have length 1."""
+    """Three axes, and more of which the others have length 1 or are chosen: what the header calls
+    a list, a vector or a colour by ``options.channel``, times by ``options.time``."""
     with reading(path, _EXPECTED):
-        header, start = _header(path)
-        sizes = [int(n) for n in header["sizes"]][::-1]  # fastest last
-        axes = three_axes(path, sizes)
-        _check_kinds(path, header)
+        header, start, files = _header(path)
+        lengths = [int(n) for n in header["sizes"]][::-1]  # fastest last
+        choice = choose_axes(path, _axes(header, len(lengths)), lengths, options)
         dtype = _stored_type(path, header)
-        z, y, x = (sizes[axis] for axis in axes)
-        place, start = _place(path, header, options, start)
-        notes = _notes(header, axes, len(sizes))
-        lies = _lies(header, axes, len(sizes))
-    flat, encoding = Flat(place, (z, y, x), dtype), str(header["encoding"]).lower()
+        notes = _notes(header, choice.axes, len(lengths))
+        lies = _lies(header, choice.axes, len(lengths))
+        encoding = str(header["encoding"]).lower()
+        raw, kind = encoding == "raw", _PACKED.get(encoding, "")
+        if not raw and not kind:
+            raise VolumeError(
+                f"{path} has the encoding {encoding}, expected raw, gzip or bzip2: {_HOW}"
+            )
+        if files is not None and not raw:
+            raise VolumeError(
+                f"{path} has values packed by {kind} in {len(files)} files, expected one: {_HOW}"
+            )
     native = number_type(path, dtype)
-    skip = int(header.get("byte skip", header.get("byteskip", 0)))
-    if encoding == "raw":
-        flat = _raw(flat, start, skip)
-        flat.check()
+    if files is not None:
+        places = tuple(path.parent / name for name in files)
+        begin = partial(_begin, header, 0)
+        pieces = Pieces(path, places, tuple(lengths), dtype, choice, begin, options)
+        with reading(path, _EXPECTED):
+            pieces.check()
+        return placed(notes.volume(path, pieces.shape, native, pieces.read), lies)
+    with reading(path, _EXPECTED):
+        place = _place(path, header, options)
+        start = start if place == path else 0
+        size = math.prod(lengths) * dtype.itemsize
+        skip = _begin(header, start, place, size) if raw else max(0, _skip(header))
+        packed_at = 0 if raw else _behind_lines(header, start, place)
+        flat = cut_out(place, lengths, dtype, skip, choice)
+    if raw:
+        Cut(place, tuple(lengths), dtype, skip, choice).check()
         return placed(notes.volume(path, flat.shape, native, flat.read), lies)
-    if encoding not in ("gzip", "gz", "bzip2", "bz2"):
-        raise VolumeError(
-            f"{path} has the encoding {encoding}, expected raw, gzip or bzip2: {_HOW}"
-        )
-    packed = Flat(place, flat.shape, dtype, max(0, skip))
-    kind = "gzip" if encoding.startswith("g") else "bzip2"
     unpacked = Unpacked(
-        packed, partial(_stream, place, start, kind), kind,
+        flat, partial(_stream, place, packed_at, kind), kind,
         HIGHEST_RATIO if kind == "gzip" else 0, _HOW,
     )  # fmt: skip
     volume = notes.volume(path, flat.shape, native, unpacked.read, unpacked.close)
@@ -124,9 +141,10 @@ def write(path: Path, slices: Iterable[npt.NDArray[Any]], spec: VolumeSpec) -> N
 FORMAT = Format(
     name="nrrd",
     title="NRRD",
-    summary="`.nrrd`, or `.nhdr` with its values in another file; raw, gzip or bzip2",
+    summary="`.nrrd`, or `.nhdr` with its values in another file or in many; raw, gzip or bzip2",
     endings=(".nrrd", ".nhdr"),
     read=read,
+    chooses=True,
     apart=False,
     write=write,
     dtypes=tuple(np.dtype(code).name for code in _NAMES),
@@ -137,8 +155,9 @@ FORMAT = Format(
 )
 
 
-def _header(path: Path) -> tuple[dict[str, Any], int]:
-    """Its fields, and the byte behind it. Raises VolumeError, and what pynrrd raises."""
+def _header(path: Path) -> tuple[dict[str, Any], int, list[str] | None]:
+    """Its fields, the byte behind it, and the names of the files that hold the values, where these
+    are many. Raises VolumeError, and what pynrrd raises."""
     import nrrd
 
     with path.open("rb") as file:
@@ -152,26 +171,41 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
             if size > TEXT_BYTES:
                 raise VolumeError(f"{path} has a header without an end, expected an empty line")
         start = file.tell()
-    for line in lines:
-        name, _, value = line.decode("ascii", "replace").partition(":")
-        if name in ("data file", "datafile") and ("%" in value or value.strip() == "LIST"):
-            raise VolumeError(
-                f"{path} has its values in many files ({value.strip()}), expected one: {_HOW}"
-            )
+    files = None
+    for number, line in enumerate(lines):
+        name, _, value = line.decode("utf-8", "replace").partition(":")
+        value = value.strip()
+        if name not in ("data file", "datafile"):
+            continue
+        if value.split()[:1] == ["LIST"]:
+            files = [one.decode("utf-8", "replace").strip() for one in lines[number + 1 :]]
+            lines = lines[: number + 1]
+            break
+        if "%" in value:
+            files = numbered(path, value)
     header = dict(nrrd.read_header(lines))
     for name in ("type", "sizes", "encoding"):
         if name not in header:
             raise VolumeError(f"{path} has no field {name!r} in its header, expected a whole one")
-    return header, start
+    return header, start, files
 
 
-def _check_kinds(path: Path, header: Mapping[str, Any]) -> None:
-    kinds = [str(kind).lower() for kind in header.get("kinds", ())]
-    for kind, size in zip(kinds, header["sizes"], strict=False):
-        if kind not in _KINDS and size != 1:
-            raise VolumeError(
-                f"{path} has axes of the kinds {', '.join(kinds)}, expected three of space"
-            )
+def _axes(header: Mapping[str, Any], count: int) -> list[str]:
+    """Names for `choose_axes`, the fastest axis last."""
+    kinds = [str(kind) for kind in header.get("kinds", ())]
+    labels = [str(label) for label in header.get("labels", ())]
+    kinds += ["???"] * (count - len(kinds))
+    labels += [""] * (count - len(labels))
+    return [_axis(k, label) for k, label in zip(kinds, labels, strict=True)][:count][::-1]
+
+
+def _axis(kind: str, label: str) -> str:
+    letter = letter_of(label)
+    if kind.lower() == "time":
+        return f"time ({label})" if label else "time"
+    if kind.lower() in _KINDS or letter == "t":
+        return label
+    return f"channel ({label or kind})"
 
 
 def _stored_type(path: Path, header: Mapping[str, Any]) -> np.dtype[Any]:
@@ -186,32 +220,39 @@ def _stored_type(path: Path, header: Mapping[str, Any]) -> np.dtype[Any]:
     return np.dtype(("<" if endian == "little" else ">") + code)
 
 
-def _place(
-    path: Path, header: Mapping[str, Any], options: ReadOptions, start: int
-) -> tuple[Path, int]:
-    """The file that holds the values, and where in it they begin but for the bytes to skip."""
+def _place(path: Path, header: Mapping[str, Any], options: ReadOptions) -> Path:
+    """The file that holds the values."""
     name = header.get("data file", header.get("datafile"))
-    place = path
-    if name is not None:
-        place, start = path.parent / str(name), 0
-        check_inside(place, path, options)
-        if not place.exists():
-            raise VolumeError(
-                f"{path} has its values in {name}, which is not there: expected it in {path.parent}"
-            )
+    if name is None:
+        return path
+    place = path.parent / str(name)
+    check_inside(place, path, options)
+    if not place.exists():
+        raise VolumeError(
+            f"{path} has its values in {name}, which is not there: expected it in {path.parent}"
+        )
+    return place
+
+
+def _skip(header: Mapping[str, Any]) -> int:
+    return int(header.get("byte skip", header.get("byteskip", 0)))
+
+
+def _behind_lines(header: Mapping[str, Any], start: int, place: Path) -> int:
+    """The byte behind the lines to skip, which begin at ``start``."""
     with place.open("rb") as file:
         file.seek(start)
         for _ in range(int(header.get("line skip", header.get("lineskip", 0)))):
             if not file.readline(TEXT_BYTES):
                 break
-        return place, file.tell()
+        return file.tell()
 
 
-def _raw(flat: Flat, start: int, skip: int) -> Flat:
-    """``skip`` -1: the values are the last of the file."""
-    size = math.prod(flat.shape) * flat.dtype.itemsize
-    offset = max(0, flat.path.stat().st_size - size) if skip == -1 else start + max(0, skip)
-    return Flat(flat.path, flat.shape, flat.dtype, offset)
+def _begin(header: Mapping[str, Any], start: int, place: Path, size: int) -> int:
+    """Where raw values begin. A skip of -1: they are the last ``size`` bytes of the file."""
+    if (skip := _skip(header)) == -1:
+        return max(0, place.stat().st_size - size)
+    return _behind_lines(header, start, place) + max(0, skip)
 
 
 @contextmanager

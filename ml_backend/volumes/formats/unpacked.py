@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ml_backend.durable import Scratch
 from ml_backend.volumes.formats.checks import reading
-from ml_backend.volumes.formats.flat import Flat
+from ml_backend.volumes.formats.flat import Cut, Flat
 from ml_backend.volumes.limits import UNPACKED_BYTES
 from ml_backend.volumes.volume import Read, VolumeError
 
@@ -40,14 +40,14 @@ class Unpacked:
     packed them; ``ratio``: how many bytes that makes of one at most, 0: any. ``advice``: what to do
     where the stream is too large."""
 
-    packed: Flat
+    packed: Flat | Cut
     source: Callable[[], AbstractContextManager[Source]]
     kind: str = "gzip"
     ratio: int = HIGHEST_RATIO
     advice: str = "gunzip it"
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _folder: Any = None
-    _flat: Flat | None = None
+    _flat: Flat | Cut | None = None
 
     def read(self, axis: int, index: int) -> npt.NDArray[Any]:
         """The slice at ``index`` across ``axis``. Raises VolumeError."""
@@ -64,7 +64,7 @@ class Unpacked:
             if self._folder is not None:
                 self._folder.cleanup()
 
-    def _unpack(self) -> Flat:
+    def _unpack(self) -> Flat | Cut:
         folder = Scratch()
         try:
             flat = self._unpack_into(Path(folder.name))
@@ -75,7 +75,7 @@ class Unpacked:
         weakref.finalize(self, folder.cleanup)
         return flat
 
-    def _unpack_into(self, folder: Path) -> Flat:
+    def _unpack_into(self, folder: Path) -> Flat | Cut:
         path = self.packed.path
         free, size = shutil.disk_usage(folder).free, self.packed.end
         if size > UNPACKED_BYTES:
