@@ -20,6 +20,7 @@ from al_strategies.evidence import Evidence, Position, SliceId
 
 __all__ = [
     "IGNORE",
+    "Beliefs",
     "FitReport",
     "InvalidMask",
     "Learner",
@@ -140,6 +141,17 @@ class Prediction:
     confidence: float
 
 
+class Beliefs(NamedTuple):
+    """What `Learner.believe_image` finds of a slice (H, W).
+
+    ``mask`` (H, W) uint8: class indices. ``log_probabilities`` (C, H, W) float16: natural logarithm
+    of each class's probability, ≤ 0.
+    """
+
+    mask: npt.NDArray[np.uint8]
+    log_probabilities: npt.NDArray[np.float16]
+
+
 class Maps(NamedTuple):
     """What `Learner.maps` finds of a slice (H, W), all uint8.
 
@@ -250,6 +262,11 @@ class Learner(Protocol):
     ) -> Prediction:
         """The segmentation of one image as read: (H, W), (H, W, 3 or 4), or (H, W, 2 n + 1) with
         its `neighbours`. ``progress``: is told of each part of it; what it raises ends it."""
+
+    def believe_image(
+        self, image: npt.NDArray[Any], *, progress: Progress | None = None
+    ) -> Beliefs:
+        """`predict_image`, with the probabilities of all classes: what a correction decides by."""
 
     # -- whole volumes
 

@@ -84,6 +84,7 @@ def test_without_weights_nothing_is_said_of_a_slice(make: Callable[..., Learner]
         "evidence": lambda: learner.evidence(SOURCE, ["z000"], frozenset({"entropy"})),
         "predict": lambda: next(iter(learner.predict(SOURCE, ["z000"]))),
         "predict_image": lambda: learner.predict_image(SOURCE.image("z000")),
+        "believe_image": lambda: learner.believe_image(SOURCE.image("z000")),
         "maps": lambda: next(learner.maps(SOURCE, ["z000"])),
         "usable": lambda: learner.usable(SOURCE, ["z000"], lambda *_: None),
         "evaluate": lambda: learner.evaluate(SOURCE, ["z000"]),
@@ -100,6 +101,19 @@ def test_without_weights_nothing_is_said_of_a_slice(make: Callable[..., Learner]
 
 
 # -- fit
+
+
+def test_what_is_believed_of_a_slice_is_what_its_mask_was_made_of(trained: Learner) -> None:
+    image = SOURCE.image(SOURCE.ids[4])
+
+    mask, believed = trained.believe_image(image)
+
+    assert (mask == trained.predict_image(image).mask).all()
+    assert believed.shape == (len(CLASSES), *SHAPE)
+    assert believed.dtype == np.float16
+    assert np.exp(believed.astype(np.float64)).sum(0) == pytest.approx(1.0, abs=2e-3)
+    standing = np.take_along_axis(believed, mask[None].astype(np.int64), 0)[0]
+    assert (standing == believed.max(0)).all()
 
 
 def test_a_fit_reports_what_it_did(make: Callable[..., Learner]) -> None:

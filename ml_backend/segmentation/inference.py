@@ -38,6 +38,7 @@ from al_strategies.evidence import (
 )
 from al_strategies.learner import (
     IGNORE,
+    Beliefs,
     Maps,
     Metrics,
     Prediction,
@@ -71,6 +72,7 @@ from ml_backend.segmentation.training import Precision, autocast
 __all__ = [
     "EVIDENCE_NAMES",
     "InferenceConfig",
+    "believe_image",
     "evaluate",
     "fold_batch_norm",
     "gather_evidence",
@@ -320,6 +322,25 @@ def segment_image(
     prepared = _Slice(0, model.preprocessing(image))
     ((_, (prediction,)),) = run.batch([prepared], run.predictions)
     return prediction
+
+
+def believe_image(
+    model: Model,
+    image: npt.NDArray[Any],
+    config: InferenceConfig,
+    *,
+    progress: Progress | None = None,
+) -> Beliefs:
+    """`segment_image` with what stands behind its mask, for `ml_backend.segmentation.repair`.
+    Raises InvalidImage."""
+    run = _Run(model, config, frozenset(), 0, progress)
+    prepared = _Slice(0, model.preprocessing(image))
+
+    def take(slices: Sequence[_Slice], output: _Output) -> Beliefs:
+        return _beliefs(output.logits[0], slices[0].image.shape[1:])
+
+    ((_, found),) = run.batch([prepared], take)
+    return found
 
 
 def evaluate(
@@ -590,6 +611,17 @@ def _mask(logits: Tensor, shape: Sequence[int]) -> npt.NDArray[np.uint8]:
     for rows, band in _bands(logits, shape):
         mask[rows] = _winners(band).cpu().numpy()
     return mask
+
+
+@torch.inference_mode()
+def _beliefs(logits: Tensor, shape: Sequence[int]) -> Beliefs:
+    """All that is believed of a slice with ``logits`` (C, h, w), in the same bands as `_mask`."""
+    mask = np.empty(shape, dtype=np.uint8)
+    log_probabilities = np.empty((len(logits), *shape), dtype=np.float16)
+    for rows, band in _bands(logits, shape):
+        mask[rows] = _winners(band).cpu().numpy()
+        log_probabilities[:, rows] = band.log_softmax(0).half().cpu().numpy()
+    return Beliefs(mask, log_probabilities)
 
 
 @torch.inference_mode()

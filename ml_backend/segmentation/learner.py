@@ -17,6 +17,7 @@ import torch
 from al_strategies.evidence import Evidence, SliceId
 from al_strategies.learner import (
     IGNORE,
+    Beliefs,
     FitReport,
     Learner,
     Maps,
@@ -208,6 +209,14 @@ class NetworkLearner:
         """The segmentation of one image as read: (H, W), (H, W, 3 or 4), or (H, W, 2 n + 1) with
         its `neighbours`. ``progress("predict", tiles, of)`` after each tile of a large one."""
         return inference.segment_image(
+            self._optimised(), image, self._inference(), progress=progress
+        )
+
+    def believe_image(
+        self, image: npt.NDArray[Any], *, progress: Progress | None = None
+    ) -> Beliefs:
+        """`predict_image` with the log probabilities of all classes behind it."""
+        return inference.believe_image(
             self._optimised(), image, self._inference(), progress=progress
         )
 

@@ -1,0 +1,175 @@
+"""What a drag over a wrong place makes of a class map: the classes in its box, decided anew.
+
+A person drags a box over what is wrong and says no more than that. So in the box one class that
+stands there gives way to another: the pair that the network doubts the least of all that it did not
+choose, over as much of the box as possible. Dragged again, the next pair. Where one class ends and
+the other begins is where the network's belief in both says so, not where the box ends: inside the
+box what it is surest of may stay, and around it what hangs together with the box goes along. All
+other pixels stay as they are, bit for bit.
+
+NumPy and SciPy alone: no network is asked while a person waits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from ml_backend.errors import NextsliceError
+
+__all__ = ["Box", "Change", "InvalidBox", "alternatives", "repair"]
+
+ClassMap = npt.NDArray[np.uint8]
+LogProbabilities = npt.NDArray[np.float16]
+
+_LEAST_SIDE = 3
+"""A click is a box of so many pixels."""
+_LEAST_SHARE = 0.1
+"""A class that stands in less of the box is not what was meant."""
+_CAP = 20.0
+"""Nats: a network that is surer than that is no surer."""
+_SHARE_WEIGHT = 2.0
+"""Nats of doubt that a class must have more to be chosen before one on e times as much of the
+box."""
+_STAYS = 0.3
+"""Part of the pixels of the box that may stay, those which the network is surest of."""
+_AROUND = 0.5
+"""So far around the box a change may go on, in parts of its sides."""
+_GOES_ALONG = 0.5
+"""Around the box, what is believed no less than that part of the box's own pixels goes along."""
+
+
+class InvalidBox(NextsliceError, ValueError):
+    """A box that is not on its slice."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """Pixels ``top`` … ``bottom`` and ``left`` … ``right`` of a slice, the ends excluded."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """The box as an index of an array (H, W)."""
+        return slice(self.top, self.bottom), slice(self.left, self.right)
+
+    def grown(self, down: int, across: int, shape: tuple[int, int]) -> Box:
+        """So many pixels larger on each side, as far as a slice of ``shape`` goes."""
+        return Box(
+            max(0, self.top - down),
+            max(0, self.left - across),
+            min(shape[0], self.bottom + down),
+            min(shape[1], self.right + across),
+        )
+
+    def on(self, shape: tuple[int, int]) -> Box:
+        """The part of it that is on a slice of ``shape`` (H, W), of 3 × 3 pixels at least where
+        the slice has so many. Raises InvalidBox when nothing of it is."""
+        top, bottom = _on(self.top, self.bottom, shape[0])
+        left, right = _on(self.left, self.right, shape[1])
+        return Box(top, left, bottom, right)
+
+    def overlap(self, other: Box) -> float:
+        """Intersection over union, in [0, 1]."""
+        down = min(self.bottom, other.bottom) - max(self.top, other.top)
+        across = min(self.right, other.right) - max(self.left, other.left)
+        both = max(0, down) * max(0, across)
+        return both / max(1, self._area + other._area - both)
+
+    @property
+    def _area(self) -> int:
+        return (self.bottom - self.top) * (self.right - self.left)
+
+
+class Change(NamedTuple):
+    """``before``: the class that gives way, ``after``: the class that takes its place."""
+
+    before: int
+    after: int
+
+
+def repair(
+    log_probabilities: LogProbabilities, standing: ClassMap, box: Box, turn: int = 0
+) -> ClassMap:
+    """The class map after a drag of ``box`` over ``standing``.
+
+    ``log_probabilities`` (C, H, W): as `Beliefs` has them. ``standing`` (H, W): class indices below
+    C. ``turn``: how often the same spot was dragged before, since ``standing`` stood there; after
+    all alternatives comes ``standing`` itself, and the first again. Returns a new array; what
+    differs from ``standing`` lies in the box and around it, half its sides far at most.
+    Raises InvalidBox for one that is not on the slice, ValueError for arrays that do not fit.
+    """
+    if log_probabilities.shape[1:] != standing.shape:
+        raise ValueError(
+            f"expected the probabilities of a slice of {standing.shape}, found "
+            f"{log_probabilities.shape[1:]}"
+        )
+    shape = (standing.shape[0], standing.shape[1])
+    box = box.on(shape)
+    repaired = standing.copy()
+    changes = alternatives(log_probabilities, standing, box)
+    place = turn % (len(changes) + 1)
+    if place < len(changes):
+        around = box.grown(_reach(box.top, box.bottom), _reach(box.left, box.right), shape)
+        view = repaired[around.window]
+        changed = _changed(log_probabilities, standing, box, around, changes[place])
+        view[changed] = changes[place].after
+    return repaired
+
+
+def alternatives(log_probabilities: LogProbabilities, standing: ClassMap, box: Box) -> list[Change]:
+    """What may be meant by a drag of ``box``, the likeliest first."""
+    there = standing[box.window]
+    believed = log_probabilities[(slice(None), *box.window)].astype(np.float32)
+    counts = np.bincount(there.ravel(), minlength=len(believed))
+    found = []
+    for before in np.flatnonzero(counts >= _LEAST_SHARE * there.size):
+        at = there == before
+        doubts = believed[:, at] - believed[before, at]
+        costs = -doubts.clip(-_CAP, _CAP).mean(1) - _SHARE_WEIGHT * np.log(at.mean())
+        found += [(float(costs[k]), Change(int(before), k)) for k in range(len(costs))]
+    return [change for _, change in sorted(found) if change.before != change.after]
+
+
+def _changed(
+    log_probabilities: LogProbabilities, standing: ClassMap, box: Box, around: Box, change: Change
+) -> npt.NDArray[np.bool_]:
+    """Which pixels of ``around``, a box around ``box``, are changed."""
+    at = standing[around.window] == change.before
+    believed = log_probabilities[(slice(None), *around.window)]
+    doubt = believed[change.after].astype(np.float32) - believed[change.before]
+    doubt = ndimage.uniform_filter(doubt, 3)  # single pixels are noise
+    inside = np.zeros(at.shape, np.bool_)
+    top, left = box.top - around.top, box.left - around.left
+    inside[top : top + box.bottom - box.top, left : left + box.right - box.left] = True
+    core = at & inside
+    # What the network itself would have there is never too sure to be changed.
+    surest, middle = np.minimum(np.quantile(doubt[core], [_STAYS, _GOES_ALONG]), 0)
+    core &= doubt >= surest
+    along = at & ~inside & (doubt >= middle)
+    labels, _ = ndimage.label(core | along, np.ones((3, 3)))
+    changed: npt.NDArray[np.bool_] = np.isin(labels, np.unique(labels[core])) & (labels > 0)
+    return changed
+
+
+def _reach(first: int, last: int) -> int:
+    return 1 + round(_AROUND * (last - first))
+
+
+def _on(first: int, last: int, length: int) -> tuple[int, int]:
+    """A box along one axis of ``length`` pixels, cut and at least `_LEAST_SIDE` long."""
+    if first >= length or last <= 0 or last < first:
+        raise InvalidBox(f"expected a box on a slice of {length} pixels, found {first} to {last}")
+    first, last = max(0, first), min(length, last)
+    missing = max(0, min(_LEAST_SIDE, length) - (last - first))
+    first = max(0, first - missing // 2)
+    last = min(length, max(last, first + min(_LEAST_SIDE, length)))
+    return min(first, max(0, last - _LEAST_SIDE)), last
