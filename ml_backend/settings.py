@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import socket
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -53,6 +54,7 @@ __all__ = [
     "given_settings",
     "load_settings",
     "misspelt_settings",
+    "own_fields",
     "own_redis_socket",
     "read_settings",
     "variable_of",
@@ -93,6 +95,10 @@ _LOCAL = object()
 Local = Annotated[_V, _LOCAL]
 """A setting that says where things are or how long they may take, not what a round computes: it is
 not recorded with the round. Every other setting is, a new one too."""
+_MACHINE = object()
+Machine = Annotated[_V, _MACHINE]
+"""A setting that is recorded, and yet is the machine's: no project has one of its own. Of every
+other recorded one it may."""
 
 
 class _AsGiven(PydanticBaseSettingsSource):
@@ -216,6 +222,10 @@ class Settings(BaseSettings):
     )
     strategy: str = Field("entropy", description="Acquisition function, see `strategies`.")
     cold_start: str = Field("strided", description="Strategy of round 0, before any model.")
+    pause: bool = Field(
+        False,
+        description="Begin no training: labels are kept for later, the queue goes on.",
+    )
     spacing: bool = Field(
         True, description="Keep selected slices apart along z and share them between volumes."
     )
@@ -237,7 +247,9 @@ class Settings(BaseSettings):
         description="Start from timm's ImageNet weights: true (an error where they cannot be had), "
         "false, or auto: when they can be had.",
     )
-    train_device: str = Field("auto", description="cuda, cuda:1, cpu; auto: cuda when there.")
+    train_device: Machine[str] = Field(
+        "auto", description="cuda, cuda:1, cpu; auto: cuda when there."
+    )
     predict_device: Local[str] = Field(
         "auto",
         validation_alias=_shared("PREDICT_DEVICE"),
@@ -264,7 +276,7 @@ class Settings(BaseSettings):
         description="Slices on each side that the network sees as well (2.5-D), in tasks that "
         "`import` made.",
     )
-    max_tile: int = Field(
+    max_tile: Machine[int] = Field(
         2048,
         ge=64,
         multiple_of=32,
@@ -430,11 +442,34 @@ class Settings(BaseSettings):
         }
         return self.model_dump(mode="json", include=recorded)
 
+    def with_own(self, own: Mapping[str, JsonValue]) -> Settings:
+        """These, and over them a project's ``own`` settings, by field. What is none of `own_fields`
+        is passed over, as of a later version. SettingsError names what cannot be used."""
+        known = {name: value for name, value in own.items() if name in own_fields()}
+        if not known:
+            return self
+        try:
+            checked = type(self)(**known)  # type: ignore[arg-type]  # that is what is checked
+        except ValidationError as error:
+            raise SettingsError("; ".join(_own_complaints(error, known))) from None
+        return self.model_copy(update={name: getattr(checked, name) for name in known})
+
     @property
     def basic_auth(self) -> tuple[str, str] | None:
         """User and password, or None when no authentication is asked for."""
         password = self.basic_auth_pass.get_secret_value()
         return (self.basic_auth_user, password) if self.basic_auth_user and password else None
+
+
+@cache
+def own_fields() -> tuple[str, ...]:
+    """The settings that a project may have of its own, in order: what decides what a round
+    computes, and is not the machine's."""
+    return tuple(
+        name
+        for name, field in Settings.model_fields.items()
+        if not any(mark in (_LOCAL, _MACHINE) for mark in field.metadata)
+    )
 
 
 def default_home() -> Path:
@@ -477,6 +512,18 @@ def misspelt_settings(where: list[Place] | None = None) -> list[str]:
     fields = Settings.model_fields.items()
     known = {PREFIX + name.upper() for name, _ in fields}
     return misspelt(known, places() if where is None else where)
+
+
+def _own_complaints(error: ValidationError, own: Mapping[str, JsonValue]) -> list[str]:
+    """What is wrong with a project's own settings, else with those of the service."""
+    found = [item for item in error.errors() if item["loc"] and item["loc"][0] in own]
+    if not found:
+        return [_complaint(error)]
+    return [
+        f"{item['loc'][0]}: found {item.get('input')!r}: "
+        f"{item['msg'].removeprefix('Value error, ')}"
+        for item in found
+    ]
 
 
 def _complaint(error: ValidationError) -> str:

@@ -23,7 +23,10 @@ ALLOWED = {
     "disk_cache": set(),
     "configuration": set(),
     "settings": {"al_strategies", "configuration"},
-    "rounds": {"al_strategies", "studio", "segmentation", "volumes", "settings", "disk_cache"},
+    "rounds": {
+        *("al_strategies", "studio", "segmentation", "volumes", "settings", "configuration"),
+        "disk_cache",
+    },
     "api": {
         *("al_strategies", "studio", "volumes", "settings", "rounds"),
         "disk_cache",
@@ -45,6 +48,7 @@ ALLOWED = {
 ROUNDS = (
     *("records", "artefacts", "store", "claim", "leftovers"),  # what is kept
     *("contention", "schedule", "slices", "service", "project"),  # what a step is handed
+    "project_settings",
     *("coverage", "source", "learners", "pseudo", "training", "scoring"),  # steps …
     *("imageless", "sync", "publish", "round"),  # … of a round
     *("attempt", "status", "readiness"),  # where it stands

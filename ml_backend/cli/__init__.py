@@ -55,6 +55,7 @@ def load_commands() -> None:
         doctor,
         export,
         import_,
+        project,
         rounds,
         segment,
         simulate,

@@ -131,6 +131,9 @@ def round(key: str, reason: str, number: int | None = None) -> None:
     project = _ours(key)
     if project is None:
         return
+    if project.settings.pause:
+        logger.info("project %s is paused: no round begins", key)
+        return
     published = project.published
     if number is not None and published is not None and published.round >= number:
         logger.info("project %s: round %d is published already", key, number)

@@ -14,7 +14,7 @@ from ml_backend.rounds.schedule import ProjectSchedule
 from ml_backend.rounds.service import Service, slice_keys
 from ml_backend.rounds.slices import ProjectSlices
 from ml_backend.rounds.store import ProjectStore, StoreError
-from ml_backend.settings import Settings
+from ml_backend.settings import Settings, SettingsError
 from ml_backend.studio.client import Project, Studio, StudioError
 from ml_backend.studio.images import ImageCache
 from ml_backend.studio.task_order import BackendLink
@@ -59,10 +59,19 @@ class ConnectedProject:
     def __repr__(self) -> str:
         return f"ConnectedProject({self.key!r})"
 
-    @property
+    @cached_property
     def settings(self) -> Settings:
-        """What holds for this project."""
-        return self.service.settings
+        """What holds for this project: its own settings over those of the service, as they were
+        when this was first asked for, so that a round ends as it began. Raises SettingsError."""
+        own = self.record.settings
+        try:
+            return self.service.settings.with_own(own)
+        except SettingsError as error:
+            names = " ".join(f"{name}=" for name in own)
+            raise SettingsError(
+                f"The settings of project {self.number} cannot be used: {error}. Take them back: "
+                f"nextslice project set {self.number} {names}"
+            ) from None
 
     @property
     def studio(self) -> Studio:
@@ -72,7 +81,7 @@ class ConnectedProject:
     @cached_property
     def folder(self) -> ProjectStore:
         """Its folder in the store."""
-        return self.service.store.project(self.settings.label_studio_host, self.key)
+        return self.service.store.project(self.service.settings.label_studio_host, self.key)
 
     @cached_property
     def schedule(self) -> ProjectSchedule:
@@ -82,7 +91,7 @@ class ConnectedProject:
     @cached_property
     def images(self) -> ProjectSlices:
         """Its slices: of volumes that this machine sees, or downloaded into the cache."""
-        settings = self.settings
+        settings = self.service.settings
         cache = ImageCache(self.studio, settings.cache_dir, self.key, settings.cache_gib)
         keys = slice_keys(settings)
         return ProjectSlices(cache, self.service.volumes, keys, settings.slices_url)
@@ -116,8 +125,9 @@ class ConnectedProject:
     @property
     def link(self) -> BackendLink:
         """How its Label Studio reaches this backend."""
-        url = self.record.backend_url or self.settings.backend_url
-        return BackendLink(url.rstrip("/"), self.settings.basic_auth)
+        settings = self.service.settings
+        url = self.record.backend_url or settings.backend_url
+        return BackendLink(url.rstrip("/"), settings.basic_auth)
 
     def in_studio(self) -> Project:
         """The project as Label Studio has it at this moment. StudioError when it has none."""

@@ -55,7 +55,7 @@ def count(project: ConnectedProject, seen: Project | None = None) -> None:
             return
     seen = seen or project.in_studio()
     published = _follow_config(project, published, seen.label_config)
-    reason = _reason(project, published)
+    reason = None if project.settings.pause else _reason(project, published)
     if reason is not None:
         project.schedule.round(reason, published.round + 1)
     publish.top_up(project)

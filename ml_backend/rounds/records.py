@@ -6,6 +6,7 @@ anything is written.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
@@ -259,6 +260,13 @@ class ProjectRecord(Record):
     """The last few times, oldest first."""
     imageless: str = ""
     """What is to be said of tasks without an image, empty where there is none."""
+    settings: dict[str, JsonValue] = Field(default_factory=dict)
+    """The project's own, by field: over those of the service."""
+
+    def given_settings(self, given: Mapping[str, JsonValue], taken_back: Collection[str]) -> None:
+        """Some settings are the project's own now, and some are no more."""
+        kept = {name: value for name, value in self.settings.items() if name not in taken_back}
+        self.settings = {**kept, **given}
 
     def lacks_images(self, sentence: str) -> None:
         """Tasks without an image were found, or are no more: see ``imageless``."""

@@ -29,6 +29,7 @@ State = Literal[
     "unpublished",
     "retired",
     "waiting",
+    "paused",
     "queued",
     "running",
     "killed",
@@ -38,11 +39,15 @@ State = Literal[
     "store",
     "redis",
 ]
-"""Nothing is published yet · the served weights are no longer used · labels are waited for · a
-round waits for a gpu worker · a worker is at it · its worker is gone · the last attempt raised an
-error · somebody else switches the project's version · tasks have no image · the store cannot be
-written · Redis does not answer."""
+"""Nothing is published yet · the served weights are no longer used · labels are waited for · no
+round is begun · a round waits for a gpu worker · a worker is at it · its worker is gone · the last
+attempt raised an error · somebody else switches the project's version · tasks have no image · the
+store cannot be written · Redis does not answer."""
 
+_PAUSED = (
+    "the project is paused. Go on with: nextslice project set {number} pause=false (or take "
+    "NEXTSLICE_PAUSE back)."
+)
 _BEGINNING_S = 10.0
 """An attempt is noted before the round is claimed: so long it may have no holder yet."""
 
@@ -239,6 +244,9 @@ def _served(
             "next round trains anew."
         )
         return _condition("retired", said)
+    if project.settings.pause:
+        said = f"{published.model_version} is served, and no round begins: {_PAUSED}"
+        return _condition("paused", said.format(number=project.number))
     if not waits:
         return []
     said = (
