@@ -8,7 +8,7 @@ ARGS ?=
 export NEXTSLICE_HOME := $(CURDIR)/.nextslice
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test faults fuzz check lint format types safety bench constraints clean
+.PHONY: help install demo test faults fuzz check lint format types safety bench docs constraints clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -62,6 +62,9 @@ format: install ## Rewrite the code in the project's style
 # Without benchmarks/learning.py, which takes days: python -m benchmarks.learning.
 bench: install ## Measure speed against the peers, one benchmark after the other
 	@for b in $(filter-out benchmarks/learning.py,$(wildcard benchmarks/*.py)); do echo "==> $$b"; $(BIN)/python $$b || exit 1; done
+
+docs: install ## Build the documentation as a site into .site; a link that leads nowhere fails
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "==> .site/index.html"
 
 constraints: install ## Renew constraints.txt from what .venv holds
 	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | grep -v ' @ '; } > constraints.new
