@@ -44,7 +44,7 @@ from ml_backend.studio.projects import (
     upload_images,
 )
 from ml_backend.volumes.address import SliceAddress, is_slice_address
-from ml_backend.volumes.geometry import laid_on
+from ml_backend.volumes.geometry import flipped, laid_on, sides
 from ml_backend.volumes.opening import ReadOptions, open_volume
 from ml_backend.volumes.roots import VolumeRoots
 from ml_backend.volumes.volume import AXES, Bounds, Volume, VolumeError
@@ -70,10 +70,11 @@ class ImportRequest:
     volume's name), or a new one. ``kind`` of its masks.
     ``axis``, ``every`` and ``span`` (first, last + 1) say which slices. ``window``: grey values
     shown black and white; None: those of the volume's tasks that are there, else percentiles of the
-    volume. ``with_labels``: a label volume that lies on the volume (`laid_on`) and has its
-    shape: its slices become annotations; 255 = unlabelled. ``upload``: send PNG files into
-    Label Studio instead of addresses of our slice server. ``connect``: register the backend and
-    adopt the project at the end.
+    volume. ``flip``: axes along which slices are shown, and learned from, the other way round, some
+    of "zyx"; the label volume is turned over with them. ``with_labels``: a label volume that lies
+    on the volume (`laid_on`) and has its shape: its slices become annotations; 255 = unlabelled.
+    ``upload``: send PNG files into Label Studio instead of addresses of our slice server.
+    ``connect``: register the backend and adopt the project at the end.
     """
 
     path: Path
@@ -85,6 +86,7 @@ class ImportRequest:
     every: int = 1
     span: tuple[int, int] | None = None
     window: Window | None = None
+    flip: str = ""
     with_labels: Path | None = None
     options: ReadOptions = field(default_factory=ReadOptions)
     label_options: ReadOptions = field(default_factory=ReadOptions)
@@ -97,7 +99,9 @@ class ImportReport:
     """What an import did: the project, whether it is new, how many tasks were added, annotated and
     there before, the window of what was added, how many tasks got a new address, and how many of
     those that were there have labels in the label volume: they keep the annotations they have. So
-    many of these had none, though nobody has touched them, and got the label volume's."""
+    many of these had none, though nobody has touched them, and got the label volume's. ``stored``:
+    how the file says that its x, y, z run, as "LPS", empty where it does not; ``sides``: what is at
+    the top and at the left of a slice then."""
 
     project: int
     title: str
@@ -110,6 +114,8 @@ class ImportReport:
     moved: int = 0
     labels_left: int = 0
     labels_added: int = 0
+    stored: str = ""
+    sides: tuple[str, str] | None = None
 
 
 def import_volume(
@@ -147,13 +153,15 @@ def _import_oriented(
         scan = opened.enter_context(open_volume(request.path, options))
         # said in the addresses where it changes anything alone
         options = replace(request.options, oriented=scan.turned)
-        request, volume = replace(request, options=options), scan.along(request.axis)
+        options = replace(options, flip=request.flip)
+        request = replace(request, options=options)
+        volume = flipped(scan, request.flip).along(request.axis)
         labels: Volume | None = None
         if request.with_labels is not None:
             bounds = roots.bounds_of(request.with_labels)
             asked = replace(request.label_options, bounds=bounds, oriented=True, labels=True)
             labels = opened.enter_context(open_volume(request.with_labels, asked))
-            labels = laid_on(labels, scan).along(request.axis)
+            labels = flipped(laid_on(labels, scan), request.flip).along(request.axis)
         return _Import(service, request, volume, labels, progress).run()
 
 
@@ -227,6 +235,8 @@ class _Import:
             moved=len(self._moved),
             labels_left=len(self._there.keys() & set(labelled)),
             labels_added=added,
+            stored=self.volume.stored,
+            sides=sides(self.volume),
         )
 
     # -- before anything is created
@@ -464,7 +474,7 @@ class _Import:
 
 def _said(value: object) -> object:
     """A reading option, in a sentence."""
-    return "of the file" if value is None else value
+    return "of the file" if value is None else "none" if value == "" else value
 
 
 def _within(items: Iterator[Item], most: int, size: Callable[[Item], int]) -> Iterator[list[Item]]:

@@ -216,6 +216,13 @@ def test_secrets_that_can_be_guessed_are_refused(secrets: tuple[str, ...]) -> No
         SliceKeys(secrets)
 
 
+@pytest.mark.parametrize("text", ["yz", "a", "yy", "z,y"])
+def test_axes_to_turn_over_are_some_of_zyx(text: str) -> None:
+    url = SliceAddress("scans/a", "z", 0, options=ReadOptions(flip=text)).url("", KEYS)
+    with pytest.raises(AddressRefused, match="flip"):
+        SliceAddress.parse(url, KEYS)
+
+
 def test_secrets_do_not_show() -> None:
     assert NEW not in repr(KEYS)
 

@@ -359,6 +359,32 @@ def test_the_label_volume_lies_on_its_source(
             assert volume.classes == CLASSES
 
 
+@pytest.mark.parametrize("flip", ["z", "y", "x", "zyx"])
+@pytest.mark.parametrize("axis", ["z", "y", "x"])
+def test_slices_that_were_turned_over_go_back(
+    make_settings: Callable[..., Settings], tmp_path: Path, flip: str, axis: str
+) -> None:
+    """By the file's own order, whatever format it is written in."""
+    (tmp_path / "scans").mkdir()
+    scan = np.arange(60, dtype=np.uint8).reshape(3, 4, 5)
+    np.save(tmp_path / "scans" / "bone.npy", scan)
+    store = ExportStore.of(make_settings(NEXTSLICE_VOLUMES=tmp_path / "scans"))
+    address = SliceAddress("scans/bone.npy", axis, 2, options=ReadOptions(flip=flip))
+    image = address.url("http://backend", slice_keys(store.service.settings))
+    with store.service.volumes.volume("scans/bone.npy", address.options) as volume:
+        drawn = (volume.along(axis)[2] % 3).astype(np.uint8)
+    task = TaskRecord(id=1, image=image, volume="scans/bone.npy", z=2.0, axis=axis)
+    store.add_round(1, [task], {1: drawn})
+
+    find = source_finder(store.service)
+    report = export_masks(store.folder.round(1), tmp_path / "o", "numpy", find_source=find)
+    store.service.volumes.close()
+
+    labels = np.load(tmp_path / "o" / str(report.volumes[0].file))
+    assert (labels != 255).sum() == drawn.size
+    assert np.array_equal(labels[labels != 255], scan[labels != 255] % 3)
+
+
 def test_the_label_volume_lies_where_its_source_lies(
     make_settings: Callable[..., Settings], tmp_path: Path
 ) -> None:

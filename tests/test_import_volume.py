@@ -244,6 +244,40 @@ def test_labels_are_laid_on_the_scan_and_slices_are_read_so(lying: Callable[...,
         assert np.array_equal(mask == 1, imported.served(z) > 2000)
 
 
+@pytest.mark.parametrize("axis", ["z", "y", "x"])
+def test_slices_and_labels_are_turned_over_together(lying: Callable[..., Lying], axis: str) -> None:
+    imported = lying(oriented=True)
+    labels = imported.path.with_name("labels.nii")
+    nib.save(nib.Nifti1Image((imported.values > 2000).astype(np.uint8), LPS), labels)
+    before = [imported.served(z) for z in range(SLICES)]
+    for z in range(SLICES):
+        claimed = SliceAddress.claimed(imported.data()[z]["image"])
+        assert claimed is not None
+        turned = replace(claimed, options=replace(claimed.options, flip=axis))
+        imported.put(z, turned.url(NEW, imported.keys))
+
+    report = imported.repeat(with_labels=labels, flip=axis)
+
+    assert (report.added, report.labels_added, report.stored) == (0, SLICES, "LPS")
+    top, left = report.sides or ("", "")
+    assert (top, left) == {
+        "z": ("posterior", "left"), "y": ("anterior", "left"), "x": ("posterior", "right"),
+    }[axis]  # fmt: skip
+    rows = {row["id"]: row["annotations"] for row in imported.studio.full_tasks(7)}
+    config = parse_label_config(imported.studio.fields["label_config"])
+    for z in range(SLICES):
+        there = {"z": before[-1 - z], "y": before[z][::-1], "x": before[z][:, ::-1]}[axis]
+        assert np.array_equal(imported.served(z), there)
+        mask = label_map(rows[z][0]["result"], config, 8, 9).mask
+        assert np.array_equal(mask == 1, there > 2000)
+
+
+def test_slices_that_are_there_are_not_turned_over(lying: Callable[..., Lying]) -> None:
+    imported = lying(oriented=True)
+    with pytest.raises(StudioError, match=r"flip none there, y now.*another --title"):
+        imported.repeat(flip="y")
+
+
 def test_labels_that_lie_elsewhere_change_nothing(lying: Callable[..., Lying]) -> None:
     imported = lying(oriented=True)
     labels = imported.path.with_name("labels.nii")

@@ -57,6 +57,10 @@ def import_command(
             help="Grey values shown black and white: 1200:9800; default: as before, or percentiles."
         ),
     ] = None,
+    flip: Annotated[
+        str,
+        typer.Option(help="Turn slices over along these axes: y puts the other side at the top."),
+    ] = "",
     with_labels: Annotated[
         Path | None,
         typer.Option(help="A label volume of the same shape: its slices become annotations."),
@@ -99,6 +103,7 @@ def import_command(
         every=every,
         span=None if span is None else _pair(span, "--range", int),
         window=None if window is None else Window(*_pair(window, "--window", float)),
+        flip=_axes(flip),
         with_labels=with_labels,
         options=reading(dataset, shape, dtype, offset, channel, time),
         label_options=ReadOptions(dataset=labels_dataset),
@@ -108,6 +113,7 @@ def import_command(
     with round_progress(console) as progress:
         report = import_volume(service, request, progress)
     _say(report, service.settings.label_studio_url)
+    console.print(as_written(_lies(report, axis)), highlight=False, soft_wrap=True)
     if report.moved:
         console.print(
             f"{report.moved} tasks got a new address, under "
@@ -143,6 +149,29 @@ def _say(report: ImportReport, url: str) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _lies(report: ImportReport, axis: str) -> str:
+    """How slices are shown, and how to turn them over."""
+    if report.sides is None:
+        return (
+            "The file does not say how the scan lies: slices are shown as they are stored. If they "
+            "should be turned over, give --flip (y: what is at the top) and another --title."
+        )
+    top, left = report.sides
+    rows = next(one for one in "zyx" if one != axis)
+    return (
+        f"The file says how the scan lies (stored {report.stored}): along {axis}, {top} is at the "
+        f"top of a slice and {left} at its left. To turn them over, give --flip {rows} (what is at "
+        "the top) and another --title."
+    )
+
+
+def _axes(text: str) -> str:
+    axes = set(text.replace(",", ""))
+    if not axes <= set("zyx"):
+        raise OptionError(f"--flip is {text!r}, expected some of z, y, x, as in --flip y")
+    return "".join(one for one in "zyx" if one in axes)
 
 
 def _pair(text: str | None, option: str, number: Callable[[str], Number]) -> tuple[Number, Number]:

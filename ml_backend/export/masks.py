@@ -1,7 +1,9 @@
 """A round's label maps as label volumes: bit for bit what the round saw, 255 where nobody labelled.
 
 A volume's slices are put back along the axis they were cut along, so the label volume lies on its
-source volume. Memory holds one slice of it at a time; slices cut along y or x wait in a file.
+source volume, also where `nextslice import --flip` has turned its slices over (PNG files, one a
+slice, are as people saw them). Memory holds one slice of it at a time; slices cut along y or x wait
+in a file.
 """
 
 from __future__ import annotations
@@ -107,6 +109,22 @@ class _Stack:
         if self.source is not None:
             return self.source.shape[axis_index(self.axis)]
         return 1 + max(self.places.values())
+
+    def put(self, label: LabelRecord) -> int:
+        """Where along the axis of the label volume it goes: slices that were turned over go back to
+        where the file has them."""
+        place = self.places[label.task]
+        return self.length - 1 - place if self.axis in self._flip else place
+
+    def straight(self, mask: Mask) -> Mask:
+        """A label map turned over as its slice was, so that it lies on the file."""
+        across = [axis for axis in AXES if axis != self.axis]
+        steps = tuple(slice(None, None, -1 if axis in self._flip else 1) for axis in across)
+        return mask[steps]
+
+    @property
+    def _flip(self) -> str:
+        return "" if self.source is None else self.source.flip
 
     def twice(self) -> tuple[LabelRecord, LabelRecord] | None:
         """Two labels of one place, if there are."""
@@ -343,7 +361,7 @@ class _Writer:
         self, stack: _Stack, shape: tuple[int, int, int], size: tuple[int, int], file: str
     ) -> Iterator[Mask]:
         """The label volume along z, its slices cut along z too."""
-        labels = {stack.places[label.task]: label for label in stack.labels}
+        labels = {stack.put(label): label for label in stack.labels}
         for z in range(shape[0]):
             label = labels.get(z)
             if label is None:
@@ -359,7 +377,7 @@ class _Writer:
 
         They wait in a file beside the export, so that memory does not grow with their number.
         """
-        places = [stack.places[label.task] for label in stack.labels]
+        places = [stack.put(label) for label in stack.labels]
         with tempfile.TemporaryFile(dir=self.out.parent) as spool:
             kept = np.memmap(spool, np.uint8, "w+", shape=(len(places), *size))
             for i, label in enumerate(stack.labels):
@@ -381,7 +399,7 @@ class _Writer:
                 f"{stack.labels[0].task}, {_size(mask.shape)} in task {label.task}. A "
                 f"{self.format} volume has one size: export as png, a file a slice."
             )
-        return mask
+        return stack.straight(mask)
 
 
 def _write_index(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ml_backend.errors import NextsliceError
 from ml_backend.rounds.service import Service, slice_keys
@@ -23,7 +23,8 @@ class SourceError(NextsliceError, ValueError):
 class Source:
     """What a label volume takes over from the volume called ``name``: ``shape`` (Z, Y, X),
     ``voxel_size`` along z, y, x in ``unit``, ``affine`` in its ``frame`` and ``origin``, None where
-    its file does not say."""
+    its file does not say. ``flip``: the axes along which its slices were turned over; the shape and
+    where it lies are those of before."""
 
     name: str
     shape: tuple[int, int, int]
@@ -32,6 +33,7 @@ class Source:
     affine: Affine | None = None
     frame: str = ""
     origin: tuple[float, float, float] | None = None
+    flip: str = ""
 
     def slice_shape(self, axis: str) -> tuple[int, int]:
         """(height, width) of a slice along ``axis``."""
@@ -52,10 +54,11 @@ def source_finder(service: Service) -> FindSource:
         try:
             # The moment 0: what has expired for browsers is still that volume's slice.
             address = SliceAddress.parse(image, slice_keys(service.settings), now=0)
-            with service.volumes.volume(address.volume, address.options) as volume:
+            options = replace(address.options, flip="")
+            with service.volumes.volume(address.volume, options) as volume:
                 return Source(
                     address.volume, volume.shape, volume.voxel_size, volume.unit, volume.affine,
-                    volume.frame, volume.origin,
+                    volume.frame, volume.origin, address.options.flip,
                 )  # fmt: skip
         except (AddressRefused, SettingsError, VolumeError) as error:
             raise SourceError(str(error)) from error

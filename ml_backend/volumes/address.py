@@ -176,6 +176,7 @@ class SliceAddress:
         if self.options.shape is not None:
             found["shape"] = "x".join(map(str, self.options.shape))
         found["oriented"] = 1 if self.options.oriented else None
+        found["flip"] = self.options.flip or None
         found |= {"offset": self.options.offset or None, "expires": self.expires}
         found |= {"channel": self.options.channel, "time": self.options.time}
         return [(name, str(value)) for name, value in found.items() if value is not None]
@@ -194,6 +195,7 @@ class SliceAddress:
                 dtype=query.get("dtype"),
                 offset=int(query.get("offset", 0)),
                 oriented=query.get("oriented") == "1",
+                flip=_flip(query.get("flip", "")),
                 channel=int(query["channel"]) if "channel" in query else None,
                 time=int(query["time"]) if "time" in query else None,
             )
@@ -275,6 +277,12 @@ def _message(path: str, pairs: Pairs) -> str:
 
 def _encoded(pairs: Pairs) -> str:
     return urlencode(pairs, quote_via=quote, safe="")
+
+
+def _flip(text: str) -> str:
+    if text != "".join(axis for axis in AXES if axis in text):
+        raise ValueError(f"flip is {text!r}, expected some of zyx")
+    return text
 
 
 def _shape(text: str) -> tuple[int, int, int]:

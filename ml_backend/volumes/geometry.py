@@ -15,7 +15,16 @@ from ml_backend.volumes.formats.notes import length_in
 from ml_backend.volumes.turn import Affine, Turn, as_affine
 from ml_backend.volumes.volume import Slice, Volume, VolumeError
 
-__all__ = ["LEFT_POSTERIOR", "is_default", "laid_on", "placed", "towards_superior", "turned"]
+__all__ = [
+    "LEFT_POSTERIOR",
+    "flipped",
+    "is_default",
+    "laid_on",
+    "placed",
+    "sides",
+    "towards_superior",
+    "turned",
+]
 
 _APART = 0.1
 """Voxels by which two grids may differ at their corners: headers hold float32."""
@@ -26,6 +35,10 @@ _FAR = 1e100
 """Headers may claim any number; squares of those are none."""
 _FLAT = 1e-3
 """Volume of three directions of length 1 below which they are taken for none."""
+
+_SIDES = {
+    "R": "right", "L": "left", "A": "anterior", "P": "posterior", "S": "superior", "I": "inferior",
+}  # fmt: skip
 
 Matrix = npt.NDArray[np.float64]
 
@@ -81,6 +94,27 @@ def turned(volume: Volume, turn: Turn) -> Volume:
         turned=True,
         runs=lambda: None,  # they lie in the order of the file
     )
+
+
+def flipped(volume: Volume, axes: str) -> Volume:
+    """``volume`` with ``axes`` (of "zyx") running the other way."""
+    reverse = ["z" in axes, "y" in axes, "x" in axes]
+    return turned(volume, _turn([0, 1, 2], reverse)) if axes else volume
+
+
+def sides(volume: Volume) -> tuple[str, str] | None:
+    """What lies at the top and at the left of a slice along the volume's axis ("anterior", "left",
+    …); None where the file does not say it."""
+    if volume.affine is None:
+        return None
+    import nibabel
+
+    orientations: Any = nibabel.orientations
+    names = orientations.aff2axcodes(_square(volume.affine), [("R", "L"), ("A", "P"), ("S", "I")])
+    # what an axis runs away from; None where the file's numbers are no directions
+    begin = [_SIDES.get(name, "") for name in names]
+    rows, columns = (begin[axis] for axis in range(3) if axis != volume.axis)
+    return (rows, columns) if rows and columns else None
 
 
 def towards_superior(volume: Volume) -> Volume:

@@ -24,7 +24,7 @@ from ml_backend.volumes.formats.checks import writable_type
 from ml_backend.volumes.formats.format import Format
 from ml_backend.volumes.formats.notes import sidecar_path
 from ml_backend.volumes.formats.registry import formats
-from ml_backend.volumes.geometry import towards_superior
+from ml_backend.volumes.geometry import flipped, towards_superior
 from ml_backend.volumes.limits import LONGEST_AXIS
 from ml_backend.volumes.recognition import format_for, format_of, readable
 from ml_backend.volumes.staging import staging
@@ -67,7 +67,7 @@ def open_volume(path: str | Path, options: ReadOptions | None = None) -> Volume:
             f"{place} has the shape {volume.shape}, expected at most {LONGEST_AXIS} slices along "
             "an axis: is its header broken?"
         )
-    return towards_superior(volume) if given.oriented else volume
+    return flipped(towards_superior(volume) if given.oriented else volume, given.flip)
 
 
 def write_volume(

@@ -168,7 +168,8 @@ class ReadOptions:
     ``shape`` (Z, Y, X), ``dtype`` as NumPy writes it ("<u2") and ``offset`` in bytes: of raw files.
     ``bounds`` say nothing of the voxels: with others it is the same reading of the volume.
     ``oriented``: axes are swapped and reversed so that x runs nearest to right, y to anterior, z to
-    superior, where the file says how they run; else they stay as they are stored.
+    superior, where the file says how they run; else they stay as they are stored. ``flip``: axes
+    that are reversed after that, some of "zyx" in this order.
     ``channel`` and ``time``: which of several, from 0, where axes are named so. ``labels``: values
     are class ids, which stay as they are stored whatever is said of how to show them.
     """
@@ -179,6 +180,7 @@ class ReadOptions:
     offset: int = 0
     bounds: Bounds = field(default_factory=Bounds, repr=False, compare=False)
     oriented: bool = False
+    flip: str = ""
     channel: int | None = None
     time: int | None = None
     labels: bool = False
