@@ -129,6 +129,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.reply({"release": "1.23.2"})
         elif not self.server.lets_in(self.headers.get("Authorization")):
             self.reply({"detail": "Given token not valid for any token type"}, 401)
+        elif path == "api/projects/999":
+            answer = {"id": "7f", "status_code": 404, "version": "1.23.2", "exc_info": None,
+                      "detail": "No Project matches the given query."}  # fmt: skip
+            self.reply(answer, 404)
         elif path.startswith("api/"):
             with self.server.alone:
                 answer = self.api(path, parse_qs(parts.query), body)

@@ -9,9 +9,11 @@ import typer
 from ml_backend.cli import app, as_written, console
 from ml_backend.errors import OptionError
 from ml_backend.rounds import adopt
-from ml_backend.rounds.project import find_project
+from ml_backend.rounds.imageless import unreadable
+from ml_backend.rounds.project import ConnectedProject, find_project
 from ml_backend.rounds.service import Service
 from ml_backend.settings import absolute_address, configure_logging, load_settings
+from ml_backend.studio.label_config import parse_label_config
 
 __all__ = ["connect"]
 
@@ -35,15 +37,24 @@ def connect(
     found = find_project(Service(settings), project)
     with console.status("adopting the project: sampling, webhook, round 0"):
         added = adopt.connect(found)
-    published = found.published
-    lacking = found.record.imageless
-    none = "no task has an image" if lacking else "the project has no tasks"
-    version = published.model_version if published else f"none yet: {none}"
+        dead = unreadable(found, parse_label_config(found.in_studio().label_config))
     state = "added" if added else "was there already"
     console.print(f"Project {project}: ML backend {as_written(settings.backend_url)} {state}.")
-    if lacking:
-        console.print(as_written(lacking))
-    console.print(f"Model version: {version}. Press [bold]Label All Tasks[/] to follow the queue.")
+    for sentence in filter(None, (found.record.imageless, dead)):
+        console.print(as_written(sentence))
+    console.print(_next(found, dead))
+
+
+def _next(project: ConnectedProject, dead: str) -> str:
+    """What a person does now."""
+    published = project.published
+    if published is None:
+        why = "no task has an image" if project.record.imageless else "the project has no tasks"
+        return f"Model version: none yet, since {why}. Round 0 begins by itself when one has."
+    version = f"Model version: {published.model_version}."
+    if dead:
+        return f"{version} There is nothing to annotate until the images can be read."
+    return f"{version} Press [bold]Label All Tasks[/] to follow the queue."
 
 
 def _address(backend: str) -> str:

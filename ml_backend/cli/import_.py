@@ -20,6 +20,7 @@ from ml_backend.cli.reading import (
     reading,
 )
 from ml_backend.errors import OptionError
+from ml_backend.health.public_url import public_url
 from ml_backend.import_volume import ImportReport, ImportRequest, import_volume
 from ml_backend.rounds.service import Service
 from ml_backend.settings import configure_logging
@@ -114,6 +115,10 @@ def import_command(
         report = import_volume(service, request, progress)
     _say(report, service.settings.label_studio_url)
     console.print(as_written(_lies(report, axis)), highlight=False, soft_wrap=True)
+    if not upload:
+        seen = public_url(service.settings)
+        colour = "" if seen.verdict == "good" else "[bold yellow]"
+        console.print(f"{colour}{as_written(seen.says)}", highlight=False, soft_wrap=True)
     if report.moved:
         console.print(
             f"{report.moved} tasks got a new address, under "

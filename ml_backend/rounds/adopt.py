@@ -39,10 +39,12 @@ class NotConnected(NextsliceError):
 def connect(project: ConnectedProject) -> bool:
     """Register the backend in the project and adopt it. True when it was added.
 
-    Registering makes Label Studio ask /setup, so that a control worker adopts the project too; who
-    comes second waits for what the first one publishes. Raises what `adopt` does, and ClaimTaken
-    when the other one does not get done.
+    The labelling config is looked at first: Label Studio would say of one that cannot be segmented
+    that the backend answered an error. Registering makes Label Studio ask /setup, so that a control
+    worker adopts the project too; who comes second waits for what the first one publishes. Raises
+    what `adopt` does, and ClaimTaken when the other one does not get done.
     """
+    parse_label_config(project.check_identity().label_config)
     settings = project.settings
     link = BackendLink(settings.backend_url, settings.basic_auth)
     added = register_backend(project.studio, project.number, link)

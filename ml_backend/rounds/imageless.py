@@ -9,16 +9,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
+from ml_backend.errors import NextsliceError
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.studio.client import TaskRow
 from ml_backend.studio.label_config import LabelConfig, data_fields
 
-__all__ = ["Imageless", "look_for_images", "note"]
+__all__ = ["Imageless", "look_for_images", "note", "unreadable"]
 
 logger = logging.getLogger(__name__)
 
 _FIELDS = 20
 """Named in a sentence."""
+_TRIED = 3
+_ONE_S = 10.0
+"""For an image that is only looked at."""
 
 
 class Imageless:
@@ -73,6 +77,27 @@ class Imageless:
             "the image's address under Settings → Labeling Interface, or import tasks that have "
             f"{field}."
         )
+
+
+def unreadable(project: ConnectedProject, config: LabelConfig) -> str:
+    """What a person should know where none of a few images can be read; empty where one can, or
+    where no task has one. Each is asked for, through the cache."""
+    errors: list[str] = []
+    for row in project.studio.tasks(project.number):
+        image = config.image_of(row.data)
+        if not isinstance(image, str) or not image:
+            continue
+        try:
+            project.images.image(row.id, image, _ONE_S)
+        except (NextsliceError, OSError) as error:
+            errors.append(str(error))
+        else:
+            return ""
+        if len(errors) == _TRIED:
+            break
+    if not errors:
+        return ""
+    return f"None of the {len(errors)} images that were asked for can be read: {errors[0]}"
 
 
 def note(project: ConnectedProject, sentence: str) -> None:

@@ -49,6 +49,11 @@ ANNOTATED_PAGE = 20
 _IDS_PER_REQUEST = 200
 """Ids travel in the address, which proxies cut at 8 kB."""
 
+_MOST_SAID = 2000
+"""Characters of an answer that an error shows."""
+_NAMED = 8
+"""Projects that one names."""
+
 Filter = dict[str, Any]
 
 
@@ -150,6 +155,29 @@ def with_version(version: str) -> Filter:
     return _condition("predictions_model_versions", "contains", "List", [version])
 
 
+def _said(body: Any) -> str:
+    """What an answer says, in its own words: Label Studio wraps them up in JSON."""
+    if isinstance(body, str):
+        if "<html" in body.lower():  # an error page, not an answer
+            return "a web page instead of an answer"
+        try:
+            body = json.loads(body)
+        except (RecursionError, ValueError):
+            return str(body)[:_MOST_SAID]
+    parts: list[str] = []
+    if isinstance(body, dict):
+        known = {**body, **(body.get("validation_errors") or {})} if "detail" in body else body
+        skipped = ("id", "status_code", "version", "exc_info", "validation_errors", "detail")
+        parts = [str(body["detail"])] if body.get("detail") else []
+        for name, value in known.items():
+            if name not in skipped:
+                texts = value if isinstance(value, list) else [value]
+                plain = "; ".join(map(str, texts))
+                parts.append(plain if name == "non_field_errors" else f"{name}: {plain}")
+    text = " ".join(parts) or json.dumps(body, default=str, ensure_ascii=False)
+    return text if len(text) <= _MOST_SAID else f"{text[:_MOST_SAID]} …"
+
+
 class Studio:
     """One Label Studio server, with one token.
 
@@ -194,10 +222,10 @@ class Studio:
         try:
             answer = self.sdk._client_wrapper.httpx_client.request(path, method=method, **kwargs)
         except (httpx.HTTPError, ApiError) as error:
-            raise StudioError(self._explain(f"{method} {path}", error)) from error
+            raise self._failure(f"{method} {path}", error) from error
         if answer.status_code >= 400:
             refusal = ApiError(status_code=answer.status_code, body=answer.text)
-            raise StudioError(self._explain(f"{method} {path}", refusal))
+            raise self._failure(f"{method} {path}", refusal)
         try:
             return answer.json() if answer.content else None
         except ValueError as error:
@@ -205,6 +233,11 @@ class Studio:
                 f"{self.url} answered {method} {path} with {answer.content[:60]!r}, expected JSON: "
                 "is LABEL_STUDIO_URL the address of Label Studio?"
             ) from error
+
+    def _failure(self, what: str, error: Exception) -> StudioError:
+        failure = StudioError(self._explain(what, error))
+        failure.status = error.status_code if isinstance(error, ApiError) else None
+        return failure
 
     def _explain(self, what: str, error: Exception) -> str:
         if isinstance(error, ApiError):
@@ -214,10 +247,8 @@ class Studio:
                     "are off in new organisations: create a personal access token under Account & "
                     "Settings and set LABEL_STUDIO_API_KEY."
                 )
-            body = json.dumps(error.body, default=str)[:400]
-            if "<html" in body.lower():  # an error page, not an answer
-                body = "a web page instead of an answer"
-            return f"Label Studio at {self.url} answered {error.status_code} to {what}: {body}"
+            said = _said(error.body)
+            return f"Label Studio at {self.url} answered {error.status_code} to {what}: {said}"
         return (
             f"Label Studio at {self.url} cannot be reached for {what} "
             f"({type(error).__name__}: {error}). Check LABEL_STUDIO_URL and that it is running."
@@ -228,17 +259,33 @@ class Studio:
         try:
             return function(*args, **kwargs)
         except (httpx.HTTPError, ApiError) as error:
-            raise StudioError(self._explain(what, error)) from error
+            raise self._failure(what, error) from error
 
     # -- projects and backends
 
     def project(self, project_id: int) -> Project:
         """The project as it is now. Raises StudioError when it does not exist."""
-        found = self.request("GET", f"api/projects/{project_id}/")
+        try:
+            found = self.request("GET", f"api/projects/{project_id}/")
+        except StudioError as error:
+            if error.status != 404:
+                raise
+            gone = StudioError(
+                f"Label Studio at {self.url} has no project {project_id}, or none that the token's "
+                f"user may see. It has {self._named_projects()}."
+            )
+            gone.status = 404
+            raise gone from None
         try:
             return Project.model_validate(found)
         except ValidationError as error:
             raise StudioError(f"Project {project_id} has an unexpected form: {error}") from error
+
+    def _named_projects(self) -> str:
+        """The first few, as ``7 (bone)``."""
+        found = [f"{one.id} ({one.title})" for one in islice(self.projects(), _NAMED + 1)]
+        more = ", …" if len(found) > _NAMED else ""
+        return f"{', '.join(found[:_NAMED])}{more}" if found else "none at all"
 
     def projects(self, **query: Any) -> Iterator[Project]:
         """The projects that the token's user may see; ``query``: what Label Studio filters by."""

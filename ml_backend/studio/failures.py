@@ -8,7 +8,12 @@ __all__ = ["ImageUnavailable", "StudioError"]
 
 
 class StudioError(NextsliceError, RuntimeError):
-    """Label Studio refused, or answered something unexpected; the message says what to do."""
+    """Label Studio refused, or answered something unexpected; the message says what to do.
+
+    ``status``: of its answer, None where there was none.
+    """
+
+    status: int | None = None
 
 
 class ImageUnavailable(StudioError):
