@@ -220,6 +220,11 @@ class Settings(BaseSettings):
         description="R: how many annotators may work at once; K + 2 R slices are kept ahead. "
         "Empty: the larger of 4 K and 32.",
     )
+    early_rounds: str = Field(
+        "1,2,4",
+        description="Numbers of labels at which short rounds give the first masks, before K are "
+        "there, separated by commas; off: none.",
+    )
     strategy: str = Field("entropy", description="Acquisition function, see `strategies`.")
     cold_start: str = Field("strided", description="Strategy of round 0, before any model.")
     pause: bool = Field(
@@ -371,6 +376,15 @@ class Settings(BaseSettings):
             raise ValueError(f"{error}{how}") from None
         return value
 
+    @field_validator("early_rounds")
+    @classmethod
+    def _early(cls, value: str) -> str:
+        parts = [] if value == "off" else [part.strip() for part in value.split(",")]
+        numbers = [int(part) if part.isdecimal() else 0 for part in parts]
+        if any(number < 1 for number in numbers) or numbers != sorted(set(numbers)):
+            raise ValueError("expected numbers of labels that rise, such as 1,2,4, or off")
+        return value
+
     @field_validator("train_device", "predict_device")
     @classmethod
     def _device(cls, value: str) -> str:
@@ -424,6 +438,13 @@ class Settings(BaseSettings):
     def also_called(self) -> frozenset[str]:
         """Dotted names of the functions that jobs may call besides ours."""
         return frozenset(filter(None, map(str.strip, self.entry_points.split(","))))
+
+    @property
+    def early_labels(self) -> tuple[int, ...]:
+        """Numbers of labels, fewer than K, at which a short round begins."""
+        if self.early_rounds == "off":
+            return ()
+        return tuple(n for n in map(int, self.early_rounds.split(",")) if n < self.k)
 
     @property
     def reserve_size(self) -> int:

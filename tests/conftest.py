@@ -34,6 +34,7 @@ def make_settings(tmp_path: Path) -> Callable[..., Settings]:
             "NEXTSLICE_STORE": str(tmp_path / "store"),
             "NEXTSLICE_CACHE_DIR": str(tmp_path / "cache"),
             "LABEL_STUDIO_API_KEY": "token",
+            "NEXTSLICE_EARLY_ROUNDS": "off",
         }
         return settings_from({**env, **{name: str(value) for name, value in variables.items()}})
 

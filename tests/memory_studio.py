@@ -130,7 +130,8 @@ class MemoryStudio:
         self, project_id: int, filters: Sequence[Filter] = ()
     ) -> Iterator[dict[str, Any]]:
         for row in self._found(filters):
-            stored = [p for p in self.imported if p["task"] == row["id"]]
+            numbered = enumerate(self.imported)
+            stored = [{"id": i, **p} for i, p in numbered if p["task"] == row["id"]]
             yield {**row, "predictions": stored}
 
     def full_tasks_by_id(self, project_id: int, ids: Iterable[int]) -> Iterator[dict[str, Any]]:
@@ -180,6 +181,11 @@ class MemoryStudio:
     def import_predictions(self, project_id: int, predictions: list[dict[str, Any]]) -> int:
         self.imported += predictions
         return len(predictions)
+
+    def draw_prediction(self, prediction_id: int, result: list[dict[str, Any]]) -> None:
+        for place, row in enumerate(self.imported):
+            if row.get("id", place) == prediction_id:
+                row["result"] = result
 
     def download(self, url: str, task_id: int, within_s: float | None = None) -> bytes:
         if task_id in self.unreadable:

@@ -15,6 +15,7 @@ from ml_backend.rounds.artefacts import METRICS, ROUND
 from ml_backend.rounds.attempt import attempt
 from ml_backend.rounds.project import find_project, known_project, stored_projects
 from ml_backend.rounds.publish import known_queue
+from ml_backend.rounds.reconcile import request_start
 from ml_backend.rounds.records import MetricsRecord, Published, QueueRecord, RoundRecord
 from ml_backend.rounds.service import Service
 from ml_backend.rounds.status import project_status
@@ -124,6 +125,7 @@ def run(
         found.schedule.start()
         console.print(f"Project {project}: asked for a round. Watch it: nextslice rounds list")
         return
+    request_start(found)  # so that it is a whole one
     with round_progress(console) as progress:
         record = attempt(found, "nextslice rounds run", progress)
     if record is None:

@@ -1,7 +1,7 @@
 """RQ entry points, enqueued by dotted name (`schedule`). Each reads the environment's settings.
 
 `count`, `start`, `adopt`, `tidy` and `reconcile` run on the control queue and import no torch;
-`round` runs on the GPU queue.
+`round` and `masks` run on the GPU queue.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from ml_backend.rounds import publish
 from ml_backend.rounds import reconcile as reconciliation
 from ml_backend.rounds.attempt import attempt
 from ml_backend.rounds.claim import ClaimLost, ClaimTaken
+from ml_backend.rounds.pending import draw_pending
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.schedule import Schedule, outlast_restarts
 from ml_backend.rounds.service import Service
 from ml_backend.settings import Settings, configure_logging
 from ml_backend.studio.client import StudioError
 
-__all__ = ["adopt", "count", "reconcile", "round", "start", "tidy"]
+__all__ = ["adopt", "count", "masks", "reconcile", "round", "start", "tidy"]
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +116,13 @@ def tidy(key: str) -> None:
     project = _ours(key)
     if project is not None:
         publish.tidy(project)
+
+
+def masks(key: str) -> None:
+    """Draw what an early round has left for after its publication, until a round waits."""
+    project = _ours(key)
+    if project is not None:
+        draw_pending(project, _job_progress(project.settings))
 
 
 def reconcile() -> None:

@@ -65,14 +65,18 @@ def load_learner(settings: Settings, data: bytes, device_setting: str) -> Learne
     return KINDS[_DEFAULT].from_bytes(data, config, device)
 
 
-def learner_config(settings: Settings, device: str) -> LearnerConfig:
-    """What the settings say, with the defaults of device and data for what they leave open."""
+def learner_config(settings: Settings, device: str, *, brief: bool = False) -> LearnerConfig:
+    """What the settings say, with the defaults of device and data for what they leave open.
+
+    ``brief``: see `LearnerConfig`.
+    """
     given = {"steps": settings.train_steps, "crop": settings.crop}
     return LearnerConfig(
         architecture=None if settings.architecture == "auto" else settings.architecture,
         pretrained={"auto": "auto", "true": True, "false": False}[settings.pretrained],  # type: ignore[arg-type]
         neighbours=settings.neighbours,
         warm_start=settings.warm_start,
+        brief=brief,
         training={name: value for name, value in given.items() if value is not None},
         inference=InferenceConfig.for_device(device, settings.max_tile),
     )

@@ -35,7 +35,9 @@ from ml_backend.studio.client import Project, not_annotated, not_skipped
 from ml_backend.studio.task_order import QueuedPrediction, queue_score
 
 __all__ = [
+    "draw_pending",
     "known_queue",
+    "pending",
     "publish",
     "queue_of",
     "queue_target",
@@ -63,6 +65,8 @@ _PREDICT_TIMEOUT_S = 300
 _TOP_UP_S = 4 * _PREDICT_TIMEOUT_S
 _SWITCH_S = 120.0
 _QUEUE_S = 300.0
+_DRAWN_TOGETHER = 4
+"""Slices whose masks follow in one step: whoever waits for the worker waits for so many."""
 _BETWEEN = 1e-7
 """Of two scores in a queue that is made again; places are 1e-4 apart."""
 _TIDIED_ROUNDS = 3
@@ -112,17 +116,22 @@ def publish(
     queue: QueueRecord,
     before: Published | None,
     predict: Predict,
+    *,
+    at_once: int | None = None,
 ) -> Published:
     """Store the predictions of the round's queue, switch to its version, and say so.
 
     ``before``: what was published when the round began; another publication since then wins.
     ``predict``: is asked for the tasks that an attempt before has not stored, and stored as it
     goes; what it leaves out gets a prediction without regions, and is noted in ``queue``.
+    ``at_once``: so many of them get their masks before the switch, the others are left to
+    `draw_pending`; None: all.
     """
     scores = {entry.task: entry.score for entry in queue.entries}
     waiting = task_order.unstored(project.studio, project.number, record.model_version, scores)
+    later = [] if at_once is None or record.weights is None else waiting[at_once:]
     done: set[int] = set()
-    rows = iter(predict(waiting))
+    rows = iter(predict(waiting[:at_once]))
     while batch := list(islice(rows, 16)):
         done.update(task for task, _ in batch)
         task_order.store_predictions(
@@ -133,7 +142,10 @@ def publish(
         )
     without = [task for task in waiting if task not in done]
     if record.weights is not None:
-        queue.unmasked = sorted({*_unmasked(folder, queue), *without} - done)
+        noted = _noted(folder, queue)
+        pending = {*noted.pending, *later} - done
+        queue.pending = [task for task in scores if task in pending]
+        queue.unmasked = sorted({*noted.unmasked, *without} - done - pending)
     # First: an attempt that ends in between must not forget which have no mask.
     folder.save(QUEUE, queue)
     bare = [QueuedPrediction(task, scores[task], []) for task in without]
@@ -141,11 +153,56 @@ def publish(
     return _serve(project, record, before, None)
 
 
-def _unmasked(folder: RoundFolder, queue: QueueRecord) -> list[int]:
-    """What an attempt before has published without a mask of the same version."""
+def _noted(folder: RoundFolder, queue: QueueRecord) -> QueueRecord:
+    """What an attempt before has noted of the same version's queue."""
     before = known_queue(folder)
-    same = before is not None and before.model_version == queue.model_version
-    return before.unmasked if before is not None and same else []
+    if before is not None and before.model_version == queue.model_version:
+        return before
+    return QueueRecord(model_version=queue.model_version)
+
+
+def pending(project: ConnectedProject, published: Published) -> list[int]:
+    """Slices of the published queue whose mask is still to come, first place first."""
+    queue = known_queue(project.folder.round(published.round))
+    if queue is None or queue.model_version != published.model_version:
+        return []
+    return queue.pending
+
+
+def draw_pending(
+    project: ConnectedProject,
+    published: Published,
+    predict: Predict,
+    go_on: Callable[[], bool],
+) -> int:
+    """Give the `pending` slices their masks, as long as ``go_on`` says so and ``published`` is
+    served; returns how many got one.
+
+    What ``predict`` leaves out stays without a mask and is noted so.
+    """
+    folder = project.folder.round(published.round)
+    wanted = pending(project, published)
+    still = task_order.still_open(project.studio, project.number, wanted)
+    rows = iter(predict([task for task in wanted if task in still]))
+    drawn = 0
+    while go_on():
+        batch = dict(islice(rows, _DRAWN_TOGETHER))
+        with project.schedule.alone("queue", _QUEUE_S, wait=True):
+            queue = known_queue(folder)
+            if queue is None or project.published != published:
+                break
+            version = published.model_version
+            task_order.draw(project.studio, project.number, version, batch)
+            if batch:
+                queue.pending = [task for task in queue.pending if task not in batch]
+            else:
+                queue.unmasked = sorted({*queue.unmasked, *still.intersection(queue.pending)})
+                queue.pending = []
+            folder.save(QUEUE, queue)
+        drawn += len(batch)
+        if not batch:
+            break
+    return drawn
 
 
 def _serve(

@@ -18,6 +18,7 @@ from ml_backend.rounds.adopt import protect_webhook
 from ml_backend.rounds.artefacts import DATASET, LABELS, METRICS
 from ml_backend.rounds.attempt import gives_up, may_try_again
 from ml_backend.rounds.claim import ClaimTaken
+from ml_backend.rounds.early import next_round_at
 from ml_backend.rounds.imageless import look_for_images
 from ml_backend.rounds.project import ConnectedProject, now
 from ml_backend.rounds.records import DatasetLabels, ProjectRecord, Published
@@ -58,6 +59,8 @@ def count(project: ConnectedProject, seen: Project | None = None) -> None:
     reason = None if project.settings.pause else _reason(project, published)
     if reason is not None:
         project.schedule.round(reason, published.round + 1)
+    elif publish.pending(project, published):
+        project.schedule.masks()
     publish.top_up(project)
 
 
@@ -94,12 +97,15 @@ def _reason(project: ConnectedProject, published: Published) -> str | None:
                        project.key)  # fmt: skip
         project.update(ProjectRecord.request_met)
         return None
-    learned = _labels(project.folder.round(published.round))
-    fresh = new_labels(project, learned)
+    settings = project.settings
+    there = _labels(project.folder.round(published.round))
+    fresh = new_labels(project, there)
+    learned = len(there.labels)
     if not published.round:
         # There when the project was adopted: nothing has learned from them.
-        fresh += len(learned.labels)
-    return f"{fresh} new annotations" if fresh >= project.settings.k else None
+        fresh, learned = fresh + learned, 0
+    wanted = next_round_at(learned, settings.k, settings.early_labels) - learned
+    return f"{fresh} new annotations" if fresh >= wanted else None
 
 
 def _labels(folder: RoundFolder) -> DatasetLabels:

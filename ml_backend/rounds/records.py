@@ -108,6 +108,8 @@ class DatasetRecord(DatasetLabels):
     fingerprint: str
     unlabelled: Policy | None = None
     """What unlabelled pixels of the masks mean; None: not noted."""
+    early: bool = False
+    """Whether this is a short round, before there are K labels: see `ml_backend.rounds.early`."""
     reading: str = ""
     """`LabelConfig.reading` when they were rendered; empty: before there was one."""
     tasks: list[TaskRecord] = Field(default_factory=list)
@@ -207,6 +209,8 @@ class QueueRecord(Record):
     entries: list[QueueEntry] = Field(default_factory=list)
     unmasked: list[int] = Field(default_factory=list)
     """Slices that the round published without a mask, since they could not be read."""
+    pending: list[int] = Field(default_factory=list)
+    """Slices of an early round whose mask is still to come, first place first."""
 
 
 class Published(Record):

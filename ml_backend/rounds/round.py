@@ -32,6 +32,7 @@ from ml_backend.rounds.artefacts import (
 )
 from ml_backend.rounds.claim import ClaimedRound, claimed
 from ml_backend.rounds.coverage import Coverage
+from ml_backend.rounds.early import is_early, same_order
 from ml_backend.rounds.project import ConnectedProject, now
 from ml_backend.rounds.publish import Regions, publish, queue_of, queue_target
 from ml_backend.rounds.records import (
@@ -155,6 +156,9 @@ class _Round:
         self.folder.claim.check()
         if self.project.record.start_requested_at is not None:
             self.project.update(ProjectRecord.request_met)
+        elif self.folder.number:
+            settings = self.settings
+            dataset.early = is_early(len(dataset.labels), settings.k, settings.early_labels)
         if _annotated(dataset) or (dataset.tasks and not self.folder.number):
             self.folder.save(DATASET, dataset)
         else:
@@ -199,9 +203,9 @@ class _Round:
             metrics = self._timed(Step.TRAIN, lambda: self._train(dataset, published))
             weights, flagged = self._served(metrics, published)
         if not self.folder.has(SELECTION):
-            if weights is not None:
+            if weights is not None and not dataset.early:
                 self._timed(Step.SCORE, lambda: self._score(dataset, weights))
-            self._timed(Step.SELECT, lambda: self._select(dataset))
+            self._timed(Step.SELECT, lambda: self._select(dataset, published))
         digest = hashlib.sha256(self.folder.read(SELECTION))
         if weights is not None:
             digest.update(self.folder.project.read_at(weights))
@@ -294,22 +298,31 @@ class _Round:
         return evidence.at(positions(dataset))
 
     def _unseen(self, dataset: DatasetRecord) -> list[int]:
-        """Slices that no evidence is there of, in task order; in round 0 none is asked for."""
-        if not self.folder.number:
+        """Slices that no evidence is there of, in task order, where it was asked for."""
+        if not self._scored(dataset):
             return []
         seen = set(self.folder.need(EVIDENCE).ids)
         return [task.id for task in dataset.tasks if task.id not in seen]
 
+    def _scored(self, dataset: DatasetRecord) -> bool:
+        """Whether slices are selected by what the network says of them."""
+        return self.folder.number > 0 and not dataset.early
+
     def _evidence(self, dataset: DatasetRecord) -> Evidence:
         places = positions(dataset)
-        if self.folder.number:
+        if self._scored(dataset):
             return self.folder.need(EVIDENCE).at(places)
         ids = tuple(task.id for task in dataset.tasks)
         return Evidence(ids=ids, positions=tuple(places[i] for i in ids))
 
-    def _select(self, dataset: DatasetRecord) -> None:
+    def _select(self, dataset: DatasetRecord, published: Published | None) -> None:
         settings = self.settings
-        name = settings.strategy if self.folder.number else settings.cold_start
+        if dataset.early and published is not None:
+            before = self.folder.project.round(published.round).load(SELECTION)
+            if before is not None:
+                self.folder.save(SELECTION, same_order(before, dataset, settings.k))
+                return
+        name = settings.strategy if self._scored(dataset) else settings.cold_start
         places = positions(dataset)
         evidence = self._evidence(dataset)
         state = {task.id: task.state for task in dataset.tasks}
@@ -367,7 +380,8 @@ class _Round:
         def predict(tasks: list[int]) -> Iterator[tuple[int, Regions]]:
             return self._regions(record, tasks, dataset, coverage)
 
-        publish(self.project, self.folder, record, queue, before, predict)
+        at_once = self.settings.k if dataset.early else None
+        publish(self.project, self.folder, record, queue, before, predict, at_once=at_once)
 
     def _regions(
         self, record: RoundRecord, tasks: list[int], dataset: DatasetRecord, coverage: Coverage

@@ -64,7 +64,7 @@ _DEAD_AFTER_S = 60
 _LIVE = (JobStatus.QUEUED, JobStatus.STARTED, JobStatus.SCHEDULED, JobStatus.DEFERRED)
 Lock = Literal["queue", "record", "switch", "top-up"]
 """What a project is locked for: its queue, `project.json`, the switch to a version, filling up."""
-_Job = Literal["adopt", "count", "reconcile", "round", "start", "tidy"]
+_Job = Literal["adopt", "count", "masks", "reconcile", "round", "start", "tidy"]
 JOBS: tuple[str, ...] = get_args(_Job)
 """The functions of `jobs`."""
 _JOBS = "ml_backend.rounds.jobs"
@@ -369,6 +369,14 @@ class ProjectSchedule:
         """
         timeout = self._schedule.round_timeout_s
         return self._enqueue(GPU, "round", reason, number, timeout=timeout)
+
+    def masks(self) -> None:
+        """Draw the masks that an early round has left for after its publication."""
+        self._enqueue(GPU, "masks", timeout=self._schedule.round_timeout_s)
+
+    def a_round_waits(self) -> bool:
+        """Whether something waits for a gpu worker, of this project or of another."""
+        return self._schedule.length(GPU)[0] > 0
 
     def job_id(self, name: _Job) -> str:
         """RQ job id of the project's job ``name``."""

@@ -69,7 +69,8 @@ def train(
         seed=settings.seed,
     )
     device = device_of(settings.train_device)
-    learner = new_learner(tuple(dataset.classes), learner_config(settings, device), device)
+    config = learner_config(settings, device, brief=dataset.early)
+    learner = new_learner(tuple(dataset.classes), config, device)
     old = _published_learner(settings, project, dataset, published)
     if settings.warm_start and old is not None:
         learner.start_from(old)

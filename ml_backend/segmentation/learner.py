@@ -49,6 +49,10 @@ logger = logging.getLogger(__name__)
 
 _TAUGHT = 96
 """Slices of the pool, evenly spread, that the pixel expert learns from; of large ones fewer."""
+_BRIEFLY_TAUGHT = 32
+"""The same where somebody waits for a first mask."""
+_BRIEF_STEPS = 60
+"""Of such a training, at most."""
 _TAUGHT_PIXELS = 1 << 26
 """Of those slices together: their filters take some ten seconds of one core."""
 
@@ -63,7 +67,8 @@ class LearnerConfig:
     to 4 slices of sandstone 0.79 mIoU instead of 0.76 for the same steps (one seed, CPU).
     ``neighbours``: slices on each side that are further input channels (2.5-D), where the source
     knows them. ``sampled_slices``: how many slices, evenly spread over the source, the
-    preprocessing is fitted on. ``cache_bytes``: labelled slices kept in memory. ``training``:
+    preprocessing is fitted on. ``cache_bytes``: labelled slices kept in memory. ``brief``: somebody
+    waits for a first mask of few labels, so learn it in seconds. ``training``:
     fields of `TrainingConfig` that differ from `TrainingConfig.for_device`.
     """
 
@@ -74,6 +79,7 @@ class LearnerConfig:
     warm_start: bool = True
     sampled_slices: int = 24
     cache_bytes: int = 4 << 30
+    brief: bool = False
     training: TrainingConfig | Mapping[str, Any] = field(default_factory=dict)
     inference: InferenceConfig | None = None
 
@@ -149,7 +155,8 @@ class NetworkLearner:
             if isinstance(network, FullResolutionHRNet):
                 known = {*labelled, *(pseudo or ())}
                 height, width = slices.largest
-                number = min(_TAUGHT, max(1, _TAUGHT_PIXELS // (height * width)))
+                most = _BRIEFLY_TAUGHT if self.config.brief else _TAUGHT
+                number = min(most, max(1, _TAUGHT_PIXELS // (height * width)))
                 pool = _spread([i for i in source.ids if i not in known], number)
                 expert = pixels.learn(
                     network,
@@ -360,6 +367,8 @@ class NetworkLearner:
             else TrainingConfig.for_device
         )
         chosen = replace(defaults(self.device, largest, labelled), **training)
+        if self.config.brief:
+            chosen = replace(chosen, steps=min(chosen.steps, _BRIEF_STEPS))
         # What a crop shows beyond a slice, nobody shows the network later.
         return replace(chosen, crop=min(chosen.crop, needed_crop(largest)))
 

@@ -436,6 +436,17 @@ class Studio:
         created = answer.get("created") if isinstance(answer, dict) else None
         return created if isinstance(created, int) else 0
 
+    def draw_prediction(self, prediction_id: int, result: list[dict[str, Any]]) -> None:
+        """Give a stored prediction other regions; its score and version stay. One that is gone
+        stays so."""
+        try:
+            self.sdk.predictions.update(id=prediction_id, result=result)
+        except (httpx.HTTPError, ApiError) as error:
+            if getattr(error, "status_code", None) != 404:
+                raise StudioError(
+                    self._explain(f"draw prediction {prediction_id}", error)
+                ) from error
+
     def delete_prediction(self, prediction_id: int) -> None:
         """Delete one prediction. One by one on purpose: deleting a whole version at once nulls
         the project's model version (see `task_order`)."""

@@ -33,6 +33,7 @@ __all__ = [
     "VERSION_PREFIX",
     "BackendLink",
     "QueuedPrediction",
+    "draw",
     "lost",
     "prepare",
     "queue_length",
@@ -222,6 +223,22 @@ def store_predictions(
             f"also when they were sent {_ATTEMPTS} times. Is its database locked?"
         )
     return new
+
+
+def draw(
+    studio: Studio, project_id: int, version: str, masks: Mapping[int, list[dict[str, Any]]]
+) -> None:
+    """Give the stored predictions of ``version`` their regions, task → regions, in their places.
+
+    One that has regions already is left as it is: it was made when its task was opened, or drawn
+    before.
+    """
+    if not masks:
+        return
+    for task in studio.full_tasks_by_id(project_id, masks):
+        for prediction in task.get("predictions") or ():
+            if prediction.get("model_version") == version and not prediction.get("result"):
+                studio.draw_prediction(prediction["id"], masks[task["id"]])
 
 
 def _not_stored(

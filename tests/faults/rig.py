@@ -89,6 +89,7 @@ class Rig:
             "NEXTSLICE_BACKEND_URL": backend_url,
             "NEXTSLICE_QUEUE_PREFIX": f"faults-{uuid.uuid4().hex[:8]}",
             "NEXTSLICE_K": str(K),
+            "NEXTSLICE_EARLY_ROUNDS": "off",
             "NEXTSLICE_RESERVE": str(_RESERVE),
             "NEXTSLICE_TRAIN_STEPS": "4",
             "NEXTSLICE_CROP": "32",

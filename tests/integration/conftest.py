@@ -44,6 +44,7 @@ CLASSES = ["bone", "implant"]
 PUBLISHED_TTL_S = 0.2
 FAST = {
     "NEXTSLICE_K": str(K),
+    "NEXTSLICE_EARLY_ROUNDS": "off",
     "NEXTSLICE_RESERVE": str(RESERVE),
     "NEXTSLICE_TRAIN_STEPS": "4",
     "NEXTSLICE_CROP": "64",

@@ -13,14 +13,23 @@ import pytest
 from ml_backend.embedded.label_studio import Session
 from ml_backend.embedded.processes import ProcessGroup, kill_tree, wait_until
 from ml_backend.embedded.stack import Stack, settings_from, start_worker
-from ml_backend.rounds.artefacts import DATASET, ROUND, WEIGHTS
+from ml_backend.rounds.artefacts import DATASET, QUEUE, ROUND, WEIGHTS
+from ml_backend.rounds.publish import pending
 from ml_backend.rounds.service import Service
 from ml_backend.rounds.source import ProjectSource
 from ml_backend.studio.client import StudioError, annotated
 from ml_backend.studio.label_config import brush_config
 from ml_backend.studio.projects import register_backend
 from ml_backend.studio.task_order import BackendLink
-from tests.integration.conftest import CLASSES, K, LiveProject, another_service, disc, invite
+from tests.integration.conftest import (
+    CLASSES,
+    RESERVE,
+    K,
+    LiveProject,
+    another_service,
+    disc,
+    invite,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -200,6 +209,39 @@ def test_pseudo_labels_train_the_next_round_and_label_studio_never_sees_them(
         # Round 3 comes after K more labels of people, not sooner: pseudo-labels do not count.
         wait_until(lambda: project.schedule.round_progress() is None, "the job to end", 60)
         assert project.published.round == 2
+
+
+def test_after_the_first_label_the_queue_gets_its_masks_in_place(
+    make_project: MakeProject, stack: Stack, group: ProcessGroup
+) -> None:
+    early = {"NEXTSLICE_EARLY_ROUNDS": "1", "NEXTSLICE_TRAIN_STEPS": "30"}
+    with another_service(stack, group, "early", **early) as (service, url):
+        project = make_project(24, connect=False).seen_by(service)
+        register_backend(service.studio, project.number, BackendLink(url))
+        project.wait_for_round(0)
+        order = project.selection()
+        project.annotator().label_next()
+        published = project.wait_for_round(1)
+        wait_until(lambda: not pending(project, published), "the masks of the rest", 60)
+
+        queue = project.folder.round(1).need(QUEUE)
+        ranked = [*order.chosen, *order.reserve, *order.backlog]
+        assert [e.task for e in queue.entries] == ranked[1 : K + 2 * RESERVE + 1]
+        stored = {
+            task["id"]: [
+                (round(found["score"], 6), bool(found["result"]))
+                for found in task["predictions"]
+                if found["model_version"] == published.model_version
+            ]
+            for task in service.studio.full_tasks_by_id(
+                project.number, [entry.task for entry in queue.entries]
+            )
+        }
+        assert stored == {entry.task: [(entry.score, True)] for entry in queue.entries}
+        assert project.in_studio().model_version == published.model_version
+        following = project.annotator().next_task()
+        assert following is not None
+        assert following["id"] == order.chosen[1]
 
 
 def test_rounds_replay_from_their_record(after_a_round: LiveProject) -> None:

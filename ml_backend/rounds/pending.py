@@ -1,0 +1,51 @@
+"""The masks that follow the publication of an early round, whose first slices should not wait."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+from al_strategies.learner import Progress, UnreadableSlice
+from ml_backend.rounds import publish
+from ml_backend.rounds.artefacts import DATASET
+from ml_backend.rounds.project import ConnectedProject
+from ml_backend.rounds.publish import Regions
+from ml_backend.rounds.source import ProjectSource
+from ml_backend.studio.annotations import regions
+from ml_backend.studio.label_config import parse_label_config
+
+__all__ = ["draw_pending"]
+
+logger = logging.getLogger(__name__)
+
+
+def draw_pending(project: ConnectedProject, progress: Progress) -> int:
+    """Draw the masks of the published queue that are still to come, until a round waits for a gpu
+    worker; returns how many. ``progress("masks", done, total)``."""
+    published = project.published
+    if published is None or published.weights is None:
+        return 0
+    dataset = project.folder.round(published.round).need(DATASET)
+    config = parse_label_config(dataset.label_config)
+    source = ProjectSource(dataset, project.folder, project.images)
+    data = project.folder.read_at(published.weights)
+
+    def predict(tasks: list[int]) -> Iterator[tuple[int, Regions]]:
+        if not tasks:
+            return
+        # Imports torch: only where there is something to draw.
+        from ml_backend.rounds.learners import load_learner
+
+        learner = load_learner(project.settings, data, project.settings.train_device)
+        found = learner.predict(source, tasks, unreadable=_name)
+        for done, (task, prediction) in enumerate(found, 1):
+            progress("masks", done, len(tasks))
+            yield int(task), regions(prediction.mask, config)
+
+    return publish.draw_pending(
+        project, published, predict, lambda: not project.schedule.a_round_waits()
+    )
+
+
+def _name(error: UnreadableSlice) -> None:
+    logger.warning("it stays without a mask: %s", error)
