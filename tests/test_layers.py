@@ -50,7 +50,7 @@ ROUNDS = (
     *("contention", "schedule", "slices", "service", "project"),  # what a step is handed
     "project_settings",
     *("coverage", "source", "learners", "pseudo", "training", "scoring"),  # steps …
-    *("imageless", "sync", "publish", "round"),  # … of a round
+    *("early", "imageless", "sync", "publish", "pending", "round"),  # … of a round
     *("attempt", "status", "readiness"),  # where it stands
     *("adopt", "reconcile", "jobs", "worker"),  # who runs them, and when
 )
