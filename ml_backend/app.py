@@ -5,6 +5,7 @@ from __future__ import annotations
 from flask import Flask
 
 from ml_backend.api.description import description
+from ml_backend.api.drags import Drags
 from ml_backend.api.limits import limit_bodies
 from ml_backend.api.protocol import protocol
 from ml_backend.api.serving import Serving
@@ -25,6 +26,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     sweep_leftovers(settings)
     service = Service(settings)
     serving = app.extensions["nextslice"] = Serving(service)
+    app.extensions["nextslice drags"] = Drags(serving)
     limit_bodies(app)
     app.register_blueprint(protocol)
     serve_slices(app, service)

@@ -299,6 +299,12 @@ class Settings(BaseSettings):
     published_ttl_s: Local[Seconds] = Field(
         2, description="How long /setup and /predict may serve a cached published.json, seconds."
     )
+    opened_mib: Local[int] = Field(
+        512,
+        ge=0,
+        description="Memory for what the network believes of opened slices, MiB: drags are "
+        "answered from it (two bytes a pixel and class).",
+    )
     download_s: Local[Seconds] = Field(
         30, description="Longest the download of one image may take, seconds."
     )

@@ -157,6 +157,16 @@ def predict_body(tasks: object) -> dict[str, object]:
     return {"tasks": tasks, "project": KEY, "label_config": CONFIG, "params": params}
 
 
+def drag_body() -> dict[str, object]:
+    """Of a page that shows one region, before there is a network."""
+    stands = {"id": "r1", "type": "bitmasklabels", "from_name": "label", "to_name": "image"}
+    value = {"x": 10, "y": 10, "width": 5, "height": 5, "rotation": 0}
+    box = {"id": "p", "type": "rectangle", "from_name": "fix", "to_name": "image", "value": value}
+    task = {"id": 1, "data": {"image": "/1.png"}, "predictions": [{"id": 2, "result": [stands]}]}
+    params = {"login": "", "password": "", "context": {"result": [box]}}
+    return {**predict_body([task]), "params": params}
+
+
 TASKS = [{"id": i, "data": {"image": f"/data/upload/7/{i}.png"}} for i in range(5)]
 CHOICES = '<View><Text name="t" value="$t"/><Choices name="c" toName="t"/></View>'
 
@@ -174,6 +184,7 @@ def test_health_names_the_model(adapter: Adapter) -> None:
         ("POST", "/setup", setup_body(extra_params={"a": 1})),
         ("POST", "/setup", setup_body(extra_params='{"a": 1}')),
         ("POST", "/predict", predict_body(TASKS)),
+        ("POST", "/predict", drag_body()),
         ("POST", "/predict", predict_body([])),
         ("POST", "/predict", predict_body([{"id": 1, "data": {}}, {}, {"id": "x"}])),
         ("GET", f"/versions?project={KEY}", None),
@@ -189,6 +200,13 @@ def test_answers_are_those_of_our_own_server(
     ours = app.open(path, method=method, json=body)
     theirs = adapter.call(method, path, json=body)
     assert (theirs.status_code, theirs.json()) == (200, ours.get_json())
+
+
+def test_a_drag_is_answered_with_the_region_that_stands_where_nothing_is_known(
+    adapter: Adapter,
+) -> None:
+    (found,) = adapter.call("POST", "/predict", json=drag_body()).json()["results"]
+    assert [region["id"] for region in found["result"]] == ["r1"]
 
 
 def test_nothing_is_kept_beside_the_store(adapter: Adapter) -> None:

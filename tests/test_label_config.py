@@ -20,6 +20,7 @@ from ml_backend.studio.label_config import (
     data_fields,
     explain_change,
     parse_label_config,
+    with_drags,
 )
 
 BITMASK = """
@@ -453,3 +454,67 @@ def test_the_sdk_accepts_new_configs(make):
 def test_new_configs_that_are_refused(classes, message):
     with pytest.raises(LabelConfigError, match=message):
         bitmask_config(classes)
+
+
+# -- drags
+
+
+COMMENTED = """<View>
+  <!-- of the lab -->
+  <Image name="slice" value="$image"/>
+    <BrushLabels name="tissue" toName="slice" maxUsages="3">
+      <Label value="bone"/>
+    </BrushLabels>
+  <Choices name="ok" toName="slice"><Choice value="yes"/></Choices>
+</View>
+"""
+
+
+@pytest.mark.parametrize("make", [bitmask_config, brush_config])
+def test_a_new_config_can_be_dragged_on(make):
+    xml = make(["bone"])
+    assert parse_label_config(xml).prompts == ("fix",)
+    assert 'smart="false"' in xml
+    assert with_drags(xml) == xml
+
+
+def test_what_drags_need_is_put_into_a_config_and_nothing_else_is_changed():
+    found = with_drags(COMMENTED)
+    assert found.splitlines() == [
+        *COMMENTED.splitlines()[:3],
+        '    <BrushLabels name="tissue" toName="slice" maxUsages="3" smart="false">',
+        *COMMENTED.splitlines()[4:6],
+        '    <Rectangle name="fix" toName="slice" smart="true" smartOnly="true"/>',
+        *COMMENTED.splitlines()[6:],
+    ]
+    before, after = parse_label_config(COMMENTED), parse_label_config(found)
+    assert before.fingerprint == after.fingerprint
+    LabelInterface(found).validate()
+
+
+@pytest.mark.parametrize(
+    "xml",
+    [
+        config(control="BitmaskLabels"),
+        config(extra='<Number name="fix" toName="image"/>'),
+        config().replace("BrushLabels", "brushlabels"),
+        config().replace('toName="image">', 'toName="image" smart="true">'),
+        BITMASK,
+    ],
+)
+def test_any_config_can_be_given_what_drags_need(xml):
+    read = parse_label_config(with_drags(xml))
+    assert len(read.prompts) == 1
+    assert read.fingerprint == parse_label_config(xml).fingerprint
+    assert with_drags(with_drags(xml)) == with_drags(xml)
+
+
+def test_a_config_with_a_prompt_of_its_own_stays():
+    xml = config(extra='<KeyPoint name="k" toName="image" smartOnly="true"/>')
+    assert with_drags(xml) == xml
+
+
+def test_lines_that_cannot_be_put_in_are_shown():
+    hidden = config().replace("<BrushLabels", "<!-- <BrushLabels> --><BrushLabels")
+    with pytest.raises(LabelConfigError, match=r'add <Rectangle name="fix" toName="image"'):
+        with_drags(hidden)

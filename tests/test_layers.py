@@ -28,7 +28,7 @@ ALLOWED = {
         "disk_cache",
     },
     "api": {
-        *("al_strategies", "studio", "volumes", "settings", "rounds"),
+        *("al_strategies", "studio", "volumes", "settings", "rounds", "segmentation"),
         "disk_cache",
     },
     "experiment": {"al_strategies", "segmentation", "volumes", "rounds", "settings"},
@@ -50,7 +50,7 @@ ROUNDS = (
     *("contention", "schedule", "slices", "service", "project"),  # what a step is handed
     "project_settings",
     *("coverage", "source", "learners", "pseudo", "training", "scoring"),  # steps …
-    *("early", "imageless", "sync", "publish", "pending", "round"),  # … of a round
+    *("early", "imageless", "sync", "publish", "pending", "upcoming", "round"),  # … of a round
     *("attempt", "status", "readiness"),  # where it stands
     *("adopt", "reconcile", "jobs", "worker"),  # who runs them, and when
 )

@@ -24,6 +24,7 @@ import sys
 from flask import Flask, Response, request
 
 from ml_backend.api.auth import refuse
+from ml_backend.api.drags import Drags
 from ml_backend.api.hints import COUNTED, TRAIN_NOW
 from ml_backend.api.limits import limit_bodies
 from ml_backend.api.protocol import versions
@@ -60,6 +61,7 @@ def create_app() -> Flask:
 
     service = Service(settings)
     serving = app.extensions["nextslice"] = Serving(service)
+    app.extensions["nextslice drags"] = Drags(serving)
     serve_slices(app, service)
     watch(app, service, serving.metrics)
     app.view_functions["metrics"] = metrics  # upstream's own answers {}

@@ -16,6 +16,7 @@ from label_studio_ml.exceptions import AnswerException
 from label_studio_ml.model import LabelStudioMLBase
 from werkzeug.exceptions import HTTPException
 
+from ml_backend.api.drags import Drags, is_drag
 from ml_backend.api.hints import hear, project_key, welcome
 from ml_backend.api.limits import check_tasks
 from ml_backend.api.serving import Serving
@@ -86,7 +87,9 @@ class NextsliceModel(LabelStudioMLBase):  # type: ignore[misc]
         if not _asked("/setup"):  # upstream calls this for every request
             return
         try:
-            welcome(self.serving, self.project, self.get("label_config") or "", request.host_url)
+            config = self.get("label_config") or ""
+            welcome(self.serving, self.project, config, request.host_url)
+            self.serving.open_ahead(self.project.key, config)
         except LabelConfigError as error:
             raise _refused(f"this labelling config cannot be segmented: {error}") from None
 
@@ -95,13 +98,18 @@ class NextsliceModel(LabelStudioMLBase):  # type: ignore[misc]
     ) -> list[dict[str, Any]]:
         """One ``{"result", "score", "model_version"}`` per task, always, in the tasks' order.
 
-        ``context`` and ``params`` (the project's login and password for its images) are not used.
+        ``context``: of a drag on the page, which is answered with what it repairs. ``params`` (the
+        project's login and password for its images) are not used.
         """
         try:
             check_tasks(tasks)
         except HTTPException as error:
             raise _refused(error.description or error.name) from None
-        found = self.serving.predict(self.project.key, tasks, self.get("label_config") or "")
+        config = self.get("label_config") or ""
+        if is_drag(context):
+            drags: Drags = current_app.extensions["nextslice drags"]
+            return drags.predict(self.project.key, tasks, config, context)
+        found = self.serving.predict(self.project.key, tasks, config)
         nothing = {
             "result": [],
             "score": LIVE_SCORE,

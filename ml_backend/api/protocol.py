@@ -13,6 +13,7 @@ from flask import Blueprint, Response, current_app, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from ml_backend.api.auth import refuse
+from ml_backend.api.drags import Drags, is_drag
 from ml_backend.api.hints import hear, project_key, welcome
 from ml_backend.api.limits import BODY_BYTES, check_tasks, read_json
 from ml_backend.api.serving import Serving
@@ -73,17 +74,20 @@ def setup() -> Response | tuple[Response, int]:
     try:
         project = serving.project(project_key(body.get("project")))
         mention(project=project.key)
-        welcome(serving, project, str(body.get("schema") or ""), request.host_url)
+        schema = str(body.get("schema") or "")
+        welcome(serving, project, schema, request.host_url)
     except LabelConfigError as error:
         return _bad(f"this labelling config cannot be segmented: {error}")
     except InvalidKey as error:
         return _bad(str(error))
-    return jsonify(model_version=serving.version(project.key))
+    version = serving.version(project.key)
+    serving.open_ahead(project.key, schema)
+    return jsonify(model_version=version)
 
 
 @protocol.post("/predict")
 def predict() -> Response | tuple[Response, int]:
-    """One result per task, always."""
+    """One result per task, always: its mask, or what a drag on the page makes of it."""
     body = _body()
     tasks = check_tasks(body.get("tasks"))
     serving = _serving()
@@ -93,6 +97,10 @@ def predict() -> Response | tuple[Response, int]:
     except InvalidKey as error:
         return _bad(str(error))
     config = str(body.get("label_config") or "")
+    params = body.get("params")
+    if isinstance(params, dict) and is_drag(params.get("context")):
+        drags: Drags = current_app.extensions["nextslice drags"]
+        return jsonify(results=drags.predict(project.key, tasks, config, params["context"]))
     return jsonify(results=serving.predict(project.key, tasks, config))
 
 

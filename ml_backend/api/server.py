@@ -6,15 +6,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-__all__ = ["LOG", "PREDICTIONS", "SLICES", "WORKER", "gunicorn_argv"]
+__all__ = ["DRAGS", "LOG", "PREDICTIONS", "SLICES", "WORKER", "gunicorn_argv"]
 
-_THREADS = 64
+_THREADS = 72
 WORKER = "ml_backend.api.buffering.BufferingWorker"
 """Which holds no thread for a client that is slow to send or to take."""
 LOG = "ml_backend.api.server_log.ServerLog"
 """Whose lines are JSON where ours are."""
 PREDICTIONS = 16
 """How many /predict requests have a thread at once, waiting or at work."""
+DRAGS = 8
+"""How many drags have a thread at once; they wait for no other prediction."""
 SLICES = 32
 """How many /slices requests have a thread at once, waiting or at work."""
 
@@ -27,7 +29,7 @@ def gunicorn_argv(
 
     One process holds one copy of the weights and one lock around the forward; threads keep
     /webhook and /health quick while predictions run. A request that waits holds its thread, so the
-    slow kinds have bounds, and a quarter of the threads is left to the rest, whatever is asked for.
+    slow kinds have bounds, and 16 of the threads are left to the rest, whatever is asked for.
     Beyond `PREDICTIONS` the tasks are answered with no mask at once, as those that come too late
     are: with one forward at a time the wait would be long, and Label Studio asks again when a task
     is opened. Beyond `SLICES` the answer is 503: a browser asks for six at a time, and does not ask

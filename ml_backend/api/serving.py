@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy.typing as npt
 
-from al_strategies.learner import Learner
+from al_strategies.learner import Beliefs, Learner
 from ml_backend.api.metrics import Metrics, Outcome
+from ml_backend.api.opened import OpenedSlices, SliceName
 from ml_backend.api.pace import Pace
 from ml_backend.api.server import PREDICTIONS
 from ml_backend.errors import NextsliceError
@@ -25,11 +26,12 @@ from ml_backend.rounds.artefacts import ROUND
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import Published
 from ml_backend.rounds.service import Service
+from ml_backend.rounds.upcoming import next_in_queue
 from ml_backend.studio.annotations import regions
 from ml_backend.studio.label_config import LabelConfig, LabelConfigError, parse_label_config
 from ml_backend.studio.task_order import LIVE_SCORE, PENDING_VERSION
 
-__all__ = ["Serving"]
+__all__ = ["Serving", "usable"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +39,9 @@ _MODELS_KEPT = 4
 _ANSWER_WITHIN_S = 80.0
 """Label Studio waits 100 s for all tasks of a request, and throws all away after that."""
 
+
+_AHEAD = 2
+"""Slices that are looked at before anybody opens them: the next in the queue."""
 
 _seconds = time.monotonic
 
@@ -63,6 +68,9 @@ class Serving:
         self._warmed: set[tuple[str, str]] = set()
         self._forward = threading.Lock()
         self._places = threading.BoundedSemaphore(PREDICTIONS)
+        self.opened = OpenedSlices(self._believe, service.settings.opened_mib << 20)
+        self._watchers: dict[bool, tuple[tuple[str, str], Learner]] = {}
+        self._watching = {True: threading.Lock(), False: threading.Lock()}
         self._pace = Pace(lambda: _seconds())
         self._projects: dict[str, ConnectedProject] = {}
         self._adopted: set[str] = set()
@@ -143,7 +151,7 @@ class Serving:
         until = _seconds() + _ANSWER_WITHIN_S
         published = self.published(key)
         version = PENDING_VERSION if published is None else published.model_version
-        config, reason = _usable(published, label_config)
+        config, reason = usable(published, label_config)
         if reason is not None:
             logger.info("project %s: no masks: %s", key, reason)
         results: list[dict[str, Any] | list[Any]] = []
@@ -152,7 +160,8 @@ class Serving:
             if config is None or published is None or published.weights is None:
                 self.metrics.predicted("none")
             else:
-                found = self._predict_one(key, published.weights, task, config, until)
+                opened = len(tasks) == 1 and bool(config.prompts)  # and may be dragged on
+                found = self._predict_one(key, published.weights, task, config, until, opened)
             answer = {"result": found, "score": LIVE_SCORE, "model_version": version}
             results.append([] if found is None else answer)
         if len(results) > 1 and _seconds() > until:
@@ -160,11 +169,49 @@ class Serving:
                            sum(map(bool, results)), len(results))  # fmt: skip
         return results
 
+    def open_ahead(self, key: str, label_config: str) -> None:
+        """A person is at the project: what drags need of the next slices of its queue is computed
+        in the background, where the config has a control for drags."""
+        published = self.published(key)
+        config, _ = usable(published, label_config)
+        if config is None or not config.prompts or published is None or published.weights is None:
+            return
+        weights, project = published.weights, self.project(key)
+
+        def names() -> Iterator[SliceName]:
+            found = 0
+            for row in next_in_queue(project, published):
+                url = config.image_of(row.data)
+                name = SliceName(key, weights, row.id, str(url))
+                if isinstance(url, str) and name not in self.opened and found < _AHEAD:
+                    found += 1
+                    yield name
+
+        self.opened.prefetch(names)
+
+    def _believe(self, name: SliceName, ahead: bool) -> Beliefs:
+        """What `OpenedSlices` keeps of a slice. In learners of their own, one for those that
+        somebody waits for and one for those ahead: neither waits for other predictions."""
+        with self._watching[ahead]:
+            key, known = (name.project, name.weights), self._watchers.get(ahead)
+            if known is None or known[0] != key:
+                known = self._watchers[ahead] = key, self._load(*key)
+            learner = known[1]
+            slices = self.project(name.project).images
+            image = slices.around(name.task, name.image, learner.neighbours)
+            return learner.believe_image(image)
+
     def _predict_one(
-        self, key: str, weights: str, task: dict[str, Any], config: LabelConfig, until: float
+        self,
+        key: str,
+        weights: str,
+        task: dict[str, Any],
+        config: LabelConfig,
+        until: float,
+        opened: bool,
     ) -> list[dict[str, Any]] | None:
         """The regions of one task; None when it cannot be predicted, or its forward cannot begin
-        before ``until``."""
+        before ``until``. ``opened``: somebody looks at it, so what is believed of it is kept."""
         outcome: Outcome = "failed"
         try:
             if _seconds() > until:
@@ -172,7 +219,9 @@ class Serving:
             image = self._image(key, weights, task, config, until)
             self._check_pace(key, weights, image, until)
             with self._forward_before(until):
-                mask = self._forward_within(key, weights, image, until)
+                name = SliceName(key, weights, int(task["id"]), config.image_of(task["data"]))
+                kept = name if opened else None
+                mask = self._forward_within(key, weights, image, until, kept)
             found = regions(mask, config)
             outcome = "masks"
             return found
@@ -220,10 +269,18 @@ class Serving:
         )
 
     def _forward_within(
-        self, key: str, weights: str, image: npt.NDArray[Any], until: float
+        self,
+        key: str,
+        weights: str,
+        image: npt.NDArray[Any],
+        until: float,
+        opened: SliceName | None,
     ) -> npt.NDArray[Any]:
-        """The mask. Called under the forward's lock. Given up, with _TooLate, as soon as a part of
-        it shows that the whole does not end by ``until``."""
+        """The mask; all that is believed of ``opened`` is kept.
+
+        Called under the forward's lock. Given up, with _TooLate, as soon as a part of it shows that
+        the whole does not end by ``until``.
+        """
         self._check_pace(key, weights, image, until)
         model, pixels = self._model(key, weights), image.shape[0] * image.shape[1]
         began = _seconds()
@@ -234,7 +291,12 @@ class Serving:
             if done < total and began + takes > until:
                 raise self._too_slow(takes, image)
 
-        mask = model.predict_image(image, progress=look).mask
+        if opened is None:
+            mask = model.predict_image(image, progress=look).mask
+        else:
+            beliefs = model.believe_image(image, progress=look)
+            self.opened.keep(opened, beliefs)
+            mask = beliefs.mask
         self._pace.note((key, weights), pixels, _seconds() - began)
         return mask
 
@@ -262,25 +324,27 @@ class Serving:
         """The network of these weights; loaded once. Called under the forward's lock."""
         name = (key, weights)
         if name not in self._models:
-            # Imports torch: with the first prediction, not with the web process.
-            from ml_backend.rounds.learners import load_learner
-
-            settings = self.service.settings
-            data = self.project(key).folder.read_at(weights)
-            model = load_learner(settings, data, settings.predict_device)
+            model = self._load(key, weights)
             while len(self._models) >= _MODELS_KEPT:
                 self._models.pop(next(iter(self._models)))
             self._models[name] = model
-            logger.info("project %s: loaded %s", key, weights)
         else:  # move to the end: the least recently used one is dropped first
             self._models[name] = self._models.pop(name)
         return self._models[name]
 
+    def _load(self, key: str, weights: str) -> Learner:
+        # Imports torch: with the first prediction, not with the web process.
+        from ml_backend.rounds.learners import load_learner
 
-def _usable(
-    published: Published | None, label_config: str
-) -> tuple[LabelConfig | None, str | None]:
-    """The config to answer in, or why there is nothing to answer."""
+        settings = self.service.settings
+        data = self.project(key).folder.read_at(weights)
+        model = load_learner(settings, data, settings.predict_device)
+        logger.info("project %s: loaded %s", key, weights)
+        return model
+
+
+def usable(published: Published | None, label_config: str) -> tuple[LabelConfig | None, str | None]:
+    """The config to answer in, or why there is nothing that a network could say."""
     if published is None:
         return None, "round 0 is not published yet"
     if published.weights is None:

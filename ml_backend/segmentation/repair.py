@@ -37,6 +37,10 @@ _SHARE_WEIGHT = 2.0
 box."""
 _STAYS = 0.3
 """Part of the pixels of the box that may stay, those which the network is surest of."""
+_TWO_KINDS = 0.8
+"""Part of the variance that two groups must explain to be two: of pixels spread evenly 0.75."""
+_LEAST_KIND = 0.3
+"""Part of the box that was meant, at least."""
 _AROUND = 0.5
 """So far around the box a change may go on, in parts of its sides."""
 _GOES_ALONG = 0.5
@@ -76,6 +80,11 @@ class Box:
         top, bottom = _on(self.top, self.bottom, shape[0])
         left, right = _on(self.left, self.right, shape[1])
         return Box(top, left, bottom, right)
+
+    def around(self, shape: tuple[int, int]) -> Box:
+        """The box and all that a drag of it may change on a slice of ``shape``."""
+        down, across = _reach(self.top, self.bottom), _reach(self.left, self.right)
+        return self.grown(down, across, shape)
 
     def overlap(self, other: Box) -> float:
         """Intersection over union, in [0, 1]."""
@@ -118,7 +127,7 @@ def repair(
     changes = alternatives(log_probabilities, standing, box)
     place = turn % (len(changes) + 1)
     if place < len(changes):
-        around = box.grown(_reach(box.top, box.bottom), _reach(box.left, box.right), shape)
+        around = box.around(shape)
         view = repaired[around.window]
         changed = _changed(log_probabilities, standing, box, around, changes[place])
         view[changed] = changes[place].after
@@ -133,8 +142,8 @@ def alternatives(log_probabilities: LogProbabilities, standing: ClassMap, box: B
     found = []
     for before in np.flatnonzero(counts >= _LEAST_SHARE * there.size):
         at = there == before
-        doubts = believed[:, at] - believed[before, at]
-        costs = -doubts.clip(-_CAP, _CAP).mean(1) - _SHARE_WEIGHT * np.log(at.mean())
+        odds = np.median(believed[:, at] - believed[before, at], axis=1).clip(-_CAP, _CAP)
+        costs = -odds - _SHARE_WEIGHT * np.log(at.mean())
         found += [(float(costs[k]), Change(int(before), k)) for k in range(len(costs))]
     return [change for _, change in sorted(found) if change.before != change.after]
 
@@ -152,12 +161,27 @@ def _changed(
     inside[top : top + box.bottom - box.top, left : left + box.right - box.left] = True
     core = at & inside
     # What the network itself would have there is never too sure to be changed.
-    surest, middle = np.minimum(np.quantile(doubt[core], [_STAYS, _GOES_ALONG]), 0)
+    surest, middle = np.minimum([_split(doubt[core]), np.quantile(doubt[core], _GOES_ALONG)], 0)
     core &= doubt >= surest
     along = at & ~inside & (doubt >= middle)
     labels, _ = ndimage.label(core | along, np.ones((3, 3)))
     changed: npt.NDArray[np.bool_] = np.isin(labels, np.unique(labels[core])) & (labels > 0)
     return changed
+
+
+def _split(doubt: npt.NDArray[np.float32]) -> float:
+    """The doubt from which pixels of the box are changed: where two kinds of them part (Otsu, 1979,
+    DOI 10.1109/TSMC.1979.4310076), or all but those that are surest."""
+    ordered = np.sort(doubt).astype(np.float64)
+    sums = ordered.cumsum()[:-1]
+    below = np.arange(1, ordered.size)
+    above = ordered.size - below
+    apart = (sums / below - (ordered.sum() - sums) / above) ** 2 * below * above
+    spread = ordered.var() * ordered.size**2
+    kinds = np.flatnonzero((apart > _TWO_KINDS * spread) & (above >= _LEAST_KIND * ordered.size))
+    if kinds.size:
+        return float(ordered[kinds[apart[kinds].argmax()] + 1])
+    return float(np.quantile(doubt, _STAYS))
 
 
 def _reach(first: int, last: int) -> int:

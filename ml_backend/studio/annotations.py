@@ -44,12 +44,15 @@ __all__ = [
     "AnnotationError",
     "Draft",
     "LabelMap",
+    "Layer",
     "Prediction",
     "Region",
     "Task",
     "choose_annotation",
     "label_hash",
     "label_map",
+    "mask_region",
+    "painted_layer",
     "parse_annotation",
     "parse_task",
     "regions",
@@ -220,6 +223,13 @@ class LabelMap(NamedTuple):
     warnings: list[str]
 
 
+class Layer(NamedTuple):
+    """What one region paints: ``class_index`` or `IGNORE`, where ``painted`` (H, W) says."""
+
+    class_index: int
+    painted: _Painted
+
+
 def choose_annotation(annotations: Sequence[Annotation]) -> Annotation | None:
     """The annotation of a task that counts, None if there is none.
 
@@ -278,15 +288,34 @@ def label_map(
         if doubt:
             warnings.append(f"{name} {doubt}: its pixels are ignored")
         try:
-            if region.original_height and region.original_width:
-                _check_aspect(region.original_height, region.original_width, height, width)
-            painted = _RASTERS[region.type.lower()](region, height, width)
+            painted = _raster(region, height, width)
         except (MaskError, AnnotationError) as error:
             raise AnnotationError(f"{name}: {error}") from error
         if region.type.lower() in _MASKS and not painted.any():
             warnings.append(f"{name} paints nothing: its mask is empty")
         np.copyto(mask, np.uint8(index), where=painted)
     return LabelMap(mask, warnings)
+
+
+def painted_layer(
+    result: Region | Mapping[str, Any], config: LabelConfig, height: int, width: int
+) -> Layer | None:
+    """What `label_map` would paint for one region; None for one that it leaves out or that is not
+    about pixels. Raises AnnotationError for one that cannot be read."""
+    region = _as_region(result)
+    if region.type.lower() in _NOT_PIXELS or _unreadable(region, config):
+        return None
+    index, _ = _class_of(region, config)
+    try:
+        return Layer(index, _raster(region, height, width))
+    except MaskError as error:
+        raise AnnotationError(f"region {region.id!r}: {error}") from error
+
+
+def _raster(region: Region, height: int, width: int) -> _Painted:
+    if region.original_height and region.original_width:
+        _check_aspect(region.original_height, region.original_width, height, width)
+    return _RASTERS[region.type.lower()](region, height, width)
 
 
 def regions(
@@ -322,6 +351,15 @@ def regions(
             f"{len(config.classes) - 1} ({', '.join(config.classes)})"
         )
     return found
+
+
+def mask_region(
+    painted: npt.NDArray[np.bool_], config: LabelConfig, index: int, name: str = ""
+) -> dict[str, Any]:
+    """The region of class ``index`` where ``painted`` (H, W), in the form that the config has.
+    ``name``: its id; without one, the id follows from the content."""
+    found = _region(painted, config, index, None)
+    return {**found, "id": name} if name else found
 
 
 def label_hash(results: Sequence[Region | Mapping[str, Any]]) -> str:

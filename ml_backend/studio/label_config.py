@@ -32,6 +32,7 @@ __all__ = [
     "data_fields",
     "explain_change",
     "parse_label_config",
+    "with_drags",
 ]
 
 MaskKind = Literal["brush", "bitmask"]
@@ -56,6 +57,8 @@ _SHAPE_TAGS: dict[str, ShapeKind] = {
 _COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 
 
+_DRAGS = "fix"
+"""The name of the control for drags in new configs."""
 _WITHIN = re.compile(r"[.\[]")
 _PATH_STEP = re.compile(r"\[[0-9]+|[\w-]+")
 
@@ -263,7 +266,7 @@ def explain_change(old: LabelConfig, new: LabelConfig) -> str | None:
 
 
 def bitmask_config(classes: Sequence[str]) -> str:
-    """The labelling config of a new project that paints bitmasks.
+    """The labelling config of a new project that paints bitmasks, and can be dragged on.
 
     ``classes``: the labels' names in order. Leave the background out to make it implicit: then
     whatever is not painted is background.
@@ -275,6 +278,37 @@ def bitmask_config(classes: Sequence[str]) -> str:
 def brush_config(classes: Sequence[str]) -> str:
     """As `bitmask_config`, with BrushLabels."""
     return _new_config("BrushLabels", classes)
+
+
+def with_drags(xml: str) -> str:
+    """``xml`` with what dragging over wrong places needs, and nothing else changed; the same text
+    where it is there already.
+
+    A rectangle that is nothing but a prompt, without a label: what is answered would get it. And
+    the control that paints masks is not ``smart`` any more, or a brush that asks for nothing would
+    come first among the tools of the key M. Raises LabelConfigError for a config that cannot be
+    segmented, or into which the lines cannot be put.
+    """
+    config = parse_label_config(xml)
+    if config.prompts:
+        return xml
+    name = next(
+        n for n in (_DRAGS, *(f"{_DRAGS}{i}" for i in range(2, 99))) if n not in config.controls
+    )
+    tag = {kind: tag for tag, kind in _MASK_TAGS.items()}[config.kind]
+    found = re.sub(
+        rf"(?is)<{tag}\b(?![^>]*\bsmart\s*=)[^>]*?(?=/?>)", r'\g<0> smart="false"', xml, count=1
+    )
+    line = f'<Rectangle name="{name}" toName="{config.to_name}" smart="true" smartOnly="true"/>'
+    found = re.sub(rf"(?i)^([ \t]*)(.*</{tag}\s*>)", rf"\1\2\n\1{line}", found, count=1, flags=re.M)
+    changed = parse_label_config(found)
+    silent = _mask_control(_parse_xml(found))[0].get("smart") is not None
+    if not silent or changed.prompts != (name,) or explain_change(config, changed):
+        raise LabelConfigError(
+            "the lines for drags cannot be put into this labelling config: say "
+            f'smart="false" in its {tag} tag and add {line} below it'
+        )
+    return found
 
 
 class _NoDocumentType(ElementTree.TreeBuilder):
@@ -470,9 +504,12 @@ def _new_config(tag: str, classes: Sequence[str]) -> str:
         contrastControl="true",
         smoothing="false",
     )
-    control = ElementTree.SubElement(view, tag, name="label", toName="image")
+    control = ElementTree.SubElement(view, tag, name="label", toName="image", smart="false")
     for index, name in enumerate(names):
         ElementTree.SubElement(control, "Label", value=name, background=_colour(index))
+    ElementTree.SubElement(
+        view, "Rectangle", name=_DRAGS, toName="image", smart="true", smartOnly="true"
+    )
     ElementTree.indent(view)
     return ElementTree.tostring(view, encoding="unicode") + "\n"
 

@@ -1,0 +1,309 @@
+"""Drags: a box over a wrong place of an opened slice, answered with the regions that repair it.
+
+Label Studio asks /predict with a ``context`` for each prompt that a person draws on the page. What
+the page shows is not sent, and drafts are saved some 5 s late: so what we answered a moment ago is
+remembered, by person, as far as drafts tell them apart. An answer is never an error and, where
+there is any region, never empty: Label Studio would leave the box on the page without a word. Where
+nothing changes it is a region as it stands.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import numpy.typing as npt
+
+from al_strategies.learner import Beliefs
+from ml_backend.api.metrics import DragOutcome
+from ml_backend.api.opened import SliceName
+from ml_backend.api.server import DRAGS
+from ml_backend.api.serving import Serving, usable
+from ml_backend.errors import NextsliceError
+from ml_backend.segmentation.repair import Box, repair
+from ml_backend.studio.interactive import (
+    Canvas,
+    Prompt,
+    Result,
+    Standing,
+    answer,
+    emptied,
+    prompt_of,
+    standing,
+)
+from ml_backend.studio.label_config import LabelConfig, parse_label_config
+from ml_backend.studio.task_order import LIVE_SCORE, PENDING_VERSION
+
+__all__ = ["Drags", "is_drag"]
+
+logger = logging.getLogger(__name__)
+
+_seconds = time.monotonic
+
+_WITHIN_S = 60.0
+"""Label Studio waits 100 s; a person has gone on long before, and an answer is applied even so."""
+_LAG_S = 8.0
+"""A draft is saved so long after a change at most: 5 s by Label Studio's clock, and the way."""
+_PAGES = 64
+"""Pages that are remembered, the last ones."""
+_SAME_SPOT = 0.5
+"""Boxes that overlap by more than that are drags on one spot."""
+_MOST_TURNS = 64
+
+
+@dataclass(frozen=True)
+class _Spot:
+    """The place dragged last: ``base``, the regions before the first drag there; ``turn``, how
+    often it was dragged since; ``answered``: what the page was told last; ``shown``: what it shows
+    in ``around`` since then."""
+
+    box: Box
+    around: Box
+    base: tuple[Result, ...]
+    turn: int
+    patch: str
+    answered: Mapping[str, Result]
+    shown: npt.NDArray[np.uint8]
+
+
+@dataclass
+class _Page:
+    """What we told one person's page of one slice: ``given``, id → (when, region)."""
+
+    draft: int | None
+    at: float
+    saved: object = None
+    prompt: str = ""
+    given: dict[str, tuple[float, Result]] = field(default_factory=dict)
+    spot: _Spot | None = None
+
+
+def is_drag(context: object) -> bool:
+    """Whether the ``context`` of a /predict is that of a prompt."""
+    return isinstance(context, Mapping) and bool(context.get("result"))
+
+
+class Drags:
+    """The drags of all projects. Safe to use from many threads."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+        self._places = threading.BoundedSemaphore(DRAGS)
+        self._pages: OrderedDict[tuple[str, int], list[_Page]] = OrderedDict()
+        self._locks: dict[tuple[str, int], threading.Lock] = {}
+        self._lock = threading.Lock()
+
+    def predict(
+        self, key: str, tasks: list[dict[str, Any]], label_config: str, context: object
+    ) -> list[dict[str, Any]]:
+        """One result per task, in order: the regions that change, or one that stands there."""
+        return [self._answer(key, task, label_config, context) for task in tasks]
+
+    def _answer(
+        self, key: str, task: dict[str, Any], label_config: str, context: object
+    ) -> dict[str, Any]:
+        published = self._serving.published(key)
+        version = PENDING_VERSION if published is None else published.model_version
+        stands = Standing()
+        outcome: DragOutcome = "failed"
+        found: dict[str, Result] = {}
+        try:
+            stands = standing(task, version)
+            config, reason = usable(published, label_config)
+            prompt = prompt_of(context, config or parse_label_config(label_config))
+            if config is None or published is None or published.weights is None:
+                logger.info("project %s: a drag changes nothing: %s", key, reason)
+                outcome = "none"
+            elif prompt is None:
+                outcome = "none"
+            else:
+                name = SliceName(key, published.weights, int(task["id"]), _image(config, task))
+                with self._place():
+                    found, outcome = self._repaired(name, stands, prompt, config)
+        except _Busy:
+            logger.warning("project %s: %d drags are being answered already", key, DRAGS)
+        except (ArithmeticError, KeyError, TypeError, ValueError, NextsliceError) as error:
+            logger.warning("project %s: a drag on task %s: %s", key, task.get("id"), error)
+        except Exception:  # the page would keep the box, without a word
+            logger.exception("project %s: a drag on task %s", key, task.get("id"))
+        self._serving.metrics.dragged(outcome)
+        result = [*found.values()] or _as_it_stands(stands.results)
+        return {"result": result, "score": LIVE_SCORE, "model_version": version}
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        if not self._places.acquire(blocking=False):
+            raise _Busy
+        try:
+            yield
+        finally:
+            self._places.release()
+
+    def _repaired(
+        self, name: SliceName, stands: Standing, prompt: Prompt, config: LabelConfig
+    ) -> tuple[dict[str, Result], DragOutcome]:
+        arrived = _seconds()
+        beliefs = self._serving.opened.get(name, _WITHIN_S)
+        with self._page(name, stands, arrived) as page:
+            lagging = {i: region for i, (_, region) in page.given.items()}
+            shape = (beliefs.mask.shape[0], beliefs.mask.shape[1])
+            shown = Canvas(stands.results, config, shape)
+            if lagging:
+                shown = Canvas(shown.with_results(lagging), config, shape)
+            spot, changed = _drag(page.spot, shown, beliefs, _box(prompt, shape), stands.certain)
+            # The page drops an answer that a later request overtakes.
+            overtaken = {i: r for i, (when, r) in page.given.items() if when >= arrived}
+            page.spot, page.prompt, page.at = spot, prompt.id, _seconds()
+            page.given |= {i: (page.at, region) for i, region in changed.items()}
+            outcome: DragOutcome = "changed" if changed else "same"
+            return overtaken | (changed or _one_that_stands(shown, spot.box)), outcome
+
+    @contextmanager
+    def _page(self, name: SliceName, stands: Standing, now: float) -> Iterator[_Page]:
+        """What is remembered of the page that asks, alone with it."""
+        slice_ = (name.project, name.task)
+        with self._lock:
+            lock = self._locks.setdefault(slice_, threading.Lock())
+        with lock:
+            with self._lock:
+                pages = self._pages.setdefault(slice_, [])
+                self._pages.move_to_end(slice_)
+                while len(self._pages) > _PAGES:
+                    oldest, _ = self._pages.popitem(last=False)
+                    self._locks.pop(oldest, None)
+            page = _of_the_same_person(pages, stands, now)
+            if page is None:
+                page = _Page(stands.draft, now)
+                pages.append(page)
+                del pages[:-_PAGES]
+            _forget_what_is_saved(page, stands, now)
+            yield page
+
+
+class _Busy(Exception):
+    """As many drags are being answered as may be."""
+
+
+def _of_the_same_person(pages: list[_Page], stands: Standing, now: float) -> _Page | None:
+    """The page that this draft is of. One without a draft is that of the last seconds, and of a
+    first draft that one whose regions or prompt it holds."""
+    if stands.draft is not None:
+        for page in pages:
+            if page.draft == stands.draft:
+                return page
+    for page in reversed(pages):
+        if page.draft is not None:
+            continue
+        if stands.draft is None:
+            if now - page.at < _LAG_S:
+                return page
+        elif stands.ids & {page.prompt, *page.given}:
+            page.draft = stands.draft
+            return page
+    return None
+
+
+def _forget_what_is_saved(page: _Page, stands: Standing, now: float) -> None:
+    """What a draft was saved after is in it, if it still is on the page. One that holds the last
+    prompt was saved before that was answered."""
+    saved = stands.saved != page.saved and page.prompt not in stands.ids
+    page.saved = stands.saved
+    page.given = {
+        i: (when, region)
+        for i, (when, region) in page.given.items()
+        if not saved and now - when < _LAG_S
+    }
+
+
+def _drag(
+    before: _Spot | None, shown: Canvas, beliefs: Beliefs, box: Box, in_place: bool
+) -> tuple[_Spot, dict[str, Result]]:
+    """The spot as it is after a drag of ``box``, and the regions that change, by id."""
+    believed = beliefs.log_probabilities
+    again = before is not None and _still_stands(before, shown, box)
+    if before is not None and again:
+        base = Canvas(before.base, shown.config, shown.shape)
+        spot, first = before, before.turn + 1
+    else:
+        base, first = shown, 0
+        box = box.on(shown.shape)
+        around = box.around(shown.shape)
+        patch = f"drag-{uuid4().hex[:10]}"
+        spot = _Spot(box, around, shown.results, 0, patch, {}, _cut(shown, around))
+    for turn in range(first, first + _MOST_TURNS):
+        wanted = repair(believed, base.map, spot.box, turn)
+        changed = answer(base, wanted, spot.patch, in_place=in_place)
+        if changed is None or (wanted[spot.around.window] == spot.shown).all():
+            continue
+        changed = _taken_back(spot, base) | changed
+        shows = wanted[spot.around.window].copy()
+        answered = dict(changed)
+        return _Spot(spot.box, spot.around, spot.base, turn, spot.patch, answered, shows), changed
+    return spot, {}
+
+
+def _still_stands(spot: _Spot, shown: Canvas, box: Box) -> bool:
+    """Whether ``box`` is a drag on the same spot, where nothing was changed since."""
+    same = box.overlap(spot.box) >= _SAME_SPOT
+    return same and bool((_cut(shown, spot.around) == spot.shown).all())
+
+
+def _taken_back(spot: _Spot, base: Canvas) -> dict[str, Result]:
+    """What makes the page show ``base`` again after the last answer on the spot."""
+    known = {str(result.get("id")): result for result in base.results}
+    return {
+        i: known[i] if i in known else emptied(region, base.config)
+        for i, region in spot.answered.items()
+    }
+
+
+def _cut(canvas: Canvas, box: Box) -> npt.NDArray[np.uint8]:
+    return canvas.map[box.window].copy()
+
+
+def _box(prompt: Prompt, shape: tuple[int, int]) -> Box:
+    """The pixels whose centres are in the prompt, in a slice of ``shape``."""
+    height, width = shape
+    limit = 10 * max(shape)
+
+    def pixel(percent: float, length: int) -> int:
+        return round(min(max(percent * length / 100, -limit), limit))
+
+    return Box(
+        pixel(prompt.top, height),
+        pixel(prompt.left, width),
+        pixel(prompt.bottom, height),
+        pixel(prompt.right, width),
+    )
+
+
+def _one_that_stands(shown: Canvas, box: Box) -> dict[str, Result]:
+    """A region as it stands, of those with the least in the box: people draw where they drag, and
+    what they drew a moment ago is not known."""
+    counts = {
+        layer.place: int(np.count_nonzero(layer.painted[box.window])) for layer in shown.layers
+    }
+    if not counts:
+        return {}
+    place = min(counts, key=lambda p: (counts[p], -p))
+    result = shown.results[place]
+    return {str(result.get("id")): result}
+
+
+def _as_it_stands(results: tuple[Result, ...]) -> list[Result]:
+    return [result for result in results if result.get("id")][-1:]
+
+
+def _image(config: LabelConfig, task: Mapping[str, Any]) -> str:
+    url = config.image_of(task["data"])
+    if not isinstance(url, str) or not url:
+        raise KeyError(f"data.{config.value_field}")
+    return url

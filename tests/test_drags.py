@@ -1,0 +1,266 @@
+"""Drags through /predict: what two people's pages show after each answer. No network is needed:
+what is believed of the slice is put where it would be kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from flask import Flask
+
+from al_strategies.learner import Beliefs
+from ml_backend.api.opened import SliceName
+from ml_backend.api.serving import Serving
+from ml_backend.app import create_app
+from ml_backend.rounds.records import Published
+from ml_backend.settings import Settings
+from ml_backend.studio.annotations import label_map, regions
+from ml_backend.studio.label_config import bitmask_config, parse_label_config
+
+KEY = "7.1763865028"
+VERSION = "nextslice-r001-abcdef"
+XML = bitmask_config(["bone", "implant"])
+CONFIG = parse_label_config(XML)
+SIDE = 64
+IMAGE = "/data/upload/7/1.png"
+Y, X = np.mgrid[:SIDE, :SIDE]
+BONE = (Y >= 8) & (Y < 56) & (X >= 8) & (X < 56)
+MISSED = np.hypot(Y - 30, X - 30) < 8
+"""Within the bone: nearly implant, and a little less likely background."""
+
+
+def beliefs() -> Beliefs:
+    scores = np.stack(
+        [
+            np.where(BONE, np.where(MISSED, 1.0, -4.0), 6.0),
+            np.where(BONE, 3.0, -4.0),
+            np.where(MISSED, 2.0, -6.0),
+        ]
+    )
+    believed = (scores - np.log(np.exp(scores).sum(0))).astype(np.float16)
+    return Beliefs(believed.argmax(0).astype(np.uint8), believed)
+
+
+@pytest.fixture
+def app(make_settings: Callable[..., Settings], redis_url: str) -> Iterator[Flask]:
+    app = create_app(make_settings(REDIS_URL=redis_url, NEXTSLICE_PUBLISHED_TTL_S="600"))
+    serving: Serving = app.extensions["nextslice"]
+    published = Published(
+        round=1,
+        model_version=VERSION,
+        classes=list(CONFIG.classes),
+        fingerprint=CONFIG.fingerprint,
+        weights="round-001/weights.safetensors",
+    )
+    serving.project(KEY).folder.published = published
+    serving._warmed.add((KEY, "round-001/weights.safetensors"))  # there are none
+    for task in (1, 2):
+        serving.opened.keep(SliceName(KEY, str(published.weights), task, IMAGE), beliefs())
+    yield app
+    serving.service.schedule.connection.flushall()
+
+
+class Page:
+    """Label Studio's page of one person: regions, strokes, and drafts that come late."""
+
+    def __init__(self, app: Flask, task: int = 1, draft: int = 100) -> None:
+        self._client, self._task, self._draft = app.test_client(), task, draft
+        self.regions = {r["id"]: r for r in regions(beliefs().mask, CONFIG)}
+        self._prediction = list(self.regions.values())
+        self._saved: list[dict[str, Any]] | None = None
+        self._moment = datetime(2026, 11, 1, tzinfo=UTC)
+        self.others: dict[str, Any] = {}
+
+    def save(self) -> None:
+        """The draft, as it is saved some seconds after a change."""
+        self._saved = [dict(r) for r in self.regions.values()]
+        self._moment += timedelta(seconds=5)
+
+    def stroke(self, painted: npt.NDArray[np.bool_], label: str = "bone") -> str:
+        (found,) = regions(painted.astype(np.uint8) * CONFIG.classes.index(label), CONFIG)
+        self.regions[found["id"]] = found
+        return str(found["id"])
+
+    def ask(self, top: int, left: int, bottom: int, right: int, **changed: Any) -> dict[str, Any]:
+        value = {"x": left, "y": top, "width": right - left, "height": bottom - top}
+        box = {name: length * 100 / SIDE for name, length in value.items()} | {"rotation": 0}
+        prompt = {"id": f"p{top}{left}", "type": "rectangle", "from_name": "fix",
+                  "to_name": "image", "value": box}  # fmt: skip
+        drafts = [] if self._saved is None else [
+            {"id": self._draft, "result": self._saved, "updated_at": self._moment.isoformat()}
+        ]  # fmt: skip
+        task = {
+            "id": self._task,
+            "data": {"image": IMAGE},
+            "annotations": [],
+            "predictions": [{"id": 1, "model_version": VERSION, "result": self._prediction}],
+            "drafts": drafts,
+            **self.others,
+        }
+        body = {"tasks": [task], "project": KEY, "label_config": XML,
+                "params": {"login": "", "context": {"result": [prompt]}}, **changed}  # fmt: skip
+        answered = self._client.post("/predict", json=body)
+        assert answered.status_code == 200
+        (found,) = answered.get_json()["results"]
+        return dict(found)
+
+    def drag(self, *box: int) -> list[str]:
+        """Take what is answered, as with auto-accept; the ids of what it was."""
+        found = self.ask(*box)["result"]
+        self.regions |= {r["id"]: r for r in found}
+        return [r["id"] for r in found]
+
+    @property
+    def shown(self) -> npt.NDArray[np.uint8]:
+        return label_map(list(self.regions.values()), CONFIG, SIDE, SIDE).mask
+
+
+OVER = (21, 21, 40, 40)
+"""Around what was missed."""
+
+
+def wrong(page: Page, wanted: npt.NDArray[np.uint8]) -> int:
+    return int(np.count_nonzero(page.shown != wanted))
+
+
+def test_a_drag_repairs_what_was_missed_in_a_region_of_its_own(app: Flask) -> None:
+    page = Page(app)
+    wanted = np.where(MISSED, 2, BONE).astype(np.uint8)
+    before = wrong(page, wanted)
+    (patch,) = page.drag(*OVER)
+    assert patch not in {r["id"] for r in page._prediction}
+    assert wrong(page, wanted) < 0.2 * before
+    answered = page.regions[patch]
+    assert answered["value"]["bitmasklabels"] == ["implant"]
+    assert answered["original_width"] == SIDE
+
+
+def test_an_answer_names_the_version_that_is_served(app: Flask) -> None:
+    assert Page(app).ask(*OVER)["model_version"] == VERSION
+
+
+def test_drags_on_one_spot_go_through_the_alternatives_and_back(app: Flask) -> None:
+    page = Page(app)
+    first = page.shown
+    seen = []
+    for _ in range(4):
+        page.drag(*OVER)
+        seen.append(page.shown)
+    middle = [int(shown[30, 30]) for shown in seen]
+    assert middle == [2, 0, 1, 2]
+    assert (seen[2] == first).all()
+    assert (seen[3] == seen[0]).all()
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_second_drag_on_the_spot_knows_the_first_whether_its_draft_was_saved_or_not(
+    app: Flask, saved: bool
+) -> None:
+    page = Page(app)
+    page.drag(*OVER)
+    if saved:
+        page.save()
+    page.drag(*OVER)
+    assert page.shown[30, 30] == 0
+
+
+def test_a_stroke_of_the_last_seconds_stays(app: Flask) -> None:
+    """Nobody has seen it: it was drawn after the last draft."""
+    page = Page(app)
+    page.save()
+    stroke = (Y > 57) & (X < 20)
+    page.stroke(stroke, "implant")
+    page.drag(*OVER)  # to implant
+    page.drag(*OVER)  # to background
+    assert (page.shown[stroke] == 2).all()
+    assert page.shown[30, 30] == 0
+
+
+def test_a_stroke_into_the_very_region_stays_where_a_class_takes_over(app: Flask) -> None:
+    page = Page(app)
+    page.save()
+    bone = next(r for r in page.regions.values() if r["value"]["bitmasklabels"] == ["bone"])
+    wider = BONE | (X < 3)
+    (extended,) = regions(wider.astype(np.uint8), CONFIG)
+    page.regions[bone["id"]] = {**extended, "id": bone["id"]}
+    page.drag(*OVER)
+    assert page.shown[30, 30] == 2
+    assert (page.shown[:, :3] == 1).all()
+
+
+def test_what_was_undone_on_the_page_is_not_brought_back(app: Flask) -> None:
+    page = Page(app)
+    (patch,) = page.drag(*OVER)
+    del page.regions[patch]  # Ctrl+Z
+    page.save()
+    found = page.drag(44, 44, 60, 60)  # elsewhere
+    assert patch not in found
+    assert page.shown[30, 30] == 1
+
+
+def test_two_people_on_one_task_do_not_see_each_others_corrections(app: Flask) -> None:
+    one, other = Page(app, draft=100), Page(app, draft=200)
+    other.stroke((Y > 60) & (X > 60))
+    other.save()
+    one.stroke((Y > 60) & (X < 3))
+    one.save()
+    one.drag(*OVER)
+    one.drag(*OVER)
+    assert one.shown[30, 30] == 0
+    other.drag(44, 50, 60, 63)
+    assert other.shown[30, 30] == 1
+    other.drag(*OVER)
+    assert other.shown[30, 30] == 2  # their first drag there
+
+
+def test_where_another_may_have_annotated_no_region_comes_back(app: Flask) -> None:
+    """The page may show their annotation, or the prediction: nobody says."""
+    page = Page(app)
+    submitted = {"id": 3, "result": [], "updated_at": "2026-11-01T00:00:00Z"}
+    page.others = {"annotations": [submitted], "overlap": 2}
+    known = {r["id"] for r in page._prediction}
+    assert not known & set(page.drag(*OVER))
+
+
+def test_a_drag_that_changes_nothing_is_answered_with_a_region_as_it_stands(app: Flask) -> None:
+    page = Page(app)
+    for changed in ({"label_config": bitmask_config(["bone", "other"])},
+                    {"params": {"context": {"result": [{"type": "brush"}]}}}):  # fmt: skip
+        (found,) = page.ask(*OVER, **changed)["result"]
+        assert found in page._prediction
+
+
+@pytest.mark.parametrize("task", [{"id": 1}, {"id": "x", "data": {}}, {"id": 1, "data": 7}, {}])
+def test_a_drag_on_what_cannot_be_read_is_no_error(app: Flask, task: dict[str, Any]) -> None:
+    page = Page(app)
+    drawn = {"predictions": [{"id": 1, "result": page._prediction}]}
+    (found,) = page.ask(*OVER, tasks=[{**drawn, **task}])["result"]
+    assert found == page._prediction[-1]
+
+
+def test_an_answer_that_is_overtaken_is_in_the_next_one(
+    app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Label Studio drops the first of two answers that are under way at once."""
+    page = Page(app)
+    clock = [100.0]
+    monkeypatch.setattr("ml_backend.api.drags._seconds", lambda: clock[0])
+    lost = page.ask(*OVER)["result"]
+    clock[0] = 99.0  # the next was sent before that was answered
+    found = page.drag(44, 48, 60, 60)
+    assert {r["id"] for r in lost} <= set(found)
+    assert page.shown[30, 30] == 2
+
+
+def test_more_drags_than_there_are_places_wait_for_nothing(
+    app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drags = app.extensions["nextslice drags"]
+    while drags._places.acquire(blocking=False):
+        pass
+    (found,) = Page(app).ask(*OVER)["result"]
+    assert found in Page(app)._prediction

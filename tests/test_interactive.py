@@ -1,0 +1,204 @@
+"""What a drag on Label Studio's page asks and is answered, in the page's own JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from ml_backend.studio.annotations import label_map, regions
+from ml_backend.studio.interactive import (
+    Canvas,
+    Prompt,
+    answer,
+    emptied,
+    prompt_of,
+    standing,
+)
+from ml_backend.studio.label_config import (
+    LabelConfig,
+    bitmask_config,
+    brush_config,
+    parse_label_config,
+)
+
+H, W = 40, 60
+CONFIG = parse_label_config(bitmask_config(["bone", "implant"]))
+BRUSH = parse_label_config(brush_config(["bone", "implant"]))
+NAMED = parse_label_config(bitmask_config(["background", "bone", "implant"]))
+
+
+def drawn(*boxes: tuple[int, int, int, int, int]) -> npt.NDArray[np.uint8]:
+    found = np.zeros((H, W), np.uint8)
+    for index, top, left, bottom, right in boxes:
+        found[top:bottom, left:right] = index
+    return found
+
+
+def prompt(kind: str = "rectangle", **value: float) -> dict[str, Any]:
+    box = {"x": 10, "y": 20, "width": 30, "height": 40, "rotation": 0, **value}
+    return {"id": "p", "type": kind, "from_name": "fix", "to_name": "image", "value": box}
+
+
+# -- what is asked
+
+
+def test_a_box_is_read_in_percent() -> None:
+    assert prompt_of({"result": [prompt()]}, CONFIG) == Prompt("p", 20, 10, 60, 40)
+
+
+def test_a_turned_box_is_the_one_around_it() -> None:
+    found = prompt_of({"result": [prompt(x=50, y=50, width=20, height=10, rotation=90)]}, CONFIG)
+    assert found is not None
+    assert found[1:] == pytest.approx((50, 40, 70, 50))
+
+
+def test_an_ellipse_is_the_box_around_it_and_a_point_is_one() -> None:
+    ellipse = prompt("ellipse", x=50, y=50, radiusX=5, radiusY=10)
+    assert prompt_of({"result": [ellipse]}, CONFIG) == Prompt("p", 40, 45, 60, 55)
+    assert prompt_of({"result": [prompt("keypoint")]}, CONFIG) == Prompt("p", 20, 10, 20, 10)
+
+
+def test_the_prompt_drawn_last_counts() -> None:
+    first = {**prompt(x=0), "id": "q"}
+    found = prompt_of({"result": [first, prompt()]}, CONFIG)
+    assert found is not None
+    assert found.id == "p"
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        None, "text", [], {}, {"result": None}, {"result": ["p"]}, {"result": [{"id": "p"}]},
+        {"result": [prompt("brush")]}, {"result": [{**prompt(), "value": None}]},
+        {"result": [prompt(x="far")]}, {"result": [prompt(x=float("nan"))]},  # type: ignore[arg-type]
+        {"result": [prompt(width=[1])]},  # type: ignore[arg-type]
+        {"result": [{**prompt(), "to_name": "other"}]},
+    ],
+)  # fmt: skip
+def test_what_is_no_box_is_no_prompt(context: object) -> None:
+    assert prompt_of(context, CONFIG) is None
+
+
+# -- what stands there
+
+BONE = {"id": "b", "type": "bitmasklabels"}
+DRAFT = {"id": 5, "result": [BONE], "updated_at": "2026-11-01T10:00:00.5Z"}
+PREDICTION = {"id": 1, "model_version": "v", "result": [{"id": "of the prediction"}]}
+SUBMITTED = {"id": 9, "result": [{"id": "of the annotation"}], "updated_at": "2026-11-01T09:00:00Z"}
+
+
+def test_the_prediction_that_the_page_opens_with_stands_first() -> None:
+    other = {"id": 2, "model_version": "sam", "result": [{"id": "of another model"}]}
+    found = standing({"predictions": [other, PREDICTION], "drafts": [], "annotations": []}, "v")
+    assert (found.ids, found.draft, found.certain) == ({"of the prediction"}, None, True)
+
+
+def test_the_newest_draft_stands_before_all_else() -> None:
+    older = {**DRAFT, "id": 4, "result": [], "updated_at": "2026-11-01T09:59:00Z"}
+    task = {"predictions": [PREDICTION], "drafts": [DRAFT, older], "annotations": [SUBMITTED]}
+    found = standing({**task, "overlap": 1}, "v")
+    assert (found.ids, found.draft, found.certain) == ({"b"}, 5, True)
+
+
+def test_an_annotation_that_is_changed_stands_where_there_can_be_but_one() -> None:
+    task = {"predictions": [PREDICTION], "annotations": [SUBMITTED], "overlap": 1}
+    assert standing(task, "v").ids == {"of the annotation"}
+    skipped = {**SUBMITTED, "was_cancelled": True}
+    assert standing({**task, "annotations": [skipped]}, "v").ids == {"of the prediction"}
+
+
+def test_anothers_annotation_is_not_what_a_second_annotator_sees() -> None:
+    task = {"predictions": [PREDICTION], "annotations": [SUBMITTED], "overlap": 2}
+    found = standing(task, "v")
+    assert (found.ids, found.certain) == ({"of the prediction"}, False)
+
+
+@pytest.mark.parametrize("task", [{}, {"drafts": "none", "predictions": None}, {"drafts": [7]}])
+def test_nothing_stands_where_nothing_is_said(task: dict[str, Any]) -> None:
+    assert standing(task, "v").results == ()
+
+
+# -- what is answered
+
+
+def canvas(shown: npt.NDArray[np.uint8], config: LabelConfig = CONFIG) -> Canvas:
+    return Canvas(regions(shown, config), config, (H, W))
+
+
+def shown_after(page: Canvas, changed: dict[str, dict[str, Any]]) -> npt.NDArray[np.uint8]:
+    """What a round would learn of the page."""
+    return label_map(page.with_results(changed), page.config, H, W, "background").mask
+
+
+@pytest.mark.parametrize("config", [CONFIG, BRUSH, NAMED], ids=["bitmask", "brush", "background"])
+def test_an_answer_makes_the_page_show_what_is_wanted(config: LabelConfig) -> None:
+    page = canvas(drawn((1, 5, 5, 30, 30), (2, 10, 40, 20, 50)), config)
+    for wanted in (
+        drawn((1, 5, 5, 30, 30), (2, 10, 40, 20, 50), (2, 8, 8, 14, 14)),
+        drawn((1, 5, 5, 30, 30), (2, 10, 40, 15, 50)),
+        drawn((1, 5, 5, 30, 36), (2, 10, 40, 15, 50), (2, 0, 0, 3, 3)),
+        drawn(),
+    ):
+        changed = answer(page, wanted, "new")
+        assert changed
+        assert (shown_after(page, changed) == wanted).all()
+
+
+def test_what_a_class_gains_touches_no_region_that_is_there() -> None:
+    """So a stroke on one of them that nobody has seen yet stays."""
+    page = canvas(drawn((1, 5, 5, 30, 30)))
+    changed = answer(page, drawn((1, 5, 5, 30, 30), (2, 8, 8, 14, 14)), "new")
+    assert changed is not None
+    assert set(changed) == {"new"}
+    assert changed["new"]["value"]["bitmasklabels"] == ["implant"]
+
+
+def test_what_becomes_background_comes_back_smaller_under_its_own_id() -> None:
+    page = canvas(drawn((1, 5, 5, 30, 30), (2, 10, 40, 20, 50)))
+    bone = page.results[0] | {"meta": {"text": ["a note"]}}
+    page = Canvas([bone, *page.results[1:]], CONFIG, (H, W))
+    changed = answer(page, drawn((1, 5, 5, 20, 30), (2, 10, 40, 20, 50)), "new")
+    assert changed is not None
+    assert set(changed) == {bone["id"]}
+    assert changed[bone["id"]]["meta"] == {"text": ["a note"]}
+
+
+def test_what_lies_beneath_goes_too_where_the_background_takes_over() -> None:
+    page = canvas(drawn((1, 5, 5, 30, 30)))
+    once = answer(page, drawn((1, 5, 5, 30, 30), (2, 8, 8, 14, 14)), "new")
+    assert once is not None
+    page = Canvas(page.with_results(once), CONFIG, (H, W))
+    wanted = drawn((1, 5, 5, 30, 30), (0, 8, 8, 14, 14))
+    changed = answer(page, wanted, "newer")
+    assert changed is not None
+    assert set(changed) == {"new", page.results[0]["id"]}
+    assert (shown_after(page, changed) == wanted).all()
+
+
+def test_where_no_region_may_come_back_smaller_there_is_no_answer() -> None:
+    page = canvas(drawn((1, 5, 5, 30, 30)))
+    assert answer(page, drawn(), "new", in_place=False) is None
+    assert answer(page, drawn((2, 5, 5, 30, 30)), "new", in_place=False)
+
+
+def test_nothing_is_answered_where_the_page_shows_it() -> None:
+    page = canvas(drawn((1, 5, 5, 30, 30)))
+    assert answer(page, page.map.copy(), "new") == {}
+
+
+def test_a_region_that_is_emptied_paints_nothing_and_keeps_its_id() -> None:
+    (bone,) = regions(drawn((1, 5, 5, 30, 30)), CONFIG)
+    empty = emptied(bone, CONFIG)
+    assert empty["id"] == bone["id"]
+    assert not label_map([empty], CONFIG, H, W).mask.any()
+
+
+def test_prompts_and_what_cannot_be_read_paint_nothing_and_stay() -> None:
+    broken = {"id": "x", "type": "bitmasklabels", "from_name": "label", "to_name": "image",
+              "value": {"imageDataURL": "data:,", "bitmasklabels": ["bone"]}}  # fmt: skip
+    page = Canvas([broken, prompt(), {"id": "y", "type": "choices"}], CONFIG, (H, W))
+    assert not page.map.any()
+    assert [r["id"] for r in page.with_results({})] == ["x", "p", "y"]
