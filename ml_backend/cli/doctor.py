@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Annotated
 
@@ -11,7 +12,9 @@ import typer
 from ml_backend.cli import app
 from ml_backend.health.examination import examine
 from ml_backend.health.finding import Finding
+from ml_backend.health.projects import mend
 from ml_backend.rounds.service import Service
+from ml_backend.studio.client import StudioError
 
 __all__ = ["doctor"]
 
@@ -23,14 +26,23 @@ def doctor(
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object on standard output, for programs.")
     ] = False,
+    fix: Annotated[
+        bool,
+        typer.Option("--fix", help="First mend in the projects what needs nobody's decision."),
+    ] = False,
 ) -> None:
-    """Look at Label Studio, token, database, store, Redis and workers, and say what mends them.
+    """Look at Label Studio, token, database, store, Redis, workers and projects, and say what
+    mends them.
 
     Needs the settings of the running service. Ends with 1 where something is wrong; warnings, and
     what could not be looked at for want of something else, end with 0 by themselves.
     """
+    service = Service.from_environment()
+    if fix:
+        for said in _mended(service):
+            typer.echo(said, err=as_json)
     found: list[Finding] = []
-    for finding in examine(Service.from_environment()):
+    for finding in examine(service):
         found.append(finding)
         if not as_json:
             typer.echo(_line(finding))
@@ -39,6 +51,13 @@ def doctor(
         typer.echo(json.dumps({"ok": well, "findings": [asdict(finding) for finding in found]}))
     if not well:
         raise typer.Exit(1)
+
+
+def _mended(service: Service) -> Iterator[str]:
+    try:
+        yield from mend(service)
+    except StudioError:
+        return  # the examination says why
 
 
 def _line(finding: Finding) -> str:

@@ -8,6 +8,7 @@ from functools import partial
 from ml_backend.health import label_studio
 from ml_backend.health.finding import Finding
 from ml_backend.health.parts import part
+from ml_backend.health.projects import projects
 from ml_backend.rounds.readiness import Part
 from ml_backend.rounds.service import Service
 
@@ -30,13 +31,20 @@ def examine(service: Service) -> Iterator[Finding]:
     What stands on a part that does not work is not looked at, and that is said: one fault is one
     line.
     """
-    yield from _in_turn(service, _OF_LABEL_STUDIO)
-    yield part(service, "store")
+    found = list(_in_turn(service, _OF_LABEL_STUDIO))
+    yield from found
+    store = part(service, "store")
+    yield store
     workers = {name: partial(part, which=which) for which, name in _OF_WORKERS.items()}
     redis = part(service, "redis")
     yield redis
     for name, check in workers.items():
         yield check(service) if redis.verdict == "good" else _not_looked_at(name, redis)
+    in_the_way = [f for f in (*found, store, redis) if f.verdict == "fault"]
+    if in_the_way:
+        yield _not_looked_at("projects", in_the_way[0])
+    else:
+        yield from projects(service)
 
 
 def _in_turn(service: Service, checks: dict[str, Check]) -> Iterator[Finding]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Finding", "Verdict"]
+__all__ = ["FIX", "Finding", "Verdict"]
+
+FIX = "nextslice doctor --fix"
+"""Mends what needs nobody's decision."""
 
 Verdict = Literal["good", "warning", "fault", "unknown"]
 """As it should be · works, and will not always · does not work · could not be looked at."""

@@ -32,6 +32,7 @@ __all__ = [
     "Studio",
     "StudioError",
     "TaskRow",
+    "Webhook",
     "annotated",
     "changed_since",
     "drafted",
@@ -87,6 +88,20 @@ class Backend(BaseModel):
     title: str | None = None
     model_version: str | None = None
     basic_auth_user: str | None = None
+    state: str | None = None
+    """``CO``: it answers Label Studio; ``ER``: it does not, as ``error_message`` says."""
+    error_message: str | None = None
+
+
+class Webhook(BaseModel):
+    """A webhook of a project: what Label Studio calls after each submission."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    id: int
+    url: str
+    is_active: bool = True
+    headers: dict[str, str] | None = None
 
 
 class TaskRow(BaseModel):
@@ -325,21 +340,38 @@ class Studio:
                 return backend
         return None
 
+    def webhooks(self, project_id: int, url: str) -> list[Webhook]:
+        """The project's webhooks that point at ``url`` (compared without a trailing slash)."""
+        rows = self.request("GET", "api/webhooks/", params={"project": project_id})
+        try:
+            found = [Webhook.model_validate(row) for row in rows]
+        except ValidationError as error:
+            raise StudioError(f"The list of webhooks has an unexpected form: {error}") from error
+        return [hook for hook in found if hook.url.rstrip("/") == url.rstrip("/")]
+
     def set_webhook_header(self, project_id: int, url: str, header: str, value: str) -> bool:
         """Give the webhooks that point at ``url`` a secret header. True when one was found."""
-        found = False
-        for hook in self.request("GET", "api/webhooks/", params={"project": project_id}):
-            if hook["url"].rstrip("/") != url.rstrip("/"):
-                continue
-            found = True
-            headers = dict(hook.get("headers") or {})
+        found = self.webhooks(project_id, url)
+        for hook in found:
+            headers = hook.headers or {}
             if headers.get(header) != value:
                 self.request(
                     "PATCH",
-                    f"api/webhooks/{hook['id']}/",
+                    f"api/webhooks/{hook.id}/",
                     json={"headers": {**headers, header: value}},
                 )
-        return found
+        return bool(found)
+
+    def set_webhook(self, project_id: int, url: str) -> None:
+        """Have a webhook call ``url`` after every action: one that is off is set on, a missing one
+        is made, as Label Studio makes it beside an ML backend."""
+        found = self.webhooks(project_id, url)
+        if not found:
+            made = {"project": project_id, "url": url, "send_payload": True}
+            self.request("POST", "api/webhooks/", json={**made, "send_for_all_actions": True})
+        for hook in found:
+            if not hook.is_active:
+                self.request("PATCH", f"api/webhooks/{hook.id}/", json={"is_active": True})
 
     # -- tasks
 
