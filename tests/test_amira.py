@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ml_backend.volumes.opening import open_volume
+from ml_backend.volumes.opening import ReadOptions, open_volume
 from ml_backend.volumes.volume import VolumeError
 from tests.test_formats import assert_holds, values
 
@@ -133,7 +133,9 @@ def test_values_that_unpack_to_fewer_are_refused(tmp_path: Path) -> None:
     [
         ("BINARY-LITTLE-ENDIAN", "ASCII", "has ASCII values of type ushort, expected binary"),
         ('"uniform"', '"curvilinear"', "has curvilinear coordinates, expected uniform"),
-        ("{ ushort Data", "{ float[3] Data", r"values of type float\[3\], expected binary, one"),
+        ("{ ushort Data", "{ ushort[3] Data", "channel of lengths .*--channel, 0 to 2"),
+        ("} @1", "} @3", "has its lattice behind @3, expected it behind @1"),
+        ("{ ushort Data", "{ ushort", "no line 'Lattice { … } @1' in its header"),
         ("{ ushort Data", "{ complex Data", "values of type complex"),
         ("define Lattice 32 16 5", "define Lattice 32 16", "expected three axes"),
         ("define Lattice 32 16 5", "nLattice 5", "no line 'define Lattice'"),
@@ -148,3 +150,55 @@ def test_what_is_no_volume_is_refused(tmp_path: Path, old: str, new: str, messag
     path.write_bytes(path.read_bytes().replace(old.encode(), new.encode(), 1))
     with pytest.raises(VolumeError, match=message):
         open_volume(path)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_one_of_several_values_a_voxel(tmp_path: Path, packed: bool) -> None:
+    array = values("f4", (5, 16, 32, 3))
+    data = zlib.compress(array.tobytes()) if packed else array.tobytes()
+    path = saved(tmp_path / "a.am", "float[3]", data, f"(HxZip,{len(data)})" if packed else "")
+    for channel in range(3):
+        with open_volume(path, ReadOptions(channel=channel)) as volume:
+            assert_holds(volume, array[..., channel])
+            assert volume.voxel_size == (2.0, 1.5, 2.0)
+    with pytest.raises(VolumeError, match="has 3 channels, asked for is --channel 3"):
+        open_volume(path, ReadOptions(channel=3))
+
+
+@pytest.mark.parametrize("packing", ["", "HxZip", "HxByteRLE"])
+@pytest.mark.parametrize("newline", [b"\n", b"\r\n", b""])
+def test_one_of_several_data_by_its_name(tmp_path: Path, packing: str, newline: bytes) -> None:
+    """As label fields with probabilities have it; the second lies behind the first."""
+    pack = {"": bytes, "HxZip": zlib.compress, "HxByteRLE": runs}[packing]
+    labels, other = pack(LABELS.tobytes()), pack(values("u1", (5, 16, 32)).tobytes())
+    one, two = (f"({packing},{len(data)})" if packing else "" for data in (labels, other))
+    path = saved(tmp_path / "a.am", "byte", labels, one)
+    whole = path.read_bytes().rstrip(b"\n") if packing else path.read_bytes()[:-1]
+    head, mark, _ = whole.partition(b"\n# Data section")
+    more = f"Lattice {{ byte Probability }} @2{two}\n".encode()
+    path.write_bytes(
+        head + more + b"\n# Data section follows\n@1\n" + labels + newline + b"@2\n" + other + b"\n"
+    )
+    assert mark
+    for name, array in {"Data": LABELS, "Probability": values("u1", (5, 16, 32))}.items():
+        with open_volume(path, ReadOptions(dataset=name)) as volume:
+            assert_holds(volume, array)
+    with pytest.raises(VolumeError, match=r"several data, name one as dataset:\n  Data byte\n  P"):
+        open_volume(path)
+    with pytest.raises(VolumeError, match=r"no data Noise, name one as dataset"):
+        open_volume(path, ReadOptions(dataset="Noise"))
+    path.write_bytes(path.read_bytes().replace(b"@2\n" + other[:4], b"@2 " + other[:4]))
+    with pytest.raises(VolumeError, match=r"no line @2 at byte \d+, where the data @1 end"):
+        open_volume(path, ReadOptions(dataset="Probability"))
+
+
+def test_headers_as_other_programs_lay_them_out(tmp_path: Path) -> None:
+    head = (
+        "# AmiraMesh 3D BINARY-LITTLE-ENDIAN 2.0\r\n# CreationDate: …\r\n\r\n"
+        'define  Lattice  32 16 5\r\nParameters { CoordType "uniform", '
+        "BoundingBox 10 72 0 22.5 -4 4 }\r\nLattice {ushort ScalarField} = @1\r\n\r\n@1\r\n"
+    )
+    (tmp_path / "a.am").write_bytes(head.encode() + GREY.tobytes())
+    with open_volume(tmp_path / "a.am") as volume:
+        assert_holds(volume, GREY)
+        assert volume.voxel_size == (2.0, 1.5, 2.0)

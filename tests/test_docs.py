@@ -106,6 +106,45 @@ def test_the_table_of_what_was_tried_is_of_every_format() -> None:
             assert size.startswith("yes"), one.title
 
 
+HELD_BY = {
+    "tiff": "volume tiff_planes foreign_volumes formats bitstream",
+    "hdf5": "volume hdf5_elsewhere axes foreign_volumes formats",
+    "ome-zarr": "volume axes foreign_volumes formats",
+    "nifti": "volume directions axes foreign_volumes formats",
+    "numpy": "volume pair formats",
+    "png": "volume folder foreign_volumes formats",
+    "raw": "volume formats",
+    "jpeg2000": "skyscan",
+    "ome-zarr-zip": "ome_zarr_zip",
+}
+"""Format → the tests that hold its row, where these are others than ``test_<name>.py``."""
+LIBRARIES = {
+    "tifffile": "tifffile", "Pillow": "PIL", "h5py": "h5py", "hdf5plugin": "hdf5plugin",
+    "zarr": "zarr", "nibabel": "nibabel", "NumPy": "numpy", "pydicom": "pydicom",
+    "mrcfile": "mrcfile", "pynrrd": "nrrd", "SimpleITK": "SimpleITK", "fabio": "fabio",
+    "imagecodecs": "imagecodecs", "zipfile": "zipfile",
+}  # fmt: skip
+"""As the table calls what wrote a file → what a test imports."""
+
+
+def test_each_row_of_what_was_tried_has_tests_with_files_of_that_library() -> None:
+    page = (ROOT / "docs" / "import.md").read_text()
+    rows = {
+        cells[0].strip(): cells[2]
+        for part in page.split(TRIED)[1:]
+        for row in part.partition("\n\n")[0].splitlines()
+        if (cells := row.strip("|").split("|"))
+    }
+    for one in ours():
+        names = HELD_BY.get(one.name, one.name).split()
+        tests = "".join((ROOT / "tests" / f"test_{name}.py").read_text() for name in names)
+        assert "open_volume" in tests, one.title
+        assert any(ending in tests for ending in (*one.endings, *one.images)), one.title
+        for name, module in LIBRARIES.items():
+            if re.search(rf"\b{name}\b", rows[one.title]):
+                assert re.search(rf"\b(?:import|from) {module}\b", tests), f"{one.title}: {name}"
+
+
 def test_the_formats_of_exported_masks_are_those_that_offer_them() -> None:
     masks = {one.name: one.masks for one in ours() if one.masks is not None}
     names = ", ".join(f"`{name}`" for name in masks)

@@ -56,6 +56,12 @@ def test_a_volume_in_one_block(tmp_path: Path, dtype: str) -> None:
         assert volume.voxel_size is None
 
 
+def test_volumes_one_behind_the_other_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.edf").write_bytes(block(GREY) + block(GREY))
+    with pytest.raises(VolumeError, match=r"image 0, is uint16 of shape \(5, 16, 32\), expected"):
+        open_volume(tmp_path / "a.edf")
+
+
 def test_a_folder_is_read_in_the_order_of_its_numbers(tmp_path: Path) -> None:
     array = values("f4", (12, 7, 6))
     for z, page in enumerate(array):
@@ -73,9 +79,27 @@ def test_images_of_differing_shape_are_refused(tmp_path: Path) -> None:
         open_volume(tmp_path / "a.edf")
 
 
-def test_packed_values_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.edf").write_bytes(block(GREY, "COMPRESSION = GZIP ;"))
-    with pytest.raises(VolumeError, match="packed by GZIP, expected none: `fabio-convert`"):
+@pytest.mark.parametrize("packed", ["GZIP", "Z", "BZIP2", "BYTE_OFFSET"])
+def test_packed_values_are_refused(tmp_path: Path, packed: str) -> None:
+    (tmp_path / "a.edf").write_bytes(block(GREY, f"Compression = {packed} ;"))
+    with pytest.raises(VolumeError, match=f"packed by {packed}, expected none: `fabio-convert`"):
+        open_volume(tmp_path / "a.edf")
+
+
+@pytest.mark.parametrize("said", ["Unsigned1Bit", "Unsigned12Bit", "FloatIEEE128"])
+def test_types_that_numpy_does_not_have_are_refused(tmp_path: Path, said: str) -> None:
+    data = block(GREY.astype("u1").repeat(16, 0))
+    line = b"DataType = UnsignedByte ;"
+    new = f"DataType = {said} ;".encode().ljust(len(line))
+    (tmp_path / "a.edf").write_bytes(data.replace(line, new))
+    with pytest.raises(VolumeError, match=rf"a\.edf .*({said}|float128)"):
+        open_volume(tmp_path / "a.edf")
+
+
+def test_values_of_an_unsaid_type_are_refused(tmp_path: Path) -> None:
+    line = b"DataType = UnsignedShort ;"
+    (tmp_path / "a.edf").write_bytes(block(GREY).replace(line, b" " * len(line)))
+    with pytest.raises(VolumeError, match=r"does not say the type .*expected DataType: `fabio-con"):
         open_volume(tmp_path / "a.edf")
 
 

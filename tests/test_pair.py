@@ -5,8 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import h5py
+import mrcfile
+import nibabel
+import nrrd
 import numpy as np
 import pytest
+import SimpleITK
+import tifffile
+import zarr
 from PIL import Image
 
 from al_strategies.evidence import Position
@@ -155,3 +161,66 @@ def test_truth_values_are_labels(tmp_path: Path) -> None:
     pair = VolumePair(save(tmp_path, "a", IMAGE), save(tmp_path, "b", labels))
     assert np.array_equal(pair.mask("z0001"), labels[1])
     assert pair.classes == ("background", "class 1")
+
+
+def several(folder: Path, kind: str, array: np.ndarray) -> Path:
+    """``array`` (2, Z, Y, X) as times or channels of one file."""
+    path = folder / f"labels{kind}"
+    if kind == ".nii":
+        nibabel.save(nibabel.Nifti1Image(array.transpose(3, 2, 1, 0), np.eye(4)), path)
+    elif kind == ".tif":
+        tifffile.imwrite(path, array, ome=True, metadata={"axes": "CZYX"})
+    elif kind == ".h5":
+        with h5py.File(path, "w") as file:
+            file["labels"] = array
+            for place, name in enumerate("tzyx"):
+                file["labels"].dims[place].label = name
+    elif kind == ".zarr":
+        names = ["c", "z", "y", "x"]
+        zarr.create_array(path, data=array, dimension_names=names)
+    elif kind == ".nrrd":
+        header = {"kinds": ["list", "domain", "domain", "domain"]}
+        nrrd.write(
+            str(path), np.ascontiguousarray(np.moveaxis(array, 0, 3)), header, index_order="C"
+        )
+    elif kind == ".mha":
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array, isVector=False), str(path))
+    else:
+        with mrcfile.new(path) as mrc:
+            mrc.set_data(array.astype(np.int8))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [(".nii", "time"), (".tif", "channel"), (".h5", "time"), (".zarr", "channel"),
+     (".nrrd", "channel"), (".mha", "time"), (".mrc", "time")],
+)  # fmt: skip
+def test_of_several_label_volumes_one_is_chosen_or_all_refused(
+    tmp_path: Path, kind: str, option: str
+) -> None:
+    scan = save(tmp_path, "scan", np.arange(120 * 3, dtype=np.uint16).reshape(15, 4, 6))
+    first = (np.arange(15 * 4 * 6).reshape(15, 4, 6) % 3).astype(np.uint8)
+    labels = several(tmp_path, kind, np.stack([first, first[::-1]]))
+    with pytest.raises(VolumeError, match=rf"choose it with --labels-{option}, 0 to 1"):
+        load_data(DataSpec(str(scan), str(labels), gap=0))
+    chosen = {f"labels_{option}": 1}
+    data = load_data(DataSpec(str(scan), str(labels), gap=0, **chosen))
+    for z in range(15):
+        assert np.array_equal(data.source.mask(f"z{z:04d}"), first[14 - z])
+    with pytest.raises(VolumeError, match=rf"has 2 {option}s, asked for is --labels-{option} 2"):
+        load_data(DataSpec(str(scan), str(labels), gap=0, **{f"labels_{option}": 2}))
+
+
+def test_colours_are_no_labels(tmp_path: Path) -> None:
+    scan = save(tmp_path, "scan", IMAGE)
+    rgb = np.stack([LABELS, LABELS, 2 - LABELS], axis=-1)
+    tifffile.imwrite(tmp_path / "labels.tif", rgb, photometric="rgb")
+    (tmp_path / "labels").mkdir()
+    for z, page in enumerate(rgb):
+        Image.fromarray(page).save(tmp_path / "labels" / f"{z}.png")
+    for labels in (tmp_path / "labels.tif", tmp_path / "labels"):
+        with pytest.raises(VolumeError, match=r"colour image .*--labels-channel, 0 to 2"):
+            load_data(DataSpec(str(scan), str(labels), gap=0))
+        data = load_data(DataSpec(str(scan), str(labels), gap=0, labels_channel=2))
+        assert np.array_equal(data.source.mask("z0001"), 2 - LABELS[1])

@@ -14,6 +14,8 @@ from ml_backend.cli.reading import (
     ChannelOption,
     DatasetOption,
     DtypeOption,
+    LabelsChannelOption,
+    LabelsTimeOption,
     OffsetOption,
     ShapeOption,
     TimeOption,
@@ -69,6 +71,8 @@ def import_command(
     labels_dataset: Annotated[
         str | None, typer.Option(help="Dataset inside the label volume.")
     ] = None,
+    labels_channel: LabelsChannelOption = None,
+    labels_time: LabelsTimeOption = None,
     upload: Annotated[
         bool,
         typer.Option(
@@ -107,7 +111,7 @@ def import_command(
         flip=_axes(flip),
         with_labels=with_labels,
         options=reading(dataset, shape, dtype, offset, channel, time),
-        label_options=ReadOptions(dataset=labels_dataset),
+        label_options=ReadOptions(dataset=labels_dataset, channel=labels_channel, time=labels_time),
         upload=upload,
         connect=connect,
     )

@@ -13,6 +13,8 @@ __all__ = [
     "ChannelOption",
     "DatasetOption",
     "DtypeOption",
+    "LabelsChannelOption",
+    "LabelsTimeOption",
     "OffsetOption",
     "ShapeOption",
     "TimeOption",
@@ -29,6 +31,12 @@ ChannelOption = Annotated[
     int | None, typer.Option(min=0, help="Which of several channels (or colours), from 0.")
 ]
 TimeOption = Annotated[int | None, typer.Option(min=0, help="Which of several times, from 0.")]
+LabelsChannelOption = Annotated[
+    int | None, typer.Option(min=0, help="Which of several channels of the label volume, from 0.")
+]
+LabelsTimeOption = Annotated[
+    int | None, typer.Option(min=0, help="Which of several times of the label volume, from 0.")
+]
 
 
 def reading(

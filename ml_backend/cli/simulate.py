@@ -24,7 +24,13 @@ from al_strategies import available_strategies, get_strategy
 from al_strategies.evidence import STANDARD
 from ml_backend.cli import app, as_written, console
 from ml_backend.cli.progress import round_progress
-from ml_backend.cli.reading import ChannelOption, DatasetOption, TimeOption
+from ml_backend.cli.reading import (
+    ChannelOption,
+    DatasetOption,
+    LabelsChannelOption,
+    LabelsTimeOption,
+    TimeOption,
+)
 from ml_backend.cli.tables import whole
 from ml_backend.embedded.processes import stop_on_sigterm
 from ml_backend.embedded.stack import default_home
@@ -58,7 +64,9 @@ _BLOCK = ("held_out", "held_out_at", "gap")
 """The options that say which slices are held out, where nothing else does."""
 
 
-_VOLUME = ("axis", "dataset", "labels_dataset", "channel", "time")
+_VOLUME = (
+    "axis", "dataset", "labels_dataset", "channel", "time", "labels_channel", "labels_time",
+)  # fmt: skip
 """The options that say how a volume is read."""
 
 _FEW_CHOICES = 3
@@ -118,6 +126,7 @@ def _spec(
     axis: int,
     datasets: tuple[str | None, str | None],
     chosen: tuple[int | None, int | None],
+    labels_chosen: tuple[int | None, int | None],
     gap: float,
     part: float,
     centre: float,
@@ -143,6 +152,8 @@ def _spec(
         labels_dataset=datasets[1],
         channel=chosen[0],
         time=chosen[1],
+        labels_channel=labels_chosen[0],
+        labels_time=labels_chosen[1],
     )
     return spec, title
 
@@ -262,6 +273,8 @@ def simulate(
     ] = None,
     channel: ChannelOption = None,
     time: TimeOption = None,
+    labels_channel: LabelsChannelOption = None,
+    labels_time: LabelsTimeOption = None,
     axis: Annotated[
         int, typer.Option(min=0, max=2, help="Axis that a volume's slices cut: 0 is z, 1 y, 2 x.")
     ] = 0,
@@ -345,6 +358,7 @@ def simulate(
         axis,
         (dataset, labels_dataset),
         (channel, time),
+        (labels_channel, labels_time),
         gap,
         held_out,
         held_out_at,

@@ -40,7 +40,8 @@ class DataSpec:
 
     ``path``: a folder with ``images/`` and ``masks/``, or a volume (any that `open_volume` reads)
     whose labels are ``labels``, cut along ``axis`` (0: z). ``dataset``, ``labels_dataset``: which
-    of several in an HDF5 or Zarr file; ``channel``, ``time``: which of several of the volume.
+    of several in an HDF5 or Zarr file; ``channel``, ``time``: which of several of the volume,
+    ``labels_channel``, ``labels_time`` of its labels.
     ``fraction`` of each volume's slices are held out in one block for testing, around the relative
     place ``centre`` along z, ``gap`` z units on each side of it dropped; a folder whose
     ``volumes.json`` names the splits *train* and *test* is split as it says; one that names others
@@ -57,6 +58,8 @@ class DataSpec:
     labels_dataset: str | None = None
     channel: int | None = None
     time: int | None = None
+    labels_channel: int | None = None
+    labels_time: int | None = None
 
 
 class _Named(SliceSource, Protocol):
@@ -162,7 +165,12 @@ def _load(spec: DataSpec) -> Data:
             spec.labels,
             axis=spec.axis,
             options=ReadOptions(spec.dataset, oriented=True, channel=spec.channel, time=spec.time),
-            labels_options=ReadOptions(spec.labels_dataset, oriented=True),
+            labels_options=ReadOptions(
+                spec.labels_dataset,
+                oriented=True,
+                channel=spec.labels_channel,
+                time=spec.labels_time,
+            ),
         )
         return _split(pair, {i: pair.position(i) for i in pair.ids}, spec)
     if not Path(spec.path).exists():

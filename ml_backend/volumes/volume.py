@@ -185,6 +185,10 @@ class ReadOptions:
     time: int | None = None
     labels: bool = False
 
+    def asked_by(self, name: str) -> str:
+        """What the option ``name`` is called on the command line, for a label volume too."""
+        return f"--labels-{name}" if self.labels else f"--{name}"
+
 
 @dataclass(frozen=True)
 class VolumeSpec:

@@ -99,6 +99,13 @@ def _nrrd() -> Seeds:
     )
     yield "elsewhere/a.nrrd", head.encode()
     yield "elsewhere/values.bin", b"first\nsecond\n123" + _GREY.tobytes()
+    lines = head.replace("skip: 2", "skip: 0").partition("data file")[0].encode()
+    names = [f"part{z}.raw" for z in range(3)]
+    yield "list/a.nrrd", lines + b"data file: LIST\n" + "\n".join(names).encode() + b"\n"
+    yield "pattern/a.nrrd", lines + b"data file: part%d.raw 0 2 1\n"
+    for folder in ("list", "pattern"):
+        for name, page in zip(names, _GREY, strict=True):
+            yield f"{folder}/{name}", b"123" + page.tobytes()
 
 
 def _metaimage() -> Seeds:
@@ -111,6 +118,10 @@ def _metaimage() -> Seeds:
     )
     yield "elsewhere/a.mha", head.encode()
     yield "elsewhere/scan.raw", b"twelve bytes" + _GREY.byteswap().tobytes()
+    names = [f"part{z}.raw" for z in range(3)]
+    yield "list/a.mha", head.replace("scan.raw", "\n".join(["LIST", *names])).encode()
+    for name, page in zip(names, _GREY, strict=True):
+        yield f"list/{name}", b"twelve bytes" + page.byteswap().tobytes()
 
 
 def _txm() -> Seeds:

@@ -1,12 +1,14 @@
 """AmiraMesh (``.am``): a uniform lattice of Amira or Avizo, grey values or labels.
 
 The header is text up to ``@1``; raw values behind it are read where they lie, zipped ones (HxZip)
-and runs (HxByteRLE, of label fields) are unpacked once into a temporary file. The bounding box lies
-on the centres of the outermost voxels.
+and runs (HxByteRLE, of label fields) are unpacked once into a temporary file. A lattice may have
+several data, each behind its own number, and several values a voxel. The bounding box lies on the
+centres of the outermost voxels.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,8 +19,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ml_backend.volumes.formats.checks import number_type, reading, three_axes
-from ml_backend.volumes.formats.flat import Flat
+from ml_backend.volumes.formats.axes import choose_axes
+from ml_backend.volumes.formats.checks import number_type, reading
+from ml_backend.volumes.formats.flat import Cut, cut_out
 from ml_backend.volumes.formats.format import Format
 from ml_backend.volumes.formats.notes import Notes
 from ml_backend.volumes.formats.unpacked import HIGHEST_RATIO, Source, Unpacked, ZlibStream
@@ -33,10 +36,14 @@ _TYPES = {
     "float": "f4", "double": "f8",
 }  # fmt: skip
 _MAGIC = re.compile(r"# (?:AmiraMesh|Avizo)(?: 3D)? (BINARY(?:-LITTLE-ENDIAN)?|ASCII)")
-_LATTICE = re.compile(r"^[ \t]*define[ \t]+Lattice[ \t]+(.+)$", re.MULTILINE)
+_LATTICE = re.compile(r"^[ \t]*define[ \t]+Lattice[ \t]+([\d \t]+)", re.MULTILINE)
 _DATA = re.compile(
-    r"^[ \t]*Lattice\s*\{\s*(\w+)(\[\d+\])?\s+\w+\s*\}\s*=?\s*@(\d+)(?:\((\w+),(\d+)\))?",
-    re.MULTILINE,
+    r"""^[ \t]*Lattice\s{0,9}\{\s{0,9}
+        (\w+)\s{0,9}(?:\[\s{0,9}(\d{1,9})\s{0,9}\])?\s{1,9}(\w+)\s{0,9}  # type, values, name
+        \}\s{0,9}=?\s{0,9}@(\d{1,9})\s{0,9}
+        (?:\(\s{0,9}(\w+)\s{0,9},\s{0,9}(\d{1,18})\s{0,9}\))?  # what packed it, to what size
+    """,
+    re.MULTILINE | re.VERBOSE,
 )
 _BOX = re.compile(r"BoundingBox\s+((?:[-+\d.eE]+\s+){5}[-+\d.eE]+)")
 _UNIT = re.compile(r"Coordinates\s+\"([^\"]*)\"")
@@ -46,28 +53,32 @@ _LONGEST_RUN = 127
 
 
 def read(path: Path, options: ReadOptions) -> Volume:
-    """One number a voxel, on a uniform lattice."""
+    """On a uniform lattice. ``options.dataset``: the name of its data, where there are several;
+    ``options.channel``: which of several values a voxel."""
     with reading(path, _EXPECTED):
         head, start = _head(path)
         sizes = [int(n) for n in _said(path, _LATTICE, head, "define Lattice")[1].split()][::-1]
-        z, y, x = (sizes[axis] for axis in three_axes(path, sizes))
         _check_uniform(path, head)
-        data = _said(path, _DATA, head, "Lattice { … } @1")
+        data = _chosen(path, head, options)
+        lengths = (*sizes, data.values) if data.values > 1 else tuple(sizes)
+        names = [*([""] * len(sizes)), *("channel" for _ in lengths[len(sizes) :])]
+        choice = choose_axes(path, names, lengths, options)
         dtype = _type(path, head, data)
-        notes = _notes(head, (z, y, x))
-    native, packing = number_type(path, dtype), data[4]
-    flat = Flat(path, (z, y, x), dtype, start)
-    if packing is None:
-        flat.check()
+        start = _start(path, head, data.number, start, math.prod(sizes))
+        flat = cut_out(path, lengths, dtype, 0 if data.packing else start, choice)
+        notes = _notes(head, flat.shape)
+    native, packing = number_type(path, dtype), data.packing
+    if not packing:
+        Cut(path, lengths, dtype, start, choice).check()
         return notes.volume(path, flat.shape, native, flat.read)
     source: Callable[[Path, int, int], Any] | None = {"HxZip": _zipped, "HxByteRLE": _runs}.get(
         packing
     )
     if source is None or (packing == "HxByteRLE" and dtype.itemsize > 1):
         raise VolumeError(f"{path} has {dtype} packed by {packing}, expected HxZip or none: {_HOW}")
-    _check_end(path, start + int(data[5]))
+    _check_end(path, start + data.packed)
     unpacked = Unpacked(
-        Flat(path, flat.shape, dtype), partial(source, path, start, int(data[5])), packing,
+        flat, partial(source, path, start, data.packed), packing,
         HIGHEST_RATIO if packing == "HxZip" else _LONGEST_RUN, _HOW,
     )  # fmt: skip
     return notes.volume(path, flat.shape, native, unpacked.read, unpacked.close)
@@ -80,6 +91,7 @@ FORMAT = Format(
     readable="Amira (.am)",
     endings=(".am",),
     read=read,
+    chooses=True,
     apart=False,
     place=82,
 )
@@ -110,17 +122,84 @@ def _check_uniform(path: Path, head: str) -> None:
         raise VolumeError(f"{path} has {kind[1]} coordinates, expected uniform ones: {_HOW}")
 
 
-def _type(path: Path, head: str, data: re.Match[str]) -> np.dtype[Any]:
+@dataclass(frozen=True)
+class _Data:
+    """What the header says of a lattice's data: type, values a voxel, name, the number that they
+    lie behind, what packed them and to how many bytes."""
+
+    kind: str
+    values: int
+    name: str
+    number: int
+    packing: str
+    packed: int
+
+    def size(self, voxels: int) -> int:
+        """Bytes in the file. Raises KeyError for an unknown type."""
+        if self.packing:
+            return self.packed
+        return voxels * self.values * np.dtype(_TYPES[self.kind]).itemsize
+
+
+def _all_data(head: str) -> list[_Data]:
+    """In the order of their numbers."""
+    found = [
+        _Data(kind, int(values or 1), name, int(number), packing or "", int(packed or 0))
+        for kind, values, name, number, packing, packed in _DATA.findall(head)
+    ]
+    return sorted(found, key=lambda one: one.number)
+
+
+def _chosen(path: Path, head: str, options: ReadOptions) -> _Data:
+    found = _all_data(head)
+    if not found:
+        raise VolumeError(
+            f"{path} has no line 'Lattice {{ … }} @1' in its header, expected a lattice of numbers"
+        )
+    if options.dataset is not None:
+        found = [one for one in found if one.name == options.dataset] or found
+    if len(found) == 1 and options.dataset in (None, found[0].name):
+        return found[0]
+    listed = "".join(
+        f"\n  {one.name} {one.kind}{f'[{one.values}]' if one.values > 1 else ''}" for one in found
+    )
+    asked = "several data" if options.dataset is None else f"no data {options.dataset}"
+    raise VolumeError(f"{path} has {asked}, name one as dataset:{listed}")
+
+
+def _start(path: Path, head: str, number: int, first: int, voxels: int) -> int:
+    """The byte behind the line ``@number``; those of smaller numbers lie before it. Data of other
+    things than the lattice (coordinates, vertices) come behind: their size is not known."""
+    place, passed = first, 1
+    with path.open("rb") as file:
+        for one in _all_data(head):
+            if passed == number:
+                return place
+            if one.number != passed:
+                break
+            place += one.size(voxels)
+            file.seek(place)
+            if (line := re.match(rb"\r?\n?@(\d{1,9})\r?\n", file.read(32))) is None:
+                raise VolumeError(
+                    f"{path} has no line @{passed + 1} at byte {place}, where the data @{passed} "
+                    "end: expected a whole AmiraMesh file"
+                )
+            passed, place = int(line[1]), place + line.end()
+    if passed == number:
+        return place
+    raise VolumeError(
+        f"{path} has its lattice behind @{number}, expected it behind @1 or other lattices: {_HOW}"
+    )
+
+
+def _type(path: Path, head: str, data: _Data) -> np.dtype[Any]:
     form = _MAGIC.match(head)
     assert form is not None
-    if form[1] == "ASCII" or data[1] not in _TYPES or data[2] not in (None, "[1]"):
+    if form[1] == "ASCII" or data.kind not in _TYPES:
         raise VolumeError(
-            f"{path} has {form[1]} values of type {data[1]}{data[2] or ''}, expected binary, one "
-            f"number a voxel: {_HOW}"
+            f"{path} has {form[1]} values of type {data.kind}, expected binary, of numbers: {_HOW}"
         )
-    if data[3] != "1":
-        raise VolumeError(f"{path} has its lattice behind @{data[3]}, expected @1: {_HOW}")
-    return np.dtype(("<" if form[1].endswith("LITTLE-ENDIAN") else ">") + _TYPES[data[1]])
+    return np.dtype(("<" if form[1].endswith("LITTLE-ENDIAN") else ">") + _TYPES[data.kind])
 
 
 def _check_end(path: Path, end: int) -> None:

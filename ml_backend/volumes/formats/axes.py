@@ -99,17 +99,18 @@ def choose_axes(
 
 def refuse_choice(path: Path, options: ReadOptions) -> None:
     """Raises VolumeError where ``options`` choose one of several, and there is nothing named so."""
-    for letter, option in _OPTIONS.items():
-        _check_index(path, letter, getattr(options, option), 1)
+    for letter in _OPTIONS:
+        _check_index(path, letter, options, 1)
 
 
-def _check_index(path: Path, letter: str, index: int | None, length: int) -> int:
+def _check_index(path: Path, letter: str, options: ReadOptions, length: int) -> int:
+    index: int | None = getattr(options, _OPTIONS[letter])
     if index is None or 0 <= index < length:
         return index or 0
     what = {"c": "channel", "t": "time"}[letter]
     there = f"{length} {what}s" if length > 1 else f"no axis of several {what}s"
     raise VolumeError(
-        f"{path} has {there}, asked for is --{_OPTIONS[letter]} {index}: expected "
+        f"{path} has {there}, asked for is {options.asked_by(_OPTIONS[letter])} {index}: expected "
         + (f"0 to {length - 1}" if length > 1 else "0, or none")
     )
 
@@ -137,9 +138,9 @@ class _Names:
             long = self._long([p for p in picked if self.letters[p] == letter])
             index = getattr(self.options, option)
             if len(long) == 1 and index is not None:
-                picked[long[0]] = _check_index(self.path, letter, index, self.shape[long[0]])
+                picked[long[0]] = _check_index(self.path, letter, self.options, self.shape[long[0]])
             elif not long:
-                _check_index(self.path, letter, index, 1)
+                _check_index(self.path, letter, self.options, 1)
         for place in self._long(picked):
             if self._chosen(place) is None:
                 self._refuse_several(place)
@@ -192,7 +193,7 @@ class _Names:
     def _refuse_several(self, place: int) -> None:
         option, last = _OPTIONS.get(self.letters[place]), self.shape[place] - 1
         how = (
-            f"choose it with --{option}, 0 to {last}"
+            f"choose it with {self.options.asked_by(option)}, 0 to {last}"
             if option and len(self._long(self._places(self.letters[place]))) == 1
             else "write the one that is wanted into a file of its own"
         )

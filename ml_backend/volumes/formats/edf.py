@@ -28,7 +28,7 @@ __all__ = ["FORMAT", "read"]
 
 _EXPECTED = "an EDF file"
 _ENDINGS = (".edf",)
-_HOW = "`fabio-convert` writes it without"
+_HOW = "`fabio-convert` writes it so"
 
 
 def read(path: Path, options: ReadOptions) -> Volume:
@@ -113,6 +113,8 @@ def _block(path: Path, state: FileState, frame: Any, options: ReadOptions) -> _B
     packed = next((header[key] for key in header if key.upper() == "COMPRESSION"), "none")
     if packed.strip().upper() not in ("", "NONE", "NO", "FALSE"):
         raise VolumeError(f"{path} has values packed by {packed}, expected none: {_HOW}")
+    if not any(key.upper() == "DATATYPE" for key in header):  # fabio takes 16 bits for granted
+        raise VolumeError(f"{path} does not say the type of its values, expected DataType: {_HOW}")
     place, start = path, int(frame.start)
     if frame.bfname is not None:
         place, start = path.parent / frame.bfname, int(frame.bfstart)

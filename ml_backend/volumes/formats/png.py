@@ -128,7 +128,7 @@ def _image(path: Path, check: Callable[[Look], None], options: ReadOptions) -> n
     with reading(path, _EXPECTED), open_picture(path, tuple(_IMAGES)) as image:
         check(((image.height, image.width), _type(path, image, options)))
         if _has_colours(image):
-            return _grey(path, image, options.channel)
+            return _grey(path, image, options)
         grey = image.convert("L") if _is_shown_grey(image) else image
         values = native(np.array(grey))
         palette = _grey_palette(grey, options)
@@ -148,19 +148,19 @@ def _grey_palette(image: Image, options: ReadOptions) -> npt.NDArray[np.uint8] |
     return whole
 
 
-def _grey(path: Path, image: Image, channel: int | None) -> npt.NDArray[Any]:
-    values = np.array(image)
+def _grey(path: Path, image: Image, options: ReadOptions) -> npt.NDArray[Any]:
+    values, channel = np.array(image), options.channel
     grey = grey_of(values) if channel is None else np.ascontiguousarray(values[..., channel])
     if grey is None:
-        raise _refusal(path, image)
+        raise _refusal(path, image, options)
     return grey
 
 
-def _refusal(path: Path, image: Image) -> VolumeError:
+def _refusal(path: Path, image: Image, options: ReadOptions) -> VolumeError:
     last = len(image.getbands()) - 1
     return VolumeError(
         f"{path} is a colour image ({image.mode}), expected one grey value a voxel: choose one "
-        f"with --channel, 0 to {last}, or convert it to grey"
+        f"with {options.asked_by('channel')}, 0 to {last}, or convert it to grey"
     )
 
 
@@ -179,7 +179,7 @@ def _type(path: Path, image: Image, options: ReadOptions) -> np.dtype[Any]:
             )
         return np.dtype(np.uint8)
     if image.mode not in _TYPES or image.format in _WITHOUT_GREY:
-        raise _refusal(path, image)
+        raise _refusal(path, image, options)
     return np.dtype(_TYPES[image.mode])
 
 

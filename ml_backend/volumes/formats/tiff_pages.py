@@ -112,14 +112,14 @@ class Pixels:
         if options.channel is not None:
             if not 0 <= options.channel < samples:
                 raise VolumeError(
-                    f"{path} has {samples} values a pixel, asked for is --channel "
-                    f"{options.channel}: expected 0 to {samples - 1}"
+                    f"{path} has {samples} values a pixel, asked for is "
+                    f"{options.asked_by('channel')} {options.channel}: expected 0 to {samples - 1}"
                 )
             return cls(samples, options.channel, options.labels)
         colours = _COLOURS.get(page.photometric, 0)
         alpha = samples == colours + 1 and (colours == 3 or page.extrasamples[:1] in _alphas())
         if channels or not (colours == samples == 3 or alpha):
-            raise _colours(path, samples, "")
+            raise _colours(path, samples, "", options.asked_by("channel"))
         return cls(samples, labels=options.labels)
 
     def grey(self, path: Path, page: Any, values: Slice) -> Slice:
@@ -131,7 +131,8 @@ class Pixels:
             elif (grey := grey_of(values)) is not None:
                 values = grey
             else:
-                raise _colours(path, self.samples, f", page {page.index}")
+                how = ReadOptions(labels=self.labels).asked_by("channel")
+                raise _colours(path, self.samples, f", page {page.index}", how)
         return self.turned(page, values)
 
     def turned(self, page: Any | Shown, values: Slice) -> Slice:
@@ -162,10 +163,10 @@ def _alphas() -> list[tuple[int, ...]]:
     return [(kind,) for kind in _ALPHA]
 
 
-def _colours(path: Path, samples: int, where: str) -> VolumeError:
+def _colours(path: Path, samples: int, where: str, how: str) -> VolumeError:
     return VolumeError(
         f"{path}{where} is a colour image ({samples} values a pixel), expected one grey value a "
-        f"voxel: choose one of them with --channel, 0 to {samples - 1}, or split its channels"
+        f"voxel: choose one of them with {how}, 0 to {samples - 1}, or split its channels"
     )
 
 
