@@ -52,15 +52,24 @@ class MemoryStudio:
 
     # -- what people do
 
-    def submit(self, task: int, result: Any) -> None:
+    def submit(self, task: int, result: Any, **fields: Any) -> None:
         """Somebody submits an annotation of ``task``, a moment after all that was before."""
         self._now += timedelta(minutes=1)
         row = self._rows[task]
         row["updated_at"] = self._now
+        moment = self._now.isoformat()
         row["annotations"].append(
             {"id": 1000 * task + len(row["annotations"]), "result": result,
-             "updated_at": self._now.isoformat()}
+             "created_at": moment, "updated_at": moment, **fields}
         )  # fmt: skip
+
+    def submit_again(self, task: int, result: Any, **fields: Any) -> None:
+        """Somebody updates the last annotation of ``task``."""
+        self._now += timedelta(minutes=1)
+        row = self._rows[task]
+        row["updated_at"] = self._now
+        changes = {"result": result, "updated_at": self._now.isoformat(), **fields}
+        row["annotations"][-1] |= changes
 
     def delete_annotations(self, tasks: Iterable[int]) -> None:
         for task in tasks:
@@ -130,8 +139,11 @@ class MemoryStudio:
         self, project_id: int, filters: Sequence[Filter] = ()
     ) -> Iterator[dict[str, Any]]:
         for row in self._found(filters):
-            numbered = enumerate(self.imported)
-            stored = [{"id": i, **p} for i, p in numbered if p["task"] == row["id"]]
+            stored = [
+                {"id": number, "created_at": FIRST_MOMENT.isoformat(), **prediction}
+                for number, prediction in enumerate(self.imported)
+                if prediction["task"] == row["id"]
+            ]
             yield {**row, "predictions": stored}
 
     def full_tasks_by_id(self, project_id: int, ids: Iterable[int]) -> Iterator[dict[str, Any]]:
@@ -186,6 +198,9 @@ class MemoryStudio:
         for place, row in enumerate(self.imported):
             if row.get("id", place) == prediction_id:
                 row["result"] = result
+
+    def delete_prediction(self, prediction_id: int) -> None:
+        self.imported[prediction_id] = {"task": -1, "model_version": "deleted"}
 
     def download(self, url: str, task_id: int, within_s: float | None = None) -> bytes:
         if task_id in self.unreadable:

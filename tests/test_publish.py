@@ -15,9 +15,9 @@ import pytest
 from ml_backend.cli.rounds import rounds_table
 from ml_backend.cli.tables import whole
 from ml_backend.rounds import publish, reconcile
-from ml_backend.rounds.artefacts import QUEUE, ROUND
+from ml_backend.rounds.artefacts import DATASET, QUEUE, ROUND
 from ml_backend.rounds.project import ConnectedProject
-from ml_backend.rounds.records import QueueEntry
+from ml_backend.rounds.records import LabelRecord, Published, QueueEntry
 from ml_backend.rounds.service import Service
 from ml_backend.settings import Settings
 from ml_backend.studio.client import Backend
@@ -292,3 +292,30 @@ def test_classes_that_change_after_it_was_lost_keep_the_order(project: Queue) ->
     assert project.published is not None
     assert project.published.retired
     assert project.handed_out() == order
+
+
+# -- predictions of versions that are no longer served
+
+
+def test_predictions_stay_until_what_they_cost_to_correct_is_measured(project: Queue) -> None:
+    old, order = project.version, project.handed_out()
+    measured, late = order[0], order[1]
+    for task in (measured, late):
+        project.studio.submit(task, [])
+    dataset = project.folder.round(0).need(DATASET)
+    label = LabelRecord(task=measured, annotation=1000 * measured, updated_at="", hash="", mask="")
+    committed = project.folder.round(0).need(ROUND)
+    project.folder.round(1).save(DATASET, dataset.model_copy(update={"labels": [label]}))
+    now_there = Published(
+        round=1,
+        model_version="nextslice-r001-abcdef",
+        classes=committed.classes,
+        fingerprint=committed.fingerprint,
+    )
+    project.folder.published = now_there
+
+    publish.tidy(project)
+
+    left = {row["task"] for row in project.studio.imported if row["model_version"] == old}
+    assert left == {late}
+    assert OTHERS in project.studio.imported

@@ -38,7 +38,7 @@ from ml_backend.segmentation.dataset import NothingLabelled
 from ml_backend.segmentation.learner import NetworkLearner
 from ml_backend.segmentation.validation import split_validation
 from ml_backend.settings import Settings
-from ml_backend.studio.annotations import regions
+from ml_backend.studio.annotations import label_map, regions
 from ml_backend.studio.client import Backend, StudioError
 from ml_backend.studio.images import decode_image
 from ml_backend.studio.label_config import LabelConfig, bitmask_config, parse_label_config
@@ -576,6 +576,31 @@ def test_what_is_held_out_is_selected_last_once_it_is_enough(make_project: MakeP
     assert sorted(order) == [2, 5, 7, 10, 12, 14]
     assert any(held_out)
     assert held_out == sorted(held_out)
+
+
+def test_a_round_says_what_the_labels_cost_that_it_is_the_first_to_train_on(
+    make_project: MakeProject,
+) -> None:
+    project = make_project()
+    project.label((0, 3, 6))
+    project.run()
+    version = project.published.model_version
+    shown = project.stored()
+    masked = [task for task in project.selection().chosen if shown[task]][:1]
+    project.label(masked)
+    project.run()
+
+    first, second = project.metrics(1).effort, project.metrics(2).effort
+
+    assert [effort.task for effort in first] == [0, 3, 6]
+    drawn = [int(np.count_nonzero(PHANTOM.mask(PHANTOM.ids[task]))) for task in (0, 3, 6)]
+    assert [effort.corrected for effort in first] == drawn, "they were opened blank"
+    assert [effort.task for effort in second] == masked
+    assert second[0].model_version == version
+    config = parse_label_config(project.studio.fields["label_config"])
+    truth = PHANTOM.mask(PHANTOM.ids[masked[0]])
+    opened = label_map(shown[masked[0]], config, *truth.shape).mask
+    assert second[0].corrected == np.count_nonzero(opened != truth) > 0
 
 
 # -- slices that cannot be read

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ml_backend.rounds.project import ConnectedProject
-from ml_backend.rounds.records import DatasetRecord
+from ml_backend.rounds.records import DatasetRecord, EffortRecord
 from ml_backend.rounds.service import Service
 from ml_backend.rounds.sync import sync
 from ml_backend.settings import Settings
@@ -116,3 +116,87 @@ def test_deleted_tasks_are_noticed(project: Labelled) -> None:
     dataset, _ = project.sync(1, first)
     assert tasks_of(dataset) == {*range(SLICES - 1)} - {1}
     assert labels_of(dataset) == {0, 2}
+
+
+# -- effort
+
+
+def predicted(*tasks: int, version: str = "nextslice-r001-abcdef") -> list[dict[str, object]]:
+    """A stored prediction of each task: MASK without its first pixel, and one more pixel."""
+    mask = MASK.copy()
+    mask[0, 0], mask[0, 7] = 0, 1
+    result = regions(mask, parse_label_config(CONFIG))
+    return [
+        {"task": task, "model_version": version, "score": 0.1, "result": result} for task in tasks
+    ]
+
+
+def efforts_of(dataset: DatasetRecord) -> dict[int, EffortRecord | None]:
+    return {label.task: label.effort for label in dataset.labels}
+
+
+def drawn(*pixels: tuple[int, int]) -> list[dict[str, object]]:
+    """MASK and ``pixels``, as a result."""
+    mask = MASK.copy()
+    for pixel in pixels:
+        mask[pixel] = 1
+    return regions(mask, parse_label_config(CONFIG))
+
+
+def test_a_label_says_what_it_cost(project: Labelled) -> None:
+    project.memory.imported = predicted(5, 6)
+    project.memory.submit(5, drawn(), parent_prediction=0, lead_time=12.5, completed_by=3)
+    project.memory.submit(6, drawn())  # as a script does
+    project.memory.submit(7, drawn(), lead_time=30.0)  # of which there was no prediction
+
+    efforts = efforts_of(project.sync(0, None)[0])
+
+    assert efforts[5] == EffortRecord(
+        task=5, annotation=5000, completed_by=3, model_version="nextslice-r001-abcdef",
+        pixels=64, corrected=2, by_class={"background": 2, "bone": 2}, boundary=2, seconds=12.5,
+    )  # fmt: skip
+    assert efforts[6]
+    assert (efforts[6].corrected, efforts[6].seconds) == (2, None)
+    assert efforts[7]
+    assert (efforts[7].model_version, efforts[7].corrected) == (None, 8)
+
+
+def test_what_was_measured_outlives_its_prediction(project: Labelled) -> None:
+    """Also where the mask is gone from the store, and is rendered anew."""
+    project.memory.imported = predicted(5)
+    project.memory.submit(5, drawn(), parent_prediction=0, lead_time=12.5)
+    first, _ = project.sync(0, None)
+    measured = efforts_of(first)[5]
+    assert measured is not None
+    assert measured.corrected == 2
+    project.memory.imported = []
+    label = next(label for label in first.labels if label.task == 5)
+    project.folder.store.remove(f"{project.folder.path}/{label.mask}")
+
+    second, _ = project.sync(1, first)
+
+    assert efforts_of(second)[5] == measured
+
+
+def test_submitting_again_adds_to_what_it_cost(project: Labelled) -> None:
+    project.memory.imported = predicted(5)
+    project.memory.submit(5, drawn(), parent_prediction=0, lead_time=12.5)
+    first, _ = project.sync(0, None)
+    project.memory.submit_again(5, drawn((4, 0), (4, 1)), parent_prediction=0, lead_time=20.0)
+
+    effort = efforts_of(project.sync(1, first)[0])[5]
+
+    assert effort is not None
+    assert (effort.corrected, effort.seconds) == (2 + 2, 20.0)
+    assert effort.model_version == "nextslice-r001-abcdef"
+
+
+def test_a_prediction_that_cannot_be_read_leaves_the_label(project: Labelled) -> None:
+    broken = predicted(5)[0] | {"result": [{"type": "bitmasklabels", "value": {"imageDataURL": 7}}]}
+    project.memory.imported = [broken]
+    project.memory.submit(5, drawn(), parent_prediction=0)
+
+    dataset, _ = project.sync(0, None)
+
+    assert 5 in labels_of(dataset)
+    assert efforts_of(dataset)[5] is None

@@ -16,6 +16,7 @@ from ml_backend.embedded.label_studio import Session
 from ml_backend.studio.annotations import regions
 from ml_backend.studio.client import StudioError
 from ml_backend.studio.label_config import LabelConfig
+from ml_backend.studio.task_order import VERSION_PREFIX
 
 __all__ = ["Annotator"]
 
@@ -59,8 +60,18 @@ class Annotator:
         return task
 
     def submit(self, task: dict[str, Any]) -> int:
-        """Submit the true mask of the task; returns the annotation's id."""
-        return self.send(task["id"], regions(self.truth(task["data"]), self.config))
+        """Submit the true mask of the task, which began as the newest of our predictions that the
+        task was opened with; returns the annotation's id."""
+        shown = max(
+            (
+                row["id"]
+                for row in task.get("predictions") or ()
+                if (row.get("model_version") or "").startswith(VERSION_PREFIX)
+            ),
+            default=None,
+        )
+        result = regions(self.truth(task["data"]), self.config)
+        return self.send(task["id"], result, parent_prediction=shown)
 
     def skip(self, task: dict[str, Any]) -> int:
         """Press Skip."""
@@ -81,6 +92,5 @@ class Annotator:
         """Take the next task, look at it, submit its true mask; the task, or None at the end."""
         task = self.next_task()
         if task is not None:
-            self.open(task["id"])
-            self.submit(task)
+            self.submit(self.open(task["id"]))
         return task

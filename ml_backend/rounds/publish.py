@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import requests
 
 from ml_backend.errors import NextsliceError
-from ml_backend.rounds.artefacts import QUEUE, ROUND, SELECTION
+from ml_backend.rounds.artefacts import LABELS, QUEUE, ROUND, SELECTION
 from ml_backend.rounds.contention import next_switch_at
 from ml_backend.rounds.project import ConnectedProject, now
 from ml_backend.rounds.records import (
@@ -551,7 +551,11 @@ def _retire(
 
 
 def tidy(project: ConnectedProject) -> int:
-    """Delete our stored predictions of versions that are no longer served; returns how many."""
+    """Delete our stored predictions of versions that are no longer served; returns how many.
+
+    Those of slices that were submitted since the published round's sync stay until the next one has
+    measured what they cost (`effort`).
+    """
     with project.schedule.alone("queue", _QUEUE_S, wait=True):
         return _tidy(project)
 
@@ -567,7 +571,13 @@ def _tidy(project: ConnectedProject) -> int:
             committed = folder.round(number).load(ROUND)
             queue = known_queue(folder.round(number))
             versions |= {record.model_version for record in (committed, queue) if record}
+    labels = folder.round(published.round).load(LABELS)
+    measured = {label.task for label in labels.labels} if labels else set()
+
+    def spare(task: dict[str, Any]) -> bool:
+        return bool(task.get("annotations")) and task["id"] not in measured
+
     return sum(
-        task_order.remove_predictions(project.studio, project.number, version)
+        task_order.remove_predictions(project.studio, project.number, version, spare)
         for version in sorted(versions - {published.model_version})
     )

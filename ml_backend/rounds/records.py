@@ -19,6 +19,7 @@ __all__ = [
     "CLOCKS_DIFFER_S",
     "DatasetLabels",
     "DatasetRecord",
+    "EffortRecord",
     "LabelRecord",
     "MetricsRecord",
     "ProjectRecord",
@@ -73,6 +74,25 @@ class TaskRecord(Record):
         return changed
 
 
+class EffortRecord(Record):
+    """What one submitted slice cost, against what its annotator was shown when they opened it."""
+
+    task: int
+    annotation: int
+    completed_by: int | None = None
+    """User number of who submitted it."""
+    model_version: str | None = None
+    """Of the prediction that was shown; None: there was none, the slice was opened blank."""
+    pixels: int
+    """Of the slice."""
+    corrected: int
+    """Pixels whose class changed: `al_strategies.effort.Correction`, as are the next two."""
+    by_class: dict[str, int] = Field(default_factory=dict)
+    boundary: int = 0
+    seconds: float | None = None
+    """Label Studio's ``lead_time``, all sessions together; None: it was not submitted by hand."""
+
+
 class LabelRecord(Record):
     """One label as a round saw it: enough to train on it again after it changed."""
 
@@ -84,6 +104,8 @@ class LabelRecord(Record):
     mask: str
     """Path of the mask, relative to the project's folder: PNG, grey value = class index, 255 =
     unlabelled."""
+    effort: EffortRecord | None = None
+    """None: it was not measured, as before effort was."""
 
 
 class DatasetLabels(Record):
@@ -158,6 +180,8 @@ class MetricsRecord(Record):
     """The published checkpoint on the same slices."""
     flagged: str | None = None
     """Why the new checkpoint is kept but not served."""
+    effort: list[EffortRecord] = Field(default_factory=list)
+    """Of the labels that no round before this one had."""
     training: dict[str, JsonValue] = Field(default_factory=dict)
     losses: list[tuple[int, float]] = Field(default_factory=list)
 

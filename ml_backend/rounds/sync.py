@@ -11,27 +11,31 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from rq.timeouts import JobTimeoutException
 
 from al_strategies.learner import Progress
 from ml_backend.errors import NextsliceError
 from ml_backend.rounds.artefacts import MASKS, METRICS
+from ml_backend.rounds.effort import corrected_again, effort_of
 from ml_backend.rounds.imageless import Imageless, note
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import (
     DatasetLabels,
     DatasetRecord,
+    EffortRecord,
     LabelRecord,
     TaskRecord,
     TaskState,
 )
 from ml_backend.rounds.slices import UnreadableSlices, may_come_back
-from ml_backend.rounds.store import RoundFolder
+from ml_backend.rounds.store import RoundFolder, StoreError
 from ml_backend.settings import without_passwords
 from ml_backend.studio.annotations import (
     Annotation,
@@ -58,6 +62,7 @@ __all__ = ["new_labels", "sync"]
 
 logger = logging.getLogger(__name__)
 
+Mask = npt.NDArray[np.uint8]
 _NAMED = 50
 """Of so many tasks without an image the fields are named."""
 _OVERLAP = timedelta(seconds=2)
@@ -121,6 +126,8 @@ class _Sync:
         """Tasks that are left out for want of an image, and how many annotations each has."""
         self.labelled = 0
         """How many slices are labelled."""
+        self.measured: dict[tuple[int, str], EffortRecord] = {}
+        """Annotation and when it was submitted → what it cost, as earlier rounds have measured."""
         self._unavailable = 0
 
     def unavailable(self, error: Exception) -> None:
@@ -197,10 +204,14 @@ class _Sync:
         return newest
 
     def label(
-        self, chosen: Annotation, record: TaskRecord, previous: LabelRecord | None
+        self,
+        chosen: Annotation,
+        record: TaskRecord,
+        previous: LabelRecord | None,
+        predictions: Sequence[Mapping[str, Any]],
     ) -> LabelRecord:
         """The task's label, rendered anew only when the annotation was submitted again, or the
-        slice is another."""
+        slice is another. ``predictions``: those stored of the task, as JSON."""
         with _reading():
             digest = self._digest(chosen, record)
         seen = previous and (previous.hash, previous.annotation, previous.updated_at)
@@ -224,7 +235,27 @@ class _Sync:
             completed_by=chosen.completed_by,
             hash=digest,
             mask=self.folder.relative(file),
+            effort=self._effort(chosen, record, mask, previous, predictions),
         )
+
+    def _effort(
+        self,
+        chosen: Annotation,
+        record: TaskRecord,
+        mask: Mask,
+        previous: LabelRecord | None,
+        predictions: Sequence[Mapping[str, Any]],
+    ) -> EffortRecord | None:
+        """What the label cost: measured once, since its prediction is deleted later on."""
+        known = self.measured.get((chosen.id, _stamp(chosen)))
+        if known is not None:
+            return known
+        if previous is not None and previous.annotation == chosen.id and previous.effort:
+            with suppress(StoreError):  # it is damaged
+                before = self.folder.project.mask(previous)
+                if before.shape == mask.shape:
+                    return corrected_again(previous.effort, chosen, before, mask, self.config)
+        return effort_of(record.id, chosen, mask, predictions, self.config, self.policy)
 
     def left_out(self, previous: DatasetRecord | None) -> set[int]:
         """Slices that the training on ``previous`` went on without: their masks may be outdated."""
@@ -293,6 +324,9 @@ def sync(
     """
     config = parse_label_config(seen.label_config)
     step = _Sync(project, config, folder)
+    for label in previous.labels if previous else ():
+        if label.effort is not None:
+            step.measured[label.annotation, label.updated_at] = label.effort
     if previous is not None and (
         (previous.fingerprint, previous.reading) != (config.fingerprint, config.reading)
         or previous.unlabelled not in (None, step.policy)
@@ -355,7 +389,8 @@ def _apply(
         return 0
     try:
         chosen = _chosen(row)
-        label = step.label(chosen, record, labels.get(number)) if chosen else None
+        stored = row.get("predictions") or ()
+        label = step.label(chosen, record, labels.get(number), stored) if chosen else None
     except (ValueError, StudioError) as error:
         if may_come_back(error):
             step.unavailable(error)

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 from al_strategies.evidence import SliceId
 from al_strategies.learner import InvalidMask, Learner, Metrics, Progress
-from ml_backend.rounds.artefacts import METRICS, SELECTION
+from ml_backend.rounds.artefacts import LABELS, METRICS, SELECTION
 from ml_backend.rounds.coverage import Coverage
+from ml_backend.rounds.effort import new_effort
 from ml_backend.rounds.learners import device_of, learner_config, load_learner, new_learner
 from ml_backend.rounds.pseudo import Mask, pseudo_labels, pseudo_slices
 from ml_backend.rounds.records import DatasetRecord, MetricsRecord, Published
@@ -60,6 +61,7 @@ def train(
     when more than a tenth, and two at least, cannot be read.
     """
     before = project.round(published.round).load(METRICS)
+    earlier = project.round(published.round).load(LABELS) if published.round else None
     served = _served_metrics(project, published)
     labelled = [label.task for label in dataset.labels]
     split = split_validation(
@@ -92,6 +94,7 @@ def train(
         validation=[int(i) for i in validation],
         left_out=[i for i in labelled if i in left_out.ids],
         blocks=list(split.blocks),
+        effort=new_effort(dataset.labels, earlier.labels if earlier else ()),
     )
     unseen = [i for i in validation if served is not None and i not in served.learned]
     if validation:

@@ -117,6 +117,10 @@ def _user_id(value: object) -> object:
     return value.get("id") if isinstance(value, Mapping) else value
 
 
+def _number_or_none(value: object) -> object:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
 _Time = Annotated[datetime | None, BeforeValidator(_as_utc)]
 _User = Annotated[int | None, BeforeValidator(_user_id)]
 _Text = Annotated[str, BeforeValidator(_none_as_text)]
@@ -161,6 +165,9 @@ class Annotation(_Read):
     updated_at: _Time = None
     completed_by: _User = None
     lead_time: float | None = None
+    """Seconds that it was open, over all of its sessions."""
+    parent_prediction: Annotated[int | None, BeforeValidator(_number_or_none)] = None
+    """The stored prediction that it began as; None also once that is deleted."""
 
 
 class Draft(_Read):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -336,8 +336,14 @@ def queue_length(studio: Studio, project_id: int, version: str) -> int:
     return studio.count_tasks(project_id, left) - studio.count_tasks(project_id, [*left, drafted()])
 
 
-def remove_predictions(studio: Studio, project_id: int, version: str) -> int:
-    """Delete every stored prediction of one old version of ours; returns how many.
+def remove_predictions(
+    studio: Studio,
+    project_id: int,
+    version: str,
+    spare: Callable[[dict[str, Any]], bool] = lambda task: False,
+) -> int:
+    """Delete every stored prediction of one old version of ours; returns how many. ``spare``: of
+    which tasks, as JSON, they stay.
 
     One by one, by id: the bulk endpoint nulls the project's model version. Predictions of other
     programs and of people are never touched: ``version`` must be one of ours.
@@ -347,6 +353,7 @@ def remove_predictions(studio: Studio, project_id: int, version: str) -> int:
     ids = {
         prediction["id"]
         for task in studio.full_tasks(project_id, [with_version(version)])
+        if not spare(task)
         for prediction in task.get("predictions") or ()
         if prediction.get("model_version") == version
     }

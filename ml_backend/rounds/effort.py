@@ -1,0 +1,180 @@
+"""What a submitted slice cost its annotator: pixels corrected, outline drawn, seconds.
+
+Measured when a sync first reads the annotation, against the prediction that its annotator was
+shown. That prediction is deleted after a while; what was measured stays in the records.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rq.timeouts import JobTimeoutException
+
+from al_strategies.effort import Correction, correction
+from ml_backend.rounds.records import EffortRecord, LabelRecord
+from ml_backend.studio.annotations import Annotation, label_map
+from ml_backend.studio.label_config import LabelConfig, Policy
+from ml_backend.studio.task_order import VERSION_PREFIX
+
+__all__ = ["EffortTotals", "corrected_again", "effort_of", "new_effort", "shown", "totals_of"]
+
+logger = logging.getLogger(__name__)
+
+Mask = npt.NDArray[np.uint8]
+
+
+def shown(
+    predictions: Iterable[Mapping[str, Any]], annotation: Annotation
+) -> Mapping[str, Any] | None:
+    """The prediction, as JSON, that whoever submitted ``annotation`` was shown; None: none was.
+
+    ``predictions``: those stored of its task. It is the one that the page began the annotation as;
+    where that is not said, as by a script, the newest of ours that was there before it.
+    """
+    newest: tuple[datetime, Mapping[str, Any]] | None = None
+    for prediction in predictions:
+        if annotation.parent_prediction is not None:
+            if prediction.get("id") == annotation.parent_prediction:
+                return prediction
+            continue
+        made = _moment(prediction.get("created_at"))
+        if (
+            str(prediction.get("model_version") or "").startswith(VERSION_PREFIX)
+            and made is not None
+            and (annotation.created_at is None or made <= annotation.created_at)
+            and (newest is None or made >= newest[0])
+        ):
+            newest = made, prediction
+    return newest[1] if newest else None
+
+
+def effort_of(
+    task: int,
+    annotation: Annotation,
+    mask: Mask,
+    predictions: Iterable[Mapping[str, Any]],
+    config: LabelConfig,
+    policy: Policy,
+) -> EffortRecord | None:
+    """What ``annotation``, rendered as ``mask`` (H, W) under ``policy``, cost; None where the
+    prediction that was shown cannot be read.
+
+    ``predictions``: those stored of the task, as JSON. A slice without one was opened blank.
+    """
+    found = shown(predictions, annotation)
+    try:
+        opened = label_map((found or {}).get("result") or (), config, *mask.shape, policy).mask
+    except JobTimeoutException:
+        raise
+    except Exception as error:  # of another model, or of a script: anything may be in it
+        logger.warning("task %s: its effort is not measured: its prediction: %s", task, error)
+        return None
+    return _record(
+        task,
+        annotation,
+        (found or {}).get("model_version"),
+        correction(opened, mask, config.classes),
+    )
+
+
+def corrected_again(
+    before: EffortRecord, annotation: Annotation, earlier: Mask, mask: Mask, config: LabelConfig
+) -> EffortRecord:
+    """What an annotation cost that was submitted again: what changed since comes on top.
+
+    ``before``: what it had cost; ``earlier``, ``mask``: (H, W), as it was submitted then and now.
+    """
+    more = correction(earlier, mask, config.classes)
+    names = dict.fromkeys([*before.by_class, *more.by_class])
+    both = Correction(
+        corrected=before.corrected + more.corrected,
+        by_class={n: before.by_class.get(n, 0) + more.by_class.get(n, 0) for n in names},
+        boundary=before.boundary + more.boundary,
+        pixels=more.pixels,
+    )
+    return _record(before.task, annotation, before.model_version, both)
+
+
+def new_effort(labels: Iterable[LabelRecord], known: Iterable[LabelRecord]) -> list[EffortRecord]:
+    """What those of ``labels`` cost that are not among ``known``: new ones, and changed ones."""
+    before = {(label.annotation, label.updated_at) for label in known}
+    return [
+        label.effort
+        for label in labels
+        if label.effort is not None and (label.annotation, label.updated_at) not in before
+    ]
+
+
+@dataclass(frozen=True)
+class EffortTotals:
+    """What ``slices`` submitted slices cost together. ``corrected`` of ``pixels``, ``boundary`` in
+    pixel edges; ``seconds`` of the ``timed`` ones among them, ``median_s`` of one."""
+
+    slices: int
+    pixels: int
+    corrected: int
+    by_class: dict[str, int]
+    boundary: int
+    timed: int
+    seconds: float
+    median_s: float | None
+
+    @property
+    def share(self) -> float:
+        """Of their pixels that were corrected, in [0, 1]."""
+        return self.corrected / self.pixels if self.pixels else 0.0
+
+    @property
+    def per_slice(self) -> float:
+        """Corrected pixels of a slice, on average."""
+        return self.corrected / self.slices
+
+
+def totals_of(efforts: Sequence[EffortRecord]) -> EffortTotals | None:
+    """What ``efforts`` come to; None for none."""
+    if not efforts:
+        return None
+    seconds = [effort.seconds for effort in efforts if effort.seconds is not None]
+    names = dict.fromkeys(name for effort in efforts for name in effort.by_class)
+    return EffortTotals(
+        slices=len(efforts),
+        pixels=sum(effort.pixels for effort in efforts),
+        corrected=sum(effort.corrected for effort in efforts),
+        by_class={name: sum(e.by_class.get(name, 0) for e in efforts) for name in names},
+        boundary=sum(effort.boundary for effort in efforts),
+        timed=len(seconds),
+        seconds=sum(seconds),
+        median_s=statistics.median(seconds) if seconds else None,
+    )
+
+
+def _record(task: int, annotation: Annotation, version: object, found: Correction) -> EffortRecord:
+    seconds = annotation.lead_time
+    known = seconds is not None and math.isfinite(seconds) and seconds >= 0
+    return EffortRecord(
+        task=task,
+        annotation=annotation.id,
+        completed_by=annotation.completed_by,
+        model_version=version if isinstance(version, str) else None,
+        pixels=found.pixels,
+        corrected=found.corrected,
+        by_class=found.by_class,
+        boundary=found.boundary,
+        seconds=seconds if known else None,
+    )
+
+
+def _moment(text: object) -> datetime | None:
+    try:
+        found = datetime.fromisoformat(text) if isinstance(text, str) else None
+    except ValueError:
+        return None
+    return found.replace(tzinfo=UTC) if found is not None and found.tzinfo is None else found
