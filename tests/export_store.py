@@ -12,6 +12,7 @@ from ml_backend.rounds.artefacts import DATASET, MASKS, METRICS, QUEUE, ROUND, S
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import (
     DatasetRecord,
+    EffortRecord,
     LabelRecord,
     MetricsRecord,
     ProjectRecord,
@@ -67,10 +68,11 @@ class ExportStore(ConnectedProject):
         miou: float | None = None,
         config: str = CONFIG,
         users: tuple[int, ...] = (1, 2),
+        cost: Mapping[int, int] | None = None,
         **changes: Any,
     ) -> None:
         """Commit and publish round ``number`` with the labels ``masks``: task → label map.
-        ``users`` made them."""
+        ``users`` made them. ``cost``: task → corrected pixels of the labels that are new in it."""
         parsed = parse_label_config(config)
         shared: dict[str, Any] = {
             "classes": list(parsed.classes),
@@ -79,6 +81,15 @@ class ExportStore(ConnectedProject):
         version = f"nextslice-r{number:03d}-abcdef"
         folder = self.folder.round(number)
         labels = []
+        effort = {
+            task: EffortRecord(
+                task=task, annotation=1000 + task, completed_by=users[task % len(users)],
+                model_version=f"nextslice-r{number - 1:03d}-abcdef", pixels=masks[task].size,
+                corrected=corrected, by_class={"bone": corrected}, boundary=corrected // 2,
+                seconds=float(task),
+            )
+            for task, corrected in (cost or {}).items()
+        }  # fmt: skip
         for task, mask in masks.items():
             folder.save(MASKS[task], mask)
             label = LabelRecord(
@@ -88,6 +99,7 @@ class ExportStore(ConnectedProject):
                 completed_by=users[task % len(users)],
                 hash=f"{task:032x}",
                 mask=folder.relative(MASKS[task]),
+                effort=effort.get(task),
             )
             labels.append(label)
         self.masks |= masks
@@ -99,10 +111,13 @@ class ExportStore(ConnectedProject):
         folder.save(DATASET, dataset)
         if number:
             ious: dict[str, float | None] = {} if miou is None else dict.fromkeys(CLASSES, miou)
-            folder.save(
-                METRICS,
-                MetricsRecord(miou=miou, iou=ious, validation=[1, 2, 3] if ious else []),
+            metrics = MetricsRecord(
+                miou=miou,
+                iou=ious,
+                validation=[1, 2, 3] if ious else [],
+                effort=list(effort.values()),
             )
+            folder.save(METRICS, metrics)
         folder.save(
             SELECTION,
             SelectionRecord(strategy="coreset", seed=40 + number, chosen=[4, 5], reserve=[6],

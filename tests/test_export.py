@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from ml_backend.cli.rounds import rounds_table
 from ml_backend.export import (
     MASK_FORMATS,
     ExportError,
@@ -72,7 +73,8 @@ def store(make_settings: Callable[..., Settings]) -> ExportStore:
 def one_volume(store: ExportStore, axis: str = "z", places: tuple[int, ...] = (1, 4)) -> None:
     """Round 1: volume "bone" cut along ``axis``, labelled at ``places``."""
     masks = {100 + place: a_mask(place, SIZES[axis]) for place in places}
-    store.add_round(1, tasks_of("bone", axis, LENGTHS[axis], 100), masks)
+    cost = {100 + place: 40 for place in places}
+    store.add_round(1, tasks_of("bone", axis, LENGTHS[axis], 100), masks, cost=cost)
 
 
 def read(path: Path) -> Mask:
@@ -192,7 +194,8 @@ def test_the_index_says_who_labelled_what_when(store: ExportStore, tmp_path: Pat
     row = {
         "task": 101, "volume": "bone", "axis": "z", "slice": 1, "file": "bone-z.tif",
         "annotation": 1101, "completed_by": 2, "updated_at": "2026-11-02T09:00:00+00:00",
-        "hash": f"{101:032x}",
+        "hash": f"{101:032x}", "model_version": "nextslice-r000-abcdef", "corrected": 40,
+        "boundary": 20, "seconds": 101.0,
     }  # fmt: skip
     assert found["labels"][0] == row
     with (tmp_path / "out" / "labels.csv").open(newline="") as stream:
@@ -501,7 +504,7 @@ def test_a_task_says_which_slice_it_is(store: ExportStore) -> None:
 def test_the_record_holds_all_that_the_round_left(store: ExportStore, tmp_path: Path) -> None:
     tasks = tasks_of("bone", "z", DEPTH, 100)
     store.add_round(0, tasks, {})
-    store.add_round(1, tasks, {101: a_mask(1, SIZES["z"])}, miou=0.75)
+    store.add_round(1, tasks, {101: a_mask(1, SIZES["z"])}, miou=0.75, cost={101: 30})
     store.add_round(2, tasks, {101: a_mask(1, SIZES["z"])}, flagged="worse")
 
     export_record(store.folder.round(1), tmp_path / "r.json", names={2: "ada@example.org"})
@@ -512,12 +515,21 @@ def test_the_record_holds_all_that_the_round_left(store: ExportStore, tmp_path: 
     assert found["round"]["model_version"] == "nextslice-r001-abcdef"
     assert found["round"]["settings"] == {"seed": 40, "k": 2}
     assert found["seeds"] == {"project": 40, "round": 41}
+    effort = {
+        "task": 101, "annotation": 1101, "completed_by": 2, "boundary": 15, "seconds": 101.0,
+        "model_version": "nextslice-r000-abcdef", "pixels": int(np.prod(SIZES["z"])),
+        "corrected": 30, "by_class": {"bone": 30},
+    }  # fmt: skip
     assert found["dataset"]["labels"] == [
         {
             "task": 101, "annotation": 1101, "updated_at": "2026-11-02T09:00:00+00:00",
             "completed_by": 2, "hash": f"{101:032x}", "mask": "round-0001/masks/101.png",
+            "effort": effort,
         }
     ]  # fmt: skip
+    assert found["metrics"]["effort"] == [effort]
+    assert [line["effort"] for line in found["rounds"]][::2] == [None, None]
+    assert found["rounds"][1]["effort"]["corrected"] == 30
     assert len(found["dataset"]["tasks"]) == DEPTH
     assert found["selection"]["chosen"] == [4, 5]
     assert found["selection"]["scores"] == {"4": 0.5, "5": 0.25}
@@ -574,7 +586,7 @@ def curve_rounds(store: ExportStore) -> None:
     tasks = tasks_of("bone", "z", DEPTH, 100)
     masks = {100 + z: a_mask(z, SIZES["z"]) for z in range(DEPTH)}
     store.add_round(0, tasks, {})
-    store.add_round(1, tasks, dict(list(masks.items())[:2]))
+    store.add_round(1, tasks, dict(list(masks.items())[:2]), cost={100: 100, 101: 50})
     store.add_round(2, tasks, dict(list(masks.items())[:4]), miou=0.5, pseudo=[105])
     store.add_round(3, tasks, masks, miou=0.25, flagged="worse than round 2")
     store.folder.round(4).write(DATASET, b"{}")  # in progress
@@ -591,7 +603,14 @@ def test_the_curve_has_a_row_for_each_committed_round(store: ExportStore, tmp_pa
     assert list(rows[0]) == [
         "round", "model_version", "strategy", "annotated", "pseudo", "validation", "miou",
         "iou background", "iou bone", "iou implant", "committed_at", "seconds", "flagged",
+        "measured", "corrected", "corrected_share", "boundary", "lead_time", "corrected bone",
     ]  # fmt: skip
+    cost = [(row["measured"], row["corrected"], row["lead_time"]) for row in rows]
+    assert cost == [("0", "", ""), ("2", "75.0", "100.5"), ("0", "", ""), ("0", "", "")]
+    assert rows[1]["corrected bone"] == "75.0"
+    assert float(rows[1]["corrected_share"]) == pytest.approx(
+        150 / (2 * np.prod(SIZES["z"])), abs=1e-5
+    )
     assert [row["miou"] for row in rows] == ["", "", "0.5", "0.25"]
     assert [row["annotated"] for row in rows] == ["0", "2", "4", "6"]
     assert rows[2]["pseudo"] == "1"
@@ -600,6 +619,17 @@ def test_the_curve_has_a_row_for_each_committed_round(store: ExportStore, tmp_pa
     assert rows[3]["seconds"] == "62.5"
     with Image.open(tmp_path / "c.png") as image:
         assert image.width > 1000
+
+
+def test_the_list_of_rounds_says_what_the_labels_cost(store: ExportStore) -> None:
+    curve_rounds(store)
+
+    table = rounds_table(store.folder)
+
+    cells = {str(column.header): list(column.cells) for column in table.columns}
+    share = 150 / (2 * np.prod(SIZES["z"]))
+    assert cells["corrected px"] == ["–", f"75 ({share:.1%})", "–", "–", ""]
+    assert cells["s/slice"] == ["–", "100", "–", "–", ""]
 
 
 def test_the_curve_of_a_round_ends_with_it(store: ExportStore) -> None:

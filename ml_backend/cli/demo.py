@@ -33,7 +33,8 @@ from ml_backend.embedded.stack import Stack, default_home, start_stack
 from ml_backend.embedded.uploads import UploadedSlice, create_project
 from ml_backend.errors import OptionError
 from ml_backend.grey import grey_window
-from ml_backend.rounds.artefacts import ROUND, SELECTION
+from ml_backend.rounds.artefacts import METRICS, ROUND, SELECTION
+from ml_backend.rounds.effort import EffortTotals, totals_of
 from ml_backend.rounds.project import find_project
 from ml_backend.rounds.publish import pending
 from ml_backend.rounds.records import Published
@@ -197,6 +198,11 @@ class _Loop:
 
         wait_until(masked, "the first mask", _ROUND_TIMEOUT_S, pause_s=0.5)
 
+    def effort(self, published: Published) -> EffortTotals | None:
+        """What the labels cost that the published round was the first to have."""
+        metrics = self.folder.round(published.round).load(METRICS)
+        return totals_of(metrics.effort) if metrics else None
+
     def miou(self, published: Published) -> tuple[float, dict[str, float]]:
         """Mean and per-class IoU of the published model on the held-out block."""
         from ml_backend.rounds.learners import load_learner
@@ -246,6 +252,7 @@ def _headless(loop: _Loop, rounds: int, k: int, first: list[int]) -> list[dict[s
 
             published = loop.wait_for(annotated, report)
             waited = time.monotonic() - begin
+            cost = loop.effort(published)
             report("measuring on the held-out block")
             miou, iou = loop.miou(published)
         rows.append(
@@ -254,6 +261,8 @@ def _headless(loop: _Loop, rounds: int, k: int, first: list[int]) -> list[dict[s
                 "model_version": published.model_version,
                 "annotated": annotated,
                 "miou": round(miou, 4),
+                "corrected_pixels": round(cost.per_slice) if cost else None,
+                "corrected_share": round(cost.share, 4) if cost else None,
                 "queue_matches_selection": handed == selected,
                 "submit_to_publish_s": round(waited, 1),
                 "iou": {name: round(value, 4) for name, value in iou.items() if value == value},
@@ -264,15 +273,21 @@ def _headless(loop: _Loop, rounds: int, k: int, first: list[int]) -> list[dict[s
     return rows
 
 
+def _corrected(row: dict[str, Any]) -> str:
+    """What the round's new labels cost: corrected pixels of a slice, on average."""
+    pixels, share = row["corrected_pixels"], row["corrected_share"]
+    return "–" if pixels is None else f"{pixels:,} ({share:.1%})"
+
+
 def _table(rows: list[dict[str, Any]], held_out: int) -> Table:
     classes = list(dict.fromkeys(name for row in rows for name in row["iou"]))
     table = Table(title=f"IoU on {held_out} held-out slices, a z-block that is never a task")
     table.add_column("model version", no_wrap=True)
-    for column in ("annotated", "mIoU", *classes, "queue", "wait, s"):
+    for column in ("annotated", "corrected px", "mIoU", *classes, "queue", "wait, s"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
-            row["model_version"], str(row["annotated"]), f"{row['miou']:.3f}",
+            row["model_version"], str(row["annotated"]), _corrected(row), f"{row['miou']:.3f}",
             *(f"{row['iou'][n]:.3f}" if n in row["iou"] else "–" for n in classes),
             "as selected" if row["queue_matches_selection"] else "DIFFERS",
             f"{row['submit_to_publish_s']:.0f}",

@@ -13,6 +13,7 @@ from ml_backend.cli.progress import round_progress
 from ml_backend.cli.tables import whole
 from ml_backend.rounds.artefacts import METRICS, ROUND
 from ml_backend.rounds.attempt import attempt
+from ml_backend.rounds.effort import EffortTotals, totals_of
 from ml_backend.rounds.project import find_project, known_project, stored_projects
 from ml_backend.rounds.publish import known_queue
 from ml_backend.rounds.reconcile import request_start
@@ -31,10 +32,21 @@ app.add_typer(rounds_app, name="rounds")
 
 _NAMED = 8
 """Slices that a row of the table names."""
+_COLUMNS = ("round", "model version", "annotated", "corrected px", "s/slice", "strategy",
+            "validation mIoU", "s")  # fmt: skip
 
 
 def _score(metrics: MetricsRecord | None) -> str:
     return "–" if metrics is None or metrics.miou is None else f"{metrics.miou:.3f}"
+
+
+def _corrected(totals: EffortTotals | None) -> str:
+    """``1,234 (4.7 %)``: pixels of a slice that were corrected, on average."""
+    return "–" if totals is None else f"{totals.per_slice:,.0f} ({totals.share:.1%})"
+
+
+def _lead_time(totals: EffortTotals | None) -> str:
+    return "–" if totals is None or totals.median_s is None else f"{totals.median_s:.0f}"
 
 
 def _annotated(record: RoundRecord) -> str:
@@ -70,24 +82,27 @@ def _unread(record: RoundRecord, queue: QueueRecord | None) -> list[str]:
 
 
 def rounds_table(folder: ProjectStore) -> Table:
-    """One row a round: version, labels, strategy, validation mIoU, time, state."""
+    """One row a round: version, labels, what the new ones cost, strategy, validation mIoU, time,
+    state."""
     table = Table(title=f"Rounds of project {folder.path}")
-    for column in ("round", "model version", "annotated", "strategy", "validation mIoU", "s"):
+    for column in _COLUMNS:
         table.add_column(column, justify="left" if column in ("model version",) else "right")
     table.add_column("state", overflow="fold")
     published = folder.published
     for number in folder.rounds():
         record = folder.round(number).load(ROUND)
         if record is None:
-            table.add_row(str(number), "", "", "", "", "", "in progress")
+            table.add_row(str(number), *[""] * (len(_COLUMNS) - 1), "in progress")
             continue
         metrics = folder.round(number).load(METRICS)
+        cost = totals_of(metrics.effort if metrics else ())
         unread = _unread(record, known_queue(folder.round(number)))
         said = (_state(record, published), record.flagged, *unread)
         state = "; ".join(s for s in said if s)
         table.add_row(
-            str(number), record.model_version, _annotated(record), record.strategy,
-            _score(metrics), f"{sum(record.seconds.values()):.0f}", state,
+            str(number), record.model_version, _annotated(record), _corrected(cost),
+            _lead_time(cost), record.strategy, _score(metrics),
+            f"{sum(record.seconds.values()):.0f}", state,
         )  # fmt: skip
     return table
 

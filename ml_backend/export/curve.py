@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from ml_backend.experiment.canvas import BLUE, SMALL, clean, new_figure, to_png
 from ml_backend.export.files import whole
 from ml_backend.rounds.artefacts import METRICS, ROUND
+from ml_backend.rounds.effort import EffortTotals, totals_of
 from ml_backend.rounds.records import MetricsRecord
 from ml_backend.rounds.store import ProjectStore
 
@@ -30,7 +31,12 @@ _STYLES = ("-", (0, (5, 1.5)), (0, (1, 1)))
 class CurvePoint:
     """One committed round. ``miou`` and ``iou`` (class → IoU) are those of the checkpoint that the
     round trained, on ``validation`` held-out slices: None where there were too few, or where no
-    validation slice shows the class. A ``flagged`` checkpoint was kept and not served."""
+    validation slice shows the class. A ``flagged`` checkpoint was kept and not served.
+
+    ``measured``: labels that the round was the first to have and whose effort is known; of these, a
+    slice has ``corrected`` pixels on average, ``corrected_by_class``, ``boundary`` of outline drawn
+    and ``lead_time`` seconds in the middle. None where there are none.
+    """
 
     round: int
     model_version: str
@@ -43,6 +49,12 @@ class CurvePoint:
     committed_at: str = ""
     seconds: float = 0.0
     flagged: str | None = None
+    measured: int = 0
+    corrected: float | None = None
+    corrected_share: float | None = None
+    boundary: float | None = None
+    lead_time: float | None = None
+    corrected_by_class: dict[str, float] = field(default_factory=dict)
 
 
 _EMPTY = CurvePoint(0, "", "", 0, 0, 0, None)
@@ -69,9 +81,25 @@ def learning_curve(project: ProjectStore, until: int | None = None) -> list[Curv
                 committed_at=record.committed_at,
                 seconds=round(sum(record.seconds.values()), 2),
                 flagged=record.flagged,
+                **_effort(totals_of(metrics.effort)),
             )
         )
     return points
+
+
+def _effort(totals: EffortTotals | None) -> dict[str, Any]:
+    """The fields of a `CurvePoint` that say what its labels cost."""
+    if totals is None:
+        return {}
+    slices = totals.slices
+    return {
+        "measured": slices,
+        "corrected": round(totals.per_slice, 1),
+        "corrected_share": round(totals.share, 5),
+        "boundary": round(totals.boundary / slices, 1),
+        "lead_time": totals.median_s,
+        "corrected_by_class": {n: round(c / slices, 1) for n, c in totals.by_class.items()},
+    }
 
 
 def export_learning_curve(
@@ -84,12 +112,14 @@ def export_learning_curve(
 ) -> list[CurvePoint]:
     """Write the curve as a table and, if ``png_path`` is given, as a picture.
 
-    Columns: those of `CurvePoint`, with a column ``iou <class>`` for each class that any round had.
+    Columns: those of `CurvePoint`, with a column ``iou <class>`` for each class that any round had,
+    and ``corrected <class>`` for each that was corrected in any.
     Raises ExportError when a file is there already and ``overwrite`` is False.
     """
     points = learning_curve(project, until)
-    rows = [_row(point, _classes(points)) for point in points]
-    columns = list(_row(_EMPTY, _classes(points)))
+    corrected = list(dict.fromkeys(name for point in points for name in point.corrected_by_class))
+    rows = [_row(point, _classes(points), corrected) for point in points]
+    columns = list(_row(_EMPTY, _classes(points), corrected))
     with (
         whole(csv_path, overwrite=overwrite) as partial,
         partial.open("w", newline="", encoding="utf-8") as stream,
@@ -107,13 +137,14 @@ def _classes(points: Sequence[CurvePoint]) -> list[str]:
     return list(dict.fromkeys(name for point in points for name in point.iou))
 
 
-def _row(point: CurvePoint, classes: Sequence[str]) -> dict[str, Any]:
+def _row(point: CurvePoint, classes: Sequence[str], corrected: Sequence[str]) -> dict[str, Any]:
     values = asdict(point)
-    iou = values.pop("iou")
+    iou, pixels = values.pop("iou"), values.pop("corrected_by_class")
     by_class = {f"iou {name}": iou.get(name) for name in classes}
     place = list(values).index("miou") + 1
     columns = list(values.items())
-    return dict(columns[:place]) | by_class | dict(columns[place:])
+    by_cost = {f"corrected {name}": pixels.get(name) for name in corrected}
+    return dict(columns[:place]) | by_class | dict(columns[place:]) | by_cost
 
 
 def draw(points: Sequence[CurvePoint]) -> bytes:

@@ -45,7 +45,7 @@ MASKS_VERSION = 1
 """Of `labels.json`: goes up when a key changes its meaning or goes away."""
 
 _COLUMNS = ("task", "volume", "axis", "slice", "file", "annotation", "completed_by", "updated_at",
-            "hash")  # fmt: skip
+            "hash", "model_version", "corrected", "boundary", "seconds")  # fmt: skip
 
 Mask = npt.NDArray[np.uint8]
 
@@ -295,6 +295,7 @@ class _Writer:
         return name
 
     def _written(self, stack: _Stack, label: LabelRecord, file: str) -> None:
+        cost = label.effort
         self.rows.append(
             {
                 "task": label.task,
@@ -306,6 +307,10 @@ class _Writer:
                 "completed_by": label.completed_by,
                 "updated_at": label.updated_at,
                 "hash": label.hash,
+                "model_version": cost.model_version if cost else None,
+                "corrected": cost.corrected if cost else None,
+                "boundary": cost.boundary if cost else None,
+                "seconds": cost.seconds if cost else None,
             }
         )
         if self._progress is not None:

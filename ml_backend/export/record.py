@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,8 @@ from pydantic import BaseModel
 
 from ml_backend.export.files import to_json, whole
 from ml_backend.rounds.artefacts import DATASET, METRICS, QUEUE, ROUND, SELECTION
-from ml_backend.rounds.records import (
-    DatasetRecord,
-)
+from ml_backend.rounds.effort import totals_of
+from ml_backend.rounds.records import DatasetRecord
 from ml_backend.rounds.service import Service
 from ml_backend.rounds.store import ProjectStore, RoundFolder
 from ml_backend.volumes.address import is_slice_address
@@ -117,6 +117,8 @@ def _rounds(project: ProjectStore) -> list[dict[str, Any]]:
     for number in project.rounds():
         record = project.round(number).load(ROUND)
         if record is not None:
+            metrics = project.round(number).load(METRICS)
+            cost = totals_of(metrics.effort) if metrics else None
             rows.append(
                 {
                     "round": number,
@@ -126,6 +128,7 @@ def _rounds(project: ProjectStore) -> list[dict[str, Any]]:
                     "committed_at": record.committed_at,
                     "flagged": record.flagged,
                     "published": published is not None and published.round == number,
+                    "effort": None if cost is None else asdict(cost),
                 }
             )
     return rows
