@@ -198,10 +198,10 @@ class _Loop:
 
         wait_until(masked, "the first mask", _ROUND_TIMEOUT_S, pause_s=0.5)
 
-    def effort(self, published: Published) -> EffortTotals | None:
-        """What the labels cost that the published round was the first to have."""
-        metrics = self.folder.round(published.round).load(METRICS)
-        return totals_of(metrics.effort) if metrics else None
+    def effort(self, after: int, published: Published) -> EffortTotals | None:
+        """What the labels cost that the rounds after ``after`` were the first to have."""
+        found = (self.folder.round(n).load(METRICS) for n in range(after + 1, published.round + 1))
+        return totals_of([effort for metrics in found if metrics for effort in metrics.effort])
 
     def miou(self, published: Published) -> tuple[float, dict[str, float]]:
         """Mean and per-class IoU of the published model on the held-out block."""
@@ -252,7 +252,7 @@ def _headless(loop: _Loop, rounds: int, k: int, first: list[int]) -> list[dict[s
 
             published = loop.wait_for(annotated, report)
             waited = time.monotonic() - begin
-            cost = loop.effort(published)
+            cost = loop.effort(rows[-1]["round"] if rows else 0, published)
             report("measuring on the held-out block")
             miou, iou = loop.miou(published)
         rows.append(
