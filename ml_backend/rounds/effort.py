@@ -70,8 +70,9 @@ def effort_of(
     ``predictions``: those stored of the task, as JSON. A slice without one was opened blank.
     """
     found = shown(predictions, annotation)
+    height, width = mask.shape
     try:
-        opened = label_map((found or {}).get("result") or (), config, *mask.shape, policy).mask
+        opened = label_map((found or {}).get("result") or (), config, height, width, policy).mask
     except JobTimeoutException:
         raise
     except Exception as error:  # of another model, or of a script: anything may be in it
