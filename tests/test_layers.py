@@ -49,7 +49,7 @@ ROUNDS = (
     *("records", "artefacts", "store", "claim", "leftovers"),  # what is kept
     *("contention", "schedule", "slices", "service", "project"),  # what a step is handed
     "project_settings",
-    *("coverage", "source", "learners", "pseudo", "training", "scoring"),  # steps …
+    *("coverage", "effort", "source", "learners", "pseudo", "training", "scoring"),  # steps …
     *("early", "imageless", "sync", "publish", "pending", "upcoming", "round"),  # … of a round
     *("attempt", "status", "readiness"),  # where it stands
     *("adopt", "reconcile", "jobs", "worker"),  # who runs them, and when
