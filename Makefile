@@ -8,10 +8,24 @@ ARGS ?=
 export NEXTSLICE_HOME := $(CURDIR)/.nextslice
 
 .DEFAULT_GOAL := help
+TARGETS := $(shell sed -n 's/^\([a-z]*\):.*\#\# .*/\1/p' $(firstword $(MAKEFILE_LIST)))
+FOLDERS := $(filter-out $(TARGETS),$(patsubst %/,%,$(wildcard */)))
 .PHONY: help install demo test faults fuzz check lint format types safety bench docs constraints clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+# Of a folder make says that it is up to date; of all else it says no more than that it knows no rule.
+.PHONY: $(FOLDERS)
+$(FOLDERS):
+	@echo "make: there is no target $@. Those that there are:" >&2
+	@$(MAKE) --no-print-directory help >&2
+	@exit 2
+
+.DEFAULT:
+	@echo "make: there is no target $@. Those that there are:" >&2
+	@$(MAKE) --no-print-directory help >&2
+	@exit 2
 
 install: $(VENV)/installed ## Create .venv with nextslice, its extras and its tools
 

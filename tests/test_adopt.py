@@ -10,12 +10,14 @@ import pytest
 
 from ml_backend.rounds import adopt as adoption
 from ml_backend.rounds import jobs
+from ml_backend.rounds.claim import claimed
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.schedule import CONTROL
 from ml_backend.rounds.service import Service
 from ml_backend.settings import Settings
 from ml_backend.studio.client import Backend
 from ml_backend.studio.label_config import bitmask_config
+from ml_backend.studio.task_order import PENDING_VERSION
 from tests.memory_studio import FIRST_MOMENT, MemoryStudio
 
 KEY = f"7.{int(FIRST_MOMENT.timestamp())}"
@@ -70,6 +72,31 @@ def test_a_job_that_anybody_enqueued_does_nothing(project: ConnectedProject) -> 
         job(KEY)
     jobs.round(KEY, "because")
     assert untouched(project)
+
+
+def test_a_job_that_comes_while_an_import_adopts_gives_way(
+    project: ConnectedProject, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Registering makes Label Studio ask /setup, which enqueues it: no error for the log."""
+    studio: Any = project.studio
+    ours = Backend(id=1, url="http://us:9090", model_version=PENDING_VERSION)
+    monkeypatch.setattr(studio, "found", ours)
+    with claimed(project.folder.round(0), 60), caplog.at_level("INFO"):
+        jobs.adopt(KEY, "http://us:9090")
+    assert project.published is None
+    assert "round-0000" in caplog.text
+    assert {record.levelname for record in caplog.records} == {"INFO"}
+    jobs.adopt(KEY, "http://us:9090")
+    assert project.published is not None
+
+
+def test_a_job_for_a_config_that_cannot_be_segmented_is_a_warning(
+    project: ConnectedProject, caplog: pytest.LogCaptureFixture
+) -> None:
+    studio: Any = project.studio
+    studio.fields["label_config"] = "<View/>"
+    jobs.adopt(KEY, "http://us:9090")
+    assert "no Image tag" in caplog.text
 
 
 def test_who_may_be_nobody_gives_way_to_others(

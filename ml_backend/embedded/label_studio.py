@@ -38,6 +38,10 @@ _OFFLINE = {
     "COLLECT_ANALYTICS": "false",
     # Its own start-up check for a newer version would wait for a network that may not be there.
     "LATEST_VERSION_CHECK": "false",
+    # Its pages load a script of Sentry's and report errors there, its server does too: addresses of
+    # its makers, which analytics have no say in.
+    "SENTRY_DSN": "",
+    "FRONTEND_SENTRY_DSN": "",
 }
 
 

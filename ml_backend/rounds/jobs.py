@@ -27,6 +27,7 @@ from ml_backend.rounds.schedule import Schedule, outlast_restarts
 from ml_backend.rounds.service import Service
 from ml_backend.settings import Settings, configure_logging
 from ml_backend.studio.client import StudioError
+from ml_backend.studio.label_config import LabelConfigError
 
 __all__ = ["adopt", "count", "masks", "reconcile", "round", "start", "tidy"]
 
@@ -90,7 +91,10 @@ def adopt(key: str, backend_url: str | None) -> None:
     project = _project(key)
     try:
         adoption.adopt(project, backend_url, confirmed=False)
-    except (adoption.NotConnected, StudioError) as error:
+    except ClaimTaken as error:  # `connect` or `import` is at it; reconcile looks at what it leaves
+        logger.info("project %s: %s", key, error)
+        return
+    except (adoption.NotConnected, LabelConfigError, StudioError) as error:
         logger.warning("%s", error)
         return
     reconciliation.count(project)
