@@ -19,25 +19,27 @@ _LEAST = 1e-12
         name="class_power",
         summary="Entropy with noise that fades over the rounds, two in three class by class.",
         evidence=(ENTROPY, CLASS_SCORES, CLASS_FRACTIONS),
-        source="Lüth et al. 2026 (ClaSP PE)",
+        source="Lüth et al. 2026 (ClaSP PE), `class_power_pe66_exp` of nnActive",
     )
 )
 @dataclass(frozen=True)
 class ClassPower(Strategy):
-    """``stratified`` of the slices by the entropy over the pixels predicted as one class, the
-    classes in turn, rarest first; the rest by the entropy over all pixels. Ranked by log(score) +
-    Gumbel(0, 1 / beta): sampling in proportion to score ** beta, close to random at
-    ``first_beta``, close to the top at ``last_beta``. Reports the entropy.
+    """``stratified`` of the slices by the entropy weighted with one class's probability, the
+    classes in turn, rarest first, without the background (class 0); the rest by the entropy over
+    all pixels. Ranked by log(score) + Gumbel(0, 1 / beta): sampling in proportion to
+    score ** beta, close to random at ``first_beta``, close to the top at ``last_beta``. Reports
+    the entropy.
 
-    Beta grows geometrically from round 1 to the last; turns go on where the round before stopped,
-    so a small K gets to every class. A class counts as predicted in a slice from
-    ``least_fraction`` of its pixels on: a few stray pixels are always uncertain.
+    Beta grows geometrically from round 1 to the last. Scores, noise, schedule and shares are those
+    of the authors' code, which draws at random which classes get one slice more; here turns go on
+    where the round before stopped, so a small K gets to every class. A slice counts for a class
+    only where ``least_fraction`` of its pixels are predicted as it; theirs all do.
     """
 
     stratified: float = 0.66
     first_beta: float = 1.0
     last_beta: float = 100.0
-    least_fraction: float = 0.001
+    least_fraction: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.stratified <= 1:
@@ -89,8 +91,8 @@ class ClassPower(Strategy):
         noise = problem.rng.gumbel(scale=scale, size=(1 + scores.shape[1], len(problem)))
         overall = np.log(np.maximum(entropy, _LEAST)) + noise[0]
         by_class = []
-        for c in np.argsort(fractions.sum(axis=0), kind="stable"):
-            there = (fractions[:, c] >= self.least_fraction) & (fractions[:, c] > 0)
+        for c in 1 + np.argsort(fractions[:, 1:].sum(axis=0), kind="stable"):
+            there = (fractions[:, c] >= self.least_fraction) & (scores[:, c] > 0)
             if there.any():
                 noised = np.log(np.maximum(scores[:, c], _LEAST)) + noise[1 + c]
                 by_class.append(np.where(there, noised, -np.inf))

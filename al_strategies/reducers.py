@@ -216,7 +216,7 @@ def _reduce_planes(logits: Tensor, valid: Tensor, names: Sequence[str]) -> list[
             weighted = torch.addcmul(weighted, e, x)
         entropy = total.log() - weighted / total
     winners = list[Tensor]()
-    if CLASS_FRACTIONS in names or CLASS_SCORES in names:
+    if CLASS_FRACTIONS in names:
         taken = ~valid
         for x in shifted:
             winners.append((x == 0) & ~taken)
@@ -227,15 +227,9 @@ def _reduce_planes(logits: Tensor, valid: Tensor, names: Sequence[str]) -> list[
         MARGIN: lambda: mean((1 - (second - first).exp()) / total),
         FOREGROUND: lambda: mean(sum(exponentials[2:], start=exponentials[1]) / total),
         CLASS_FRACTIONS: lambda: torch.stack([w.flatten(1).sum(1) / count for w in winners], 1),
-        CLASS_SCORES: lambda: torch.stack([_masked_mean(entropy, w) for w in winners], 1),
+        CLASS_SCORES: lambda: torch.stack([mean(entropy * e / total) for e in exponentials], 1),
     }
     return [compute[name]() for name in names]
-
-
-def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean (b,) of ``values`` (b, h, w) under ``mask``, 0 where the mask is empty."""
-    totals = torch.where(mask, values, 0).flatten(1).sum(1)
-    return totals / mask.flatten(1).sum(1).clamp(min=1)
 
 
 @functools.cache

@@ -24,24 +24,24 @@ def query(k: int, *, entropy: list[float], scores: list[list[float]], fractions:
 
 
 def three_classes(k: int) -> Query:
-    """Slice 0 most uncertain overall; 1 on class 0, 2 on class 1, 3 on the rare class 2; class 3 is
-    predicted nowhere."""
+    """Slice 0 most uncertain overall, and on the background; 1 on class 1, 2 on class 2, 3 on the
+    rare class 3; class 4 is nowhere."""
     return query(
         k,
         entropy=[0.9, 0.5, 0.4, 0.3, 0.2],
         scores=[
-            [0.1, 0.1, 0.0, 0],
-            [0.8, 0.1, 0.0, 0],
-            [0.1, 0.8, 0.0, 0],
-            [0.1, 0.1, 0.8, 0],
-            [0.1, 0.1, 0.9, 0],
+            [0.70, 0.10, 0.10, 0.00, 0],
+            [0.00, 0.40, 0.10, 0.00, 0],
+            [0.05, 0.05, 0.30, 0.00, 0],
+            [0.05, 0.05, 0.05, 0.15, 0],
+            [0.07, 0.06, 0.06, 0.01, 0],
         ],
         fractions=[
-            [0.5, 0.5, 0.0, 0],
-            [0.5, 0.5, 0.0, 0],
-            [0.6, 0.4, 0.0, 0],
-            [0.5, 0.3, 0.2, 0],
-            [0.9, 0.1, 0.0001, 0],  # a few stray pixels of class 2
+            [0.80, 0.10, 0.10, 0.00, 0],
+            [0.10, 0.50, 0.40, 0.00, 0],
+            [0.20, 0.40, 0.40, 0.00, 0],
+            [0.20, 0.40, 0.30, 0.10, 0],
+            [0.19, 0.80, 0.00, 0.01, 0],
         ],
     )
 
@@ -57,9 +57,15 @@ def test_without_strata_it_is_the_entropy() -> None:
     assert strategy.select(three_classes(5)).chosen == (0, 1, 2, 3, 4)
 
 
-def test_stray_pixels_count_when_asked_to() -> None:
-    strategy = get_strategy("class_power", least_fraction=0.0, **NO_NOISE)
-    assert strategy.select(three_classes(1)).chosen == (4,)
+def test_a_slice_counts_for_a_class_from_the_least_fraction_on() -> None:
+    strategy = get_strategy("class_power", stratified=1.0, least_fraction=0.2, **NO_NOISE)
+    assert strategy.select(three_classes(2)).chosen == (2, 1)  # class 3 has no slice left
+
+
+def test_the_background_is_no_stratum() -> None:
+    strategy = get_strategy("class_power", stratified=1.0, **NO_NOISE)
+    assert strategy.select(three_classes(3)).chosen == (3, 2, 1)
+    assert 0 not in strategy.select(three_classes(4)).chosen
 
 
 def test_a_small_k_gets_to_every_class_over_the_rounds() -> None:

@@ -40,14 +40,13 @@ def naive(logits: Array, valid: Array) -> dict[str, Array]:
     p = softmax(logits.astype(np.float64))[:, valid]
     ordered = np.sort(p, axis=0)
     predicted = p.argmax(0)
-    of_class = [entropy(p)[predicted == c] for c in range(len(p))]
     return {
         "entropy": entropy(p).mean(),
         "confidence": p.max(0).mean(),
         "margin": (ordered[-1] - ordered[-2]).mean(),
         "foreground": (1 - p[0]).mean(),
         "class_fractions": np.array([(predicted == c).mean() for c in range(len(p))]),
-        "class_scores": np.array([h.mean() if h.size else 0.0 for h in of_class]),
+        "class_scores": (p * entropy(p)).mean(1),
     }
 
 
