@@ -6,13 +6,15 @@ submitted, a simulation what the model predicted with the truth.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Correction", "correction"]
+from al_strategies.learner import IGNORE
+
+__all__ = ["Correction", "correction", "correction_of_truth", "total"]
 
 Mask = npt.NDArray[np.uint8]
 
@@ -54,6 +56,24 @@ def correction(opened: Mask, submitted: Mask, classes: Sequence[str]) -> Correct
         by_class={name: int(lost[i] + gained[i]) for i, name in enumerate(classes)},
         boundary=_drawn(changed, submitted, 0) + _drawn(changed, submitted, 1),
         pixels=int(changed.size),
+    )
+
+
+def correction_of_truth(predicted: Mask, truth: Mask, classes: Sequence[str]) -> Correction:
+    """What an annotator who draws exactly ``truth`` changes of ``predicted``; pixels that the truth
+    does not know (`IGNORE`) are left as they are."""
+    return correction(np.where(truth == IGNORE, truth, predicted), truth, classes)
+
+
+def total(corrections: Iterable[Correction]) -> Correction:
+    """All of them together."""
+    each = list(corrections)
+    names = dict.fromkeys(name for one in each for name in one.by_class)
+    return Correction(
+        corrected=sum(one.corrected for one in each),
+        by_class={name: sum(one.by_class.get(name, 0) for one in each) for name in names},
+        boundary=sum(one.boundary for one in each),
+        pixels=sum(one.pixels for one in each),
     )
 
 

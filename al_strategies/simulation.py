@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from al_strategies.base import Query, Selection, Strategy, get_strategy
+from al_strategies.effort import Correction, correction_of_truth, total
 from al_strategies.evidence import Evidence, Position, SliceId
 from al_strategies.learner import (
     FitReport,
@@ -106,6 +107,8 @@ class Start:
     ``labelled``: ids annotated in the rounds before. ``selection``: what is annotated now.
     ``pseudo``: id → (H, W) mask that the model of the round before made, for this training alone.
     ``learned``: given when this round's training is done and the learner holds its weights.
+    ``cost``: what it takes to annotate ``selection``, each slice opened as the model of the round
+    before segments it, in round 1 blank (class 0); None where it was not counted.
     """
 
     round: int
@@ -113,6 +116,7 @@ class Start:
     selection: Selection
     pseudo: Mapping[SliceId, Mask] = field(default_factory=dict)
     learned: Learned | None = None
+    cost: Correction | None = None
 
     @property
     def training(self) -> tuple[SliceId, ...]:
@@ -125,7 +129,7 @@ class SimulatedRound:
     """A whole round: where it started, what it learned, and where the next one starts.
 
     ``following`` is None after the last round, or when every slice of the pool is annotated.
-    ``seconds``: wall time of ``train``, ``test``, ``score`` and ``select``.
+    ``seconds``: wall time of ``train``, ``test``, ``score``, ``select`` and ``effort``.
     """
 
     start: Start
@@ -172,8 +176,11 @@ def _part(source: SliceSource, ids: tuple[SliceId, ...]) -> SliceSource:
     return (_SurroundedPart if isinstance(source, Surrounded) else _Part)(source, ids)
 
 
-def begin(source: SliceSource, protocol: Protocol) -> Start:
-    """The start of round 1: ``protocol.first`` slices chosen by the cold start, without a model."""
+def begin(source: SliceSource, protocol: Protocol, classes: Sequence[str]) -> Start:
+    """The start of round 1: ``protocol.first`` slices chosen by the cold start, without a model.
+
+    ``classes``: names by index, of its cost.
+    """
     places = _positions(source, protocol.pool)
     selection = get_strategy(protocol.cold_start).select(
         Query(
@@ -185,7 +192,9 @@ def begin(source: SliceSource, protocol: Protocol) -> Start:
             spacing=_spacing(protocol, places, protocol.first),
         )
     )
-    return Start(round=1, labelled=(), selection=selection)
+    masks = [source.mask(slice_id) for slice_id in selection.chosen]
+    cost = total(correction_of_truth(np.zeros_like(mask), mask, classes) for mask in masks)
+    return Start(round=1, labelled=(), selection=selection, cost=cost)
 
 
 def learn(
@@ -229,7 +238,7 @@ def simulate(
     round before then. The same arguments and a deterministic learner give the same rounds, whether
     or not the run was interrupted.
     """
-    start = start or begin(source, protocol)
+    start = start or begin(source, protocol, learner.classes)
     while True:
         learned = start.learned or learn(learner, source, protocol, start, progress)
         following, seconds = None, dict(learned.seconds)
@@ -250,7 +259,8 @@ def _next(
     seconds: dict[str, float],
     progress: Progress | None,
 ) -> Start:
-    """Score the pool, select, and pseudo-label what the strategy wants pseudo-labelled."""
+    """Score the pool, select, pseudo-label what the strategy wants pseudo-labelled, and count what
+    it costs to correct the selection."""
     begun = time.perf_counter()
     annotated = set(start.training)
     pool = tuple(i for i in protocol.pool if i not in annotated)
@@ -277,10 +287,16 @@ def _next(
         slice_id: prediction.mask
         for slice_id, prediction in learner.predict(source, selection.pseudo, progress=progress)
     }
+    labelled = time.perf_counter()
+    cost = total(
+        correction_of_truth(prediction.mask, source.mask(slice_id), learner.classes)
+        for slice_id, prediction in learner.predict(source, selection.chosen, progress=progress)
+    )
     seconds |= {"score": scored - begun, "select": selected - scored}
     if pseudo:
-        seconds["pseudo-label"] = time.perf_counter() - selected
-    return Start(start.round + 1, start.training, selection, pseudo)
+        seconds["pseudo-label"] = labelled - selected
+    seconds["effort"] = time.perf_counter() - labelled
+    return Start(start.round + 1, start.training, selection, pseudo, cost=cost)
 
 
 def fully_supervised(protocol: Protocol, strategy: str) -> Start:

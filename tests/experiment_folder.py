@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ml_backend.experiment.record import FULLY_SUPERVISED, Experiment, RoundLine
+from ml_backend.experiment.record import FULLY_SUPERVISED, Cost, Experiment, RoundLine
 
 CLASSES = ["background", "bone"]
 """A round of mIoU m has m + 0.1 of the first and m − 0.1 of the second."""
@@ -23,12 +23,14 @@ def write_experiment(
     rounds: int | None = None,
     data: str = "phantom",
     test: Mapping[str, tuple[str, float]] | None = None,
+    costs: Mapping[str, Sequence[int]] | None = None,
 ) -> Path:
     """``curves``: strategy → for each seed, from 0, the test mIoU after each round.
 
     ``full``: the mIoU of the fully supervised run of each seed. A run that is shorter than the
     longest, or than ``rounds``, is unfinished unless it has annotated the whole pool, as every run
-    does in order. ``test``: slice id → (volume, z); by default far beyond the pool.
+    does in order. ``test``: slice id → (volume, z); by default far beyond the pool. ``costs``:
+    strategy → corrected pixels of each round, of every seed.
     """
     longest = rounds or max(len(miou) for runs in curves.values() for miou in runs)
     slices = {f"s{i:04d}": (f"volume {i % 2}", float(i // 2)) for i in range(pool)}
@@ -66,6 +68,7 @@ def write_experiment(
                     labelled=end,
                     selected=ids[begins[number] : end],
                     miou=miou[number],
+                    cost=a_cost(costs[strategy][number]) if costs else None,
                     following={} if number + 1 < longest and end < pool else None,
                 )
                 for number, end in enumerate(ends)
@@ -77,6 +80,12 @@ def write_experiment(
             [line(strategy=FULLY_SUPERVISED, seed=seed, labelled=pool, selected=ids, miou=value)],
         )
     return out
+
+
+def a_cost(corrected: int) -> Cost:
+    """Of four slices of 100 pixels; half as much outline as pixels."""
+    by_class = {CLASSES[1]: corrected}
+    return Cost(corrected=corrected, by_class=by_class, boundary=corrected // 2, pixels=400)
 
 
 def line(*, miou: float, **values: Any) -> RoundLine:

@@ -42,6 +42,8 @@ class Column:
 class Ledger:
     """A learner that writes down what it is asked, and whose entropy falls with z."""
 
+    classes = ("a", "b")
+
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
 
@@ -111,6 +113,17 @@ def test_k_more_slices_are_annotated_every_round_and_none_twice() -> None:
     assert rounds[-1].following is None
 
 
+def test_what_labels_cost_is_counted_against_the_model_before() -> None:
+    """Blank is class 0, and the model always finds class 7; half of the column is class 1."""
+    _, rounds = run("entropy")
+    for number, done in enumerate(rounds):
+        masks = [int(Column().mask(i)[0, 0]) for i in done.start.selection.chosen]
+        expected = sum(masks) if number == 0 else len(masks)
+        assert done.start.cost is not None
+        assert (done.start.cost.corrected, done.start.cost.pixels) == (expected, 4)
+    assert fully_supervised(protocol(), "all").cost is None
+
+
 def test_the_first_slices_are_the_cold_starts() -> None:
     _, rounds = run("entropy", start=3)
     assert rounds[0].start.selection.strategy == "strided"
@@ -145,7 +158,7 @@ def test_trainings_see_the_neighbours_that_tests_see() -> None:
 
     def given(source: SliceSource) -> SliceSource:
         learner = Watchful()
-        learn(learner, source, protocol(), begin(source, protocol()))
+        learn(learner, source, protocol(), begin(source, protocol(), learner.classes))
         ((_, found),) = learner.all("fit")
         assert isinstance(found, SliceSource)
         assert tuple(found.ids) == tuple(POOL)
@@ -214,7 +227,7 @@ def test_going_on_from_a_round_gives_the_rounds_of_an_unbroken_run(
 
 def test_a_training_that_is_done_is_not_done_again() -> None:
     learner = Ledger()
-    start = begin(Column(), protocol())
+    start = begin(Column(), protocol(), ("a", "b"))
     learned = learn(learner, Column(), protocol(), start)
     done = dataclasses.replace(start, learned=learned)
     first = next(simulate(get_strategy("random"), learner, Column(), protocol(), start=done))

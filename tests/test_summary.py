@@ -12,13 +12,14 @@ from ml_backend.experiment.summary import (
     Mark,
     OddStart,
     area,
+    effort_areas,
     mean_ranks,
     paired_difference,
     seeds_to_rank,
     summarise,
 )
 from ml_backend.experiment.tables import class_table
-from tests.experiment_folder import line, write_experiment, write_run
+from tests.experiment_folder import a_cost, line, write_experiment, write_run
 
 T_2 = 4.302652729911275
 """The 97.5 % quantile of Student's t with two degrees of freedom, from a table."""
@@ -307,3 +308,38 @@ def test_of_two_equal_parts_the_rest_is_that_of_random(tmp_path: Path) -> None:
     other = [[0.25, 0.4], [0.3, 0.4]]
     write_experiment(tmp_path, {**FOUR, "badge": other, "ceal": other})
     assert summarise(tmp_path).odd_starts == (OddStart(0, ("badge", "ceal"), slices=False),)
+
+
+# -- effort
+
+
+def test_the_area_by_effort_ends_where_the_cheapest_run_of_the_seed_does() -> None:
+    cheap = [line(miou=0.2, cost=a_cost(100)), line(miou=0.4, cost=a_cost(50))]
+    dear = [line(miou=0.2, cost=a_cost(100)), line(miou=0.6, cost=a_cost(200))]
+
+    areas = effort_areas({"cheap": {0: cheap}, "dear": {0: dear}})
+
+    # From 100 to 150 corrected pixels: 0.2 to 0.4, and 0.2 to a quarter of the way to 0.6.
+    assert areas["cheap"][0] == pytest.approx(0.3)
+    assert areas["dear"][0] == pytest.approx((0.2 + 0.3) / 2)
+
+
+def test_runs_of_unknown_cost_have_no_area_by_effort() -> None:
+    known = [line(miou=0.2, cost=a_cost(100)), line(miou=0.4, cost=a_cost(50))]
+    half = [line(miou=0.2, cost=a_cost(100)), line(miou=0.4)]
+
+    assert effort_areas({"known": {0: known}, "half": {0: half}}) == {
+        "known": {0: pytest.approx(0.3)},
+        "half": {},
+    }
+
+
+def test_strategies_are_ranked_by_effort_beside_labels(tmp_path: Path) -> None:
+    """The one that reaches more with as many labels has them corrected four times as much."""
+    curves = {"random": [[0.2, 0.4], [0.2, 0.4]], "coreset": [[0.2, 0.5], [0.2, 0.5]]}
+    costs = {"random": [100, 50], "coreset": [100, 200]}
+
+    summary = summarise(write_experiment(tmp_path, curves, costs=costs, pool=100))
+
+    ranks = {s.strategy: (s.rank, s.effort_rank) for s in summary.standings}
+    assert ranks == {"coreset": (1.0, 2.0), "random": (2.0, 1.0)}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ml_backend.experiment.summary import Summary, summarise
-from ml_backend.experiment.tables import Table, class_table, final_table, share_table
+from ml_backend.experiment.tables import Table, class_table, effort_table, final_table, share_table
 from tests.experiment_folder import write_experiment
 
 
@@ -85,3 +85,25 @@ def test_html_is_escaped() -> None:
     html = Table(("strategy", "<b>"), (("x & y", "1"),), marked="x & y").html()
     assert "<th>&lt;b&gt;</th>" in html
     assert '<tr class="marked"><td>x &amp; y</td><td>1</td></tr>' in html
+
+
+def test_the_table_of_effort_has_the_best_for_its_effort_first(tmp_path: Path) -> None:
+    curves = {"random": [[0.2, 0.4], [0.2, 0.4]], "coreset": [[0.2, 0.5], [0.2, 0.5]]}
+    costs = {"random": [1000, 500], "coreset": [1000, 1500]}
+    table = effort_table(summarise(write_experiment(tmp_path, curves, costs=costs, pool=100)), None)
+    assert table is not None
+    assert [cells[0] for cells in table.rows] == ["random (control)", "coreset"]
+    assert row(table, "coreset") == {
+        "strategy": "coreset",
+        "corrected px": "2,500",
+        "of all px": "312.5 %",
+        "outline": "1,250",
+        "final mIoU": "0.500 ± 0.000",
+        "mIoU by effort": "0.250 ± 0.000",
+        "rank by effort": "2.0",
+        "rank by labels": "1.0",
+    }
+
+
+def test_records_without_costs_have_no_table_of_effort(summary: Summary) -> None:
+    assert effort_table(summary, None) is None

@@ -35,6 +35,7 @@ from ml_backend.cli.tables import whole
 from ml_backend.embedded.processes import stop_on_sigterm
 from ml_backend.embedded.stack import default_home
 from ml_backend.errors import OptionError
+from ml_backend.experiment import tables
 from ml_backend.experiment.data import (
     Contents,
     DataSpec,
@@ -53,7 +54,7 @@ from ml_backend.experiment.plan import (
 from ml_backend.experiment.record import FULLY_SUPERVISED, Experiment, RecordError
 from ml_backend.experiment.runner import Job, RunFailed, run_in_processes
 from ml_backend.experiment.summary import Summary
-from ml_backend.experiment.tables import final_table
+from ml_backend.experiment.tables import effort_table, final_table
 from ml_backend.experiment.workers import gpu_workers, run_on_workers
 from ml_backend.rounds.schedule import SIMULATE, Schedule
 from ml_backend.settings import load_settings
@@ -440,6 +441,8 @@ def _report(folders: list[Path]) -> None:
         summaries.append(written.summary)
         default = compare([written.summary]).default
         typer.echo(whole(_standings(written.summary, default)))
+        if cost := effort_table(written.summary, default):
+            typer.echo(whole(_rich(cost, f"{written.summary.experiment.data}: what labels cost")))
         typer.echo(written.recommendation)
         typer.echo(f"Report: {written.page}")
     if len(summaries) > 1:
@@ -455,10 +458,14 @@ def _report(folders: list[Path]) -> None:
 
 def _standings(summary: Summary, default: str | None) -> Table:
     """The report's final table, best area first."""
-    final = final_table(summary, default)
-    table = Table(title=f"{summary.experiment.data}: test mIoU, by the area under the curve")
-    for i, column in enumerate(final.head):
+    title = f"{summary.experiment.data}: test mIoU, by the area under the curve"
+    return _rich(final_table(summary, default), title)
+
+
+def _rich(content: tables.Table, title: str) -> Table:
+    table = Table(title=title)
+    for i, column in enumerate(content.head):
         table.add_column(column, justify="right" if i else "left")
-    for row in final.rows:
-        table.add_row(*row, style="bold" if row[0] == final.marked else "")
+    for row in content.rows:
+        table.add_row(*row, style="bold" if row[0] == content.marked else "")
     return table

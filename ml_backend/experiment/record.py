@@ -22,6 +22,7 @@ from ml_backend.errors import NextsliceError
 
 __all__ = [
     "FULLY_SUPERVISED",
+    "Cost",
     "Experiment",
     "RecordError",
     "RoundLine",
@@ -88,6 +89,17 @@ class Experiment(BaseModel):
         return sum(self.labelled(round_) < len(self.pool) for round_ in rounds)
 
 
+class Cost(BaseModel):
+    """What annotating a selection takes: `al_strategies.effort.Correction`, over its slices."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    corrected: int
+    by_class: dict[str, int]
+    boundary: int
+    pixels: int
+
+
 class RoundLine(BaseModel):
     """One round of one run."""
 
@@ -112,9 +124,14 @@ class RoundLine(BaseModel):
     loss: float | None = None
     """Mean training loss of the last steps."""
     seconds: dict[str, float] = Field(default_factory=dict)
-    """Wall seconds of ``train``, ``test``, ``score`` and ``select``."""
+    """Wall seconds of ``train``, ``test``, ``score``, ``select`` and ``effort``."""
+    cost: Cost | None = None
+    """Of annotating `selected`, opened as the model of the round before segments it; null: in a
+    record from before it was counted, and of full supervision."""
     following: dict[str, Any] | None = None
     """`al_strategies.Selection` for the next round as JSON; null after the last round."""
+    following_cost: Cost | None = None
+    """`cost` of the next round."""
 
     def to_line(self) -> str:
         """One line of JSON, ending in a newline."""

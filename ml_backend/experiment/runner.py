@@ -14,11 +14,12 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from al_strategies import Selection, get_strategy
+from al_strategies.effort import Correction
 from al_strategies.learner import FitReport, Learner, Metrics
 from al_strategies.simulation import (
     Learned,
@@ -37,6 +38,7 @@ from ml_backend.experiment.files import RunFiles, RunTaken
 from ml_backend.experiment.plan import other_versions
 from ml_backend.experiment.record import (
     FULLY_SUPERVISED,
+    Cost,
     Experiment,
     RoundLine,
     finite,
@@ -139,11 +141,12 @@ class _Run:
             labelled=tuple(i for line in lines for i in line.selected),
             selection=selection,
             pseudo=self.files.pseudo(last.round) if selection.pseudo else {},
+            cost=_correction(last.following_cost),
         )
 
     def _first(self) -> Start:
         """Round 1 with its training done: the same for every strategy of a seed, so done once."""
-        start = begin(self.data.source, self.protocol)
+        start = begin(self.data.source, self.protocol, self.data.classes)
         stem = self.out / "start" / f"seed-{self.job.seed}"
         record, weights = stem.with_suffix(".json"), stem.with_suffix(".safetensors")
         with held(stem.with_suffix(".lock")):
@@ -193,8 +196,18 @@ def _line(job: Job, done: SimulatedRound) -> RoundLine:
         steps=report.steps,
         loss=report.losses[-1][1] if report.losses else None,
         seconds={name: round(value, 3) for name, value in done.seconds.items()},
+        cost=_cost(done.start.cost),
         following=done.following.selection.to_json() if done.following else None,
+        following_cost=_cost(done.following.cost) if done.following else None,
     )
+
+
+def _cost(correction: Correction | None) -> Cost | None:
+    return None if correction is None else Cost(**asdict(correction))
+
+
+def _correction(cost: Cost | None) -> Correction | None:
+    return None if cost is None else Correction(**cost.model_dump())
 
 
 def _learned_record(learned: Learned) -> dict[str, Any]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import ceil, isfinite, sqrt
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import scipy.stats
 
 from ml_backend.experiment.notation import signed
@@ -33,6 +34,7 @@ __all__ = [
     "PUBLISHED_SHARE",
     "CurvePoint",
     "Difference",
+    "Effort",
     "Estimate",
     "Mark",
     "OddStart",
@@ -40,6 +42,7 @@ __all__ = [
     "Standing",
     "Summary",
     "area",
+    "effort_areas",
     "mean_ranks",
     "odd_starts",
     "paired_difference",
@@ -58,6 +61,7 @@ CONTROLS = ("random", "strided", "foreground_random")
 Runs = Mapping[tuple[str, int], Sequence[RoundLine]]
 """(strategy, seed) → its rounds, in order."""
 _BySeed = dict[int, Sequence[RoundLine]]
+_Curve = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -148,13 +152,37 @@ class OddStart:
 
 
 @dataclass(frozen=True)
+class Effort:
+    """What the labels of one ended run cost, all rounds together: ``corrected`` of ``pixels``, and
+    ``boundary`` pixel edges of outline."""
+
+    corrected: int
+    boundary: int
+    pixels: int
+
+    @staticmethod
+    def of(lines: Sequence[RoundLine]) -> Effort | None:
+        """None where the cost of a round is not known."""
+        costs = [line.cost for line in lines if line.cost is not None]
+        if len(costs) < len(lines):
+            return None
+        return Effort(
+            sum(cost.corrected for cost in costs),
+            sum(cost.boundary for cost in costs),
+            sum(cost.pixels for cost in costs),
+        )
+
+
+@dataclass(frozen=True)
 class Standing:
     """A strategy's results. ``areas`` and ``finals``: seed → value, of the runs that have ended.
 
     ``curve``: over the ended runs; while there is none, over all, as far as each of them has come.
     ``rank``: mean rank by area over the seeds in `Summary.ranked_seeds`, the best 1; None where a
-    run of one of them has not ended. ``mark_share``: the share at `Summary.mark`. None stands for
-    what cannot be said yet: no run has ended, `random` has not, or fewer than two pairs of seeds.
+    run of one of them has not ended. ``mark_share``: the share at `Summary.mark`. ``efforts``,
+    ``effort_areas`` (`effort_areas`) and ``effort_rank`` (by these): of the ended runs whose costs
+    are known. None stands for what cannot be said yet: no run has ended, `random` has not, or fewer
+    than two pairs of seeds.
     """
 
     strategy: str
@@ -166,6 +194,14 @@ class Standing:
     final_to_random: Difference | None = None
     rank: float | None = None
     mark_share: float | None = None
+    efforts: Mapping[int, Effort] = field(default_factory=dict)
+    effort_areas: Mapping[int, float] = field(default_factory=dict)
+    effort_rank: float | None = None
+
+    @property
+    def effort_area(self) -> Estimate | None:
+        """Mean mIoU along the corrected pixels."""
+        return Estimate.of(self.effort_areas.values())
 
     @property
     def area(self) -> Estimate | None:
@@ -282,8 +318,14 @@ def summary_of(experiment: Experiment, runs: Runs, where: str = "the experiment"
     seeds = seeds_to_rank(areas)
     ranks = mean_ranks(areas, seeds)
     mark = _mark(experiment)
+    costs = effort_areas({name: _ended(by_seed) for name, by_seed in by_strategy.items()})
+    cost_ranks = mean_ranks(costs, seeds_to_rank(costs))
     standings = [
-        _standing(name, by_seed, ceiling, mark, _ended(by_strategy.get("random", {})), ranks)
+        replace(
+            _standing(name, by_seed, ceiling, mark, _ended(by_strategy.get("random", {})), ranks),
+            effort_areas=costs.get(name, {}),
+            effort_rank=cost_ranks.get(name),
+        )
         for name, by_seed in by_strategy.items()
     ]
     standings.sort(key=lambda s: (s.area is None, -s.area.mean if s.area else 0.0, s.strategy))
@@ -305,6 +347,39 @@ def area(lines: Sequence[RoundLine]) -> float:
     if labelled[-1] == labelled[0]:
         return float(miou.mean())
     return float(np.trapezoid(miou, labelled) / (labelled[-1] - labelled[0]))
+
+
+def effort_areas(
+    runs: Mapping[str, Mapping[int, Sequence[RoundLine]]],
+) -> dict[str, dict[int, float]]:
+    """Strategy → seed → mean mIoU along the pixels corrected so far, of ended runs by strategy.
+
+    Runs of one seed begin with the same labels, but end at other efforts: each is averaged, by the
+    trapezoid rule, up to the effort at which the cheapest of its seed ends. Runs whose costs are
+    not known are left out; so are seeds in which nothing was corrected after round 1.
+    """
+    curves: dict[int, dict[str, tuple[_Curve, _Curve]]] = {}
+    for name, by_seed in runs.items():
+        for seed, lines in by_seed.items():
+            costs = [line.cost.corrected for line in lines if line.cost is not None]
+            if len(costs) == len(lines):
+                miou = np.array([line.miou for line in lines], dtype=np.float64)
+                curves.setdefault(seed, {})[name] = (np.cumsum(costs).astype(np.float64), miou)
+    areas: dict[str, dict[int, float]] = {name: {} for name in runs}
+    for seed, of_seed in curves.items():
+        end = min(float(effort[-1]) for effort, _ in of_seed.values())
+        for name, (effort, miou) in of_seed.items():
+            if end > effort[0]:
+                areas[name][seed] = _mean_up_to(end, effort, miou)
+    return areas
+
+
+def _mean_up_to(end: float, effort: _Curve, miou: _Curve) -> float:
+    """Of the polygon through (``effort``, ``miou``), from its first point to ``end``."""
+    inside = effort < end
+    x = np.append(effort[inside], end)
+    y = np.append(miou[inside], np.interp(end, effort, miou))
+    return float(np.trapezoid(y, x) / (end - effort[0]))
 
 
 def paired_difference(
@@ -402,6 +477,7 @@ def _standing(
         else paired_difference(finals, {seed: lines[-1].miou for seed, lines in random.items()}),
         rank=ranks.get(strategy),
         mark_share=at_mark.share if at_mark and ended else None,
+        efforts={seed: cost for seed, lines in ended.items() if (cost := Effort.of(lines))},
     )
 
 

@@ -11,7 +11,7 @@ from ml_backend.experiment.notation import NOTHING, percent
 from ml_backend.experiment.record import FULLY_SUPERVISED
 from ml_backend.experiment.summary import Standing, Summary
 
-__all__ = ["Table", "class_table", "final_table", "label", "share_table"]
+__all__ = ["Table", "class_table", "effort_table", "final_table", "label", "share_table"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,41 @@ def share_table(summary: Summary, default: str | None) -> Table:
     return _table(("strategy", *(str(point.labelled) for point in longest)), rows, default)
 
 
+def effort_table(summary: Summary, default: str | None) -> Table | None:
+    """What the labels of each strategy cost, the best for its effort first; None where no run that
+    has ended says so."""
+    known = [standing for standing in summary.standings if standing.efforts]
+    if not known:
+        return None
+    known.sort(key=lambda s: (s.effort_area is None, -(s.effort_area.mean if s.effort_area else 0)))
+    head = (
+        "strategy",
+        "corrected px",
+        "of all px",
+        "outline",
+        "final mIoU",
+        "mIoU by effort",
+        "rank by effort",
+        "rank by labels",
+    )
+    return _table(head, map(_effort_row, known), default)
+
+
+def _effort_row(standing: Standing) -> tuple[str, ...]:
+    efforts = standing.efforts.values()
+    corrected, pixels = (sum(e.corrected for e in efforts), sum(e.pixels for e in efforts))
+    return (
+        label(standing.strategy),
+        f"{corrected / len(efforts):,.0f}",
+        percent(corrected / pixels) if pixels else NOTHING,
+        f"{sum(e.boundary for e in efforts) / len(efforts):,.0f}",
+        _text(standing.final),
+        _text(standing.effort_area),
+        _rank(standing.effort_rank),
+        _rank(standing.rank),
+    )
+
+
 def class_table(summary: Summary, default: str | None) -> Table:
     """IoU after the last round of each class that is measured."""
     classes = summary.measured
@@ -108,8 +143,12 @@ def _final_row(standing: Standing) -> tuple[str, ...]:
         _text(standing.final_to_random),
         percent(standing.share),
         f"{_labels(standing, 0.95)} / {_labels(standing, 0.99)}",
-        NOTHING if standing.rank is None else f"{standing.rank:.1f}",
+        _rank(standing.rank),
     )
+
+
+def _rank(rank: float | None) -> str:
+    return NOTHING if rank is None else f"{rank:.1f}"
 
 
 def _labels(standing: Standing, share: float) -> str:
