@@ -54,7 +54,7 @@ EMBEDDING = "embedding"
 CLASS_FRACTIONS = "class_fractions"
 """Feature (N, C): fraction of valid pixels predicted as each class; a row sums to 1."""
 CLASS_SCORES = "class_scores"
-"""Feature (N, C): mean over valid pixels of p_c times the entropy, in nats; a row sums to `ENTROPY`."""
+"""Feature (N, C): mean over valid pixels of p_c times the entropy, nats; rows sum to `ENTROPY`."""
 GRADIENT = "gradient"
 """Feature (N, C * D): mean over pixels of the last layer's loss gradient at its own prediction."""
 

@@ -22,6 +22,7 @@ __all__ = [
     "IGNORE",
     "Beliefs",
     "FitReport",
+    "HearsLoss",
     "InvalidMask",
     "Learner",
     "Maps",
@@ -42,6 +43,14 @@ IGNORE = 255
 
 Progress = Callable[[str, int, int], None]
 """``progress(step, done, total)``: called often, must return quickly."""
+
+
+@runtime_checkable
+class HearsLoss(Protocol):
+    """A progress that is also told the loss of a training, each time that it is known."""
+
+    def told_loss(self, loss: float) -> None:
+        """The mean loss over the last steps. Must return quickly."""
 
 
 class NotTrained(NextsliceError, RuntimeError):

@@ -10,6 +10,7 @@ from ml_backend.api.limits import limit_bodies
 from ml_backend.api.protocol import protocol
 from ml_backend.api.serving import Serving
 from ml_backend.api.slices import serve_slices
+from ml_backend.api.status import serve_status
 from ml_backend.api.watching import watch
 from ml_backend.rounds.leftovers import sweep_leftovers
 from ml_backend.rounds.service import Service
@@ -31,5 +32,6 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.register_blueprint(protocol)
     serve_slices(app, service)
     watch(app, service, serving.metrics)
+    serve_status(app, service)
     app.register_blueprint(description(settings))
     return app

@@ -67,6 +67,25 @@ def test_a_service_that_is_well_has_nothing_to_mend(service: Service, server: Ht
     assert "somebody@lab.example" in found["token"].says
 
 
+def test_a_misspelt_variable_is_warned_of(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEXTSLICE_STRATEGEY", "badge")
+    found = examined(service)["settings"]
+    assert (found.verdict, found.mend) == ("warning", "nextslice config")
+    assert "is NEXTSLICE_STRATEGY meant?" in found.says
+
+
+def test_a_store_that_is_nearly_full_is_warned_of(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "GiB are free" in part(service, "store").says
+    monkeypatch.setattr("ml_backend.health.parts._LITTLE_GIB", 1e9)
+    found = part(service, "store")
+    assert (found.verdict, found.mend) == ("warning", "nextslice rounds prune")
+    assert "That is little." in found.says
+
+
 def test_sqlite_is_warned_of(service: Service, server: HttpStudio) -> None:
     server.posix = False
     found = examined(service)["database"]

@@ -28,7 +28,7 @@ ALLOWED = {
         "disk_cache",
     },
     "api": {
-        *("al_strategies", "studio", "volumes", "settings", "rounds", "segmentation"),
+        *("al_strategies", "studio", "volumes", "settings", "rounds", "segmentation", "health"),
         "disk_cache",
     },
     "experiment": {"al_strategies", "segmentation", "volumes", "rounds", "settings"},
@@ -50,8 +50,8 @@ ROUNDS = (
     *("contention", "schedule", "slices", "service", "project"),  # what a step is handed
     "project_settings",
     *("coverage", "effort", "source", "learners", "pseudo", "training", "scoring"),  # steps …
-    *("early", "imageless", "sync", "publish", "pending", "upcoming", "round"),  # … of a round
-    *("attempt", "status", "readiness"),  # where it stands
+    *("reasons", "early", "imageless", "sync", "publish", "pending", "upcoming", "round"),
+    *("attempt", "status", "readiness", "overview"),  # where it stands
     *("adopt", "reconcile", "jobs", "worker"),  # who runs them, and when
 )
 """The modules of `rounds`, each of which may import those before it."""

@@ -83,19 +83,23 @@ def worker(
     schedule.connection.ping()  # a wrong REDIS_URL must show at the start
     outlast_restarts(schedule.connection)
     worker_class = _worker_class(kind, settings.train_device)
+    device = ""
     if kind is Kind.gpu:
-        from ml_backend.rounds.learners import check_network
+        from ml_backend.rounds.learners import check_network, device_of
 
         check_network(settings)
+        device = device_of(settings.train_device)
 
     def make() -> ForkingWorker:
-        return worker_class(
+        made = worker_class(
             [schedule.queue(name) for name in _QUEUES[kind]],
             connection=schedule.connection,
             serializer=JSONSerializer,
             job_class=OurJob,
             job_monitoring_interval=HEARTBEAT_S,
         )
+        made.device = device
+        return made
 
     leftovers = sweep_leftovers(settings)
     stop = threading.Event()

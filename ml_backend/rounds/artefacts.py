@@ -22,6 +22,7 @@ from ml_backend.pictures import BROKEN_PICTURE, decode_label_map, encode_png
 from ml_backend.rounds.records import (
     DatasetLabels,
     DatasetRecord,
+    DatasetWarnings,
     MetricsRecord,
     ProjectRecord,
     Published,
@@ -42,6 +43,7 @@ __all__ = [
     "QUEUE",
     "ROUND",
     "SELECTION",
+    "WARNINGS",
     "WEIGHTS",
     "Artefact",
     "EvidenceArrays",
@@ -218,6 +220,8 @@ PUBLISHED = record_file("published.json", Published)
 DATASET = record_file("dataset.json", DatasetRecord, Step.SYNC)
 LABELS = _record(DATASET.name, DatasetLabels)
 """The same file, of which the tasks are not looked at. To be read."""
+WARNINGS = _record(DATASET.name, DatasetWarnings)
+"""The same file, of which nothing else is looked at. To be read."""
 MASKS = Pictures("masks")
 """What people have drawn, by task and the start of `LabelRecord.hash`."""
 WEIGHTS = _noted(

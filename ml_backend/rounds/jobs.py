@@ -36,29 +36,42 @@ logger = logging.getLogger(__name__)
 _META_EVERY_S = 1.0
 
 
-def _job_progress(settings: Settings) -> Progress:
-    """Write progress into the RQ job's meta, once a second at most.
+class _JobProgress:
+    """Writes progress into an RQ job's meta, once a second at most.
 
     It is for people to look at: where Redis does not answer, the job goes on without a report. So
     it has a connection of its own, which waits for no restart of Redis.
     """
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._written = 0.0
+        self._step = ""
+
+    def __call__(self, step: str, done: int, total: int) -> None:
+        """Where the job is: `Progress`."""
+        if step != self._step:
+            self._job.meta.update(began=time.time(), loss=None)
+        elif time.monotonic() - self._written < _META_EVERY_S:
+            return
+        self._job.meta.update(step=step, done=done, total=total)
+        with suppress(RedisError):
+            self._job.save_meta()  # type: ignore[no-untyped-call]  # RQ has no types here
+        # afterwards: where Redis is slow to fail, the job has a second for itself
+        self._written, self._step = time.monotonic(), step
+
+    def told_loss(self, loss: float) -> None:
+        """Of the training, written with the next progress: `HearsLoss`."""
+        self._job.meta["loss"] = loss
+
+
+def _job_progress(settings: Settings) -> Progress:
+    """What the job that runs here reports to; nothing where none does."""
     current = get_current_job()
     if current is None:
         return lambda step, done, total: None
-    job = Job(current.id, connection=Schedule(settings).connection, serializer=JSONSerializer)
-    written, last_step = 0.0, ""
-
-    def report(step: str, done: int, total: int) -> None:
-        nonlocal written, last_step
-        if step == last_step and time.monotonic() - written < _META_EVERY_S:
-            return
-        job.meta.update(step=step, done=done, total=total)
-        with suppress(RedisError):
-            job.save_meta()  # type: ignore[no-untyped-call]  # RQ has no types here
-        # afterwards: where Redis is slow to fail, the job has a second for itself
-        written, last_step = time.monotonic(), step
-
-    return report
+    redis = Schedule(settings).connection
+    return _JobProgress(Job(current.id, connection=redis, serializer=JSONSerializer))
 
 
 def _service() -> Service:

@@ -19,6 +19,7 @@ __all__ = [
     "CLOCKS_DIFFER_S",
     "DatasetLabels",
     "DatasetRecord",
+    "DatasetWarnings",
     "EffortRecord",
     "LabelRecord",
     "MetricsRecord",
@@ -122,6 +123,13 @@ class DatasetLabels(Record):
     """Annotated tasks that no label came of; None: not noted, as before this was."""
 
 
+class DatasetWarnings(Record):
+    """`dataset.json` without its tasks and labels: what a person should know of it."""
+
+    without_image: dict[int, int] = Field(default_factory=dict)
+    warnings: list[str] = Field(default_factory=list)
+
+
 class DatasetRecord(DatasetLabels):
     """`dataset.json`: what Label Studio held when the round began."""
 
@@ -155,6 +163,8 @@ class SelectionRecord(Record):
     backlog: list[int] = Field(default_factory=list)
     pseudo: list[int] = Field(default_factory=list)
     scores: dict[int, float] = Field(default_factory=dict)
+    reasons: dict[int, str] = Field(default_factory=dict)
+    """Why each slice was selected, for people: `reasons`."""
 
 
 class MetricsRecord(Record):

@@ -35,6 +35,7 @@ from ml_backend.rounds.coverage import Coverage
 from ml_backend.rounds.early import is_early, same_order
 from ml_backend.rounds.project import ConnectedProject, now
 from ml_backend.rounds.publish import Regions, publish, queue_of, queue_target
+from ml_backend.rounds.reasons import BY_CLASS, UNCERTAINTIES, reasons
 from ml_backend.rounds.records import (
     DatasetRecord,
     MetricsRecord,
@@ -269,7 +270,9 @@ class _Round:
     @property
     def _evidence_names(self) -> frozenset[str]:
         strategy = get_strategy(self.settings.strategy)
-        return frozenset((*strategy.evidence, *strategy.labelled_evidence))
+        needed = frozenset((*strategy.evidence, *strategy.labelled_evidence))
+        # So that people can be told which class a slice was selected for.
+        return needed | BY_CLASS if needed & UNCERTAINTIES.keys() else needed
 
     def _source(self, dataset: DatasetRecord) -> ProjectSource:
         return ProjectSource(dataset, self.folder.project, self.project.images)
@@ -338,18 +341,17 @@ class _Round:
             places,  # type: ignore[arg-type]  # int is a SliceId
             metrics.blocks if metrics else (),
         )
-        selection = get_strategy(name).select(
-            Query(
-                pool=pool,
-                labelled=labelled,
-                k=settings.k,
-                reserve=reserve * (1 + _BACKLOGS),
-                round=max(self.folder.number, 1),
-                seed=self._seed,
-                spacing=even_spacing(places.values(), settings.k) if settings.spacing else None,
-                deferred=held.union(i for i in pool.ids if state[int(i)] != "pool"),
-            )
+        query = Query(
+            pool=pool,
+            labelled=labelled,
+            k=settings.k,
+            reserve=reserve * (1 + _BACKLOGS),
+            round=max(self.folder.number, 1),
+            seed=self._seed,
+            spacing=even_spacing(places.values(), settings.k) if settings.spacing else None,
+            deferred=held.union(i for i in pool.ids if state[int(i)] != "pool"),
         )
+        selection = get_strategy(name).select(query)
         following = [int(i) for i in selection.reserve]
         self.folder.save(
             SELECTION,
@@ -361,6 +363,7 @@ class _Round:
                 backlog=following[reserve:],
                 pseudo=[int(i) for i in selection.pseudo],
                 scores={int(i): float(s) for i, s in selection.scores.items()},
+                reasons={int(i): s for i, s in reasons(selection, query, dataset.classes).items()},
             ),
         )
 

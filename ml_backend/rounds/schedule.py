@@ -45,6 +45,7 @@ __all__ = [
     "ProjectSchedule",
     "RoundProgress",
     "Schedule",
+    "WorkerSign",
     "outlast_restarts",
 ]
 
@@ -58,6 +59,8 @@ GPU: Kind = "gpu"
 SIMULATE: Kind = "simulate"
 """Runs of experiments. A gpu worker takes one when no round waits."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
+DEVICE_FIELD = "nextslice_device"
+"""Of what Redis holds of a worker: what it trains on."""
 HEARTBEAT_S = 5
 """RQ's job monitoring interval in our workers: a started job shows a sign of life this often."""
 _DEAD_AFTER_S = 60
@@ -97,6 +100,18 @@ def outlast_restarts(connection: Redis) -> None:
     connection.set_retry(_MINUTE)
 
 
+@dataclass(frozen=True)
+class WorkerSign:
+    """A worker as it told Redis of itself. ``state``: idle or busy; ``device``: what it trains on,
+    empty where it does not say; ``beat``: its last sign of life, in seconds since 1970."""
+
+    host: str
+    pid: int
+    state: str
+    device: str
+    beat: float
+
+
 class Schedule:
     """The queues and their jobs. `ProjectSchedule` knows what a project asks for."""
 
@@ -125,6 +140,16 @@ class Schedule:
         """
         names = Worker.all_keys(queue=self.queue(kind))
         return int(self.connection.exists(*names)) if names else 0
+
+    def workers(self, kind: Kind) -> list[WorkerSign]:
+        """What those workers say of themselves, who showed a sign of life last first."""
+        names = Worker.all_keys(queue=self.queue(kind))
+        with self.connection.pipeline(transaction=False) as pipeline:
+            for name in names:
+                pipeline.hmget(name, *_SIGNS)
+            found: list[list[bytes | None]] = pipeline.execute() if names else []
+        signs = [_sign(*fields) for fields in found if fields[-1] is not None]
+        return sorted(signs, key=lambda sign: -sign.beat)
 
     def length(self, kind: Kind) -> tuple[int, int]:
         """How many jobs of ``kind`` wait, and how many run."""
@@ -293,6 +318,16 @@ class Schedule:
                 lock.release()
 
 
+_SIGNS = ("hostname", "pid", "state", DEVICE_FIELD, "last_heartbeat")
+
+
+def _sign(*fields: bytes | None) -> WorkerSign:
+    host, pid, state, device, beat = ((field or b"").decode() for field in fields)
+    moment = datetime.fromisoformat(beat)
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return WorkerSign(host, int(pid or 0), state, device, moment.timestamp())
+
+
 def _renew(lock: RedisLock, lease_s: float, longest_s: float, stop: threading.Event) -> None:
     """Take the lock for ``lease_s`` seconds again and again, for ``longest_s`` in all."""
     end = time.monotonic() + longest_s - lease_s
@@ -308,12 +343,21 @@ def _renew(lock: RedisLock, lease_s: float, longest_s: float, stop: threading.Ev
 @dataclass(frozen=True)
 class RoundProgress:
     """Where a project's round job is. ``step`` is empty before the first one; ``total`` is 0 where
-    nobody knows how much there is to do."""
+    nobody knows how much there is to do. ``began``: when the step began, in seconds since 1970.
+    ``loss``: of the training, averaged over its last steps."""
 
     status: JobStatus
     step: str = ""
     done: int = 0
     total: int = 0
+    began: float | None = None
+    loss: float | None = None
+
+    def seconds_left(self, moment: float) -> float | None:
+        """How long the step will go on after ``moment`` at the pace it has had; None: not known."""
+        if self.began is None or not 0 < self.done <= self.total:
+            return None
+        return max(moment - self.began, 0.0) / self.done * (self.total - self.done)
 
 
 class ProjectSchedule:
@@ -394,7 +438,12 @@ class ProjectSchedule:
         job, status = found
         meta = job.get_meta(refresh=False)
         return RoundProgress(
-            status, meta.get("step", ""), meta.get("done", 0), meta.get("total", 0)
+            status,
+            meta.get("step", ""),
+            meta.get("done", 0),
+            meta.get("total", 0),
+            meta.get("began"),
+            meta.get("loss"),
         )
 
     def _enqueue(

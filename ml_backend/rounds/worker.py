@@ -24,7 +24,7 @@ from rq.job import Job
 
 from ml_backend.errors import NextsliceError
 from ml_backend.logs import about
-from ml_backend.rounds.schedule import JOBS
+from ml_backend.rounds.schedule import DEVICE_FIELD, JOBS
 from ml_backend.settings import configure_logging, load_settings
 
 __all__ = [
@@ -95,6 +95,14 @@ class ForkingWorker(Worker):
 
     max_connection_wait_time = 5.0
     told_to_stop = False
+    device = ""
+    """What its jobs train on, for people to see; empty: nothing."""
+
+    def register_birth(self) -> None:
+        """Say that it is there, and its device."""
+        super().register_birth()  # type: ignore[no-untyped-call]  # RQ has no types
+        if self.device:
+            self.connection.hset(self.key, DEVICE_FIELD, self.device)
 
     def perform_job(self, job: Job, queue: Queue, execution: Execution) -> bool:
         """Run the job, in its own process. What is logged meanwhile says of which job it is, an

@@ -21,7 +21,7 @@ from segmentation_models_pytorch.losses import DiceLoss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from al_strategies.learner import IGNORE, Progress
+from al_strategies.learner import IGNORE, HearsLoss, Progress
 from ml_backend.errors import NextsliceError
 from ml_backend.segmentation.augmentation import Augmentation
 from ml_backend.segmentation.dataset import Crops, LabelledSlices, prefetch
@@ -305,6 +305,7 @@ def _loop(
     )
     losses: list[tuple[int, float]] = []
     since: list[Tensor] = []
+    listening: object = progress
     for step in range(1, config.steps + 1):
         with autocast(device, config.precision):
             logits, targets = network.sample(next(batches), config.filter_noise)
@@ -320,6 +321,8 @@ def _loop(
             losses.append((step, float(torch.stack(since).mean())))
             since.clear()
             _check_loss(*losses[-1], config)
+            if isinstance(listening, HearsLoss):
+                listening.told_loss(losses[-1][1])
         if progress is not None:
             progress("train", step, config.steps)
     return losses

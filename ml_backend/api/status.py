@@ -1,0 +1,199 @@
+"""For people and programs that watch the loop: /api/status, and /api/projects/N for one project.
+
+Both are looks that are kept for some seconds and taken apart from who asks (`look`): many
+browsers, or a Label Studio that hangs, cost no more than one. The dashboard shows the same.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from flask import Blueprint, Flask, Response, current_app, jsonify, request
+from pydantic import BaseModel, Field
+from redis.exceptions import RedisError
+
+from ml_backend import __version__
+from ml_backend.api.auth import refuse
+from ml_backend.api.look import Look
+from ml_backend.errors import NextsliceError
+from ml_backend.health.examination import examine_parts
+from ml_backend.logs import without_passwords
+from ml_backend.rounds.overview import (
+    ProjectOverview,
+    ProjectSummary,
+    project_overview,
+    project_summary,
+)
+from ml_backend.rounds.project import ConnectedProject, stored_project, stored_projects
+from ml_backend.rounds.service import Service
+from ml_backend.studio.client import Project
+
+__all__ = ["ServiceStatus", "StatusLooks", "looks", "serve_status"]
+
+logger = logging.getLogger(__name__)
+
+_EXTENSION = "nextslice status"
+_FRESH_S = 3.0
+_RESTS = 3.0
+"""Looking takes a quarter of the time at most, however long it takes."""
+_WAIT_S = 10.0
+_LOOKS_KEPT = 64
+
+status = Blueprint("status", __name__)
+
+
+class ServiceStatus(BaseModel):
+    """What the service stands on, and its projects. ``seen_at``: seconds since 1970."""
+
+    version: str = __version__
+    ok: bool
+    findings: list[dict[str, str]]
+    public_url: str
+    """Where browsers fetch slices."""
+    label_studio: str
+    projects: list[ProjectSummary] = Field(default_factory=list)
+    unreadable: dict[str, str] = Field(default_factory=dict)
+    """Why a project is not among them, by its key."""
+    seen_at: float
+
+
+class StatusLooks:
+    """Looks at the service and at its projects. Safe to use from many threads."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self._whole: Look[ServiceStatus] = Look(self._service_status, _FRESH_S, rests=_RESTS)
+        self._projects: dict[str, Look[ProjectOverview | NextsliceError]] = {}
+        self._lock = threading.Lock()
+
+    def service_status(self) -> ServiceStatus | None:
+        """The newest; None where the first look has not ended within `_WAIT_S`."""
+        seen = self._whole.newest(time.monotonic() + _WAIT_S)
+        return None if seen is None else seen.found
+
+    def project(self, number: int) -> ProjectOverview | None:
+        """Project ``number``; None where the store has none, or the first look has not ended.
+
+        Raises NextsliceError where it cannot be looked at.
+        """
+        found = stored_project(self.service, number)
+        if found is None:
+            return None
+        seen = self._look(found.key).newest(time.monotonic() + _WAIT_S)
+        overview = None if seen is None else seen.found
+        if isinstance(overview, NextsliceError):
+            raise overview
+        return overview
+
+    def forget(self, key: str) -> None:
+        """Something was changed: look anew."""
+        with self._lock:
+            self._projects.pop(key, None)
+
+    def _look(self, key: str) -> Look[ProjectOverview | NextsliceError]:
+        with self._lock:
+            if key not in self._projects:
+                while len(self._projects) >= _LOOKS_KEPT:
+                    self._projects.pop(next(iter(self._projects)))
+                self._projects[key] = Look(lambda: self._overview(key), _FRESH_S, rests=_RESTS)
+            return self._projects[key]
+
+    def _overview(self, key: str) -> ProjectOverview | NextsliceError:
+        try:
+            return project_overview(ConnectedProject(self.service, key))
+        except NextsliceError as error:
+            return error
+
+    def _service_status(self) -> ServiceStatus:
+        findings = list(examine_parts(self.service))
+        verdicts = {finding.check: finding.verdict for finding in findings}
+        found = ServiceStatus(
+            ok="fault" not in verdicts.values(),
+            findings=[asdict(finding) for finding in findings],
+            public_url=self.service.settings.slices_url,
+            label_studio=self.service.settings.label_studio_url,
+            seen_at=time.time(),
+        )
+        titles = self._in_studio() if verdicts["token"] == "good" else {}
+        for key, summary in self._summaries(titles, redis=verdicts["Redis"] == "good"):
+            if isinstance(summary, ProjectSummary):
+                found.projects.append(summary)
+            else:
+                found.unreadable[key] = summary
+        return found
+
+    def _in_studio(self) -> dict[str, Project]:
+        try:
+            return {project.key: project for project in self.service.studio.projects()}
+        except NextsliceError as error:
+            logger.warning("the projects' titles are not known: %s", error)
+            return {}
+
+    def _summaries(
+        self, titles: dict[str, Project], *, redis: bool
+    ) -> Iterator[tuple[str, ProjectSummary | str]]:
+        try:
+            projects = stored_projects(self.service)
+        except (NextsliceError, OSError) as error:
+            yield "", without_passwords(str(error))
+            return
+        for project in projects:
+            if titles and project.key not in titles:
+                continue  # deleted, or of a server that was set up afresh
+            try:
+                seen = titles.get(project.key)
+                yield project.key, project_summary(project, seen, redis=redis)
+            except (NextsliceError, OSError, RedisError) as error:
+                yield project.key, without_passwords(str(error))
+
+
+def serve_status(app: Flask, service: Service) -> StatusLooks:
+    """Add the two addresses to ``app``; the looks behind them."""
+    found = app.extensions[_EXTENSION] = StatusLooks(service)
+    app.register_blueprint(status)
+    return found
+
+
+def looks() -> StatusLooks:
+    """Those of the application that answers."""
+    found: StatusLooks = current_app.extensions[_EXTENSION]
+    return found
+
+
+@status.before_request
+def _authorise() -> Response | None:
+    return refuse(looks().service.settings, request)
+
+
+@status.get("/api/status")
+def service_status() -> Response | tuple[Response, int]:
+    """The health of each part, and where every project stands."""
+    found = looks().service_status()
+    return _slow() if found is None else _json(found)
+
+
+@status.get("/api/projects/<int:number>")
+def project_status_(number: int) -> Response | tuple[Response, int]:
+    """One project: labels, queue, rounds, settings, warnings."""
+    try:
+        found = looks().project(number)
+    except (NextsliceError, OSError) as error:
+        return jsonify(error=without_passwords(str(error))), 503
+    if found is None:
+        return jsonify(error=f"project {number} is not known here"), 404
+    return _json(found)
+
+
+def _json(found: BaseModel) -> Response:
+    answer: dict[str, Any] = found.model_dump(mode="json")
+    return jsonify(answer)
+
+
+def _slow() -> tuple[Response, int]:
+    said = f"the first look has not ended within {_WAIT_S:g} s: ask again"
+    return jsonify(error=said), 503

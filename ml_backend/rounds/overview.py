@@ -1,0 +1,382 @@
+"""All that a person wants to know of one project: what /api/projects and the dashboard show.
+
+`status` says what the store and Redis know; Label Studio is asked here for the rest, in a handful
+of requests whatever the size of the project. Where it does not answer, that is said, and what the
+store knows is shown all the same.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field, JsonValue
+
+from ml_backend.configuration import Given
+from ml_backend.errors import NextsliceError
+from ml_backend.rounds.artefacts import LABELS, METRICS, ROUND, SELECTION, WARNINGS
+from ml_backend.rounds.early import next_round_at
+from ml_backend.rounds.project import ConnectedProject
+from ml_backend.rounds.publish import known_queue
+from ml_backend.rounds.records import MetricsRecord, Published, QueueKind, Record, RoundRecord
+from ml_backend.rounds.status import Condition, ProjectStatus, project_status
+from ml_backend.rounds.store import RoundFolder, StoreError
+from ml_backend.rounds.sync import new_labels
+from ml_backend.settings import given_settings, own_fields, without_passwords
+from ml_backend.studio.client import Project, TaskRow, annotated, not_annotated, not_skipped
+
+__all__ = [
+    "HeldSetting",
+    "Labels",
+    "ProjectOverview",
+    "ProjectSummary",
+    "QueuePlace",
+    "RoundSummary",
+    "Running",
+    "held_settings",
+    "project_overview",
+    "project_summary",
+]
+
+_WARNINGS = 20
+"""A project of a thousand unusable annotations is told of by the first of them."""
+
+
+class Running(Record):
+    """What the round that runs is at. ``seconds_left``: of this step, at the pace it has had."""
+
+    holder: str | None = None
+    since: float | None = None
+    step: str = ""
+    done: int = 0
+    total: int = 0
+    seconds_left: float | None = None
+    loss: float | None = None
+
+
+class ProjectSummary(Record):
+    """A project among others, as store and Redis know it. ``round``: the next, or the running one.
+
+    ``title``: None where Label Studio has not told. ``label_studio``: its address there.
+    """
+
+    project: int
+    key: str
+    title: str | None = None
+    label_studio: str
+    model_version: str | None = None
+    round: int
+    k: int
+    paused: bool
+    conditions: list[Condition]
+    running: Running | None = None
+    last_error: str | None = None
+
+
+class Labels(Record):
+    """How much is labelled. ``fresh``: what the published round has not learned; the next round
+    begins at ``wanted`` of them. ``pool``: slices without an annotation that nobody has skipped."""
+
+    annotated: int
+    fresh: int
+    wanted: int
+    pool: int
+
+
+class RoundSummary(Record):
+    """A round that was committed, with what its network is worth on the slices held out."""
+
+    round: int
+    model_version: str
+    labels: int
+    pseudo: int = 0
+    strategy: str
+    miou: float | None = None
+    iou: dict[str, float | None] = Field(default_factory=dict)
+    validation: int = 0
+    """Slices that this was measured on."""
+    flagged: str | None = None
+    served: bool = False
+    reason: str = ""
+    committed_at: str = ""
+    seconds: float = 0.0
+    unread: int = 0
+    """Slices that could not be read when the pool was scored."""
+    settings: dict[str, JsonValue] = Field(default_factory=dict)
+    """What held when it was committed."""
+
+
+class QueuePlace(Record):
+    """A slice in the queue, from place 1. ``why``: in a sentence. ``image``: as the task has it."""
+
+    place: int
+    task: int
+    kind: QueueKind
+    why: str
+    volume: str = ""
+    z: float | None = None
+    axis: str = "z"
+    score: float | None = None
+    """The strategy's, in its own unit; None where it gives none."""
+    masked: bool = False
+    """Whether a prediction with a mask was published."""
+    label_studio: str = ""
+
+
+class HeldSetting(Record):
+    """A setting that holds for a project. ``source``: ``project``, where else it is given, or
+    ``default``."""
+
+    name: str
+    value: JsonValue
+    source: str
+    says: str
+
+
+class ProjectOverview(ProjectSummary):
+    """A project by itself. None, or nothing, where Label Studio did not answer (``unanswered``)."""
+
+    classes: list[str] = Field(default_factory=list)
+    labels: Labels | None = None
+    queue: list[QueuePlace] = Field(default_factory=list)
+    """What is left of it: open slices, in order."""
+    rounds: list[RoundSummary] = Field(default_factory=list)
+    warnings: list[str] = Field(default_factory=list)
+    settings: list[HeldSetting] = Field(default_factory=list)
+    unanswered: str | None = None
+
+
+def project_summary(
+    project: ConnectedProject, seen: Project | None, *, redis: bool = True
+) -> ProjectSummary:
+    """``project`` among others; ``seen``: as Label Studio has it. Raises StoreError, SettingsError,
+    StoreFault as `project_status`. ``redis``: ask it."""
+    return ProjectSummary(**_summary(project, seen, project_status(project, redis=redis)))
+
+
+def _summary(
+    project: ConnectedProject, seen: Project | None, status: ProjectStatus
+) -> dict[str, Any]:
+    record, settings = project.record, project.settings
+    return {
+        "project": project.number,
+        "key": project.key,
+        "title": None if seen is None else seen.title,
+        "label_studio": f"{settings.label_studio_url}/projects/{project.number}",
+        "model_version": status.model_version,
+        "round": status.round,
+        "k": settings.k,
+        "paused": settings.pause,
+        "conditions": status.conditions,
+        "running": _running(status),
+        "last_error": record.last_error,
+    }
+
+
+def _running(status: ProjectStatus) -> Running | None:
+    if not status.has("running"):
+        return None
+    holder, progress = status.holder, status.progress
+    found = Running()
+    if holder is not None:
+        found.holder, found.since = str(holder), holder.since
+    if progress is not None:
+        found.step, found.done, found.total = progress.step, progress.done, progress.total
+        found.seconds_left, found.loss = progress.seconds_left(time.time()), progress.loss
+    return found
+
+
+def project_overview(project: ConnectedProject, *, redis: bool = True) -> ProjectOverview:
+    """All of one project, at this moment. Raises as `project_summary`."""
+    published, unanswered = project.published, None
+    seen: Project | None = None
+    labels: Labels | None = None
+    rows: dict[int, TaskRow] = {}
+    try:
+        seen = project.check_identity()
+        rows = _open_rows(project, published)
+        labels = _labels(project, published)
+    except NextsliceError as error:
+        unanswered = without_passwords(str(error))
+    status = project_status(project, redis=redis)
+    return ProjectOverview(
+        **_summary(project, seen, status),
+        classes=[] if published is None else published.classes,
+        labels=labels,
+        queue=_queue(project, published, rows),
+        rounds=_rounds(project, published),
+        warnings=_warnings(project, published),
+        settings=held_settings(project),
+        unanswered=unanswered,
+    )
+
+
+# -- what Label Studio knows
+
+
+def _labels(project: ConnectedProject, published: Published | None) -> Labels:
+    studio, number = project.studio, project.number
+    fresh = count = studio.count_tasks(number, [annotated()])
+    there = None if published is None else project.folder.round(published.round).load(LABELS)
+    learned = 0
+    if published is not None and there is not None:
+        fresh, learned = new_labels(project, there), len(there.labels)
+        if not published.round:  # there when the project was adopted: nothing has learned them
+            fresh, learned = fresh + learned, 0
+    settings = project.settings
+    return Labels(
+        annotated=count,
+        fresh=fresh,
+        wanted=next_round_at(learned, settings.k, settings.early_labels) - learned,
+        pool=studio.count_tasks(number, [not_annotated(), not_skipped()]),
+    )
+
+
+def _open_rows(project: ConnectedProject, published: Published | None) -> dict[int, TaskRow]:
+    """The queue's tasks that nobody has annotated."""
+    queue = None if published is None else known_queue(project.folder.round(published.round))
+    if queue is None:
+        return {}
+    ids = [entry.task for entry in queue.entries]
+    rows = project.studio.tasks_by_id(project.number, ids, [not_annotated()])
+    return {row.id: row for row in rows}
+
+
+def _queue(
+    project: ConnectedProject, published: Published | None, rows: Mapping[int, TaskRow]
+) -> list[QueuePlace]:
+    if published is None or not rows:
+        return []
+    folder = project.folder.round(published.round)
+    queue, selection = known_queue(folder), folder.load(SELECTION)
+    if queue is None:
+        return []
+    why = {} if selection is None else selection.reasons
+    scores = {} if selection is None else selection.scores
+    address = f"{project.settings.label_studio_url}/projects/{project.number}/data?task="
+    entries = sorted(queue.entries, key=lambda entry: entry.score)
+    return [
+        QueuePlace(
+            place=place,
+            task=entry.task,
+            kind=entry.kind,
+            why=why.get(entry.task, _UNSELECTED),
+            score=scores.get(entry.task),
+            masked=published.weights is not None and entry.task not in queue.unmasked,
+            label_studio=f"{address}{entry.task}",
+            **_where(rows[entry.task]),
+        )
+        for place, entry in enumerate((e for e in entries if e.task in rows), start=1)
+    ]
+
+
+_UNSELECTED = (
+    "Appended as the queue ran low: next of what the strategy ranked behind it, or of the pool."
+)
+
+
+def _where(row: TaskRow) -> dict[str, Any]:
+    """The slice's place, as far as its task says."""
+    z = row.data.get("z")
+    number = z if isinstance(z, int | float) and not isinstance(z, bool) else None
+    return {
+        "volume": str(row.data.get("volume") or ""),
+        "z": number,
+        "axis": str(row.data.get("axis") or "z"),
+    }
+
+
+# -- what the store knows
+
+
+def _rounds(project: ConnectedProject, published: Published | None) -> list[RoundSummary]:
+    found = []
+    for number in project.folder.rounds():
+        folder = project.folder.round(number)
+        record = folder.load(ROUND)
+        if record is not None:
+            served = published is not None and published.weights_round == number
+            found.append(_round(record, folder.load(METRICS), served=served))
+    return found
+
+
+def _round(record: RoundRecord, metrics: MetricsRecord | None, *, served: bool) -> RoundSummary:
+    measured = metrics or MetricsRecord()
+    return RoundSummary(
+        round=record.round,
+        model_version=record.model_version,
+        labels=record.annotated,
+        pseudo=len(record.pseudo),
+        strategy=record.strategy,
+        miou=measured.miou,
+        iou=measured.iou,
+        validation=len(measured.validation),
+        flagged=record.flagged,
+        served=served,
+        reason=record.reason,
+        committed_at=record.committed_at,
+        seconds=sum(record.seconds.values()),
+        unread=len(record.unseen),
+        settings=record.settings,
+    )
+
+
+def _warnings(project: ConnectedProject, published: Published | None) -> list[str]:
+    """What was left out of the published round, and of the one that is being made."""
+    if published is None:
+        return []
+    folder = project.folder.round(published.round)
+    following = project.folder.round(published.round + 1)
+    found = [*_left_out(folder), *_of_dataset(following), *_of_dataset(folder)]
+    found = list(dict.fromkeys(found))
+    more = len(found) - _WARNINGS
+    return found[:_WARNINGS] + ([f"… and {more:,} more, in the round's dataset.json."] * (more > 0))
+
+
+def _of_dataset(folder: RoundFolder) -> list[str]:
+    try:
+        found = folder.load(WARNINGS)
+    except StoreError as error:
+        return [str(error)]
+    if found is None:
+        return []
+    lacking = f"{len(found.without_image):,} tasks have no image and are left out."
+    return [*([lacking] if found.without_image else []), *found.warnings]
+
+
+def _left_out(folder: RoundFolder) -> list[str]:
+    record, metrics = folder.load(ROUND), folder.load(METRICS)
+    found = []
+    if record is not None and record.unseen:
+        found.append(_counted(len(record.unseen), "could not be read when the pool was scored"))
+    if metrics is not None and metrics.left_out:
+        found.append(_counted(len(metrics.left_out), "with a label could not be learned from"))
+    return found
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {'slice' if count == 1 else 'slices'} {what}."
+
+
+# -- settings
+
+
+def held_settings(project: ConnectedProject) -> list[HeldSetting]:
+    """Every setting that a project may have of its own, what holds and where it comes from."""
+    settings, own, given = project.settings, project.record.settings, given_settings()
+    held: dict[str, Any] = settings.model_dump(mode="json", include=set(own_fields()))
+    fields = type(settings).model_fields
+    return [
+        HeldSetting(
+            name=name,
+            value=held[name],
+            source="project" if name in own else _source(given.get(name)),
+            says=fields[name].description or "",
+        )
+        for name in own_fields()
+    ]
+
+
+def _source(given: Given | None) -> str:
+    return "default" if given is None else given.place

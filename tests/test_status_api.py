@@ -1,0 +1,199 @@
+"""/api/status and /api/projects/N: of a real round, a real Redis, and what is broken on purpose."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+from rq import Worker
+from rq.serializers import JSONSerializer
+
+from ml_backend.api import status as api
+from ml_backend.app import create_app
+from ml_backend.embedded.processes import free_port
+from ml_backend.rounds.attempt import attempt
+from ml_backend.rounds.claim import claimed
+from ml_backend.rounds.jobs import _JobProgress
+from ml_backend.rounds.project import ConnectedProject
+from ml_backend.rounds.project_settings import change_settings
+from ml_backend.rounds.schedule import CONTROL, GPU
+from ml_backend.settings import Settings
+from tests.fuzz.endpoints import DESCRIPTION
+from tests.http_studio import HttpStudio, phantom_project, phantom_server
+from tests.openapi_schemas import record_schemas
+
+
+@pytest.fixture
+def server() -> Iterator[HttpStudio]:
+    with phantom_server() as server:
+        server.posix = True
+        server.memory.fields["title"] = "Explant 7"
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def _look_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "_FRESH_S", 0.0)
+    monkeypatch.setattr(api, "_RESTS", 0.0)
+
+
+@pytest.fixture
+def project(
+    server: HttpStudio, make_settings: Callable[..., Settings], redis_url: str
+) -> Iterator[ConnectedProject]:
+    project = phantom_project(
+        server, make_settings, REDIS_URL=redis_url, NEXTSLICE_QUEUE_PREFIX="statusapi"
+    )
+    yield project
+    project.service.schedule.connection.flushall()
+
+
+def client(project: ConnectedProject, **changed: Any) -> FlaskClient:
+    settings = project.service.settings.model_copy(update=changed)
+    return create_app(settings).test_client()
+
+
+def listening(project: ConnectedProject, device: str = "cpu") -> None:
+    for kind in (CONTROL, GPU):
+        queue = project.service.schedule.queue(kind)
+        worker = Worker([queue], connection=queue.connection, serializer=JSONSerializer)
+        worker.register_birth()
+        if kind == GPU:
+            queue.connection.hset(worker.key, "nextslice_device", device)
+
+
+def findings(answer: Any) -> dict[str, dict[str, str]]:
+    return {found["check"]: found for found in answer.get_json()["findings"]}
+
+
+def test_the_schemas_are_those_of_the_records() -> None:
+    written = json.loads(DESCRIPTION.read_text())["components"]["schemas"]
+    for name, schema in record_schemas().items():
+        assert written[name] == schema, f"python -m tests.openapi_schemas writes {name} anew"
+
+
+def test_a_service_that_is_well_says_what_it_stands_on(project: ConnectedProject) -> None:
+    listening(project)
+    answer = client(project).get("/api/status")
+    found = answer.get_json()
+    assert found["ok"] is True
+    checks = findings(answer)
+    assert {finding["verdict"] for finding in checks.values()} == {"good"}
+    assert "1.23.2 answers" in checks["Label Studio"]["says"]
+    assert "GiB are free" in checks["store"]["says"]
+    gpu = checks["gpu worker"]["says"]
+    assert "listens on cpu, and is" in gpu
+    assert re.search(r"last sign of life was \d+ s ago", gpu)
+    (one,) = found["projects"]
+    assert (one["project"], one["title"], one["k"]) == (7, "Explant 7", 3)
+    assert one["label_studio"].endswith("/projects/7")
+    assert one["model_version"].startswith("nextslice-r000-")
+    assert [c["state"] for c in one["conditions"]] == ["waiting"]
+
+
+def test_each_fault_is_one_and_says_what_mends_it(project: ConnectedProject) -> None:
+    answer = client(project).get("/api/status")
+    assert answer.get_json()["ok"] is False
+    gpu = findings(answer)["gpu worker"]
+    assert (gpu["verdict"], gpu["mend"]) == ("fault", "nextslice worker gpu")
+    gone = {"redis_url": f"redis://:secret@127.0.0.1:{free_port()}/0"}
+    answer = client(project, **gone).get("/api/status")
+    assert findings(answer)["Redis"]["mend"] == "REDIS_URL"
+    assert "secret" not in answer.text
+    (one,) = answer.get_json()["projects"]
+    assert one["title"] == "Explant 7"
+    wrong = type(project.service.settings.label_studio_api_key)("wrong")
+    answer = client(project, label_studio_api_key=wrong).get("/api/status")
+    assert findings(answer)["token"]["mend"] == "LABEL_STUDIO_API_KEY"
+    assert len(answer.get_json()["projects"]) == 1
+
+
+def test_one_project_with_labels_queue_and_reasons_of_the_cold_start(
+    project: ConnectedProject,
+) -> None:
+    found = client(project).get("/api/projects/7").get_json()
+    assert found["labels"] == {"annotated": 3, "fresh": 3, "wanted": 3, "pool": 9}
+    assert found["unanswered"] is None
+    places = found["queue"]
+    assert [place["place"] for place in places] == list(range(1, len(places) + 1))
+    assert not {place["task"] for place in places} & {0, 1, 2}, "they are labelled"
+    why = {place["why"] for place in places if place["kind"] == "chosen"}
+    assert all(w.startswith("Evenly spaced between what is labelled: slice ") for w in why)
+    assert places[0]["volume"] == "phantom"
+    held = {one["name"]: (one["value"], one["source"]) for one in found["settings"]}
+    assert held["k"][0] == 3
+    assert held["neighbours"] == (0, "default")
+
+
+def test_a_round_leaves_its_curve_and_says_which_class_a_slice_is_uncertain_of(
+    project: ConnectedProject,
+) -> None:
+    change_settings(project, {"strategy": "entropy", "pause": "true"})
+    assert attempt(ConnectedProject(project.service, project.key), "3 new annotations") is not None
+    found = client(project).get("/api/projects/7").get_json()
+    assert found["paused"] is True
+    assert [c["state"] for c in found["conditions"]] == ["paused"]
+    assert found["labels"]["fresh"] == 0
+    assert [one["round"] for one in found["rounds"]] == [0, 1]
+    last = found["rounds"][-1]
+    assert (last["labels"], last["served"], last["strategy"]) == (3, True, "entropy")
+    assert last["settings"]["k"] == 3
+    first = found["queue"][0]
+    assert first["masked"] is True
+    assert "least certain of 9 slices, most where it sees " in first["why"].lower()
+    assert first["score"] is not None
+
+
+def test_a_round_that_runs_tells_step_pace_and_loss(project: ConnectedProject) -> None:
+    project.schedule.round("3 new annotations")
+    job = project.service.schedule.job(project.schedule.job_id("round"))
+    assert job is not None
+    with claimed(project.folder.round(1), ttl_s=60):
+        report = _JobProgress(job[0])
+        report("train", 0, 12)
+        report.told_loss(0.75)
+        job[0].meta.update(began=time.time() - 30)
+        report._written = 0.0
+        report("train", 3, 12)
+        running = client(project).get("/api/projects/7").get_json()["running"]
+        assert (running["step"], running["done"], running["total"]) == ("train", 3, 12)
+        assert running["loss"] == 0.75
+        assert running["seconds_left"] == pytest.approx(90, abs=15)
+        report("score", 0, 9)
+        running = client(project).get("/api/projects/7").get_json()["running"]
+        assert (running["loss"], running["seconds_left"]) == (None, None)
+    assert client(project).get("/api/projects/7").get_json()["running"] is None
+
+
+def test_label_studio_away_leaves_what_the_store_knows(project: ConnectedProject) -> None:
+    wrong = type(project.service.settings.label_studio_api_key)("wrong")
+    gone = client(project, label_studio_api_key=wrong)
+    found = gone.get("/api/projects/7").get_json()
+    assert found["labels"] is None
+    assert found["queue"] == []
+    assert found["unanswered"]
+    assert [one["round"] for one in found["rounds"]] == [0]
+
+
+def test_what_is_not_there_and_what_cannot_be_read_say_so(project: ConnectedProject) -> None:
+    asked = client(project)
+    assert asked.get("/api/projects/8").status_code == 404
+    project.update(lambda record: record.given_settings({"k": 0}, ()))
+    answer = asked.get("/api/projects/7")
+    assert answer.status_code == 503
+    assert "nextslice project set 7 k=" in answer.get_json()["error"]
+    assert project.key in asked.get("/api/status").get_json()["unreadable"]
+
+
+def test_the_login_is_that_of_the_rest(project: ConnectedProject) -> None:
+    settings = project.service.settings
+    password = type(settings.basic_auth_pass)("secret")
+    locked = client(project, basic_auth_user="ann", basic_auth_pass=password)
+    for path in ("/api/status", "/api/projects/7"):
+        assert locked.get(path).status_code == 401
+        assert locked.get(path, auth=("ann", "secret")).status_code == 200
