@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flask import Flask
 
+from ml_backend.api.dashboard import serve_dashboard
 from ml_backend.api.description import description
 from ml_backend.api.drags import Drags
 from ml_backend.api.limits import limit_bodies
@@ -33,5 +34,6 @@ def create_app(settings: Settings | None = None) -> Flask:
     serve_slices(app, service)
     watch(app, service, serving.metrics)
     serve_status(app, service)
+    serve_dashboard(app, service)
     app.register_blueprint(description(settings))
     return app

@@ -59,7 +59,6 @@ def _refused(error: HTTPException) -> tuple[Response, int]:
     return jsonify(error=message), code
 
 
-@protocol.get("/")
 @protocol.get("/health")
 def health() -> Response:
     """Up."""

@@ -17,6 +17,7 @@ from ml_backend.configuration import Given
 from ml_backend.errors import NextsliceError
 from ml_backend.rounds.artefacts import LABELS, METRICS, ROUND, SELECTION, WARNINGS
 from ml_backend.rounds.early import next_round_at
+from ml_backend.rounds.effort import totals_of
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.publish import known_queue
 from ml_backend.rounds.records import MetricsRecord, Published, QueueKind, Record, RoundRecord
@@ -96,6 +97,10 @@ class RoundSummary(Record):
     iou: dict[str, float | None] = Field(default_factory=dict)
     validation: int = 0
     """Slices that this was measured on."""
+    corrected: float | None = None
+    """The share of pixels that people changed in the slices new to it; None: not measured."""
+    seconds_per_slice: float | None = None
+    """Half of these slices took people longer."""
     flagged: str | None = None
     served: bool = False
     reason: str = ""
@@ -303,6 +308,7 @@ def _rounds(project: ConnectedProject, published: Published | None) -> list[Roun
 
 def _round(record: RoundRecord, metrics: MetricsRecord | None, *, served: bool) -> RoundSummary:
     measured = metrics or MetricsRecord()
+    effort = totals_of(measured.effort)
     return RoundSummary(
         round=record.round,
         model_version=record.model_version,
@@ -312,6 +318,8 @@ def _round(record: RoundRecord, metrics: MetricsRecord | None, *, served: bool) 
         miou=measured.miou,
         iou=measured.iou,
         validation=len(measured.validation),
+        corrected=None if effort is None else effort.corrected / max(effort.pixels, 1),
+        seconds_per_slice=None if effort is None else effort.median_s,
         flagged=record.flagged,
         served=served,
         reason=record.reason,

@@ -1,0 +1,254 @@
+"""The pages, and what can be done on them: train now, settings, look at a slice."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+from urllib.parse import urlsplit
+
+from flask import (
+    Blueprint,
+    Flask,
+    Request,
+    Response,
+    current_app,
+    jsonify,
+    make_response,
+    redirect,
+    render_template,
+    request,
+    url_for,
+)
+from markupsafe import Markup, escape
+from redis.exceptions import RedisError
+
+from ml_backend import __version__
+from ml_backend.api.auth import refuse
+from ml_backend.api.dashboard.curve import learning_curve
+from ml_backend.api.dashboard.forms import settings_form
+from ml_backend.api.dashboard.thumbnails import COLOURS, NoSuchSlice, Thumbnails
+from ml_backend.api.status import looks
+from ml_backend.errors import NextsliceError, OptionError
+from ml_backend.logs import without_passwords
+from ml_backend.rounds.overview import ProjectOverview
+from ml_backend.rounds.project import ConnectedProject, stored_project
+from ml_backend.rounds.project_settings import change_settings
+from ml_backend.rounds.service import Service
+from ml_backend.settings import own_fields
+
+__all__ = ["serve_dashboard"]
+
+_EXTENSION = "nextslice thumbnails"
+_SHOWN = 24
+"""Places of the queue that are shown as pictures."""
+_DONE = {
+    "train": "A training is asked for. It begins when a gpu worker is free.",
+    "settings": "The settings are kept. The next round goes by them.",
+}
+
+dashboard = Blueprint(
+    "dashboard",
+    __name__,
+    template_folder="templates",
+    static_folder="static",
+    static_url_path="/dashboard",
+)
+
+
+def serve_dashboard(app: Flask, service: Service) -> None:
+    """Add the pages to ``app``, which has the looks of `api.status` already."""
+    app.extensions[_EXTENSION] = Thumbnails(service)
+    app.register_blueprint(dashboard)
+
+
+@dashboard.before_request
+def _authorise() -> Response | None:
+    refused = refuse(looks().service.settings, request)
+    if refused is None and request.method == "POST" and not _of_this_page(request):
+        said = "nextslice: this form was sent by a page of another site, and is not obeyed\n"
+        return Response(said, 403, mimetype="text/plain")
+    return refused
+
+
+def _of_this_page(asked: Request) -> bool:
+    """Whether a page of ours sends the form. Browsers add the password to what other sites send,
+    too, and say who sends it; programs say nothing."""
+    site = asked.headers.get("Sec-Fetch-Site")
+    if site is not None:
+        return site in ("same-origin", "none")
+    origin = asked.headers.get("Origin")
+    return origin is None or urlsplit(origin).netloc == asked.host
+
+
+@dashboard.after_request
+def _guard(answer: Response) -> Response:
+    """What a page of ours may load: its own files, and what it looks for at PUBLIC_URL."""
+    parts = urlsplit(looks().service.settings.slices_url)
+    public = f"{parts.scheme}://{parts.netloc}"
+    answer.headers.setdefault(
+        "Content-Security-Policy",
+        f"default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; "
+        f"connect-src 'self' {public}; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    )
+    answer.headers.setdefault("X-Content-Type-Options", "nosniff")
+    answer.headers.setdefault("Referrer-Policy", "same-origin")
+    return answer
+
+
+@dashboard.get("/")
+def root() -> Response | tuple[Response, int]:
+    """The service, for a browser; for programs as /health."""
+    if request.accept_mimetypes.best_match(["application/json", "text/html"]) != "text/html":
+        return jsonify(status="UP", model_class="nextslice")
+    found = looks().service_status()
+    if found is None:
+        said = "The first look at the service has not ended yet. Load this page again."
+        return _message("nextslice", said, 503)
+    return _page("service.html", status=found)
+
+
+@dashboard.get("/projects/<int:number>")
+def project(number: int) -> Response | tuple[Response, int]:
+    """One project."""
+    return _project_page(number, done=_DONE.get(request.args.get("done", "")))
+
+
+@dashboard.post("/projects/<int:number>/train")
+def train(number: int) -> Response | tuple[Response, int]:
+    """Train now."""
+    found = _stored(number)
+    if found is None:
+        return _unknown(number)
+    try:
+        found.schedule.start()
+    except RedisError as error:
+        said = without_passwords(f"Nothing was asked for: Redis does not answer ({error}).")
+        return _project_page(number, wrong=said, code=503)
+    return _back(found, "train")
+
+
+@dashboard.post("/projects/<int:number>/settings")
+def settings(number: int) -> Response | tuple[Response, int]:
+    """Settings of the project's own; an empty field takes one back."""
+    found = _stored(number)
+    if found is None:
+        return _unknown(number)
+    given = {name: request.form[name] for name in own_fields() if name in request.form}
+    try:
+        change_settings(found, given)
+        found.schedule.count()
+    except OptionError as error:
+        return _project_page(number, wrong=f"Nothing was changed. {error}", given=given, code=400)
+    except (NextsliceError, RedisError) as error:
+        said = without_passwords(f"The settings cannot be kept: {error}")
+        return _project_page(number, wrong=said, given=given, code=503)
+    return _back(found, "settings")
+
+
+@dashboard.get("/projects/<int:number>/slices/<int:task>.png")
+def picture(number: int, task: int) -> Response | tuple[Response, int]:
+    """A slice of the project with the published mask, small."""
+    thumbnails: Thumbnails = current_app.extensions[_EXTENSION]
+    try:
+        found = _stored(number)
+        if found is None:
+            raise NoSuchSlice(f"project {number} is not known here")
+        data = thumbnails.png(found, task)
+    except NoSuchSlice as error:
+        return Response(f"{error}\n", 404, mimetype="text/plain"), 404
+    except (NextsliceError, OSError) as error:
+        said = without_passwords(str(error))
+        return Response(f"{said}\n", 503, mimetype="text/plain"), 503
+    answer = Response(data, mimetype="image/png")
+    answer.headers["Cache-Control"] = "private, max-age=300"
+    return answer
+
+
+def _stored(number: int) -> ConnectedProject | None:
+    return stored_project(looks().service, number)
+
+
+def _back(project: ConnectedProject, done: str) -> Response:
+    looks().forget(project.key)
+    to = url_for("dashboard.project", number=project.number, done=done)
+    return make_response(redirect(to, 303))
+
+
+def _project_page(
+    number: int,
+    *,
+    done: str | None = None,
+    wrong: str | None = None,
+    given: dict[str, str] | None = None,
+    code: int = 200,
+) -> Response | tuple[Response, int]:
+    try:
+        found = looks().project(number)
+    except (NextsliceError, OSError) as error:
+        said = without_passwords(str(error))
+        return _message(f"Project {number} cannot be shown", said, 503)
+    if found is None:
+        return _unknown(number)
+    fields = settings_form(found.settings)
+    return _page(
+        "project.html",
+        code=code,
+        project=found,
+        curve=learning_curve(found.rounds, found.classes),
+        fields=fields,
+        given=given or {field.name: field.own for field in fields},
+        shown=found.queue[:_SHOWN],
+        colours=_legend(found),
+        done=done,
+        wrong=wrong,
+    )
+
+
+def _legend(project: ProjectOverview) -> list[tuple[str, int]]:
+    """Class and the number of its colour."""
+    return [(name, i % len(COLOURS)) for i, name in enumerate(project.classes[1:])]
+
+
+def _unknown(number: int) -> tuple[Response, int]:
+    said = (
+        f"No project {number} is known in the store. Connect it first: nextslice connect {number}"
+    )
+    return _message(f"Project {number} is not known", said, 404)
+
+
+def _message(title: str, says: str, code: int) -> tuple[Response, int]:
+    return _page("message.html", code=code, title=title, says=says), code
+
+
+def _page(template: str, *, code: int = 200, **values: Any) -> Response:
+    shown = render_template(template, version=__version__, now=time.time(), **values)
+    return make_response(shown, code)
+
+
+@dashboard.app_template_filter("ticked")
+def _ticked(text: str) -> Markup:
+    """What stands between two backticks as code."""
+    parts = [escape(part) for part in text.split("`")]
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if place % 2 else part
+        for place, part in enumerate(parts)
+    )
+
+
+@dashboard.app_template_filter("duration")
+def _duration(seconds: float | None) -> str:
+    """``45 s``, ``3 min``, ``2 h 5 min``."""
+    if seconds is None:
+        return ""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+@dashboard.app_template_filter("day")
+def _day(moment: str) -> str:
+    """An ISO moment, to the minute."""
+    return moment[:16].replace("T", " ")

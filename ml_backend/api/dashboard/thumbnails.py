@@ -1,0 +1,112 @@
+"""Slices of the queue as small pictures, the published mask over them."""
+
+from __future__ import annotations
+
+import io
+import threading
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ml_backend.disk_cache import DiskCache
+from ml_backend.errors import NextsliceError
+from ml_backend.grey import finite_sample, from_low, grey_window
+from ml_backend.rounds.project import ConnectedProject
+from ml_backend.rounds.service import Service
+from ml_backend.studio.annotations import label_map
+from ml_backend.studio.label_config import LabelConfig, parse_label_config
+
+__all__ = ["COLOURS", "NoSuchSlice", "Thumbnails", "thumbnail"]
+
+COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+"""Of the classes from the second on (the first is the background), again from the front: Okabe and
+Ito's, told apart with any colour vision."""
+_SIDE = 256
+_OPACITY = 0.5
+_WAIT_S = 10.0
+_AT_ONCE = 4
+
+
+class NoSuchSlice(NextsliceError, LookupError):
+    """The project has no such task, or the task no image."""
+
+
+class Thumbnails:
+    """Pictures of slices, kept on disk. Safe to use from many threads."""
+
+    def __init__(self, service: Service) -> None:
+        settings = service.settings
+        self._cache = DiskCache(settings.cache_dir, settings.cache_gib)
+        self._places = threading.BoundedSemaphore(_AT_ONCE)
+
+    def png(self, project: ConnectedProject, task: int) -> bytes:
+        """The slice of ``task`` with what is published of it. Raises NextsliceError where it cannot
+        be had, NoSuchSlice where there is none."""
+        published = project.published
+        version = "none" if published is None else published.model_version
+        name = f"thumbnails/{project.key}/{version}/{task}.png"
+        data = self._cache.read(name)
+        if data is None:
+            with self._places:
+                data = self._cache.read(name) or _drawn(project, task, version)
+            self._cache.keep(name, data)
+        return data
+
+
+def _drawn(project: ConnectedProject, task: int, version: str) -> bytes:
+    row = next(iter(project.studio.full_tasks_by_id(project.number, [task])), None)
+    config = parse_label_config(project.in_studio().label_config)
+    url = None if row is None else config.image_of(row["data"])
+    if row is None or not isinstance(url, str):
+        raise NoSuchSlice(f"task {task} of project {project.number} is not there, or has no image")
+    image = project.images.image(task, url, _WAIT_S)
+    stored = [p for p in row.get("predictions") or () if p.get("model_version") == version]
+    mask = _mask(stored[-1].get("result") or (), config, image) if stored else None
+    return thumbnail(image, mask)
+
+
+def _mask(
+    result: Any, config: LabelConfig, image: npt.NDArray[Any]
+) -> npt.NDArray[np.uint8] | None:
+    try:
+        return label_map(result, config, image.shape[0], image.shape[1]).mask
+    except NextsliceError:  # somebody else's prediction under our version: shown without
+        return None
+
+
+def thumbnail(image: npt.NDArray[Any], mask: npt.NDArray[np.uint8] | None) -> bytes:
+    """A PNG of at most 256 pixels a side: ``image`` (H, W) or (H, W, C), ``mask`` (H, W) class
+    indices over it, background and what nobody labelled left as they are."""
+    shown = Image.fromarray(_eight_bits(image)).convert("RGB")
+    scale = min(1.0, _SIDE / max(shown.size))
+    size = (max(1, round(shown.width * scale)), max(1, round(shown.height * scale)))
+    picture = np.asarray(shown.resize(size, Image.Resampling.BOX), dtype=np.float32)
+    if mask is not None:
+        small = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
+        painted = (small > 0) & (small < 255)
+        colours = np.array([_rgb(COLOURS[(i - 1) % len(COLOURS)]) for i in range(1, 255)])
+        over = colours[np.clip(small, 1, 254).astype(int) - 1]
+        mixed = picture * (1 - _OPACITY) + over * _OPACITY
+        picture = np.where(painted[..., np.newaxis], mixed, picture)
+    buffer = io.BytesIO()
+    Image.fromarray(picture.round().astype(np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _eight_bits(image: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """As a screen shows it: bytes as they are, other values between two percentiles."""
+    plane = image[:, :, 0] if image.ndim == 3 and image.shape[2] < 3 else image[..., :3]
+    plane = image if image.ndim == 2 else plane
+    if plane.dtype == np.uint8:
+        return plane
+    values = plane if plane.ndim == 2 else plane.mean(axis=2)
+    sample = finite_sample(values)
+    low, high = grey_window(sample if sample.size else np.zeros(1))
+    scaled = np.nan_to_num(from_low(values, low, 255.0 / (high - low)))
+    return np.clip(scaled, 0, 255).astype(np.uint8)
+
+
+def _rgb(colour: str) -> list[int]:
+    return [int(colour[i : i + 2], 16) for i in (1, 3, 5)]

@@ -1,0 +1,234 @@
+"""The pages: what they show and what can be done on them, of a real round. In a browser:
+`test_dashboard_browser`."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from flask.testing import FlaskClient
+from PIL import Image
+
+from ml_backend.api import status as api
+from ml_backend.api.dashboard.curve import learning_curve
+from ml_backend.api.dashboard.forms import settings_form
+from ml_backend.api.dashboard.thumbnails import thumbnail
+from ml_backend.app import create_app
+from ml_backend.embedded.processes import free_port
+from ml_backend.rounds.overview import HeldSetting, RoundSummary, held_settings
+from ml_backend.rounds.project import ConnectedProject
+from ml_backend.rounds.project_settings import change_settings
+from ml_backend.settings import Settings
+from tests.http_studio import HttpStudio, phantom_project, phantom_server
+
+HTML = {"Accept": "text/html"}
+
+
+@pytest.fixture
+def server() -> Iterator[HttpStudio]:
+    with phantom_server() as server:
+        server.memory.fields["title"] = "Explant <7>"
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def _look_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "_FRESH_S", 0.0)
+    monkeypatch.setattr(api, "_RESTS", 0.0)
+
+
+@pytest.fixture
+def project(
+    server: HttpStudio, make_settings: Callable[..., Settings], redis_url: str
+) -> Iterator[ConnectedProject]:
+    project = phantom_project(
+        server, make_settings, REDIS_URL=redis_url, NEXTSLICE_QUEUE_PREFIX="dashboard"
+    )
+    yield project
+    project.service.schedule.connection.flushall()
+
+
+def client(project: ConnectedProject, **changed: Any) -> FlaskClient:
+    return create_app(project.service.settings.model_copy(update=changed)).test_client()
+
+
+def again(project: ConnectedProject) -> ConnectedProject:
+    return ConnectedProject(project.service, project.key)
+
+
+def test_the_root_is_a_page_for_browsers_and_health_for_programs(project: ConnectedProject) -> None:
+    asked = client(project)
+    assert asked.get("/").get_json() == {"status": "UP", "model_class": "nextslice"}
+    assert asked.get("/", headers={"Accept": "*/*"}).is_json
+    page = asked.get("/", headers={"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
+    assert page.mimetype == "text/html"
+    assert "Explant &lt;7&gt;" in page.text
+    assert "No gpu worker listens." in page.text
+    assert 'data-copy="nextslice worker gpu"' in page.text
+
+
+def test_pages_load_nothing_from_elsewhere_and_say_so(project: ConnectedProject) -> None:
+    asked = client(project)
+    for path in ("/", "/projects/7"):
+        page = asked.get(path, headers=HTML)
+        policy = page.headers["Content-Security-Policy"]
+        assert "default-src 'none'" in policy
+        assert "connect-src 'self' http://127.0.0.1:9090;" in policy
+        loaded = re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=\"([^\"]+)\"", page.text)
+        assert loaded
+        assert all(url.startswith(("/", "data:,")) for url in loaded)
+        assert "style=" not in page.text
+        files = [url for url in loaded if url.startswith("/dashboard/")]
+        assert all(asked.get(url).status_code == 200 for url in files)
+
+
+def test_a_project_page_says_where_it_stands(project: ConnectedProject) -> None:
+    page = client(project).get("/projects/7", headers=HTML).text
+    text = " ".join(re.sub(r"<[^>]+>", " ", page).split())
+    assert "Labels to the next round 3 of 3" in text
+    assert "Labelled 3 slices" in text
+    assert "9 in the pool" in text
+    assert "Nothing is measured yet" in text
+    assert "Evenly spaced between what is labelled: slice " in text
+    assert "nextslice export 7 --out labels-7" in text
+    assert client(project).get("/projects/8", headers=HTML).status_code == 404
+
+
+def test_train_now_asks_for_a_training(project: ConnectedProject) -> None:
+    answer = client(project).post("/projects/7/train")
+    assert answer.status_code == 303
+    assert answer.headers["Location"] == "/projects/7?done=train"
+    schedule = project.service.schedule
+    assert schedule.job(project.schedule.job_id("start")) is not None
+    page = client(project).get("/projects/7?done=train", headers=HTML)
+    assert "A training is asked for." in page.text
+    gone = client(project, redis_url=f"redis://:secret@127.0.0.1:{free_port()}/0")
+    answer = gone.post("/projects/7/train")
+    assert answer.status_code == 503
+    assert "Nothing was asked for: Redis does not answer" in answer.text
+    assert "secret" not in answer.text
+    assert client(project).post("/projects/8/train").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("headers", "obeyed"),
+    [
+        ({"Sec-Fetch-Site": "cross-site"}, False),
+        ({"Sec-Fetch-Site": "same-site", "Origin": "http://localhost"}, False),
+        ({"Sec-Fetch-Site": "same-origin"}, True),
+        ({"Origin": "https://elsewhere.example"}, False),
+        ({"Origin": "null"}, False),
+        ({"Origin": "http://localhost"}, True),
+        ({}, True),
+    ],
+)
+def test_a_form_that_another_site_sends_is_not_obeyed(
+    project: ConnectedProject, headers: dict[str, str], obeyed: bool
+) -> None:
+    answer = client(project).post("/projects/7/settings", data={"k": "5"}, headers=headers)
+    assert answer.status_code == (303 if obeyed else 403)
+    assert again(project).record.settings == ({"k": 5} if obeyed else {})
+
+
+def test_settings_are_kept_and_taken_back(project: ConnectedProject) -> None:
+    asked = client(project)
+    answer = asked.post("/projects/7/settings", data={"k": "5", "pause": "true", "seed": ""})
+    assert answer.status_code == 303
+    assert again(project).record.settings == {"k": 5, "pause": True}
+    page = asked.get("/projects/7", headers=HTML).text
+    assert "The project is paused" in page
+    assert re.search(r'<button type="submit" class="primary" disabled', page)
+    assert 'name="k" value="5"' in page
+    asked.post("/projects/7/settings", data={"k": "", "pause": ""})
+    assert again(project).record.settings == {}
+
+
+def test_a_setting_that_cannot_be_used_changes_nothing_and_stays_in_the_form(
+    project: ConnectedProject,
+) -> None:
+    answer = client(project).post("/projects/7/settings", data={"k": "<b>", "seed": "3"})
+    assert answer.status_code == 400
+    assert "Nothing was changed. k: found &#39;&lt;b&gt;&#39;" in answer.text
+    assert 'name="k" value="&lt;b&gt;"' in answer.text
+    assert again(project).record.settings == {}
+
+
+def test_the_form_offers_what_may_be_chosen(project: ConnectedProject) -> None:
+    change_settings(project, {"k": "5"})
+    fields = {field.name: field for field in settings_form(held_settings(again(project)))}
+    assert "entropy" in fields["strategy"].choices
+    assert "worst_iou" not in fields["strategy"].choices
+    assert set(fields["cold_start"].choices) == {"random", "strided"}
+    assert fields["pause"].choices == ("true", "false")
+    assert fields["unlabelled"].choices == ("auto", "ignore", "background")
+    assert (fields["k"].own, fields["k"].number) == ("5", True)
+    assert fields["reserve"].own == ""
+    empty = HeldSetting(name="crop", value=None, source="default", says="")
+    assert settings_form([empty])[0].held == "by device and data"
+
+
+def test_pictures_are_of_the_slice_and_its_mask(
+    project: ConnectedProject, server: HttpStudio
+) -> None:
+    asked = client(project)
+    answer = asked.get("/projects/7/slices/5.png")
+    assert (answer.status_code, answer.mimetype) == (200, "image/png")
+    assert Image.open(io.BytesIO(answer.data)).size == (80, 64)
+    assert asked.get("/projects/7/slices/999.png").status_code == 404
+    assert asked.get("/projects/8/slices/5.png").status_code == 404
+    server.fault = lambda path: 404 if path == "/6.png" else None
+    gone = asked.get("/projects/7/slices/6.png")
+    assert gone.status_code == 503
+    assert b"/6.png" in gone.data
+
+
+def test_classes_are_painted_over_the_slice() -> None:
+    image = np.linspace(0, 4000, 600 * 300).reshape(600, 300)
+    mask = np.zeros((600, 300), np.uint8)
+    mask[300:, :150] = 1
+    mask[300:, 150:] = 255
+    shown = np.asarray(Image.open(io.BytesIO(thumbnail(image, mask))))
+    assert shown.shape == (256, 128, 3)
+    red, green, blue = shown[200, 20].astype(int)
+    assert red > green > blue, "orange"
+    assert len(set(shown[200, 100].tolist())) == 1, "nobody labelled it"
+    assert len(set(shown[20, 20].tolist())) == 1, "background"
+
+
+def summary(number: int, labels: int, miou: float | None, **more: Any) -> RoundSummary:
+    iou = {} if miou is None else {"background": 0.9, "bone": miou, "implant": None}
+    return RoundSummary(
+        round=number, model_version=f"r{number}", labels=labels, strategy="entropy", miou=miou,
+        iou=iou, **more,
+    )  # fmt: skip
+
+
+def test_the_curve_lies_between_its_axes_and_marks_what_is_flagged() -> None:
+    rounds = [
+        summary(0, 0, None),
+        summary(1, 10, 0.0),
+        summary(2, 20, 1.0, flagged="worse"),
+    ]
+    curve = learning_curve(rounds, ["background", "bone", "implant"])
+    assert curve is not None
+    assert [line.name for line in curve.lines] == ["background", "bone", "mean"]
+    first, last = curve.lines[-1].marks
+    assert (first.y, last.y) == (curve.bottom, curve.top)
+    assert last.x == curve.right
+    assert [mark.flagged for mark in curve.lines[-1].marks] == [False, True]
+    assert last.says == "Round 2, 20 labels: mean 1.000, not served: worse"
+    assert curve.lines[-1].path == f"M{first.x} {first.y} L{last.x} {last.y}"
+    assert learning_curve([summary(0, 0, None)], ["background"]) is None
+
+
+def test_pages_and_their_files_are_behind_the_login(project: ConnectedProject) -> None:
+    password = type(project.service.settings.basic_auth_pass)("secret")
+    locked = client(project, basic_auth_user="ann", basic_auth_pass=password)
+    for path in ("/", "/projects/7", "/projects/7/slices/5.png", "/dashboard/dashboard.css"):
+        assert locked.get(path, headers=HTML).status_code == 401, path
+        assert locked.get(path, headers=HTML, auth=("ann", "secret")).status_code == 200, path
+    assert locked.post("/projects/7/train").status_code == 401
