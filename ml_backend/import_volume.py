@@ -27,6 +27,7 @@ from ml_backend.rounds.service import Service, slice_keys
 from ml_backend.studio.annotations import regions
 from ml_backend.studio.client import Project, StudioError, TaskRow, drafted
 from ml_backend.studio.images import decode_image
+from ml_backend.studio.interactive import DRAG_HELP
 from ml_backend.studio.label_config import (
     LabelConfig,
     bitmask_config,
@@ -211,7 +212,7 @@ class _Import:
             labelled = _check_labels(self.labels, self.volume, indices, config, self.progress)
         created = project is None
         if project is None:
-            project = create_project(self.studio, self._title, self._label_config())
+            project = create_project(self.studio, self._title, self._label_config(), DRAG_HELP)
         try:
             missing = self._missing(project, indices, window)
             self._move()

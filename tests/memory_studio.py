@@ -110,9 +110,11 @@ class MemoryStudio:
     def call(self, what: str, function: Any, *args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs)
 
-    def _rename(self, number: int, *, title: str, **_: Any) -> None:
-        assert self.backend is not None
-        self.backend = self.backend.model_copy(update={"title": title})
+    def _rename(self, number: int, **fields: Any) -> None:
+        if self.backend is None:  # another program's
+            return
+        kept = {name: fields[name] for name in ("title", "is_interactive") if name in fields}
+        self.backend = self.backend.model_copy(update=kept)
 
     # -- tasks
 

@@ -79,7 +79,7 @@ def test_a_job_that_comes_while_an_import_adopts_gives_way(
 ) -> None:
     """Registering makes Label Studio ask /setup, which enqueues it: no error for the log."""
     studio: Any = project.studio
-    ours = Backend(id=1, url="http://us:9090", model_version=PENDING_VERSION)
+    ours = Backend(id=1, url="http://us:9090", model_version=PENDING_VERSION, is_interactive=True)
     monkeypatch.setattr(studio, "found", ours)
     with claimed(project.folder.round(0), 60), caplog.at_level("INFO"):
         jobs.adopt(KEY, "http://us:9090")

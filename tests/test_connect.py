@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from label_studio_sdk.core.api_error import ApiError
 
-from ml_backend.cli.connect import _next
+from ml_backend.cli.connect import _next, put_drags
 from ml_backend.rounds import adopt
 from ml_backend.rounds.imageless import unreadable
 from ml_backend.rounds.project import ConnectedProject
@@ -119,3 +119,29 @@ def test_what_label_studio_answers_is_said_in_its_words(server: HttpStudio) -> N
     assert f"answered 400 to add the ML backend: Validation error {'x' * 500} {reason}" in said
     assert said.endswith("title: short")
     assert refused.value.status == 400
+
+
+def test_a_backend_is_asked_for_drags_where_the_config_has_a_control_for_them(
+    project: ConnectedProject,
+) -> None:
+    memory(project).backend = Backend(id=1, url=project.settings.backend_url)
+    adopt.adopt(project)
+    found = memory(project).backend
+    assert found is not None
+    assert found.is_interactive
+
+
+def test_a_config_without_that_control_is_changed_when_somebody_asks(
+    project: ConnectedProject,
+) -> None:
+    plain = f"<View>{IMAGE}{BRUSH}</View>"
+    memory(project).fields["label_config"] = plain
+    memory(project).backend = Backend(id=1, url=project.settings.backend_url)
+    adopt.adopt(project)
+    assert memory(project).fields["label_config"] == plain
+    found = memory(project).backend
+    assert found is not None
+    assert not found.is_interactive
+    assert put_drags(project)
+    assert not put_drags(project)
+    assert parse_label_config(project.in_studio().label_config).prompts == ("fix",)

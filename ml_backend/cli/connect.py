@@ -13,7 +13,7 @@ from ml_backend.rounds.imageless import unreadable
 from ml_backend.rounds.project import ConnectedProject, find_project
 from ml_backend.rounds.service import Service
 from ml_backend.settings import absolute_address, configure_logging, load_settings
-from ml_backend.studio.label_config import parse_label_config
+from ml_backend.studio.label_config import parse_label_config, with_drags
 
 __all__ = ["connect"]
 
@@ -25,6 +25,14 @@ def connect(
         str | None,
         typer.Option(help="This backend as Label Studio sees it (default: NEXTSLICE_BACKEND_URL)."),
     ] = None,
+    smart: Annotated[
+        bool,
+        typer.Option(
+            "--smart",
+            help="Put into the labelling config what dragging over wrong places needs: a rectangle "
+            'that is a prompt, and smart="false" for the control that paints.',
+        ),
+    ] = False,
 ) -> None:
     """Connect a project: the same as adding the URL under Settings → Model, from a shell.
 
@@ -35,6 +43,8 @@ def connect(
     if backend is not None:
         settings = settings.model_copy(update={"backend_url": _address(backend)})
     found = find_project(Service(settings), project)
+    if smart:
+        put_drags(found)
     with console.status("adopting the project: sampling, webhook, round 0"):
         added = adopt.connect(found)
         dead = unreadable(found, parse_label_config(found.in_studio().label_config))
@@ -43,6 +53,23 @@ def connect(
     for sentence in filter(None, (found.record.imageless, dead)):
         console.print(as_written(sentence))
     console.print(_next(found, dead))
+    if not parse_label_config(found.in_studio().label_config).prompts:
+        console.print(
+            "Annotators cannot drag over what is wrong yet: the labelling config has no control "
+            f"for it. [bold]nextslice connect {project} --smart[/] adds two lines."
+        )
+
+
+def put_drags(project: ConnectedProject) -> bool:
+    """Put into the project's labelling config what drags need. True when it changed.
+
+    Raises LabelConfigError where it cannot be put there, StudioError when Label Studio refuses it.
+    """
+    before = project.in_studio().label_config
+    after = with_drags(before)
+    if after != before:
+        project.studio.update_project(project.number, label_config=after)
+    return after != before
 
 
 def _next(project: ConnectedProject, dead: str) -> str:

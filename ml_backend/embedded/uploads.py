@@ -15,6 +15,8 @@ import numpy.typing as npt
 from ml_backend.pictures import encode_png
 from ml_backend.studio import projects
 from ml_backend.studio.client import Studio
+from ml_backend.studio.interactive import DRAG_HELP
+from ml_backend.studio.label_config import parse_label_config
 
 __all__ = ["UploadedSlice", "create_project"]
 
@@ -38,7 +40,8 @@ def create_project(
     ``slices`` is consumed in batches. Raises StudioError with Label Studio's answer when it
     refuses.
     """
-    number = projects.create_project(studio, title, label_config).id
+    instructions = DRAG_HELP if parse_label_config(label_config).prompts else ""
+    number = projects.create_project(studio, title, label_config, instructions).id
     rest = iter(slices)
     while batch := list(islice(rest, _FILES_PER_REQUEST)):
         files = [(f"{one.name}.png", encode_png(one.image)) for one in batch]

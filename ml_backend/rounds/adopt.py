@@ -19,7 +19,7 @@ from ml_backend.rounds.service import WEBHOOK_HEADER, webhook_secret
 from ml_backend.studio import task_order
 from ml_backend.studio.client import Backend
 from ml_backend.studio.label_config import parse_label_config
-from ml_backend.studio.projects import register_backend
+from ml_backend.studio.projects import make_interactive, register_backend
 from ml_backend.studio.task_order import BackendLink
 
 __all__ = ["NotConnected", "adopt", "connect", "protect_webhook"]
@@ -84,6 +84,8 @@ def adopt(
     url = None if backend is None else backend.url.rstrip("/")
     project.update(lambda record: record.linked(url))
     protect_webhook(project)
+    if backend is not None and config.prompts:
+        make_interactive(project.studio, project.number, backend, project.link)
     if project.published is None:
         run_round(project, "cold start")
     else:

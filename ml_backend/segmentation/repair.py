@@ -2,10 +2,10 @@
 
 A person drags a box over what is wrong and says no more than that. So in the box one class that
 stands there gives way to another: the pair that the network doubts the least of all that it did not
-choose, over as much of the box as possible. Dragged again, the next pair. Where one class ends and
-the other begins is where the network's belief in both says so, not where the box ends: inside the
-box what it is surest of may stay, and around it what hangs together with the box goes along. All
-other pixels stay as they are, bit for bit.
+choose, over as much of the box as possible, and rather one that is seen nearby. Dragged again, the
+next pair. Where one class ends and the other begins is where the network's belief in both says so,
+not where the box ends: inside the box what it is surest of may stay, and around it what hangs
+together with the box goes along. All other pixels stay as they are, bit for bit.
 
 NumPy and SciPy alone: no network is asked while a person waits.
 """
@@ -29,13 +29,15 @@ LogProbabilities = npt.NDArray[np.float16]
 _LEAST_SIDE = 3
 """A click is a box of so many pixels."""
 _LEAST_SHARE = 0.1
-"""A class that stands in less of the box is not what was meant."""
+"""A class that stands in less of the box is not what was meant. The middle counts most."""
 _CAP = 20.0
 """Nats: a network that is surer than that is no surer."""
 _SHARE_WEIGHT = 2.0
 """Nats of doubt that a class must have more to be chosen before one on e times as much of the
 box."""
-_STAYS = 0.3
+_UNSEEN = 0.02
+"""Of a class that is not seen near the box: what is wrong is mostly what is right beside it."""
+_STAYS = 0.1
 """Part of the pixels of the box that may stay, those which the network is surest of."""
 _TWO_KINDS = 0.8
 """Part of the variance that two groups must explain to be two: of pixels spread evenly 0.75."""
@@ -43,7 +45,7 @@ _LEAST_KIND = 0.3
 """Part of the box that was meant, at least."""
 _AROUND = 0.5
 """So far around the box a change may go on, in parts of its sides."""
-_GOES_ALONG = 0.5
+_GOES_ALONG = 0.8
 """Around the box, what is believed no less than that part of the box's own pixels goes along."""
 
 
@@ -138,14 +140,27 @@ def alternatives(log_probabilities: LogProbabilities, standing: ClassMap, box: B
     """What may be meant by a drag of ``box``, the likeliest first."""
     there = standing[box.window]
     believed = log_probabilities[(slice(None), *box.window)].astype(np.float32)
-    counts = np.bincount(there.ravel(), minlength=len(believed))
+    meant = _towards_the_middle(there.shape[0], there.shape[1])
+    shape = (standing.shape[0], standing.shape[1])
+    near = np.bincount(standing[box.around(shape).window].ravel(), minlength=len(believed))
+    rarity = -np.log(near / near.sum() + _UNSEEN)
     found = []
-    for before in np.flatnonzero(counts >= _LEAST_SHARE * there.size):
+    for before in np.unique(there):
         at = there == before
+        share = meant[at].sum()
+        if share < _LEAST_SHARE:
+            continue
         odds = np.median(believed[:, at] - believed[before, at], axis=1).clip(-_CAP, _CAP)
-        costs = -odds - _SHARE_WEIGHT * np.log(at.mean())
+        costs = rarity - odds - _SHARE_WEIGHT * np.log(share)
         found += [(float(costs[k]), Change(int(before), k)) for k in range(len(costs))]
     return [change for _, change in sorted(found) if change.before != change.after]
+
+
+def _towards_the_middle(height: int, width: int) -> npt.NDArray[np.float64]:
+    """(height, width), 1 in all: people put boxes around what is wrong."""
+    down, across = (1 - abs(np.linspace(-1, 1, n + 2)[1:-1]) for n in (height, width))
+    found: npt.NDArray[np.float64] = np.outer(down, across) / (down.sum() * across.sum())
+    return found
 
 
 def _changed(
@@ -155,7 +170,7 @@ def _changed(
     at = standing[around.window] == change.before
     believed = log_probabilities[(slice(None), *around.window)]
     doubt = believed[change.after].astype(np.float32) - believed[change.before]
-    doubt = ndimage.uniform_filter(doubt, 3)  # single pixels are noise
+    doubt = ndimage.median_filter(doubt, 3)  # single pixels are noise
     inside = np.zeros(at.shape, np.bool_)
     top, left = box.top - around.top, box.left - around.left
     inside[top : top + box.bottom - box.top, left : left + box.right - box.left] = True
@@ -163,7 +178,7 @@ def _changed(
     # What the network itself would have there is never too sure to be changed.
     surest, middle = np.minimum([_split(doubt[core]), np.quantile(doubt[core], _GOES_ALONG)], 0)
     core &= doubt >= surest
-    along = at & ~inside & (doubt >= middle)
+    along = at & ~inside & (doubt > middle)
     labels, _ = ndimage.label(core | along, np.ones((3, 3)))
     changed: npt.NDArray[np.bool_] = np.isin(labels, np.unique(labels[core])) & (labels > 0)
     return changed

@@ -91,6 +91,8 @@ class Backend(BaseModel):
     state: str | None = None
     """``CO``: it answers Label Studio; ``ER``: it does not, as ``error_message`` says."""
     error_message: str | None = None
+    is_interactive: bool = False
+    """Whether Label Studio asks it for a prediction when a person draws a prompt."""
 
 
 class Webhook(BaseModel):

@@ -22,6 +22,7 @@ from ml_backend.studio.annotations import AnnotationError, mask_region, painted_
 from ml_backend.studio.label_config import LabelConfig
 
 __all__ = [
+    "DRAG_HELP",
     "Canvas",
     "Prompt",
     "Result",
@@ -34,6 +35,17 @@ __all__ = [
 
 Result = dict[str, Any]
 """One region, as Label Studio's JSON has it."""
+
+DRAG_HELP = """<h4>Repair a mask with a drag</h4>
+<ol>
+<li>Once: switch on <b>Auto-Annotation</b> below the image, then <b>Auto-Accept Suggestions</b>.
+</li>
+<li>Press <b>M</b> and drag a small box over what is wrong; on a mask, hold <b>Ctrl</b> while you
+drag.</li>
+<li>Wrong guess? Drag there again for the next one; <b>Ctrl+Z</b> takes it back.</li>
+</ol>
+"""
+"""For annotators, on the labelling page of a new project."""
 
 _BOXES = frozenset({"rectangle", "rectanglelabels", "ellipse", "ellipselabels"})
 _POINTS = frozenset({"keypoint", "keypointlabels"})

@@ -12,7 +12,15 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ml_backend.studio.client import Filter, Project, Studio, StudioError, drafted, ids_between
+from ml_backend.studio.client import (
+    Backend,
+    Filter,
+    Project,
+    Studio,
+    StudioError,
+    drafted,
+    ids_between,
+)
 from ml_backend.studio.task_order import BackendLink
 
 __all__ = [
@@ -21,6 +29,7 @@ __all__ = [
     "create_project",
     "delete_project",
     "import_tasks",
+    "make_interactive",
     "projects_called",
     "register_backend",
     "shortened_title",
@@ -61,10 +70,15 @@ def shortened_title(title: str) -> str:
     return f"{title[: half - 1]}…{title[-half:]}"
 
 
-def create_project(studio: Studio, title: str, label_config: str) -> Project:
-    """A new, empty project. StudioError when Label Studio refuses the title or the config."""
+def create_project(
+    studio: Studio, title: str, label_config: str, instructions: str = ""
+) -> Project:
+    """A new, empty project. ``instructions``: HTML that annotators find on the labelling page.
+    StudioError when Label Studio refuses the title or the config."""
     known = {project.id for project in projects_called(studio, title)}
     fields = {"title": title, "label_config": label_config}
+    if instructions:
+        fields["expert_instruction"] = instructions
     made = studio.request("POST", "api/projects/", json=fields)
     for project in projects_called(studio, title):
         if project.id < int(made["id"]) and project.id not in known:
@@ -242,3 +256,27 @@ def register_backend(studio: Studio, project: int, link: BackendLink) -> bool:
             raise StudioError(_PRIVATE_ADDRESS.format(url=link.url)) from error
         raise
     return True
+
+
+def make_interactive(studio: Studio, project: int, backend: Backend, link: BackendLink) -> None:
+    """Let Label Studio ask ``backend`` when a person draws a prompt. Nothing where it does so.
+
+    Every opened task ends in a full save of the backend that may put back what it had read before:
+    so it is looked at again.
+    """
+    for _ in range(_REPEATS):
+        if backend.is_interactive:
+            return
+        # without url it is a 500, without credentials a refused /health
+        fields = {"is_interactive": True, "url": backend.url, "project": project}
+        studio.call(
+            f"make ML backend {backend.id} interactive",
+            studio.sdk.ml.update,
+            backend.id,
+            **fields,
+            **link.auth_fields,
+        )
+        found = {one.id: one for one in studio.backends(project)}
+        backend = found.get(backend.id, backend)
+    if not backend.is_interactive:
+        logger.warning("project %s: ML backend %s does not stay interactive", project, backend.id)

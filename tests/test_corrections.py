@@ -1,0 +1,66 @@
+"""The people who correct masks in the benchmark: what they go for, and what is counted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from al_strategies.learner import IGNORE, Beliefs
+from benchmarks.corrections import CORRECTIONS, PEOPLE, box_around, corrected, wrong_place
+
+SIDE = 48
+Y, X = np.mgrid[:SIDE, :SIDE]
+TRUTH = np.zeros((SIDE, SIDE), np.uint8)
+TRUTH[10:30, 10:30] = 1
+TRUTH[36:40, 36:40] = 2
+TRUTH[:, 45:] = IGNORE
+
+
+def believed() -> Beliefs:
+    """All background, and in the square that was missed nearly bone."""
+    bone, implant = (np.where(i == TRUTH, 1.0, -4.5) for i in (1, 2))
+    scores = np.stack([np.full(TRUTH.shape, 2.0), bone, implant])
+    log = scores - np.log(np.exp(scores).sum(0))
+    return Beliefs(np.zeros_like(TRUTH), log.astype(np.float16))
+
+
+def test_the_largest_wrong_place_is_gone_for_first() -> None:
+    place = wrong_place((TRUTH == 1) | (TRUTH == 2))
+    assert place is not None
+    assert (place == (TRUTH == 1)).all()
+    assert wrong_place(np.zeros((4, 4), bool)) is None
+
+
+def test_a_box_holds_what_is_wrong_and_one_pixel_more() -> None:
+    box = box_around(TRUTH == 1)
+    assert (box.top, box.left, box.bottom, box.right) == (9, 9, 31, 31)
+
+
+def test_a_box_over_a_hook_leaves_its_thin_end_out() -> None:
+    hook = TRUTH == 1
+    hook[10, 30:44] = True
+    assert box_around(hook).right == 31
+
+
+@pytest.mark.parametrize("who", PEOPLE)
+def test_what_is_left_falls_and_nobody_said_is_not_counted(who: str) -> None:
+    left = corrected(PEOPLE[who], believed(), TRUTH)
+    assert left.shape == (CORRECTIONS + 1,)
+    assert left[0] == 1
+    assert (np.diff(left) <= 0).all()
+    assert left[-1] < 0.3
+
+
+def test_two_drags_repair_two_places() -> None:
+    assert corrected(PEOPLE["drag"], believed(), TRUTH)[2] < 0.05
+
+
+def test_a_place_that_cannot_be_repaired_costs_three_drags_and_is_left() -> None:
+    log = np.full((3, *TRUTH.shape), -9, np.float16)
+    log[0] = 0
+    sure = Beliefs(np.zeros_like(TRUTH), log)
+    truth = np.zeros_like(TRUTH)
+    truth[::7, ::7] = 1
+    truth[20, 20:24] = 2
+    left = corrected(PEOPLE["drag"], sure, truth)
+    assert (left[:4] == 1).all()
