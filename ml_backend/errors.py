@@ -39,6 +39,7 @@ several raise stand here.
   x ClaimLost                 another worker has taken this round over
   x ForeignJob                a job calls something else than our entry points
   x NotConnected              Label Studio does not know us as the backend of a project
+  x MasksAwaited              the backend predicts nothing now, and slices enough are free
   x StaleQueue                the queue that was to be filled is not the published one any more
   x UnusableLabels            slices are annotated, and not one annotation can be used
   x UnreadableSlices          too many slices cannot be read: something is down

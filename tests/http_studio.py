@@ -112,7 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.route()
 
-    do_POST = do_PATCH = do_GET
+    do_POST = do_PATCH = do_DELETE = do_GET
 
     def route(self) -> None:
         parts = urlsplit(self.path)
@@ -155,6 +155,12 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "api/projects":
             return {"results": [memory.project(7).model_dump(mode="json")], "next": None}
         number = int(path.split("/")[2])
+        if path.startswith("api/predictions/"):
+            if self.command == "DELETE":
+                memory.delete_prediction(number)
+            else:
+                memory.draw_prediction(number, body["result"])
+            return {"id": number}
         if path.endswith("import/predictions"):
             memory.import_predictions(number, body)
             return {"created": len(body)}

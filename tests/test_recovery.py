@@ -19,6 +19,7 @@ from ml_backend.api.serving import Serving
 from ml_backend.rounds import jobs, publish, reconcile
 from ml_backend.rounds.artefacts import DATASET, METRICS, QUEUE, ROUND, SELECTION
 from ml_backend.rounds.attempt import may_try_again
+from ml_backend.rounds.live_masks import LiveMasks
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import (
     DatasetRecord,
@@ -876,11 +877,11 @@ def test_a_queue_that_is_retired_meanwhile_is_not_filled(
     # The queue runs low: what it holds was annotated.
     project.label(entry.task for entry in folder.need(QUEUE).entries[:5])
 
-    def retires(project: ConnectedProject, tasks: list[Any]) -> list[Any]:
+    def retires(self: LiveMasks, rows: list[Any]) -> dict[int, Any]:
         publish.retire(project, "another class", ["background", "screw"], "f" * 8)
-        return [[] for _ in tasks]
+        return {row.id: [] for row in rows}
 
-    monkeypatch.setattr(publish, "_predict", retires)
+    monkeypatch.setattr(LiveMasks, "of", retires)
     before = len([r for r in project.studio.imported if r["model_version"] == old.model_version])
 
     assert publish.top_up(project) == 0

@@ -73,11 +73,12 @@ def _counted(tasks: Sequence[int], what: str) -> str:
 
 def _unread(record: RoundRecord, queue: QueueRecord | None) -> list[str]:
     """What each step went on without."""
-    unmasked = queue.unmasked if queue else []
+    unmasked, pending = (queue.unmasked, queue.pending) if queue else ([], [])
     return [
         _counted(record.unseen, "could not be read"),
         _counted(record.pseudo_unread, "could not be read to be pseudo-labelled"),
         _counted(unmasked, "could not be read again and have no mask"),
+        _counted(pending, "in the queue, whose masks are still to come"),
     ]
 
 

@@ -25,6 +25,7 @@ from ml_backend.rounds.pending import draw_pending
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.schedule import Schedule, outlast_restarts
 from ml_backend.rounds.service import Service
+from ml_backend.rounds.slices import UnreadableSlices
 from ml_backend.settings import Settings, configure_logging
 from ml_backend.studio.client import StudioError
 from ml_backend.studio.label_config import LabelConfigError
@@ -136,10 +137,14 @@ def tidy(key: str) -> None:
 
 
 def masks(key: str) -> None:
-    """Draw what an early round has left for after its publication, until a round waits."""
+    """Draw what is in the queue and waits for its mask, until a round waits."""
     project = _ours(key)
-    if project is not None:
+    if project is None:
+        return
+    try:
         draw_pending(project, _job_progress(project.settings))
+    except UnreadableSlices as error:  # the next look asks for them again
+        logger.warning("project %s: %s", key, error)
 
 
 def reconcile() -> None:

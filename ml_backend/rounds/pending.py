@@ -1,13 +1,14 @@
-"""The masks that follow the publication of an early round, whose first slices should not wait."""
+"""The masks that follow the publication of an early round, whose first slices should not wait, and
+those that the backend did not give where the queue was filled."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 
-from al_strategies.learner import Progress, UnreadableSlice
+from al_strategies.learner import Progress
 from ml_backend.rounds import publish
 from ml_backend.rounds.artefacts import DATASET
+from ml_backend.rounds.coverage import Coverage
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.publish import Regions
 from ml_backend.rounds.source import ProjectSource
@@ -16,12 +17,11 @@ from ml_backend.studio.label_config import parse_label_config
 
 __all__ = ["draw_pending"]
 
-logger = logging.getLogger(__name__)
-
 
 def draw_pending(project: ConnectedProject, progress: Progress) -> int:
     """Draw the masks of the published queue that are still to come, until a round waits for a gpu
-    worker; returns how many. ``progress("masks", done, total)``."""
+    worker; returns how many. ``progress("masks", done, total)``. Raises UnreadableSlices where so
+    many images are out of reach that something is down: they still wait then."""
     published = project.published
     if published is None or published.weights is None:
         return 0
@@ -37,15 +37,19 @@ def draw_pending(project: ConnectedProject, progress: Progress) -> int:
         from ml_backend.rounds.learners import load_learner
 
         learner = load_learner(project.settings, data, project.settings.train_device)
-        found = learner.predict(source, tasks, unreadable=_name)
-        for done, (task, prediction) in enumerate(found, 1):
-            progress("masks", done, len(tasks))
-            yield int(task), regions(prediction.mask, config)
+        coverage = Coverage(
+            len(tasks),
+            f"the queue's {len(tasks)} slices that wait for their masks",
+            "people would get them without, for good",
+            "the masks that are drawn",
+        )
+        done = 0
+        for asked in coverage.passes(tasks):
+            for task, prediction in learner.predict(source, asked, unreadable=coverage.note):
+                done += 1
+                progress("masks", done, len(tasks))
+                yield int(task), regions(prediction.mask, config)
 
     return publish.draw_pending(
         project, published, predict, lambda: not project.schedule.a_round_waits()
     )
-
-
-def _name(error: UnreadableSlice) -> None:
-    logger.warning("it stays without a mask: %s", error)

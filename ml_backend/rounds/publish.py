@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
-from typing import Any, TypeVar
-
-import requests
+from typing import TypeVar
 
 from ml_backend.errors import NextsliceError
 from ml_backend.rounds.artefacts import LABELS, QUEUE, ROUND, SELECTION
 from ml_backend.rounds.contention import next_switch_at
+from ml_backend.rounds.live_masks import ANSWERS_WITHIN_S, LiveMasks, MasksAwaited, Regions
 from ml_backend.rounds.project import ConnectedProject, now
 from ml_backend.rounds.records import (
     Published,
@@ -50,7 +50,6 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Regions = list[dict[str, Any]]
 Predict = Callable[[list[int]], Iterable[tuple[int, Regions]]]
 """Task and regions of each of these tasks, in any order; what cannot be predicted is left out."""
 
@@ -61,8 +60,7 @@ _LARGEST_CHUNK = 64
 _QUICK_S = 5.0
 """A chunk that was stored within this is followed by one of twice the size, at most: each costs
 Label Studio half a dozen requests, and many annotators take slices faster than that."""
-_PREDICT_TIMEOUT_S = 300
-_TOP_UP_S = 4 * _PREDICT_TIMEOUT_S
+_TOP_UP_S = 4.0 * ANSWERS_WITHIN_S
 _SWITCH_S = 120.0
 _QUEUE_S = 300.0
 _DRAWN_TOGETHER = 4
@@ -301,27 +299,6 @@ def _open_tasks(
             yield row.id
 
 
-def _predict(project: ConnectedProject, tasks: list[dict[str, Any]]) -> list[Regions]:
-    """Ask the backend itself: it holds the network, and this process must not import torch.
-
-    A backend that does not answer must not starve annotators: they get the slice without a mask.
-    """
-    config = project.in_studio().label_config
-    try:
-        answer = requests.post(
-            f"{project.settings.backend_url}/predict",
-            json={"tasks": tasks, "project": project.key, "label_config": config, "params": {}},
-            auth=project.settings.basic_auth,
-            timeout=_PREDICT_TIMEOUT_S,
-        )
-        answer.raise_for_status()
-        results = answer.json()["results"]
-        return [result["result"] if result else [] for result in results]
-    except (requests.RequestException, ValueError, KeyError, TypeError) as error:
-        logger.warning("top-up without masks: %s/predict: %s", project.settings.backend_url, error)
-        return [[] for _ in tasks]
-
-
 def top_up(project: ConnectedProject) -> int:
     """Store again what is gone of the published queue, then append to it when it runs low.
 
@@ -337,10 +314,12 @@ def _top_up(project: ConnectedProject) -> int:
     if published is None:
         return 0
     folder = project.folder.round(published.round)
-    queue = known_queue(folder) or _restore_queue(project, folder, published)
+    queue = known_queue(folder)
     if queue is None or queue.model_version != published.model_version:
+        queue = _restore_queue(project, folder, published, queue)
+    if queue is None:
         return 0
-    masks = published.weights is not None
+    masks = LiveMasks(project, queue.model_version) if published.weights is not None else None
     stored = 0
     try:
         for entries in _chunks(_lost(project, queue)):
@@ -349,6 +328,8 @@ def _top_up(project: ConnectedProject) -> int:
             stored += _append(project, folder, queue, tasks, masks=masks)
     except StaleQueue as error:  # the one that took its place is looked at by itself
         logger.info("project %s: %s", project.key, error)
+    except MasksAwaited as error:
+        logger.warning("project %s: %s", project.key, error)
     return stored
 
 
@@ -362,21 +343,30 @@ def known_queue(folder: RoundFolder) -> QueueRecord | None:
 
 
 def _restore_queue(
-    project: ConnectedProject, folder: RoundFolder, published: Published
+    project: ConnectedProject,
+    folder: RoundFolder,
+    published: Published,
+    there: QueueRecord | None,
 ) -> QueueRecord | None:
-    """Write the lost `queue.json` again; None when another version took its place meanwhile."""
-    queue = _rebuilt_queue(project, folder, published)
+    """Write the lost `queue.json` again; None when another version took its place meanwhile.
+
+    ``there``: stands in its place, for another version: retiring was killed before that was
+    published, and is no longer wanted. What it has stored is removed.
+    """
+    lost, kept = folder.where(QUEUE), "what is stored and selected"
+    if there is None:
+        queue = _rebuilt_queue(project, folder, published)
+    else:
+        queue = QueueRecord(model_version=published.model_version, entries=there.entries)
+        lost, kept = f"{lost} of {published.model_version}", there.model_version
     with project.schedule.alone("queue", _QUEUE_S, wait=True):
         if project.published != published:
             return None
-        logger.warning(
-            "project %s: %s was lost; it is made again of the selection and of what is stored: %d "
-            "places",
-            project.key,
-            folder.where(QUEUE),
-            len(queue.entries),
-        )
+        logger.warning("project %s: %s was lost; it is made again of %s: %d places",
+                       project.key, lost, kept, len(queue.entries))  # fmt: skip
         folder.save(QUEUE, queue)
+        if there is not None:
+            task_order.remove_predictions(project.studio, project.number, there.model_version)
     return queue
 
 
@@ -384,7 +374,8 @@ def _rebuilt_queue(
     project: ConnectedProject, folder: RoundFolder, published: Published
 ) -> QueueRecord:
     """The queue as far as anybody knows it: what is stored keeps its score, and what was selected
-    and is gone stands behind the one that was selected before it."""
+    and is gone stands behind the one that was selected before it. What has no region may wait for
+    its mask."""
     version = published.model_version
     selection = folder.load(SELECTION) or SelectionRecord(
         strategy="", seed=0, chosen=[], reserve=[]
@@ -394,7 +385,7 @@ def _rebuilt_queue(
         return queue_of(project, selection, version)
     selected = [*selection.chosen, *selection.reserve]
     open_tasks = task_order.still_open(project.studio, project.number, selected)
-    places, last = dict(stored), 0.0
+    places, last = {task: place.score for task, place in stored.items()}, 0.0
     for task in selected:
         if task in open_tasks and task not in places:
             places[task] = last + _BETWEEN
@@ -407,6 +398,7 @@ def _rebuilt_queue(
             QueueEntry(task=task, score=score, kind=kinds.get(task, "top-up"))
             for task, score in sorted(places.items(), key=lambda place: place[1])
         ],
+        pending=[task for task, place in stored.items() if published.weights and place.bare],
     )
 
 
@@ -427,7 +419,7 @@ def _lost(project: ConnectedProject, queue: QueueRecord) -> list[QueueEntry]:
     Label Studio holds the truth about predictions as well: *Delete predictions* in the Data Manager
     takes the queue away, and a restored database may never have had it.
     """
-    places = sorted(queue.entries, key=lambda entry: entry.score)
+    places = _in_order(queue)
     scores = {entry.task: entry.score for entry in places}
     gone = set(task_order.lost(project.studio, project.number, queue.model_version, scores))
     if gone:
@@ -456,7 +448,7 @@ def _append(
     queue: QueueRecord,
     tasks: list[int],
     *,
-    masks: bool,
+    masks: LiveMasks | None,
 ) -> int:
     """`_store` predictions of ``tasks`` behind the last of ``queue``, and note them there."""
     place = len(queue.entries)
@@ -475,38 +467,78 @@ def _store(
     queue: QueueRecord,
     entries: list[QueueEntry],
     *,
-    masks: bool,
+    masks: LiveMasks | None,
 ) -> int:
     """Store predictions of ``entries``, and note in ``queue`` those that it does not have.
 
-    ``masks``: with what the backend predicts now. Returns how many entries there were. Raises
-    StaleQueue, with nothing stored, when another version took its place meanwhile.
+    ``masks``: with these. Where the backend is silent, without, and only as many as annotators
+    need. Returns how many entries there were. Raises StaleQueue, with nothing stored, when another
+    version took its place meanwhile, MasksAwaited when annotators have enough.
     """
-    regions: dict[int, Regions] = {}
-    if masks:
-        tasks = [entry.task for entry in entries]
-        rows = list(project.studio.tasks_by_id(project.number, tasks))
-        predicted = _predict(project, [{"id": row.id, "data": row.data} for row in rows])
-        regions = {row.id: result for row, result in zip(rows, predicted, strict=True)}
-    with project.schedule.alone("queue", _QUEUE_S, wait=True):
-        published = project.published
-        if published is None or published.model_version != queue.model_version:
-            raise StaleQueue(f"{queue.model_version} is no longer published")
+    tasks = [entry.task for entry in entries]
+    found: dict[int, Regions] = {}
+    if masks is not None:
+        found = masks.of(list(project.studio.tasks_by_id(project.number, tasks)))
+        if masks.silent:
+            _check_need(project, queue)
+    with _held_queue(project, folder, queue):
         task_order.store_predictions(
             project.studio,
             project.number,
             queue.model_version,
-            [QueuedPrediction(e.task, e.score, regions.get(e.task, [])) for e in entries],
+            [QueuedPrediction(e.task, e.score, found.get(e.task, [])) for e in entries],
         )
+        known = {entry.task for entry in queue.entries}
+        new = [entry for entry in entries if entry.task not in known]
+        queue.entries.extend(new)
+        noted = masks is not None and _note_masks(queue, tasks, found, masks)
+        if new or noted:
+            folder.save(QUEUE, queue)
+    return len(entries)
+
+
+@contextmanager
+def _held_queue(
+    project: ConnectedProject, folder: RoundFolder, queue: QueueRecord
+) -> Iterator[None]:
+    """Hold the queue's lock, ``queue`` being as it is noted now. Raises StaleQueue."""
+    with project.schedule.alone("queue", _QUEUE_S, wait=True):
+        published = project.published
+        if published is None or published.model_version != queue.model_version:
+            raise StaleQueue(f"{queue.model_version} is no longer published")
         there = known_queue(folder)
         if there is not None and there.model_version == queue.model_version:
             # Another top-up may have been at it, where our lock was void for a while.
             queue.entries = there.entries
-        known = {entry.task for entry in queue.entries}
-        if new := [entry for entry in entries if entry.task not in known]:
-            queue.entries.extend(new)
-            folder.save(QUEUE, queue)
-    return len(entries)
+            queue.unmasked, queue.pending = there.unmasked, there.pending
+        yield
+
+
+def _check_need(project: ConnectedProject, queue: QueueRecord) -> None:
+    """Raise MasksAwaited while as many slices are free as annotators may take in one moment."""
+    length = task_order.queue_length(project.studio, project.number, queue.model_version)
+    if length > project.settings.reserve_size:
+        raise MasksAwaited(
+            f"{queue.model_version} is not filled for now: the backend at "
+            f"{project.settings.backend_url} predicts no masks of it, and {length} slices are free."
+        )
+
+
+def _note_masks(
+    queue: QueueRecord, tasks: Sequence[int], found: Mapping[int, Regions], masks: LiveMasks
+) -> bool:
+    """Which of ``tasks`` wait for a mask now, and which cannot have one; whether that is new."""
+    before = (queue.pending, queue.unmasked)
+    without = {task for task in tasks if task not in found}
+    later, never = (without, set()) if masks.silent else (set(), without)
+    waiting = {*queue.pending} - {*tasks} | later
+    queue.pending = [entry.task for entry in _in_order(queue) if entry.task in waiting]
+    queue.unmasked = sorted({*queue.unmasked} - {*tasks} | never)
+    return before != (queue.pending, queue.unmasked)
+
+
+def _in_order(queue: QueueRecord) -> list[QueueEntry]:
+    return sorted(queue.entries, key=lambda entry: entry.score)
 
 
 def retire(

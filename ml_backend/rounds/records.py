@@ -242,9 +242,10 @@ class QueueRecord(Record):
     model_version: str
     entries: list[QueueEntry] = Field(default_factory=list)
     unmasked: list[int] = Field(default_factory=list)
-    """Slices that the round published without a mask, since they could not be read."""
+    """Slices that are stored without a mask, since they could not be read or predicted."""
     pending: list[int] = Field(default_factory=list)
-    """Slices of an early round whose mask is still to come, first place first."""
+    """Slices whose mask is still to come, first place first: of an early round, or stored while the
+    backend did not answer."""
 
 
 class Published(Record):

@@ -33,6 +33,7 @@ __all__ = [
     "VERSION_PREFIX",
     "BackendLink",
     "QueuedPrediction",
+    "StoredPlace",
     "draw",
     "lost",
     "prepare",
@@ -163,19 +164,29 @@ def _in_place(
     return found
 
 
-def stored_places(studio: Studio, project_id: int, version: str) -> dict[int, float]:
-    """Task → score of each stored prediction of ``version``, lowest first; annotated tasks too, but
-    none that was made when its task was opened. Reads their masks: for when nobody knows better."""
-    found: dict[int, float] = {}
+@dataclass(frozen=True)
+class StoredPlace:
+    """Where a stored prediction stands, and whether it is ``bare``: without a region."""
+
+    score: float
+    bare: bool
+
+
+def stored_places(studio: Studio, project_id: int, version: str) -> dict[int, StoredPlace]:
+    """Task → the first stored prediction of ``version``, lowest score first; annotated tasks too,
+    but none that was made when its task was opened. Reads their masks: for when nobody knows
+    better."""
+    found: dict[int, StoredPlace] = {}
     for task in studio.full_tasks(project_id, [with_version(version)]):
-        scores = [
-            float(prediction["score"])
+        stored = [
+            StoredPlace(float(prediction["score"]), not prediction.get("result"))
             for prediction in task.get("predictions") or ()
             if prediction.get("model_version") == version and prediction.get("score") is not None
         ]
-        if scores and min(scores) < LIVE_SCORE:
-            found[int(task["id"])] = min(scores)
-    return dict(sorted(found.items(), key=lambda place: place[1]))
+        first = min(stored, key=lambda place: place.score, default=None)
+        if first is not None and first.score < LIVE_SCORE:
+            found[int(task["id"])] = first
+    return dict(sorted(found.items(), key=lambda place: place[1].score))
 
 
 def lost(studio: Studio, project_id: int, version: str, scores: Mapping[int, float]) -> list[int]:

@@ -1,0 +1,275 @@
+"""Masks of slices that join the queue, or come back to it, after its round.
+
+The backend is the real application at its address, with the real network; Label Studio is a server
+of the tests.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from werkzeug.serving import make_server
+
+from ml_backend.app import create_app
+from ml_backend.cli.rounds import rounds_table
+from ml_backend.cli.tables import whole
+from ml_backend.embedded.processes import free_port
+from ml_backend.rounds import coverage, live_masks, publish, reconcile
+from ml_backend.rounds.artefacts import QUEUE
+from ml_backend.rounds.pending import draw_pending
+from ml_backend.rounds.project import ConnectedProject
+from ml_backend.rounds.records import Published, QueueRecord
+from ml_backend.rounds.round import run_round
+from ml_backend.rounds.schedule import GPU
+from ml_backend.rounds.slices import UnreadableSlices
+from ml_backend.settings import Settings
+from ml_backend.studio import download
+from tests.http_studio import HttpStudio, phantom_project, phantom_server
+
+RESERVE = 2
+
+
+@pytest.fixture
+def server() -> Iterator[HttpStudio]:
+    with phantom_server() as running:
+        yield running
+
+
+@pytest.fixture
+def project(
+    server: HttpStudio, make_settings: Callable[..., Settings], redis_url: str
+) -> ConnectedProject:
+    """Round 1 is published: every mask of its queue was made by its network."""
+    found = phantom_project(
+        server,
+        make_settings,
+        REDIS_URL=redis_url,
+        NEXTSLICE_BACKEND_URL=f"http://127.0.0.1:{free_port()}",
+        NEXTSLICE_RESERVE=RESERVE,
+    )
+    run_round(found, "test")
+    return found
+
+
+@contextmanager
+def backend(project: ConnectedProject) -> Iterator[None]:
+    """The backend answers at its address until the end of the block."""
+    port = int(project.settings.backend_url.rpartition(":")[2])
+    running = make_server("127.0.0.1", port, create_app(project.settings), threaded=True)
+    thread = threading.Thread(target=running.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        running.shutdown()
+        thread.join()
+        running.server_close()
+
+
+def published(project: ConnectedProject) -> Published:
+    found = project.published
+    assert found is not None
+    return found
+
+
+def record(project: ConnectedProject) -> QueueRecord:
+    return project.folder.round(1).need(QUEUE)
+
+
+def order(project: ConnectedProject) -> list[int]:
+    return [entry.task for entry in record(project).entries]
+
+
+def stored(server: HttpStudio, project: ConnectedProject) -> dict[int, list[tuple[float, Any]]]:
+    """Task → score and regions of each stored prediction of the published version."""
+    found: dict[int, list[tuple[float, Any]]] = {}
+    for row in server.memory.imported:
+        if row["model_version"] == published(project).model_version:
+            found.setdefault(row["task"], []).append((row["score"], row["result"]))
+    return found
+
+
+def masks(server: HttpStudio, project: ConnectedProject) -> dict[int, Any]:
+    """Task → regions of its one prediction of the published version."""
+    return {task: row[1] for task, (row,) in stored(server, project).items()}
+
+
+def draw(project: ConnectedProject) -> int:
+    """What a gpu worker does when no round waits."""
+    project.service.schedule.queue(GPU).empty()
+    return draw_pending(project, lambda step, done, total: None)
+
+
+def forget_images(project: ConnectedProject) -> None:
+    for file in project.settings.cache_dir.rglob("*"):
+        if file.is_file():
+            file.unlink()
+
+
+def delete_predictions(server: HttpStudio, tasks: list[int]) -> None:
+    """As somebody does in the Data Manager."""
+    rows = server.memory.imported
+    rows[:] = [row for row in rows if row["task"] not in tasks]
+
+
+def test_what_was_deleted_waits_for_the_backend_while_there_are_slices_enough(
+    server: HttpStudio, project: ConnectedProject
+) -> None:
+    before = stored(server, project)
+    gone = order(project)[:2]
+    delete_predictions(server, gone)
+
+    publish.top_up(project)
+    assert not set(gone) & set(stored(server, project)), "without a mask, for good"
+    with backend(project):
+        publish.top_up(project)
+
+    assert stored(server, project) == before
+
+
+def test_annotators_go_on_without_masks_and_get_them_drawn(
+    server: HttpStudio, project: ConnectedProject
+) -> None:
+    """Nothing is left to hand out: a few are better than none."""
+    before, places = stored(server, project), order(project)
+    delete_predictions(server, places)
+
+    publish.top_up(project)
+
+    bare = stored(server, project)
+    assert all(regions == [] for rows in bare.values() for _, regions in rows)
+    assert RESERVE < len(bare) < len(before), "no more than are needed"
+    assert record(project).pending == [task for task in places if task in bare]
+    assert "whose masks are still to come" in whole(rounds_table(project.folder))
+    reconcile.count(project)
+    assert project.service.schedule.length(GPU) == (1, 0)
+    assert draw(project) == len(bare)
+    with backend(project):
+        publish.top_up(project)
+
+    assert stored(server, project) == before
+    assert record(project).pending == []
+    assert record(project).unmasked == []
+
+
+def test_an_outage_while_they_are_drawn_costs_none(
+    server: HttpStudio, project: ConnectedProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, places = masks(server, project), order(project)
+    delete_predictions(server, places)
+    publish.top_up(project)
+    waiting = record(project).pending
+    forget_images(project)
+    monkeypatch.setattr(coverage, "_wait", lambda seconds: None)
+    monkeypatch.setattr(download, "_QUIET_S", 0.0)
+    server.fault = lambda path: 500
+    with pytest.raises(UnreadableSlices):
+        draw(project)
+    assert record(project).pending == waiting
+    assert record(project).unmasked == []
+    server.fault = lambda path: None
+
+    assert draw(project) == len(waiting)
+
+    assert masks(server, project) == {task: before[task] for task in waiting}
+
+
+def test_a_backend_that_does_not_answer_is_asked_once_a_look(
+    server: HttpStudio, project: ConnectedProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that hangs costs five minutes each time, and the control worker has other projects."""
+    asked: list[str] = []
+    post = live_masks.requests.post
+
+    def spy(url: str, **options: Any) -> Any:
+        asked.append(url)
+        return post(url, **options)
+
+    monkeypatch.setattr(live_masks.requests, "post", spy)
+    monkeypatch.setattr(publish, "_PREDICT_CHUNK", 1)
+    monkeypatch.setattr(publish, "_LARGEST_CHUNK", 1)
+    delete_predictions(server, order(project))
+
+    publish.top_up(project)
+
+    assert len(stored(server, project)) > 1
+    assert len(asked) == 1
+
+
+def test_masks_of_the_version_before_are_not_stored(
+    server: HttpStudio, project: ConnectedProject, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The backend looks at what is published every few seconds only."""
+    with backend(project):
+        app_sees = published(project)
+        project.folder.published = app_sees.model_copy(update={"model_version": "nextslice-old"})
+        with caplog.at_level(logging.WARNING):
+            asked = live_masks.LiveMasks(project, app_sees.model_version)
+            rows = list(project.studio.tasks_by_id(project.number, order(project)[:2]))
+            assert asked.of(rows) == {}
+    assert asked.silent
+    assert "nextslice-old" in caplog.text
+
+
+def test_a_slice_that_cannot_be_predicted_is_named_and_not_asked_for_again(
+    server: HttpStudio, project: ConnectedProject
+) -> None:
+    first = order(project)[0]
+    delete_predictions(server, [first])
+    forget_images(project)
+    server.fault = lambda path: 404 if path == f"/{first}.png" else None
+
+    with backend(project):
+        publish.top_up(project)
+        assert [regions for _, regions in stored(server, project)[first]] == [[]]
+        assert record(project).unmasked == [first]
+        assert record(project).pending == []
+        assert publish.top_up(project) == 0
+
+
+def test_a_record_that_is_lost_leaves_nobody_without_a_mask(
+    server: HttpStudio, project: ConnectedProject
+) -> None:
+    masks_before, places = masks(server, project), order(project)
+    delete_predictions(server, places)
+    publish.top_up(project)
+    project.folder.round(1).remove(QUEUE)
+
+    with backend(project):
+        publish.top_up(project)
+    draw(project)
+
+    assert order(project) == places
+    assert masks(server, project) == masks_before
+
+
+def test_classes_that_changed_and_changed_back_leave_the_queue_filled(
+    server: HttpStudio, project: ConnectedProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Retiring was killed before the switch, and somebody took the new class back."""
+    before = record(project)
+
+    def killed(*_: object) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publish, "_serve", killed)
+        with pytest.raises(KeyboardInterrupt):
+            publish.retire(project, "another class", ["background", "screw"], "f" * 8)
+    left = record(project).model_version
+    assert left != published(project).model_version
+    gone = before.entries[0].task
+    delete_predictions(server, [gone])
+
+    with backend(project):
+        for _ in range(2):
+            publish.top_up(project)
+
+    assert record(project) == before
+    assert gone in stored(server, project)
+    assert not [row for row in server.memory.imported if row["model_version"] == left]
