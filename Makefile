@@ -49,7 +49,7 @@ test: install ## Run every test (Label Studio is installed into .nextslice the f
 faults: install ## Run the whole fault matrix in real time, and write docs/reliability.md (half an hour)
 	@rm -f docs/results/faults/cells.jsonl
 	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE NEXTSLICE_FAULTS=1 \
-		$(BIN)/python -m pytest -m "nightly or not nightly" -n 4 tests/faults \
+		$(BIN)/python -m pytest -m "nightly or not nightly" -n 4 tests/faults --timeout 3000 \
 		--deselect tests/faults/test_report.py $(ARGS)
 	@$(BIN)/python -m tests.faults.report
 

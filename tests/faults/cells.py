@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import BaseModel
 
-__all__ = ["RECORD", "Measured", "measured_cells", "note", "real_time"]
+from ml_backend.embedded import processes
+
+__all__ = ["RECORD", "Measured", "measured_cells", "note", "real_time", "wait_until"]
 
 RECORD = Path(__file__).resolve().parents[2] / "docs" / "results" / "faults" / "cells.jsonl"
 _ASKED = "NEXTSLICE_FAULTS"
+_PATIENCE = 5
 
 
 class Measured(BaseModel):
@@ -32,6 +36,14 @@ class Measured(BaseModel):
 def real_time() -> bool:
     """Whether pauses are waited for and figures kept (`make faults`), or both left out."""
     return bool(os.environ.get(_ASKED))
+
+
+def wait_until(
+    ready: Callable[[], bool], what: str, timeout_s: float, pause_s: float = 0.2
+) -> None:
+    """`processes.wait_until`, longer where cells are measured side by side: on a machine that is
+    shared with others a training of a second may take minutes."""
+    processes.wait_until(ready, what, timeout_s * (_PATIENCE if real_time() else 1), pause_s)
 
 
 def note(cell: Measured) -> None:

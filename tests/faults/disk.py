@@ -7,7 +7,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from ml_backend.embedded.processes import ProcessGroup, wait_until
+from ml_backend.embedded.processes import ProcessGroup
+from tests.faults.cells import wait_until
 
 __all__ = ["SmallDisk", "may_mount"]
 

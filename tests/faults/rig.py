@@ -16,7 +16,7 @@ from redis import Redis
 from rq.job import Job
 
 from ml_backend.durable import sweep
-from ml_backend.embedded.processes import ProcessGroup, wait_until
+from ml_backend.embedded.processes import ProcessGroup
 from ml_backend.embedded.redis_server import start_redis
 from ml_backend.embedded.stack import settings_from
 from ml_backend.rounds import reconcile
@@ -192,14 +192,14 @@ class Rig:
             found = self.project.published
             return found is not None and found.round >= number
 
-        wait_until(published, f"round {number} of {self.folder}", within_s, 0.05)
+        cells.wait_until(published, f"round {number} of {self.folder}", within_s, 0.05)
 
     def wait_for_quiet(self) -> None:
         """Until nothing is asked for any more."""
         schedule = self.service.schedule
         looks = [self.project.schedule.job_id("count"), self.project.schedule.job_id("tidy")]
         self.hint()
-        wait_until(
+        cells.wait_until(
             lambda: schedule.length(GPU) == (0, 0) and all(map(schedule.ended, looks)),
             "an end of the jobs", 180, 0.05,
         )  # fmt: skip
@@ -284,7 +284,7 @@ class Cell:
             self.says = next((c.says for c in conditions if c.state == state), "")
             return bool(self.says)
 
-        wait_until(told, f"the state {state}", within_s, 0.05)
+        cells.wait_until(told, f"the state {state}", within_s, 0.05)
         return self.says
 
     def over(self, *, skip_pauses: bool = True) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import requests
 
-from ml_backend.embedded.processes import free_port, kill_tree, wait_until
+from ml_backend.embedded.processes import free_port, kill_tree
 from ml_backend.embedded.stack import start_backend
+from tests.faults.cells import wait_until
 from tests.faults.rig import Cell, K, Rig, closing
 from tests.faults.studio import FaultyStudio, faulty_studio
 from tests.faults.worker import step

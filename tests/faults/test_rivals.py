@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import pytest
 
-from ml_backend.embedded.processes import wait_until
 from ml_backend.embedded.stack import settings_from
 from ml_backend.rounds import reconcile
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.schedule import GPU
 from ml_backend.rounds.service import Service
 from ml_backend.studio.client import Backend
+from tests.faults.cells import wait_until
 from tests.faults.rig import Cell, Rig
 from tests.faults.studio import FaultyStudio
 from tests.faults.worker import step

@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from ml_backend.embedded.processes import wait_until
+from tests.faults.cells import wait_until
 
 __all__ = ["Stop", "WorkerProcess", "flushing", "step", "writing"]
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from ml_backend import durable
 from ml_backend.cli import worker as command
-from ml_backend.embedded.processes import wait_until
 from ml_backend.rounds import jobs
 from ml_backend.rounds import learners as _with_torch  # noqa: F401
 from ml_backend.rounds.store import Store
+from tests.faults.cells import wait_until
 
 if TYPE_CHECKING:
     from tests.faults.worker import Stop
