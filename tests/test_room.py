@@ -16,8 +16,13 @@ from torch import Tensor, nn
 
 from al_strategies.evidence import EMBEDDING
 from ml_backend.api.serving import Serving
+from ml_backend.rounds import reconcile
 from ml_backend.rounds.artefacts import METRICS
+from ml_backend.rounds.attempt import MAX_FAILURES, attempt
 from ml_backend.rounds.round import run_round
+from ml_backend.rounds.schedule import GPU
+from ml_backend.rounds.status import project_status
+from ml_backend.segmentation import inference
 from ml_backend.segmentation.dataset import LabelledSlices
 from ml_backend.segmentation.inference import (
     EVIDENCE_NAMES,
@@ -34,10 +39,12 @@ from ml_backend.segmentation.networks import SegmentationNetwork, build_network
 from ml_backend.segmentation.networks.full_resolution import FullResolutionHRNet
 from ml_backend.segmentation.networks.hrnet import HRNetV2
 from ml_backend.segmentation.preprocessing import Preprocessing
-from ml_backend.segmentation.room import OutOfMemory, Room
+from ml_backend.segmentation.room import OutOfMemory, Room, or_on_cpu
 from ml_backend.segmentation.training import TrainingConfig, train
 from ml_backend.settings import Settings
-from tests.http_studio import CONFIG, phantom_project, phantom_server
+from ml_backend.studio.annotations import regions
+from ml_backend.studio.label_config import parse_label_config
+from tests.http_studio import CONFIG, PHANTOM, phantom_project, phantom_server
 from tests.segmentation_phantom import CLASSES, Phantom
 
 TOLD = "CUDA out of memory. Tried to allocate 2.00 GiB.\nMore of it."
@@ -170,6 +177,11 @@ def test_an_error_of_another_kind_is_not_tried_again() -> None:
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
         "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
         "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory",
+        "[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory",
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+        "cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`",
+        "GET was unable to find an engine to execute this computation",
+        "std::bad_alloc",
     ],
 )
 def test_libraries_below_torch_say_it_otherwise(said: str) -> None:
@@ -179,6 +191,78 @@ def test_libraries_below_torch_say_it_otherwise(said: str) -> None:
         return batch
 
     assert Room(torch.device("cpu"), "a test", (1, 64), "").run(8, 64, work) == 2
+
+
+def test_numpy_has_an_error_of_its_own() -> None:
+    def work(batch: int, side: int) -> int:
+        if batch > 2:
+            raise MemoryError("Unable to allocate 2.00 TiB for an array")
+        return batch
+
+    assert Room(torch.device("cpu"), "a test", (1, 64), "").run(8, 64, work) == 2
+
+
+def test_what_was_done_in_pieces_already_is_not_done_in_smaller_ones() -> None:
+    calls = []
+
+    def work(batch: int, side: int) -> None:
+        calls.append(batch)
+        raise OutOfMemory("The memory of cuda is too small. It said: CUDA out of memory.")
+
+    with pytest.raises(OutOfMemory):
+        Room(torch.device("cpu"), "a test", (1, 64), "").run(8, 64, work)
+    assert calls == [8]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError(TOLD), RuntimeError("DefaultCPUAllocator: can't"), MemoryError()],
+)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_neither_a_device_nor_the_cpu_has_room(error: Exception, device: str) -> None:
+    """``meta`` stands for a GPU. The CPU says it otherwise."""
+    asked: list[str] = []
+    layer = nn.Linear(2, 2)
+
+    def work() -> None:
+        asked.append(device)
+        raise error
+
+    with pytest.raises(OutOfMemory) as raised:
+        or_on_cpu(layer, torch.device(device), work)
+
+    assert len(asked) == 2
+    assert str(raised.value).startswith("The memory of cpu is too small")
+    assert "NEXTSLICE_ARCHITECTURE" in str(raised.value)
+    assert device in str(raised.value)
+
+
+def test_a_network_for_which_there_is_no_room_is_no_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = NetworkLearner(CLASSES, LearnerConfig("hrnet_w18_small"))
+    learner.model = model()
+    data = learner.to_bytes()
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError(TOLD)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HRNetV2, "to", full_on_devices(HRNetV2.to))
+        with pytest.raises(OutOfMemory, match="too small for a network"):
+            NetworkLearner.from_bytes(data)
+    monkeypatch.setattr(inference, "optimised", full)
+    with pytest.raises(OutOfMemory, match="too small for a second network, for inference"):
+        learner.predict_image(np.zeros((64, 64)))
+
+
+def full_on_devices(to: Callable[..., Any]) -> Callable[..., Any]:
+    """Memory that holds no network that is moved to a device."""
+
+    def moved(self: nn.Module, *arguments: Any, **options: Any) -> Any:
+        if arguments:
+            raise torch.OutOfMemoryError(TOLD)
+        return to(self, *arguments, **options)
+
+    return moved
 
 
 def test_what_cannot_be_predicted_says_what_was_tried() -> None:
@@ -297,6 +381,38 @@ def test_a_round_and_predict_go_on_and_say_so(
         task = {"id": 5, "data": {"image": "/5.png"}}
         (answer,) = Serving(project.service).predict(project.key, [task], CONFIG)
         assert answer
+
+
+def test_a_round_for_which_there_is_no_room_ends_and_says_what_it_waits_for(
+    make_settings: Callable[..., Settings], redis_url: str
+) -> None:
+    """Trained it is, scored it cannot be: other labels change nothing of that."""
+    with phantom_server() as server, pytest.MonkeyPatch.context() as patch:
+        project = phantom_project(
+            server, make_settings, REDIS_URL=redis_url, NEXTSLICE_IMAGE_HOSTS="127.0.0.1"
+        )
+        evidence = NetworkLearner.evidence
+
+        def without_room(*arguments: Any, **options: Any) -> Any:
+            with memory_of(1000):
+                return evidence(*arguments, **options)
+
+        patch.setattr(NetworkLearner, "evidence", without_room)
+        for attempts in range(1, MAX_FAILURES + 1):
+            with pytest.raises(OutOfMemory):
+                attempt(project, "test")
+            (said,) = [c.says for c in project_status(project).conditions if c.state == "failed"]
+            assert f"({attempts}×): OutOfMemory: The memory of cpu is too small for infer" in said
+            assert ("It is tried again from" in said) is (attempts < MAX_FAILURES)
+        assert said.endswith("It is tried again only after Start Training.")
+        config = parse_label_config(CONFIG)
+        for task in range(3, 6):
+            server.memory.submit(task, regions(PHANTOM.mask(PHANTOM.ids[task]), config))
+        project.update(lambda record: setattr(record, "failed_at", 0.0))
+
+        reconcile.count(project)
+
+        assert project.service.schedule.length(GPU) == (0, 0)
 
 
 def test_what_predict_cannot_compute_is_said_in_a_line(

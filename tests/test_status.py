@@ -21,9 +21,10 @@ from rq.serializers import JSONSerializer
 
 from ml_backend.embedded.processes import free_port
 from ml_backend.rounds import publish, reconcile
+from ml_backend.rounds.artefacts import METRICS
 from ml_backend.rounds.claim import claimed
 from ml_backend.rounds.project import ConnectedProject
-from ml_backend.rounds.records import ProjectRecord, Published
+from ml_backend.rounds.records import MetricsRecord, ProjectRecord, Published
 from ml_backend.rounds.schedule import GPU
 from ml_backend.rounds.service import Service
 from ml_backend.rounds.status import ProjectStatus, State, project_status
@@ -155,6 +156,9 @@ def test_the_last_error_is_told_until_a_round_succeeds(project: ConnectedProject
 
     note(project, failures=5)
     assert "at 8 labels that no attempt has seen" in said(project_status(project), "failed")
+    project.folder.round(3).save(METRICS, MetricsRecord())
+    text = said(project_status(project), "failed")
+    assert text.endswith("StudioError: 500. It is tried again only after Start Training.")
     note(project, failures=0, last_error=None)
     assert not project_status(project).has("failed")
 

@@ -14,7 +14,7 @@ from pydantic import Field
 from redis.exceptions import RedisError
 from rq.job import JobStatus
 
-from ml_backend.rounds.artefacts import LABELS
+from ml_backend.rounds.artefacts import LABELS, METRICS
 from ml_backend.rounds.attempt import gives_up, next_attempt_at
 from ml_backend.rounds.claim import Holder, last_holder
 from ml_backend.rounds.contention import FIGHT_S, fight, next_switch_at
@@ -99,7 +99,8 @@ def project_status(
     progress, jobs = _jobs(project, number, running=alive) if redis else (None, [])
     store = _store(project) if write else []
     lacking = _condition("imageless", record.imageless) if record.imageless else []
-    trouble = [*store, *jobs, *_contended(project, record), *lacking, *_failed(project, record)]
+    trouble = [*store, *jobs, *_contended(project, record), *lacking,
+               *_failed(project, record, number)]  # fmt: skip
     at_work = _running(record, number, holder, progress) or _killed(record, number, claimed)
     return ProjectStatus(
         project=project.number,
@@ -178,16 +179,17 @@ def _contended(project: ConnectedProject, record: ProjectRecord) -> list[Conditi
 # -- rounds
 
 
-def _failed(project: ConnectedProject, record: ProjectRecord) -> list[Condition]:
+def _failed(project: ConnectedProject, record: ProjectRecord, number: int) -> list[Condition]:
+    """How the last attempt at round ``number`` failed, and when the next one is made."""
     if not record.last_error:
         return []
     times = f" ({record.failures}×)" if record.failures else ""
     following = ""
     if gives_up(record):
-        following = (
-            f" It is tried again at {project.settings.k} labels that no attempt has seen, or after "
-            "Start Training."
-        )
+        # What fails after the training does not fail for its labels: others change nothing.
+        at = f"at {project.settings.k} labels that no attempt has seen, or "
+        trained = project.folder.round(number).has(METRICS)
+        following = f" It is tried again {'only ' if trained else at}after Start Training."
     elif record.failures and time.time() < next_attempt_at(record):
         following = f" It is tried again from {_moment(next_attempt_at(record))} on."
     error = record.last_error.rstrip(".")

@@ -19,6 +19,7 @@ from ml_backend.errors import NextsliceError
 from ml_backend.segmentation.model import Model
 from ml_backend.segmentation.networks import UnknownArchitecture, build_network
 from ml_backend.segmentation.preprocessing import Preprocessing
+from ml_backend.segmentation.room import within
 
 __all__ = ["FORMAT", "CheckpointError", "from_bytes", "read_metadata", "to_bytes"]
 
@@ -88,7 +89,7 @@ def from_bytes(data: bytes, device: str | torch.device = "cpu") -> Model:
     """The model that `to_bytes` wrote, in evaluation mode on ``device``.
 
     Raises CheckpointError for files that are cut off, foreign, of an architecture that cannot be
-    built here, or whose weights do not fit it.
+    built here, or whose weights do not fit it, OutOfMemory.
     """
     metadata = read_metadata(data)
     try:
@@ -111,7 +112,9 @@ def from_bytes(data: bytes, device: str | torch.device = "cpu") -> Model:
         raise CheckpointError(f"The checkpoint's metadata is damaged: {error!r}") from error
     _check_tensors(network.state_dict(), tensors, metadata)
     network.load_state_dict(tensors)
-    network.eval().to(memory_format=torch.channels_last).to(device)
+    network.eval().to(memory_format=torch.channels_last)
+    with within(torch.device(device), "a network"):
+        network.to(device)
     try:
         return Model(network, preprocessing, classes, seed)
     except ValueError as error:

@@ -39,7 +39,7 @@ from ml_backend.segmentation.networks import Pretrained, build_network, default_
 from ml_backend.segmentation.networks.full_resolution import SUFFIX, FullResolutionHRNet
 from ml_backend.segmentation.pixels import PixelConfig
 from ml_backend.segmentation.preprocessing import Preprocessing
-from ml_backend.segmentation.room import or_on_cpu
+from ml_backend.segmentation.room import or_on_cpu, within
 from ml_backend.segmentation.training import TrainingConfig, TrainingRun, needed_crop, train
 
 __all__ = ["LearnerConfig", "NetworkLearner"]
@@ -348,7 +348,9 @@ class NetworkLearner:
                 channels=preprocessing.planes,
                 pretrained=self.config.pretrained,
             )
-        return Model(network.to(self.device), preprocessing, self.classes, seed), False
+        with within(self.device, "a network"):
+            network.to(self.device)
+        return Model(network, preprocessing, self.classes, seed), False
 
     def _images(
         self, source: SliceSource, ids: Sequence[SliceId], preprocessing: Preprocessing
@@ -374,7 +376,8 @@ class NetworkLearner:
 
     def _optimised(self) -> Model:
         if self._fast is None:
-            self._fast = inference.optimised(self.model)
+            with within(self.device, "a second network, for inference"):
+                self._fast = inference.optimised(self.model)
         return self._fast
 
     def _inference(self) -> InferenceConfig:

@@ -7,7 +7,8 @@ side of what is computed at once, down to the least one. What was computed meanw
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -16,14 +17,19 @@ from torch import nn
 from ml_backend.errors import NextsliceError
 from ml_backend.segmentation.networks import MULTIPLE
 
-__all__ = ["OutOfMemory", "Room", "or_on_cpu"]
+__all__ = ["OutOfMemory", "Room", "or_on_cpu", "within"]
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_SAID = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "DefaultCPUAllocator: can't")
-"""How libraries below torch, and torch for the CPU, say it: by a plain RuntimeError."""
+_SAID = ("out of memory", "alloc_failed", "defaultcpuallocator", "bad_alloc", "find an engine")
+"""How CUDA, the libraries below torch (cuDNN finds no engine without a workspace), and torch for
+the CPU say it: by a plain RuntimeError."""
+_ADVICE = (
+    "End what else uses it, take a smaller network (NEXTSLICE_ARCHITECTURE, without +filters), or "
+    "let the CPU do it (NEXTSLICE_TRAIN_DEVICE=cpu for rounds, PREDICT_DEVICE=cpu for /predict)."
+)
 
 
 class OutOfMemory(NextsliceError, RuntimeError):
@@ -57,10 +63,10 @@ class Room:
             batch, side = min(batch, self._batch), min(side, self._side)
             try:
                 return work(batch, side)
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if not _is_full(error):
                     raise
-                said = str(error).partition("\n")[0]
+                said = _said(error)
             # Here the error is gone, and with it the frames that held tensors.
             _release(self._device)
             self._shrink(batch, side, said)
@@ -91,25 +97,48 @@ class Room:
 def or_on_cpu(network: nn.Module, device: torch.device, work: Callable[[], T]) -> T:
     """``work``, which computes where ``network`` is; on the CPU where the memory of ``device`` is
     full. Afterwards the network is on ``device``. Raises OutOfMemory."""
+    what = "what the network learns of whole slices"
     try:
-        return work()
-    except RuntimeError as error:
-        if not _is_full(error):
-            raise
-        said = str(error).partition("\n")[0]
+        with within(device, what):
+            return work()
+    except OutOfMemory as error:
+        said = str(error)
     _release(device)
-    logger.warning("the memory of %s is full, the CPU goes on: %s", device, said)
+    logger.warning("%s The CPU goes on.", said)
     network.to("cpu")
     try:
-        return work()
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemory(f"Neither {device} nor the CPU has memory enough: {error}") from error
+        with within(torch.device("cpu"), f"{what}, and so is that of {device}"):
+            return work()
     finally:
-        network.to(device)
+        with within(device, "the network"):
+            network.to(device)
 
 
-def _is_full(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or any(said in str(error) for said in _SAID)
+@contextmanager
+def within(device: torch.device, what: str) -> Iterator[None]:
+    """Of what is done all at once: OutOfMemory, for a person, where the memory of ``device`` does
+    not hold it. ``what``: in words."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not _is_full(error):
+            raise
+        raise OutOfMemory(
+            f"The memory of {device} is too small for {what}. {_ADVICE} It said: {_said(error)}"
+        ) from error
+
+
+def _is_full(error: RuntimeError | MemoryError) -> bool:
+    if isinstance(error, OutOfMemory):  # what could be done about it was done
+        return False
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    told = str(error).lower()
+    return any(said in told for said in _SAID)
+
+
+def _said(error: BaseException) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def _release(device: torch.device) -> None:
