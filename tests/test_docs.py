@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from ml_backend.rounds.schedule import LOCKS
 from ml_backend.settings import Settings
 from ml_backend.volumes.formats.format import Format
 from ml_backend.volumes.formats.registry import formats, written_endings
@@ -69,6 +70,42 @@ def test_every_command_named_in_the_docs_exists(page: Path) -> None:
 def test_every_link_in_the_docs_leads_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", page.read_text()):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_lock_in_redis_is_documented_with_its_seconds() -> None:
+    rows = re.findall(r"^  \| `([a-z-]+)` \|.*?\| ([0-9.]+) s \|", text_of("locks"), re.M)
+    assert {name: float(seconds) for name, seconds in rows} == LOCKS
+
+
+FILE_LOCKS = {
+    "cli/demo.py": "demo.lock",
+    "durable.py": ".part",
+    "embedded/label_studio.py": "install.lock",
+    "experiment/files.py": "runs/<strategy>/seed-0/lock",
+    "experiment/report.py": "runs/report.lock",
+    "experiment/runner.py": "start/seed-0.lock",
+    "volumes/partial.py": ".partial/lock",
+    "volumes/staging.py": ".nextslice-lock",
+}
+"""Module that locks a file → what the file is called."""
+
+
+def test_every_lock_of_a_file_is_documented() -> None:
+    package = ROOT / "ml_backend"
+    lock = re.compile(r"(?<![\w.])(?:held|FileLock|flock|fcntl\.flock)\(")
+    found = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if lock.search(path.read_text())
+    }
+    assert found == set(FILE_LOCKS)
+    rows = re.findall(r"^\| (`.*?) \|", text_of("locks"), re.M)
+    for name in FILE_LOCKS.values():
+        assert any(name in row for row in rows), f"docs/locks.md lacks {name}"
+
+
+def text_of(page: str) -> str:
+    return (ROOT / "docs" / f"{page}.md").read_text()
 
 
 def ours() -> list[Format]:

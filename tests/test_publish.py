@@ -6,6 +6,7 @@ On a real Redis and store; on a real Label Studio: tests/integration/test_queue.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from ml_backend.rounds import publish, reconcile
 from ml_backend.rounds.artefacts import DATASET, QUEUE, ROUND
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import LabelRecord, Published, QueueEntry
+from ml_backend.rounds.schedule import LOCKS
 from ml_backend.rounds.service import Service
 from ml_backend.settings import Settings
 from ml_backend.studio.client import Backend
@@ -172,7 +174,29 @@ def test_a_queue_is_filled_in_large_chunks_where_that_is_quick(
     """Of 100 slices that are missing; a chunk is predicted in one request, and stored in a few."""
     clock = itertools.count(0, seconds)
     monkeypatch.setattr(publish.time, "monotonic", lambda: next(clock))
-    assert [len(chunk) for chunk in publish._chunks(range(100))] == sizes
+    assert [len(chunk) for chunk in publish._chunks(range(100), math.inf)] == sizes
+
+
+def test_a_top_up_ends_before_its_lock_is_void(
+    project: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where each request takes minutes; the next look goes on."""
+    before, clock, store = project.handed_out(), [0.0], publish._store
+    project.delete_predictions(set(before))
+
+    def slow(*arguments: Any, **options: Any) -> int:
+        clock[0] += 250.0
+        return store(*arguments, **options)
+
+    monkeypatch.setattr(publish, "_PREDICT_CHUNK", 1)
+    monkeypatch.setattr(publish, "_store", slow)
+    monkeypatch.setattr(publish.time, "monotonic", lambda: clock[0])
+
+    assert publish.top_up(project) < len(before)
+    assert clock[0] < LOCKS["top-up"]
+    while publish.top_up(project):
+        pass
+    assert project.handed_out() == before
 
 
 def test_top_ups_that_overlap_keep_what_each_has_noted(

@@ -29,7 +29,6 @@ __all__ = [
     "stored_projects",
 ]
 
-_RECORD_S = 30.0
 _KEY = re.compile(r"[0-9]{1,18}(\.[0-9]{1,18})?")
 
 
@@ -116,7 +115,7 @@ class ConnectedProject:
 
         Alone: workers, control jobs and commands all write the one file.
         """
-        with self.schedule.alone("record", _RECORD_S, wait=True):
+        with self.schedule.alone("record", wait=True):
             record = self.record
             change(record)
             self.folder.record = record

@@ -28,6 +28,7 @@ from ml_backend.rounds.records import (
     SelectionRecord,
     SwitchBack,
 )
+from ml_backend.rounds.schedule import LOCKS
 from ml_backend.rounds.store import RoundFolder, StoreError
 from ml_backend.settings import Settings
 from ml_backend.studio import task_order
@@ -60,11 +61,10 @@ _LARGEST_CHUNK = 64
 _QUICK_S = 5.0
 """A chunk that was stored within this is followed by one of twice the size, at most: each costs
 Label Studio half a dozen requests, and many annotators take slices faster than that."""
-_TOP_UP_S = 4.0 * ANSWERS_WITHIN_S
-_SWITCH_S = 120.0
-_QUEUE_S = 300.0
 _DRAWN_TOGETHER = 4
 """Slices whose masks follow in one step: whoever waits for the worker waits for so many."""
+_TOP_UP_S = LOCKS["top-up"] - ANSWERS_WITHIN_S - LOCKS["queue"]
+"""A top-up begins nothing more after this, or its lock would be void: the next look goes on."""
 _BETWEEN = 1e-7
 """Of two scores in a queue that is made again; places are 1e-4 apart."""
 _TIDIED_ROUNDS = 3
@@ -185,7 +185,7 @@ def draw_pending(
     drawn = 0
     while go_on():
         batch = dict(islice(rows, _DRAWN_TOGETHER))
-        with project.schedule.alone("queue", _QUEUE_S, wait=True):
+        with project.schedule.alone("queue", wait=True):
             queue = known_queue(folder)
             if queue is None or project.published != published:
                 break
@@ -212,7 +212,7 @@ def _serve(
     the published version, and switch it back.
     """
     folder = project.folder
-    with project.schedule.alone("switch", _SWITCH_S, wait=True):
+    with project.schedule.alone("switch", wait=True):
         if (other := folder.published) != before:
             logger.warning("project %s: %s was published in this moment", project.key, other)
             return other or _published(record, retired)
@@ -241,7 +241,7 @@ def repair(project: ConnectedProject, seen: Project) -> None:
     ``seen``: the project as Label Studio had it a moment ago. Only when it looks moved is it read
     again. Who is switched away again and again waits before the next time (`contention`).
     """
-    with project.schedule.alone("switch", _SWITCH_S, wait=False) as alone:
+    with project.schedule.alone("switch", wait=False) as alone:
         published = project.published
         if not alone or published is None:
             return
@@ -305,7 +305,7 @@ def top_up(project: ConnectedProject) -> int:
     `queue_target` slices are kept ahead. Appended after the last score, in `queue.json`. Returns
     how many slices were stored.
     """
-    with project.schedule.alone("top-up", _TOP_UP_S, wait=False) as alone:
+    with project.schedule.alone("top-up", wait=False) as alone:
         return _top_up(project) if alone else 0
 
 
@@ -320,11 +320,11 @@ def _top_up(project: ConnectedProject) -> int:
     if queue is None:
         return 0
     masks = LiveMasks(project, queue.model_version) if published.weights is not None else None
-    stored = 0
+    stored, until = 0, time.monotonic() + _TOP_UP_S
     try:
-        for entries in _chunks(_lost(project, queue)):
+        for entries in _chunks(_lost(project, queue), until):
             stored += _store(project, folder, queue, entries, masks=masks)
-        for tasks in _chunks(_missing(project, folder, queue)):
+        for tasks in _chunks(_missing(project, folder, queue), until):
             stored += _append(project, folder, queue, tasks, masks=masks)
     except StaleQueue as error:  # the one that took its place is looked at by itself
         logger.info("project %s: %s", project.key, error)
@@ -359,7 +359,7 @@ def _restore_queue(
     else:
         queue = QueueRecord(model_version=published.model_version, entries=there.entries)
         lost, kept = f"{lost} of {published.model_version}", there.model_version
-    with project.schedule.alone("queue", _QUEUE_S, wait=True):
+    with project.schedule.alone("queue", wait=True):
         if project.published != published:
             return None
         logger.warning("project %s: %s was lost; it is made again of %s: %d places",
@@ -402,12 +402,11 @@ def _rebuilt_queue(
     )
 
 
-def _chunks(items: Iterable[T]) -> Iterator[list[T]]:
+def _chunks(items: Iterable[T], until: float) -> Iterator[list[T]]:
     """``items`` as many at a time as are predicted in one request: a few at first, more while what
-    the caller does with a chunk is quick."""
+    the caller does with a chunk is quick; none after ``until``."""
     rest, size = iter(items), _PREDICT_CHUNK
-    while chunk := list(islice(rest, size)):
-        began = time.monotonic()
+    while (began := time.monotonic()) < until and (chunk := list(islice(rest, size))):
         yield chunk
         quick = time.monotonic() - began < _QUICK_S
         size = min(2 * size, _LARGEST_CHUNK) if quick else max(size // 2, _PREDICT_CHUNK)
@@ -502,7 +501,7 @@ def _held_queue(
     project: ConnectedProject, folder: RoundFolder, queue: QueueRecord
 ) -> Iterator[None]:
     """Hold the queue's lock, ``queue`` being as it is noted now. Raises StaleQueue."""
-    with project.schedule.alone("queue", _QUEUE_S, wait=True):
+    with project.schedule.alone("queue", wait=True):
         published = project.published
         if published is None or published.model_version != queue.model_version:
             raise StaleQueue(f"{queue.model_version} is no longer published")
@@ -550,7 +549,7 @@ def retire(
     """
     # Held alone: a top-up would write the queue of before over ours, a tidy-up delete what it
     # takes for predictions of an attempt that came to nothing.
-    with project.schedule.alone("queue", _QUEUE_S, wait=True):
+    with project.schedule.alone("queue", wait=True):
         return _retire(project, reason, classes, fingerprint)
 
 
@@ -588,7 +587,7 @@ def tidy(project: ConnectedProject) -> int:
     Those of slices that were submitted since the published round's sync stay until the next one has
     measured what they cost (`effort`).
     """
-    with project.schedule.alone("queue", _QUEUE_S, wait=True):
+    with project.schedule.alone("queue", wait=True):
         return _tidy(project)
 
 

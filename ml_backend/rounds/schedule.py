@@ -11,7 +11,7 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -39,6 +39,7 @@ __all__ = [
     "GPU",
     "JOBS",
     "KINDS",
+    "LOCKS",
     "SIMULATE",
     "Kind",
     "Lock",
@@ -67,6 +68,8 @@ _DEAD_AFTER_S = 60
 _LIVE = (JobStatus.QUEUED, JobStatus.STARTED, JobStatus.SCHEDULED, JobStatus.DEFERRED)
 Lock = Literal["queue", "record", "switch", "top-up"]
 """What a project is locked for: its queue, `project.json`, the switch to a version, filling up."""
+LOCKS: Mapping[Lock, float] = {"record": 30.0, "switch": 120.0, "queue": 300.0, "top-up": 1200.0}
+"""After how many seconds each is void, whether or not its holder is at work."""
 _Job = Literal["adopt", "count", "masks", "reconcile", "round", "start", "tidy"]
 JOBS: tuple[str, ...] = get_args(_Job)
 """The functions of `jobs`."""
@@ -426,9 +429,9 @@ class ProjectSchedule:
         """RQ job id of the project's job ``name``."""
         return self._schedule.job_id(name, self._key)
 
-    def alone(self, what: Lock, timeout_s: float, *, wait: bool) -> AbstractContextManager[bool]:
+    def alone(self, what: Lock, *, wait: bool) -> AbstractContextManager[bool]:
         """Hold the project's lock for ``what``, as `Schedule.alone`."""
-        return self._schedule.alone(f"{what}:{self._key}", timeout_s, wait=wait)
+        return self._schedule.alone(f"{what}:{self._key}", LOCKS[what], wait=wait)
 
     def round_progress(self) -> RoundProgress | None:
         """Where the project's round job is, or None when there is none."""
