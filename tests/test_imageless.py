@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
 from ml_backend.rounds import adopt as adoption
-from ml_backend.rounds import reconcile
+from ml_backend.rounds import imageless, reconcile
 from ml_backend.rounds.artefacts import DATASET
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.service import Service
 from ml_backend.rounds.status import project_status
 from ml_backend.settings import Settings
-from ml_backend.studio.client import Backend
-from ml_backend.studio.label_config import bitmask_config
+from ml_backend.studio.client import Backend, Filter, TaskRow
+from ml_backend.studio.label_config import bitmask_config, parse_label_config
 from tests.memory_studio import FIRST_MOMENT, MemoryStudio
 
 KEY = f"7.{int(FIRST_MOMENT.timestamp())}"
@@ -31,6 +32,13 @@ class Connected(MemoryStudio):
 
     def set_webhook_header(self, project_id: int, url: str, name: str, value: str) -> bool:
         return True
+
+    looked_at = 0
+
+    def tasks(self, project_id: int, filters: Sequence[Filter] = ()) -> Iterator[TaskRow]:
+        for row in super().tasks(project_id, filters):
+            self.looked_at += 1
+            yield row
 
     def show_in(self, field: str) -> None:
         self.fields["label_config"] = config(field)
@@ -44,17 +52,19 @@ def config(field: str) -> str:
     return bitmask_config(["bone"]).replace('"$image"', f'"${field}"')
 
 
-MakeProject = Callable[[str, Callable[[int], dict[str, Any]]], ConnectedProject]
+MakeProject = Callable[..., ConnectedProject]
 
 
 @pytest.fixture
 def make_project(make_settings: Callable[..., Settings], redis_url: str) -> Iterator[MakeProject]:
     made: list[Service] = []
 
-    def make(field: str, data: Callable[[int], dict[str, Any]]) -> ConnectedProject:
-        studio: Any = Connected(config(field), TASKS, lambda _: np.zeros((8, 9)))
+    def make(
+        field: str, data: Callable[[int], dict[str, Any]], tasks: int = TASKS
+    ) -> ConnectedProject:
+        studio: Any = Connected(config(field), tasks, lambda _: np.zeros((8, 9)))
         studio.backend = Backend(id=1, url="http://us:9090")
-        studio.put(data)
+        studio.put(data, range(tasks))
         made.append(Service(make_settings(REDIS_URL=redis_url), studio=studio))
         return ConnectedProject(made[-1], KEY)
 
@@ -161,4 +171,25 @@ def test_a_config_that_comes_to_read_another_field_is_looked_at(make_project: Ma
 
     project.studio.show_in("image")
     adopted(project)
+    assert conditions(project) == []
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_a_large_project_is_looked_at_for_a_moment_only(
+    make_project: MakeProject, monkeypatch: pytest.MonkeyPatch, slow: bool
+) -> None:
+    """Of 100,000 tasks the listing takes minutes, each time somebody touches the config."""
+    project = make_project("image", lambda i: {"image": f"{i}.png"}, tasks=3000)
+    adopted(project)
+    project.studio.looked_at = 0
+    clock = itertools.count(0.0, 0.5 if slow else 0.001)
+    monkeypatch.setattr(imageless.time, "monotonic", lambda: next(clock))
+
+    imageless.look_for_images(project, parse_label_config(config("picture")))
+
+    first = 20 if slow else 1000
+    assert project.studio.looked_at == first
+    (said,) = conditions(project)
+    assert said.startswith(f"None of the first {first} of the project's 3000 tasks has an image")
+    imageless.look_for_images(project, parse_label_config(config("image")))
     assert conditions(project) == []

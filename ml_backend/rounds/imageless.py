@@ -7,7 +7,9 @@ which of them is meant.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
+from itertools import islice
 
 from ml_backend.errors import NextsliceError
 from ml_backend.rounds.project import ConnectedProject
@@ -23,6 +25,9 @@ _FIELDS = 20
 _TRIED = 3
 _ONE_S = 10.0
 """For an image that is only looked at."""
+_LOOKED_AT = 1000
+_LOOK_S = 10.0
+"""A project may have a hundred thousand tasks, and others wait for theirs."""
 
 
 class Imageless:
@@ -55,8 +60,9 @@ class Imageless:
             self._fields.update(data_fields(row.data))
         return False
 
-    def sentence(self) -> str:
-        """What a person should know; empty where every task has an image."""
+    def sentence(self, of: int = 0) -> str:
+        """What a person should know; empty where every task has an image. ``of``: how many tasks
+        the project has, where not all were looked at."""
         if not self._lacking:
             return ""
         names = sorted(self._fields)
@@ -72,8 +78,11 @@ class Imageless:
                 f"{self._lacking} of the project's {self._tasks} tasks have no image in {field}, "
                 f"which the labelling config reads ({found}): they are left out."
             )
+        which = f"of the project's {self._tasks} tasks"
+        if of > self._tasks:
+            which = f"of the first {self._tasks} of the project's {of} tasks"
         return (
-            f"None of the project's {self._tasks} tasks {has}: {found}. Name the field that holds "
+            f"None {which} {has}: {found}. Name the field that holds "
             "the image's address under Settings → Labeling Interface, or import tasks that have "
             f"{field}."
         )
@@ -83,7 +92,7 @@ def unreadable(project: ConnectedProject, config: LabelConfig) -> str:
     """What a person should know where none of a few images can be read; empty where one can, or
     where no task has one. Each is asked for, through the cache."""
     errors: list[str] = []
-    for row in project.studio.tasks(project.number):
+    for row in _first_tasks(project):
         image = config.image_of(row.data)
         if not isinstance(image, str) or not image:
             continue
@@ -110,9 +119,18 @@ def note(project: ConnectedProject, sentence: str) -> None:
 
 
 def look_for_images(project: ConnectedProject, config: LabelConfig) -> None:
-    """Note where no task has an image; one that has ends the look."""
+    """Note where no task has an image; one that has ends the look (`_first_tasks`)."""
     seen = Imageless(config)
-    if not any(map(seen.look, project.studio.tasks(project.number))):
-        note(project, seen.sentence())
+    if not any(map(seen.look, _first_tasks(project))):
+        note(project, seen.sentence(of=project.studio.count_tasks(project.number)))
     elif project.record.imageless.startswith("None "):
         note(project, "")
+
+
+def _first_tasks(project: ConnectedProject) -> Iterator[TaskRow]:
+    """The first `_LOOKED_AT` tasks of the project, or as many as come within `_LOOK_S`."""
+    until = time.monotonic() + _LOOK_S
+    for row in islice(project.studio.tasks(project.number), _LOOKED_AT):
+        yield row
+        if time.monotonic() >= until:
+            return
