@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from al_strategies.evidence import SliceId
+from al_strategies.evidence import Position, SliceId
 from ml_backend.pictures import encode_png
 from ml_backend.segmentation import inference
 from ml_backend.segmentation.inference import InferenceConfig
@@ -81,6 +81,38 @@ def test_no_more_of_them_are_read_ahead_than_memory_holds(
         ahead.append(source.asked - done)
     assert len(ahead) == 9
     assert max(ahead) <= most
+
+
+class Mixed:
+    """Every other slice is large. What was read of them and has not been taken is counted."""
+
+    ids = tuple(range(16))
+    classes = ("background", "bone")
+
+    def __init__(self) -> None:
+        self.read = 0
+
+    def image(self, slice_id: SliceId) -> npt.NDArray[Any]:
+        large = int(slice_id) % 2 == 0
+        self.read += large
+        return np.full((128, 128) if large else (32, 32), 7, "u2")
+
+    def position(self, slice_id: SliceId) -> Position:
+        return Position("scan", float(slice_id))
+
+
+def test_small_slices_between_large_ones_let_no_more_of_them_be_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network = build_network("hrnet_w18_small", 2, channels=1, pretrained=False)
+    source: Any = Mixed()
+    model = Model(network, Preprocessing(0, 1000), source.classes, 0)
+    monkeypatch.setattr(inference, "_AHEAD", 2 * 128 * 128 * 4)
+    config, ahead = InferenceConfig(batch_pixels=1, threads=8), []
+    for done, _ in enumerate(inference.segment(model, source, source.ids, config)):
+        ahead.append(source.read - (done + 1) // 2)
+    assert len(ahead) == 16
+    assert max(ahead) <= 3
 
 
 class TestFiltersOfSinglePixels:

@@ -721,7 +721,7 @@ def _read_ahead(
     unreadable: Unreadable | None,
 ) -> Iterator[_Slice]:
     """Preprocessed slices in the order of ``ids``, the next few read by ``threads``: as many as
-    `_AHEAD` bytes hold of such as came last."""
+    `_AHEAD` bytes hold of such as the largest so far."""
 
     def read(slice_id: SliceId) -> _Slice:
         try:
@@ -730,7 +730,7 @@ def _read_ahead(
             raise UnreadableSlice(slice_id, error) from error
 
     with ThreadPoolExecutor(threads, thread_name_prefix="slices") as pool:
-        waiting, most = iter(ids), 1
+        waiting, most, largest = iter(ids), 1, 1
         ahead: deque[Future[_Slice]] = deque(pool.submit(read, i) for i in islice(waiting, 1))
         try:
             while ahead:
@@ -744,7 +744,8 @@ def _read_ahead(
                         raise
                     unreadable(error)
                 else:
-                    most = max(1, min(2 * threads, _AHEAD // slice_.image.nbytes))
+                    largest = max(largest, slice_.image.nbytes)
+                    most = max(1, min(2 * threads, _AHEAD // largest))
                     more = islice(waiting, max(0, most - len(ahead)))
                     ahead.extend(pool.submit(read, i) for i in more)
                     yield slice_
