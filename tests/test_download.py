@@ -187,6 +187,13 @@ def test_redirects_end(server: Server) -> None:
         ("2002:7f00:1::", False),
         ("64:ff9b::7f00:1", False),
         ("64:ff9b::5db8:d822", True),
+        ("64:ff9b:1::7f00:1", False),
+        ("::127.0.0.1", False),
+        ("::ffff:0:127.0.0.1", False),
+        ("fec0::1", False),
+        ("5f00::1", False),
+        ("3fff::1", False),
+        ("2606:4700::1", True),
     ],
 )
 def test_which_addresses_are_public(address: str, public: bool) -> None:

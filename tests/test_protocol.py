@@ -310,6 +310,23 @@ def test_without_credentials_only_this_machine_is_answered(
     assert told.get(path, environ_overrides=environ, headers=headers).status_code == 200
 
 
+def test_a_page_that_calls_this_machine_by_its_own_name_is_not_answered(
+    make_settings: Callable[..., Settings],
+) -> None:
+    """A browser here takes it for that page's server (DNS rebinding), and shows it the answer."""
+    client = create_app(
+        make_settings(NEXTSLICE_BACKEND_URL="http://lab.example:9090")
+    ).test_client()
+
+    def status(host: str) -> int:
+        return client.get("/versions", headers={"Host": host}).status_code
+
+    for page in ("evil.example", "evil.example:9090", "127.0.0.1.evil.example", "[", "", "a b"):
+        assert status(page) == 403, page
+    for ours in ("localhost:9090", "127.0.0.1", "[::1]:9090", "a.localhost", "lab.example:9090"):
+        assert status(ours) == 200, ours
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "", "192.168.1.7", "::", "lab.example"])
 def test_an_address_beyond_this_machine_needs_credentials(
     make_settings: Callable[..., Settings], host: str

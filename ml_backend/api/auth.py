@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+from urllib.parse import urlsplit
 
 from flask import Request, Response
 
@@ -37,12 +38,30 @@ def _loopback(host: str | None) -> bool:
         return False
 
 
-def _from_here(request: Request) -> bool:
-    """Whether who asks is on this machine; not where a proxy here passes on for somebody else."""
+def _from_here(settings: Settings, request: Request) -> bool:
+    """Whether who asks is on this machine; not where a proxy here passes on for somebody else, nor
+    a browser here for a page that had its own name stand for this machine (DNS rebinding)."""
     passed_on = {"Forwarded", "X-Forwarded-For", "X-Real-Ip"} & {
         name for name, _ in request.headers
     }
-    return _loopback(request.remote_addr) and not passed_on
+    return _loopback(request.remote_addr) and not passed_on and _is_ours(settings, request)
+
+
+def _is_ours(settings: Settings, request: Request) -> bool:
+    """Whether the request is made to a name of this machine, or to one that the settings give us;
+    programs that name nobody are no browsers."""
+    if "Host" not in request.headers:
+        return True
+    name = _hostname(f"//{request.headers['Host']}")
+    ours = {_hostname(settings.backend_url), _hostname(settings.slices_url)}
+    return name is not None and (_loopback(name) or name.endswith(".localhost") or name in ours)
+
+
+def _hostname(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
 
 
 def _equal(found: str | None, expected: str) -> bool:
@@ -53,7 +72,7 @@ def refuse(settings: Settings, request: Request) -> Response | None:
     """None for a request that may go on; the 401 for one that may not."""
     expected = settings.basic_auth
     if expected is None:
-        if settings.allow_anyone or _from_here(request):
+        if settings.allow_anyone or _from_here(settings, request):
             return None
         return Response(f"nextslice: {_MISSING}\n", 403, mimetype="text/plain")
     given = request.authorization

@@ -26,6 +26,9 @@ from ml_backend.studio.failures import StudioError
 __all__ = ["checked_client"]
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_UNICAST = ipaddress.ip_network("2000::/3")
+"""All of IPv6 that is handed out; what lies elsewhere stands for IPv4, a site or a link."""
+_EXAMPLES = ipaddress.ip_network("3fff::/20")
 _SocketOption = (
     tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
 )
@@ -178,4 +181,6 @@ def is_public(address: str) -> bool:
             inside = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if inside:
             return is_public(str(inside))
+        if ip not in _UNICAST or ip in _EXAMPLES:
+            return False
     return ip.is_global and not ip.is_multicast
