@@ -50,7 +50,17 @@ ROUNDS = (
     *("contention", "schedule", "slices", "service", "project"),  # what a step is handed
     "project_settings",
     *("coverage", "effort", "source", "learners", "pseudo", "training", "scoring"),  # steps …
-    *("reasons", "early", "imageless", "sync", "publish", "pending", "upcoming", "round"),
+    *(
+        "reasons",
+        "early",
+        "imageless",
+        "sync",
+        "live_masks",
+        "publish",
+        "pending",
+        "upcoming",
+        "round",
+    ),
     *("attempt", "status", "readiness", "overview"),  # where it stands
     *("adopt", "reconcile", "jobs", "worker"),  # who runs them, and when
 )

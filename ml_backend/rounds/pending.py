@@ -9,8 +9,8 @@ from al_strategies.learner import Progress
 from ml_backend.rounds import publish
 from ml_backend.rounds.artefacts import DATASET
 from ml_backend.rounds.coverage import Coverage
+from ml_backend.rounds.live_masks import Regions
 from ml_backend.rounds.project import ConnectedProject
-from ml_backend.rounds.publish import Regions
 from ml_backend.rounds.source import ProjectSource
 from ml_backend.studio.annotations import regions
 from ml_backend.studio.label_config import parse_label_config

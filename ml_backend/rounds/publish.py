@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ml_backend.errors import NextsliceError
 from ml_backend.rounds.artefacts import LABELS, QUEUE, ROUND, SELECTION

@@ -33,8 +33,9 @@ from ml_backend.rounds.artefacts import (
 from ml_backend.rounds.claim import ClaimedRound, claimed
 from ml_backend.rounds.coverage import Coverage
 from ml_backend.rounds.early import is_early, same_order
+from ml_backend.rounds.live_masks import Regions
 from ml_backend.rounds.project import ConnectedProject, now
-from ml_backend.rounds.publish import Regions, publish, queue_of, queue_target
+from ml_backend.rounds.publish import publish, queue_of, queue_target
 from ml_backend.rounds.reasons import BY_CLASS, UNCERTAINTIES, reasons
 from ml_backend.rounds.records import (
     DatasetRecord,
