@@ -1,16 +1,15 @@
 """Slices that are held out, in blocks along z: to test on, or to judge a checkpoint by.
 
 Neighbouring slices are near-copies, so slices held out at random would be answered from memory.
-`held_out_block` splits slices whose labels are known, once, for testing. `split_validation` holds
-out of those that are labelled so far, round after round: its blocks stay the same (they go into the
-round's record), so no checkpoint is trained on the slices that judge it; one that goes on from the
-weights of the round before may have inherited some of them. They reach half-way to the labels
-around them: labels that come later fall into them in proportion.
+`held_out_block` splits slices whose labels are known, once, for testing. `fixed_blocks` are chosen
+when a project is adopted, before anything is labelled, and stay (they go into every round's
+record): so nothing was ever trained on the slices that judge a checkpoint, whatever weights it went
+on from. `held_out_places` says where in the queue slices of them stand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,18 +19,31 @@ from al_strategies.evidence import Position, SliceId
 
 __all__ = [
     "FRACTION",
-    "MINIMUM_LABELLED",
+    "MINIMUM_JUDGED",
+    "MINIMUM_SLICES",
     "HoldOutError",
     "Split",
     "ZBlock",
-    "held_back",
+    "fixed_blocks",
     "held_out_block",
+    "held_out_places",
     "inside",
-    "split_validation",
+    "split_labelled",
 ]
 
-MINIMUM_LABELLED = 10
 FRACTION = 0.2
+MINIMUM_JUDGED = 5
+"""Held-out slices with which two checkpoints can be told apart. If each of n falls, that has a
+probability of 1 / 2ⁿ where neither is worse: fewer can say nothing at 0.05."""
+MINIMUM_SLICES = 10
+"""Of a project that holds any out."""
+_LEAST = 5
+"""Slices of a volume that is not held out whole."""
+_LEAST_BLOCK = 3
+"""Slices of a block where a volume has several."""
+_BLOCKS = 3
+"""Of a volume, at most."""
+_SLACK = 1e-9
 
 
 class HoldOutError(NextsliceError, ValueError):
@@ -106,76 +118,108 @@ class ZBlock:
 
 @dataclass(frozen=True)
 class Split:
-    """Labelled slices to train on and to validate on, and the blocks that hold the latter.
-
-    ``validation`` and ``blocks`` are empty while there are too few labelled slices.
-    """
+    """Labelled slices to train on and to validate on, and the blocks that hold the latter."""
 
     train: tuple[SliceId, ...]
     validation: tuple[SliceId, ...]
     blocks: tuple[ZBlock, ...]
 
 
-def split_validation(
-    ids: Sequence[SliceId],
+def fixed_blocks(
     positions: Mapping[SliceId, Position],
     *,
     blocks: Sequence[ZBlock] = (),
+    labelled: Collection[SliceId] = (),
+    learned: Collection[SliceId] = (),
     fraction: float = FRACTION,
-    minimum: int = MINIMUM_LABELLED,
     seed: int = 0,
-) -> Split:
-    """Hold a z-block of the labelled slices ``ids`` out.
+) -> tuple[ZBlock, ...]:
+    """The blocks to hold out of all slices, ``positions``, before anything is learned of them.
 
-    Below ``minimum`` labelled slices everything is trained on. From then on: in each volume with at
-    least 5 labelled slices, ``fraction`` of them (at least one), neighbours in z, from a place that
-    ``seed`` chooses; if such volumes have less than half of the labels, whole volumes with about
-    ``fraction`` of them (at least one).
+    ``blocks``: those that were chosen before; they stay, and only volumes that none of them is of
+    get some: at first all, later those that were added. ``labelled``: slices that have a label
+    already, of which ``learned`` were trained on.
 
-    ``blocks``: those of the round before; they are kept, and slices labelled inside them since then
-    validate too. They are chosen anew when nothing would be left to train on, and when they hold
-    less than half of ``fraction`` or more than one and a half of it and others are nearer to it: so
-    it is where annotations were deleted, or where most labels came from outside or from inside.
+    A volume of at least 5 slices has up to three blocks along z, evenly spread over it, that hold
+    ``fraction`` of its slices together; ``seed`` says where in its part each lies. If at least 5 of
+    its slices are labelled and none is learned, they hold ``fraction`` of these instead. Of several
+    places those are taken that hold the fewest ``learned`` slices. Smaller volumes are held out
+    whole, as long as that is at most ``fraction`` of their slices. Fewer than `MINIMUM_SLICES` in
+    all: nothing is held out.
     """
-    if len(ids) < minimum:
-        return Split(tuple(ids), (), ())
-
-    def off(split: Split) -> float:
-        """How far the part that validates is from ``fraction``."""
-        return abs(len(split.validation) / len(ids) - fraction)
-
-    kept = _apply(ids, positions, blocks)
-    if kept.train and off(kept) <= fraction / 2:
-        return kept
-    anew = _apply(ids, positions, _choose(ids, positions, fraction, np.random.default_rng(seed)))
-    return kept if kept.train and kept.validation and off(kept) <= off(anew) else anew
-
-
-def inside(
-    ids: Iterable[SliceId], positions: Mapping[SliceId, Position], blocks: Collection[ZBlock]
-) -> frozenset[SliceId]:
-    """Those of ``ids`` that lie in one of ``blocks``."""
-    return frozenset(i for i in ids if any(positions[i] in block for block in blocks))
+    if len(positions) < MINIMUM_SLICES:
+        return tuple(blocks)
+    held = list(blocks)
+    named = {block.volume for block in blocks}
+    volumes = _along_z(positions, positions)
+    rng = np.random.default_rng(seed)
+    for volume in sorted(volumes):
+        members = volumes[volume]
+        # Drawn for every volume, so that one does not depend on which others are held out already.
+        draws = rng.random(_BLOCKS).tolist()
+        if volume not in named and len(members) >= _LEAST:
+            known = [i for i in members if i in labelled]
+            fresh = len(known) >= _LEAST and not any(i in learned for i in known)
+            rows = known if fresh else members
+            taught = [i in learned for i in rows]
+            held += _spread(volume, [positions[i].z for i in rows], taught, fraction, draws)
+    return (*held, *_whole(volumes, named, learned, fraction, rng))
 
 
-def held_back(
-    pool: Iterable[SliceId],
-    labelled: Collection[SliceId],
+def _spread(
+    volume: str, z: list[float], taught: list[bool], fraction: float, draws: Sequence[float]
+) -> Iterator[ZBlock]:
+    """Blocks of ``volume``, one in each of its equal parts; ``z`` is sorted, ``draws`` in [0, 1)
+    say where in its part each lies."""
+    count = min(max(round(fraction * len(z)) // _LEAST_BLOCK, 1), _BLOCKS)
+    for part, draw in zip(np.array_split(np.arange(len(z)), count), draws, strict=False):
+        length = _part(fraction, len(part))
+        starts = np.arange(part[0], part[-1] + 2 - length)
+        known = np.array([sum(taught[start : start + length]) for start in starts])
+        best = starts[known == known.min()]
+        start = int(best[int(draw * len(best))])
+        stop = start + length
+        low = (z[start - 1] + z[start]) / 2 if start else None
+        high = (z[stop - 1] + z[stop]) / 2 if stop < len(z) else None
+        yield ZBlock(volume, low, high)
+
+
+def _whole(
+    volumes: Mapping[str, Sequence[SliceId]],
+    named: Collection[str],
+    learned: Collection[SliceId],
+    fraction: float,
+    rng: np.random.Generator,
+) -> list[ZBlock]:
+    """Small volumes to hold out besides those in ``named``, all of whose slices are left to learn
+    of."""
+    small = [volume for volume in sorted(volumes) if len(volumes[volume]) < _LEAST]
+    room = fraction * sum(len(volumes[volume]) for volume in small)
+    room -= sum(len(volumes[volume]) for volume in small if volume in named)
+    chosen = []
+    for place in rng.permutation(len(small)):
+        members = volumes[small[place]]
+        fresh = small[place] not in named and not any(i in learned for i in members)
+        if fresh and len(members) <= room:
+            chosen.append(ZBlock(small[place]))
+            room -= len(members)
+    return chosen
+
+
+def split_labelled(
+    ids: Sequence[SliceId],
     positions: Mapping[SliceId, Position],
     blocks: Sequence[ZBlock],
-    fraction: float = FRACTION,
-) -> frozenset[SliceId]:
-    """Slices of ``pool`` that are to be labelled last: those inside ``blocks``, once these hold
-    ``fraction`` of the ``labelled``. Nothing is learned from them, so they stay uncertain, and a
-    strategy that looks for uncertain ones would take more and more of them."""
-    enough = len(inside(labelled, positions, blocks)) >= fraction * len(labelled)
-    return inside(pool, positions, blocks) if enough else frozenset()
-
-
-def _apply(
-    ids: Sequence[SliceId], positions: Mapping[SliceId, Position], blocks: Sequence[ZBlock]
 ) -> Split:
+    """The labelled slices ``ids`` outside of ``blocks``, to train on, and inside, to validate on.
+
+    Where all of them are inside, the blocks that hold them give way, for good: somebody has
+    labelled what was not handed out, and a model is worth more than its measure.
+    """
     held = inside(ids, positions, blocks)
+    if ids and len(held) == len(set(ids)):
+        blocks = [block for block in blocks if not any(positions[i] in block for i in ids)]
+        held = frozenset()
     return Split(
         train=tuple(i for i in ids if i not in held),
         validation=tuple(i for i in ids if i in held),
@@ -183,37 +227,31 @@ def _apply(
     )
 
 
-def _choose(
-    ids: Sequence[SliceId],
-    positions: Mapping[SliceId, Position],
-    fraction: float,
-    rng: np.random.Generator,
-) -> list[ZBlock]:
-    heights = {
-        volume: [positions[i].z for i in members]
-        for volume, members in _along_z(ids, positions).items()
-    }
-    volumes = sorted(heights)
-    dense = [volume for volume in volumes if len(heights[volume]) >= 5]
-    if 2 * sum(len(heights[volume]) for volume in dense) >= len(ids):
-        return [_drawn(volume, heights[volume], fraction, rng) for volume in dense]
-    held: list[str] = []
-    count, wanted = 0, fraction * len(ids)
-    for i in rng.permutation(len(volumes)):
-        more = count + len(heights[volumes[i]])
-        if count < wanted and more <= 1.5 * wanted:
-            held, count = [*held, volumes[i]], more
-    return [ZBlock(v) for v in sorted(held or [min(volumes, key=lambda v: len(heights[v]))])]
+def held_out_places(
+    count: int, labelled: int, held: int, fraction: float = FRACTION
+) -> tuple[bool, ...]:
+    """Whether a slice of a held-out block belongs at each of the next ``count`` places of a queue.
+
+    ``labelled``: slices that have a label, ``held`` of them inside a block. So that these are
+    ``fraction`` of all, and no more, from the first ones on; where too few are held, one place in
+    1 / ``fraction`` makes up for it, and not more, since nothing is learned from them.
+    """
+    every = round(1 / fraction)
+    since = every
+    places = []
+    for number in range(1, count + 1):
+        due = held + 1 <= fraction * (labelled + number) + _SLACK and since >= every
+        since = 1 if due else since + 1
+        held += due
+        places.append(due)
+    return tuple(places)
 
 
-def _drawn(volume: str, z: list[float], fraction: float, rng: np.random.Generator) -> ZBlock:
-    """``fraction`` of the labelled ``z`` (sorted), and half of the way to those around them."""
-    length = _part(fraction, len(z))
-    start = int(rng.integers(len(z) - length + 1))
-    stop = start + length
-    low = (z[start - 1] + z[start]) / 2 if start else None
-    high = (z[stop - 1] + z[stop]) / 2 if stop < len(z) else None
-    return ZBlock(volume, low, high)
+def inside(
+    ids: Iterable[SliceId], positions: Mapping[SliceId, Position], blocks: Collection[ZBlock]
+) -> frozenset[SliceId]:
+    """Those of ``ids`` that lie in one of ``blocks``."""
+    return frozenset(i for i in ids if any(positions[i] in block for block in blocks))
 
 
 def _along_z(

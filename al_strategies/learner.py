@@ -114,13 +114,15 @@ class Metrics:
     ``iou``: per class name, NaN for a class that has no pixel in the truth; ``miou``: the mean of
     those that are not NaN, so the same slices always give the mean over the same classes. What is
     wrongly predicted as an absent class lowers the IoU of the class it is taken from. Values in
-    [0, 1].
+    [0, 1]. ``by_slice``: the mIoU of each slice alone, in the order in which they were asked for,
+    NaN for one without a labelled pixel; empty where nobody noted it.
     """
 
     miou: float
     iou: dict[str, float]
     accuracy: float
     slices: int
+    by_slice: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

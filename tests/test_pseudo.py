@@ -17,7 +17,7 @@ from PIL import Image
 
 from al_strategies.evidence import Position
 from ml_backend.cli.rounds import rounds_table
-from ml_backend.rounds import training
+from ml_backend.rounds import hold_out, training
 from ml_backend.rounds.artefacts import (
     DATASET,
     MASKS,
@@ -138,8 +138,9 @@ class Live(ConnectedProject):
         """The training step alone; nothing is written."""
         published = self.folder.published
         assert published is not None
+        blocks = hold_out.blocks_of(self.folder, self.dataset, published, 2)
         return training.train(
-            self.settings, self.folder, self.dataset, published, self.source, 2, **options
+            self.settings, self.folder, self.dataset, published, self.source, blocks, 2, **options
         )
 
     def metrics(self) -> MetricsRecord:

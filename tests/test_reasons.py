@@ -76,8 +76,21 @@ def test_the_cold_start_says_where_a_slice_lies() -> None:
 def test_a_deferred_slice_says_why_it_comes_last() -> None:
     found = told("entropy", pool(), deferred=frozenset({11, 10}))
     assert list(found) == [13, 12, 11]
-    assert "put last, as a slice held out" in found[11]
+    assert "put last, as somebody has skipped or begun it" in found[11]
     assert "put last" not in found[13]
+
+
+def test_a_slice_that_is_held_out_says_what_it_is_for() -> None:
+    query = Query(pool=pool(), labelled=Evidence.empty(), k=2, reserve=1)
+    selection = get_strategy("entropy").select(query)
+    judge, other = selection.chosen
+
+    found = reasons(selection, query, CLASSES, {judge})
+
+    assert found[judge] == (
+        "One of the slices that judge the network, evenly spread: it is never trained on."
+    )
+    assert "certain of" in found[other]
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from al_strategies.evidence import Position, SliceId
+from al_strategies.holdout import ZBlock
 from al_strategies.learner import FitReport, Metrics
 from ml_backend.rounds import learners, training
 from ml_backend.rounds.artefacts import METRICS, WEIGHTS
+from ml_backend.rounds.hold_out import blocks_of
 from ml_backend.rounds.records import (
     DatasetRecord,
     LabelRecord,
@@ -77,8 +79,9 @@ class Graded:
 
     def evaluate(self, source: Any, ids: Sequence[SliceId], **_: Any) -> Metrics:
         grade, learned = self.model
-        iou = float(np.mean([1.0 if i in learned else grade for i in ids]))
-        return Metrics(miou=iou, iou={"bone": iou}, accuracy=iou, slices=len(ids))
+        each = tuple(1.0 if i in learned else grade for i in ids)
+        iou = float(np.mean(each))
+        return Metrics(miou=iou, iou={"bone": iou}, accuracy=iou, slices=len(ids), by_slice=each)
 
     def to_bytes(self) -> bytes:
         return json.dumps([self.model[0], sorted(self.model[1])]).encode()  # type: ignore[type-var]  # int
@@ -103,8 +106,11 @@ class Rounds:
             round=0, model_version="r0", classes=["background", "bone"], fingerprint=""
         )
 
-    def train(self, labels: int, grade: float) -> MetricsRecord:
-        """The next round's training, then what `round` does with it."""
+    def train(
+        self, labels: int, grade: float, blocks: Sequence[ZBlock] | None = None
+    ) -> MetricsRecord:
+        """The next round's training, then what `round` does with it. ``blocks``: what it holds out,
+        if not what `blocks_of` says."""
         number = self.published.round + 1
         Graded.grade = grade
         data = dataset(*volume("v", 128)).model_copy(
@@ -117,8 +123,10 @@ class Rounds:
             }
         )
         source: Any = None  # nothing is read
+        if blocks is None:
+            blocks = blocks_of(self.project, data, self.published, self.settings.seed)
         outcome = training.train(
-            self.settings, self.project, data, self.published, source, seed=number
+            self.settings, self.project, data, self.published, source, blocks, seed=number
         )
         folder = self.project.round(number)
         folder.write(WEIGHTS, outcome.weights)
@@ -145,10 +153,11 @@ def rounds(
 
 
 def test_after_a_flag_honest_successors_are_served(rounds: Rounds) -> None:
-    """Round 1 goes on being served; it has trained on slices of the block held out since."""
-    first = rounds.train(8, 0.8)
+    """In a project from before blocks were fixed at adoption, round 1 has trained on slices of the
+    block held out since. It goes on being served."""
+    first = rounds.train(8, 0.8, blocks=())
     assert first.validation == []
-    worse = rounds.train(25, 0.5)
+    worse = rounds.train(25, 0.5, blocks=[ZBlock("v", 0, 50)])
     assert worse.flagged is not None
     assert worse.flagged.startswith("mIoU 0.")
     assert "the published checkpoint of round 1 has 0.800" in worse.flagged
@@ -192,9 +201,9 @@ def test_a_second_bad_checkpoint_is_measured_against_the_one_that_is_served(
     rounds: Rounds,
 ) -> None:
     first = rounds.train(8, 0.8)
-    rounds.train(25, 0.5)
+    rounds.train(33, 0.5)
 
-    third = rounds.train(33, 0.6)
+    third = rounds.train(41, 0.6)
 
     assert third.flagged is not None
     assert "the published checkpoint of round 1 has 0.800" in third.flagged

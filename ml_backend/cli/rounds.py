@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from al_strategies.holdout import MINIMUM_JUDGED
 from ml_backend.cli import app, as_written, console
 from ml_backend.cli.progress import round_progress
 from ml_backend.cli.tables import whole
@@ -71,6 +72,14 @@ def _counted(tasks: Sequence[int], what: str) -> str:
     return f"{len(tasks)} {slices} {what}: {named}{more}"
 
 
+def _judged(metrics: MetricsRecord | None) -> str:
+    """Whether the validation mIoU rests on too little; empty where it does not."""
+    if metrics is None or metrics.flagged or len(metrics.validation) >= MINIMUM_JUDGED:
+        return ""
+    count = len(metrics.validation)
+    return f"held-out slices with a label: {count}, too few to judge by (at least {MINIMUM_JUDGED})"
+
+
 def _unread(record: RoundRecord, queue: QueueRecord | None) -> list[str]:
     """What each step went on without."""
     unmasked, pending = (queue.unmasked, queue.pending) if queue else ([], [])
@@ -98,7 +107,7 @@ def rounds_table(folder: ProjectStore) -> Table:
         metrics = folder.round(number).load(METRICS)
         cost = totals_of(metrics.effort if metrics else ())
         unread = _unread(record, known_queue(folder.round(number)))
-        said = (_state(record, published), record.flagged, *unread)
+        said = (_state(record, published), record.flagged, _judged(metrics), *unread)
         state = "; ".join(s for s in said if s)
         table.add_row(
             str(number), record.model_version, _annotated(record), _corrected(cost),

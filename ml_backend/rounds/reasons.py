@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ UNCERTAINTIES = {MC_ENTROPY: 1, ENTROPY: 1, MARGIN: -1, CONFIDENCE: -1}
 """Scores that say how uncertain the network is of a slice: 1 where more of it is more uncertain."""
 BY_CLASS = frozenset({CLASS_SCORES, CLASS_FRACTIONS})
 """What says where in the slice."""
+_JUDGES = "One of the slices that judge the network, evenly spread: it is never trained on"
 _LEAST_FRACTION = 0.002
 """Of a slice's pixels: a class of fewer is not named."""
 _BY_UNCERTAINTY_ALONE = frozenset(
@@ -33,10 +34,16 @@ _BY_UNCERTAINTY_ALONE = frozenset(
 )
 
 
-def reasons(selection: Selection, query: Query, classes: Sequence[str]) -> dict[SliceId, str]:
+def reasons(
+    selection: Selection,
+    query: Query,
+    classes: Sequence[str],
+    judging: Collection[SliceId] = (),
+) -> dict[SliceId, str]:
     """A sentence for each slice that is chosen or in reserve.
 
-    ``query``: what the selection answers. ``classes``: what `CLASS_SCORES` counts.
+    ``query``: what the selection answers. ``classes``: what `CLASS_SCORES` counts. ``judging``:
+    slices that are held out of all training, which the strategy did not choose.
     """
     pool = query.pool
     rows = {slice_id: row for row, slice_id in enumerate(pool.ids)}
@@ -48,8 +55,10 @@ def reasons(selection: Selection, query: Query, classes: Sequence[str]) -> dict[
         said = _why(selection.strategy, pool, row, rank)
         if rank is not None and worst is not None and worst[row] >= 0:
             said = f"{said}, most where it sees {classes[worst[row]]}"
+        if slice_id in judging:
+            said = _JUDGES
         if slice_id in query.deferred:
-            said = f"{said}; put last, as a slice held out for validation or begun by somebody"
+            said = f"{said}; put last, as somebody has skipped or begun it"
         found[slice_id] = f"{said}."
     return found
 

@@ -162,6 +162,8 @@ class SelectionRecord(Record):
     reserve: list[int]
     backlog: list[int] = Field(default_factory=list)
     pseudo: list[int] = Field(default_factory=list)
+    blocks: list[ZBlock] = Field(default_factory=list)
+    """The z-blocks held out when it was made; every fifth slice or so is one of theirs."""
     scores: dict[int, float] = Field(default_factory=dict)
     reasons: dict[int, str] = Field(default_factory=dict)
     """Why each slice was selected, for people: `reasons`."""
@@ -187,7 +189,11 @@ class MetricsRecord(Record):
     blocks: list[ZBlock] = Field(default_factory=list)
     """The z-blocks held out, kept from round to round."""
     published_miou: float | None = None
-    """The published checkpoint on the same slices."""
+    """The published checkpoint on those validation slices that it has not learned either."""
+    compared: int = 0
+    """How many these are."""
+    p: float | None = None
+    """How probable it is that they fall like this by chance; None: too few to say."""
     flagged: str | None = None
     """Why the new checkpoint is kept but not served."""
     effort: list[EffortRecord] = Field(default_factory=list)

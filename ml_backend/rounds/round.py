@@ -15,9 +15,11 @@ from typing import TypeVar
 
 from al_strategies import Query, even_spacing, get_strategy
 from al_strategies.evidence import Evidence
+from al_strategies.holdout import ZBlock, inside
 from al_strategies.learner import Learner, Progress, Unreadable
 from ml_backend.errors import NextsliceError
 from ml_backend.logs import about
+from ml_backend.rounds import hold_out
 from ml_backend.rounds.artefacts import (
     DATASET,
     EVIDENCE,
@@ -48,7 +50,6 @@ from ml_backend.rounds.records import (
 from ml_backend.rounds.scoring import whole_pool
 from ml_backend.rounds.source import ProjectSource, positions
 from ml_backend.rounds.sync import sync
-from ml_backend.segmentation.validation import held_back
 from ml_backend.studio import task_order
 from ml_backend.studio.annotations import regions
 from ml_backend.studio.client import annotated
@@ -254,13 +255,21 @@ class _Round:
         if done is not None:
             return done
         source = self._source(dataset)
-        outcome = train(self.settings, self.folder.project, dataset, published, source, self._seed,
-                        self.progress)  # fmt: skip
+        blocks = self._blocks(dataset, published)
+        outcome = train(self.settings, self.folder.project, dataset, published, source, blocks,
+                        self._seed, self.progress)  # fmt: skip
         for slice_id, mask in outcome.pseudo.items():
             self.folder.save(PSEUDO[slice_id], mask)
         self.folder.save(WEIGHTS, outcome.weights)
         self.folder.save(METRICS, outcome.metrics)
         return outcome.metrics
+
+    def _blocks(self, dataset: DatasetRecord, published: Published | None) -> tuple[ZBlock, ...]:
+        """What is held out; of a training that is done, what it has held out."""
+        metrics = self.folder.load(METRICS)
+        if metrics is not None:
+            return tuple(metrics.blocks)
+        return hold_out.blocks_of(self.folder.project, dataset, published, self.settings.seed)
 
     def _served(self, metrics: MetricsRecord, published: Published) -> tuple[str, str | None]:
         """The weights that the round serves, and why not the new ones."""
@@ -321,10 +330,12 @@ class _Round:
 
     def _select(self, dataset: DatasetRecord, published: Published | None) -> None:
         settings = self.settings
+        blocks = self._blocks(dataset, published)
         if dataset.early and published is not None:
             before = self.folder.project.round(published.round).load(SELECTION)
             if before is not None:
-                self.folder.save(SELECTION, same_order(before, dataset, settings.k))
+                same = same_order(before, dataset, settings.k)
+                self.folder.save(SELECTION, same.model_copy(update={"blocks": list(blocks)}))
                 return
         name = settings.strategy if self._scored(dataset) else settings.cold_start
         places = positions(dataset)
@@ -335,13 +346,6 @@ class _Round:
         pool = evidence.take([i for i in rows if known[i] != "labelled"])
         labelled = evidence.take([i for i in rows if known[i] == "labelled"])
         reserve = queue_target(settings) - settings.k
-        metrics = self.folder.load(METRICS)
-        held = held_back(
-            pool.ids,
-            labelled.ids,
-            places,  # type: ignore[arg-type]  # int is a SliceId
-            metrics.blocks if metrics else (),
-        )
         query = Query(
             pool=pool,
             labelled=labelled,
@@ -350,9 +354,11 @@ class _Round:
             round=max(self.folder.number, 1),
             seed=self._seed,
             spacing=even_spacing(places.values(), settings.k) if settings.spacing else None,
-            deferred=held.union(i for i in pool.ids if state[int(i)] != "pool"),
+            deferred=frozenset(i for i in pool.ids if state[int(i)] != "pool"),
         )
-        selection = get_strategy(name).select(query)
+        selection = hold_out.select(name, query, blocks)
+        judging = inside(pool.ids, places, blocks)  # type: ignore[arg-type]  # int is a SliceId
+        why = reasons(selection, query, dataset.classes, judging)
         following = [int(i) for i in selection.reserve]
         self.folder.save(
             SELECTION,
@@ -363,8 +369,9 @@ class _Round:
                 reserve=following[:reserve],
                 backlog=following[reserve:],
                 pseudo=[int(i) for i in selection.pseudo],
+                blocks=list(blocks),
                 scores={int(i): float(s) for i, s in selection.scores.items()},
-                reasons={int(i): s for i, s in reasons(selection, query, dataset.classes).items()},
+                reasons={int(i): s for i, s in why.items()},
             ),
         )
 

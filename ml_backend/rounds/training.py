@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from al_strategies.evidence import SliceId
@@ -17,7 +18,7 @@ from ml_backend.rounds.records import DatasetRecord, MetricsRecord, Published
 from ml_backend.rounds.slices import UnreadableSlices
 from ml_backend.rounds.source import ProjectSource, positions
 from ml_backend.rounds.store import ProjectStore
-from ml_backend.segmentation.validation import Split, is_worse, split_validation
+from ml_backend.segmentation.validation import Split, ZBlock, compare, split_labelled
 from ml_backend.settings import Settings
 
 __all__ = ["Outcome", "UnreadableSlices", "train"]
@@ -41,35 +42,32 @@ def train(
     dataset: DatasetRecord,
     published: Published,
     source: ProjectSource,
+    blocks: Sequence[ZBlock],
     seed: int,
     progress: Progress | None = None,
 ) -> Outcome:
-    """Train on the dataset's labels, hold a z-block out once there are enough, and compare.
+    """Train on the dataset's labels outside of ``blocks``, validate on those inside, and compare.
 
     What the published round's selection wants pseudo-labelled is trained on too (`pseudo_slices`),
     as the published checkpoint segments it now. Whatever strategy is set today: the selection that
     was published decides.
 
-    A checkpoint that is worse than the published one on the same validation slices (`is_worse`) is
+    A checkpoint that is worse than the published one on the same validation slices (`compare`) is
     flagged: kept in its round, not served. They are compared only on slices that neither has
-    trained on: the first held-out block was training data of the checkpoints before it. The blocks
-    are those of the published round; what the published checkpoint has trained on says the round
-    that made it, an older one after a flag. Slices without a labelled pixel judge nothing.
+    trained on: in projects from before blocks were fixed at adoption, the first held-out block was
+    training data of the checkpoints before it. What the published checkpoint has trained on says
+    the round that made it, an older one after a flag. Slices without a labelled pixel judge
+    nothing.
 
     A slice that cannot be read any more, or whose image has another size than its mask, is neither
     trained nor validated on; it is named in the log and in ``left_out``. Raises UnreadableSlices
     when more than a tenth, and two at least, cannot be read.
     """
-    before = project.round(published.round).load(METRICS)
     earlier = project.round(published.round).load(LABELS) if published.round else None
     served = _served_metrics(project, published)
     labelled = [label.task for label in dataset.labels]
-    split = split_validation(
-        labelled,
-        positions(dataset),  # type: ignore[arg-type]  # int is a SliceId
-        blocks=before.blocks if before else (),
-        seed=settings.seed,
-    )
+    places = positions(dataset)
+    split = split_labelled(labelled, places, blocks)  # type: ignore[arg-type]  # int is a SliceId
     device = device_of(settings.train_device)
     config = learner_config(settings, device, brief=dataset.early)
     learner = new_learner(tuple(dataset.classes), config, device)
@@ -142,11 +140,13 @@ class _LeftOut:
 
 def _compare(record: MetricsRecord, new: Metrics, old: Metrics, published: Published) -> None:
     """Flag ``record`` when the checkpoint is worse than the published one on unseen slices."""
-    record.published_miou = old.miou
-    if is_worse(new, old):
+    verdict = compare(new, old)
+    record.published_miou, record.compared, record.p = old.miou, verdict.slices, verdict.p
+    if verdict.worse:
         record.flagged = (
             f"mIoU {new.miou:.3f} on {new.slices} validation slices, the published checkpoint of "
-            f"round {published.weights_round} has {old.miou:.3f}: the published one goes on"
+            f"round {published.weights_round} has {old.miou:.3f} (p = {verdict.p:.3f}): the "
+            "published one goes on"
         )
 
 

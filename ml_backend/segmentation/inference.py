@@ -361,27 +361,41 @@ def evaluate(
     """
     classes = len(model.classes)
     confusion = np.zeros((classes, classes), dtype=np.int64)
+    by_slice = []
     for slice_id, prediction in segment(
         model, source, ids, config, progress=progress, step="evaluate"
     ):
         truth = source.mask(slice_id)
         kept = truth != IGNORE
         pairs = truth[kept].astype(np.int64) * classes + prediction.mask[kept]
-        confusion += np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+        of_slice = np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+        confusion += of_slice
+        by_slice.append(_mean(_class_iou(of_slice)))
     total = confusion.sum()
     if not total:
         raise NothingLabelled(
             f"There is no labelled pixel in the {len(ids)} slices to evaluate on."
         )
+    iou = _class_iou(confusion)
+    return Metrics(
+        miou=_mean(iou),
+        iou={name: float(v) for name, v in zip(model.classes, iou, strict=True)},
+        accuracy=float(np.diag(confusion).sum() / total),
+        slices=len(ids),
+        by_slice=tuple(by_slice),
+    )
+
+
+def _class_iou(confusion: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """(C,): of each class, NaN for one without a labelled pixel."""
     hits, labelled = np.diag(confusion), confusion.sum(1)
     union = np.maximum(confusion.sum(0) + labelled - hits, 1)
-    iou = np.where(labelled > 0, hits / union, np.nan)
-    return Metrics(
-        miou=float(np.nanmean(iou)),
-        iou={name: float(v) for name, v in zip(model.classes, iou, strict=True)},
-        accuracy=float(hits.sum() / total),
-        slices=len(ids),
-    )
+    return np.where(labelled > 0, hits / union, np.nan)
+
+
+def _mean(iou: npt.NDArray[np.float64]) -> float:
+    known = iou[~np.isnan(iou)]
+    return float(known.mean()) if known.size else math.nan
 
 
 class _Run:

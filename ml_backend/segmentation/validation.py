@@ -4,25 +4,47 @@ judge it."""
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
-from al_strategies.holdout import Split, ZBlock, held_back, inside, split_validation
+import numpy as np
+import scipy.stats
+
+from al_strategies.holdout import MINIMUM_JUDGED, Split, ZBlock, inside, split_labelled
 from al_strategies.learner import Metrics
 
-__all__ = ["Split", "ZBlock", "held_back", "inside", "is_worse", "split_validation"]
+__all__ = ["MINIMUM_JUDGED", "Split", "Verdict", "ZBlock", "compare", "inside", "split_labelled"]
 
 TOLERANCE = 0.02
-MINIMUM_COMPARED = 3
+"""Of mIoU: about what a second training of the same slices with another seed differs by."""
+SIGNIFICANCE = 0.05
 
 
-def is_worse(new: Metrics, published: Metrics, *, tolerance: float = TOLERANCE) -> bool:
-    """Whether a new checkpoint is flagged: kept, but worse than the published one.
+@dataclass(frozen=True)
+class Verdict:
+    """How a new checkpoint stands to the published one on ``slices`` held-out slices.
 
-    Both metrics come from the same validation slices. The rule: the mean IoU over the classes that
-    both know fell by more than ``tolerance`` = 0.02, about what a second training of the same
-    slices with another seed differs by. Fewer than `MINIMUM_COMPARED` slices decide nothing: one
-    slice alone differs by more from chance.
+    ``drop``: of the mean IoU over the classes that both know, above 0 where the new one is worse.
+    ``p``: how probable differences as these are, or ones further down, where neither is worse; None
+    below `MINIMUM_JUDGED` slices.
+    """
 
-    Raises ValueError when the numbers of slices or the classes differ: then they do not compare.
+    slices: int
+    drop: float
+    p: float | None
+
+    @property
+    def worse(self) -> bool:
+        """Whether the new one is flagged: kept, not served."""
+        return self.p is not None and self.p < SIGNIFICANCE and self.drop > TOLERANCE
+
+
+def compare(new: Metrics, published: Metrics) -> Verdict:
+    """Both from the same held-out slices, which neither has learned.
+
+    Two conditions, for two kinds of chance. A few slices differ by luck, so the differences of
+    their mIoU are tested, slice by slice (Wilcoxon's signed ranks, one-sided). And two trainings of
+    equal worth differ on any number of slices, so the mIoU over all of them together has to fall by
+    more than `TOLERANCE`. Raises ValueError when slices or classes differ.
     """
     if new.slices != published.slices or new.iou.keys() != published.iou.keys():
         raise ValueError(
@@ -30,10 +52,17 @@ def is_worse(new: Metrics, published: Metrics, *, tolerance: float = TOLERANCE) 
             f"{new.slices} slices of {sorted(new.iou)} and {published.slices} of "
             f"{sorted(published.iou)}."
         )
-    if new.slices < MINIMUM_COMPARED:
-        return False
     both = [n for n in new.iou if not (math.isnan(new.iou[n]) or math.isnan(published.iou[n]))]
-    if not both:
-        return False
-    drop = sum(published.iou[name] - new.iou[name] for name in both) / len(both)
-    return drop > tolerance
+    drop = sum(published.iou[n] - new.iou[n] for n in both) / len(both) if both else 0.0
+    return Verdict(new.slices, drop, _probability(new, published))
+
+
+def _probability(new: Metrics, published: Metrics) -> float | None:
+    """Of slices falling like this where neither is worse."""
+    rises = np.array(new.by_slice) - np.array(published.by_slice)
+    rises = rises[~np.isnan(rises)]
+    if len(rises) < MINIMUM_JUDGED:
+        return None
+    if not rises.any():
+        return 1.0
+    return float(scipy.stats.wilcoxon(rises, alternative="less").pvalue)
