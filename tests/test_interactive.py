@@ -8,14 +8,16 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from ml_backend.studio.annotations import label_map, regions
+from ml_backend.studio.annotations import label_map, painted_layer, regions
 from ml_backend.studio.interactive import (
     Canvas,
+    Layers,
     Prompt,
     answer,
     emptied,
     prompt_of,
     standing,
+    taken,
 )
 from ml_backend.studio.label_config import (
     LabelConfig,
@@ -130,7 +132,7 @@ def canvas(shown: npt.NDArray[np.uint8], config: LabelConfig = CONFIG) -> Canvas
 
 def shown_after(page: Canvas, changed: dict[str, dict[str, Any]]) -> npt.NDArray[np.uint8]:
     """What a round would learn of the page."""
-    return label_map(page.with_results(changed), page.config, H, W, "background").mask
+    return label_map(taken(page.results, changed), page.config, H, W, "background").mask
 
 
 @pytest.mark.parametrize("config", [CONFIG, BRUSH, NAMED], ids=["bitmask", "brush", "background"])
@@ -170,7 +172,7 @@ def test_what_lies_beneath_goes_too_where_the_background_takes_over() -> None:
     page = canvas(drawn((1, 5, 5, 30, 30)))
     once = answer(page, drawn((1, 5, 5, 30, 30), (2, 8, 8, 14, 14)), "new")
     assert once is not None
-    page = Canvas(page.with_results(once), CONFIG, (H, W))
+    page = Canvas(taken(page.results, once), CONFIG, (H, W))
     wanted = drawn((1, 5, 5, 30, 30), (0, 8, 8, 14, 14))
     changed = answer(page, wanted, "newer")
     assert changed is not None
@@ -201,4 +203,32 @@ def test_prompts_and_what_cannot_be_read_paint_nothing_and_stay() -> None:
               "value": {"imageDataURL": "data:,", "bitmasklabels": ["bone"]}}  # fmt: skip
     page = Canvas([broken, prompt(), {"id": "y", "type": "choices"}], CONFIG, (H, W))
     assert not page.map.any()
-    assert [r["id"] for r in page.with_results({})] == ["x", "p", "y"]
+    assert [r["id"] for r in taken(page.results, {})] == ["x", "p", "y"]
+
+
+def test_a_region_is_read_once_and_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def reading(result: dict[str, Any], *arguments: Any) -> Any:
+        read.append(result["id"])
+        return painted_layer(result, *arguments)
+
+    monkeypatch.setattr("ml_backend.studio.interactive.painted_layer", reading)
+    drawings = [drawn((1, 0, 0, 5, width)) for width in (5, 6, 7)]
+    pages = [regions(one, CONFIG) for one in drawings]
+    layers = Layers(2 * H * W // 8)
+    for page, wanted in [*zip(pages, drawings, strict=True)] * 2:
+        assert (Canvas(page, CONFIG, (H, W), layers).map == wanted).all()
+    assert len(read) == 6  # two are kept, and each comes when it is gone
+    for _ in range(3):
+        assert (Canvas(pages[2], CONFIG, (H, W), layers).map == drawings[2]).all()
+    assert len(read) == 6
+
+
+def test_the_same_mask_under_another_name_or_label_is_another() -> None:
+    layers = Layers()
+    (bone,) = regions(drawn((1, 0, 0, 5, 5)), CONFIG)
+    implant = {**bone, "value": {**bone["value"], "bitmasklabels": ["implant"]}}
+    prompt_ = {**bone, "from_name": "fix"}
+    found = [Canvas([one], CONFIG, (H, W), layers).map.max() for one in (bone, implant, prompt_)]
+    assert found == [1, 2, 0]

@@ -31,6 +31,7 @@ from ml_backend.errors import NextsliceError
 from ml_backend.segmentation.repair import Box, repair
 from ml_backend.studio.interactive import (
     Canvas,
+    Layers,
     Prompt,
     Result,
     Standing,
@@ -38,6 +39,7 @@ from ml_backend.studio.interactive import (
     emptied,
     prompt_of,
     standing,
+    taken,
 )
 from ml_backend.studio.label_config import LabelConfig, parse_label_config
 from ml_backend.studio.task_order import LIVE_SCORE, PENDING_VERSION
@@ -96,6 +98,7 @@ class Drags:
 
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
+        self._layers = Layers()
         self._places = threading.BoundedSemaphore(DRAGS)
         self._pages: OrderedDict[tuple[str, int], list[_Page]] = OrderedDict()
         self._locks: dict[tuple[str, int], threading.Lock] = {}
@@ -155,9 +158,7 @@ class Drags:
         with self._page(name, stands, arrived) as page:
             lagging = {i: region for i, (_, region) in page.given.items()}
             shape = (beliefs.mask.shape[0], beliefs.mask.shape[1])
-            shown = Canvas(stands.results, config, shape)
-            if lagging:
-                shown = Canvas(shown.with_results(lagging), config, shape)
+            shown = Canvas(taken(stands.results, lagging), config, shape, self._layers)
             spot, changed = _drag(page.spot, shown, beliefs, _box(prompt, shape), stands.certain)
             # The page drops an answer that a later request overtakes.
             overtaken = {i: r for i, (when, r) in page.given.items() if when >= arrived}
@@ -230,7 +231,7 @@ def _drag(
     believed = beliefs.log_probabilities
     again = before is not None and _still_stands(before, shown, box)
     if before is not None and again:
-        base = Canvas(before.base, shown.config, shown.shape)
+        base = shown.showing(before.base)
         spot, first = before, before.turn + 1
     else:
         base, first = shown, 0

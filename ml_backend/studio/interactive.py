@@ -10,6 +10,8 @@ paint, regions come back smaller, under their own ids. No prompt becomes a label
 from __future__ import annotations
 
 import math
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,12 +20,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.studio.annotations import AnnotationError, mask_region, painted_layer
+from ml_backend.studio.annotations import (
+    AnnotationError,
+    Layer,
+    label_hash,
+    mask_region,
+    painted_layer,
+)
 from ml_backend.studio.label_config import LabelConfig
 
 __all__ = [
     "DRAG_HELP",
     "Canvas",
+    "Layers",
     "Prompt",
     "Result",
     "Standing",
@@ -31,6 +40,7 @@ __all__ = [
     "emptied",
     "prompt_of",
     "standing",
+    "taken",
 ]
 
 Result = dict[str, Any]
@@ -184,16 +194,58 @@ class _Painted(NamedTuple):
     painted: npt.NDArray[np.bool_]
 
 
+class Layers:
+    """What regions paint, read once: the same ones come with every drag on a slice.
+
+    ``limit_bytes`` of them at most, an eighth of a byte a pixel. Safe to use from many threads.
+    """
+
+    def __init__(self, limit_bytes: int = 64 << 20) -> None:
+        self._limit, self._bytes = limit_bytes, 0
+        self._kept: OrderedDict[object, tuple[int, npt.NDArray[np.uint8]] | None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def layer(self, result: Result, config: LabelConfig, shape: tuple[int, int]) -> Layer | None:
+        """`painted_layer`. Raises AnnotationError for a region that cannot be read."""
+        name = (label_hash([result]), str(result.get("from_name")), config, shape)
+        with self._lock:
+            if name in self._kept:
+                self._kept.move_to_end(name)
+                found = self._kept[name]
+                if found is None:
+                    return None
+                painted = np.unpackbits(found[1], count=shape[0] * shape[1])
+                return Layer(found[0], painted.view(np.bool_).reshape(shape))
+        layer = painted_layer(result, config, *shape)
+        kept = None if layer is None else (layer.class_index, np.packbits(layer.painted))
+        with self._lock:
+            if name not in self._kept:
+                self._kept[name] = kept
+                self._bytes += 0 if kept is None else kept[1].nbytes
+            while self._bytes > self._limit or len(self._kept) > _LAYERS:
+                _, dropped = self._kept.popitem(last=False)
+                self._bytes -= 0 if dropped is None else dropped[1].nbytes
+        return layer
+
+
+_LAYERS = 4096
+
+
 class Canvas:
     """The regions of a page on a slice (H, W): which class is on top where, and of which regions.
 
-    A region that cannot be read is not looked at, and stays.
+    A region that cannot be read is not looked at, and stays. ``layers``: what reads them.
     """
 
     def __init__(
-        self, results: Sequence[Result], config: LabelConfig, shape: tuple[int, int]
+        self,
+        results: Sequence[Result],
+        config: LabelConfig,
+        shape: tuple[int, int],
+        layers: Layers | None = None,
     ) -> None:
         self.results, self.config, self.shape = tuple(results), config, shape
+        self._known = layers or Layers()
         self.layers = tuple(self._layers())
         self.map = np.zeros(shape, np.uint8)
         for layer in self.layers:
@@ -202,18 +254,23 @@ class Canvas:
     def _layers(self) -> Iterator[_Painted]:
         for place, result in enumerate(self.results):
             try:
-                layer = painted_layer(result, self.config, *self.shape)
+                layer = self._known.layer(result, self.config, self.shape)
             except AnnotationError:
                 continue
             if layer is not None and layer.class_index < len(self.config.classes):
                 yield _Painted(place, *layer)
 
-    def with_results(self, changed: Mapping[str, Result]) -> tuple[Result, ...]:
-        """The page's regions after it has taken ``changed`` (id → region): replaced where they are
-        there, else on top."""
-        known = {str(result.get("id")) for result in self.results}
-        kept = [changed.get(str(result.get("id")), result) for result in self.results]
-        return (*kept, *(result for i, result in changed.items() if i not in known))
+    def showing(self, results: Sequence[Result]) -> Canvas:
+        """The same slice with other regions."""
+        return Canvas(results, self.config, self.shape, self._known)
+
+
+def taken(results: Sequence[Result], changed: Mapping[str, Result]) -> tuple[Result, ...]:
+    """The regions of a page after it has taken ``changed`` (id → region): replaced where they are
+    there, else on top."""
+    known = {str(result.get("id")) for result in results}
+    kept = [changed.get(str(result.get("id")), result) for result in results]
+    return (*kept, *(result for i, result in changed.items() if i not in known))
 
 
 def answer(
