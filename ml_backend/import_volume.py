@@ -8,6 +8,7 @@ and what is missing is added, so an import that was interrupted is simply made a
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from al_strategies.learner import IGNORE, Progress
+from ml_backend.errors import NextsliceError
 from ml_backend.pictures import class_ids, encode_png
 from ml_backend.rounds.adopt import connect
 from ml_backend.rounds.project import ConnectedProject
@@ -52,6 +54,8 @@ from ml_backend.volumes.volume import AXES, Bounds, Volume, VolumeError
 from ml_backend.volumes.window import Window, fit_window, render
 
 __all__ = ["ImportReport", "ImportRequest", "import_volume"]
+
+logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
@@ -189,6 +193,7 @@ class _Import:
         self.request, self.volume, self.labels = request, volume, labels
         self.progress: Progress = progress or (lambda step, done, total: None)
         self.axis = AXES[volume.axis]
+        self._added = self._to_add = 0
         self._there: dict[int, str] = {}
         self._bare: dict[int, int] = {}
         self._windows: Counter[Window] = Counter()
@@ -222,8 +227,15 @@ class _Import:
             if created:
                 delete_project(self.studio, project.id)
             raise
+        except BaseException as error:
+            self._say_what_is_left(project, created, error)
+            raise
         if self.request.connect:
-            connect(ConnectedProject(self.service, project.key))
+            try:
+                connect(ConnectedProject(self.service, project.key))
+            except BaseException as error:
+                self._say_what_is_left(project, created, error)
+                raise
         return ImportReport(
             project=project.id,
             title=project.title,
@@ -239,6 +251,19 @@ class _Import:
             stored=self.volume.stored,
             sides=sides(self.volume),
         )
+
+    def _say_what_is_left(self, project: Project, created: bool, error: BaseException) -> None:
+        """Nobody should find half an import later and wonder."""
+        made = "was made" if created else "was extended"
+        said = (
+            f"Project {project.id} ({project.title}) {made}: {self._added} of {self._to_add} "
+            "slices are added. The same command goes on there"
+        )
+        said += ", or delete it in Label Studio." if created else "."
+        if isinstance(error, NextsliceError):
+            error.args = (f"{str(error).rstrip('.')}. {said}", *error.args[1:])
+        else:
+            logger.warning("%s", said)
 
     # -- before anything is created
 
@@ -429,6 +454,7 @@ class _Import:
             missing, window
         )  # fmt: skip
         done = annotated = 0
+        self._to_add = len(missing)
         self.progress("import", 0, len(missing))
         slices = ((i, image, self._annotations(i, config)) for i, image in images)
         for batch in _within(slices, _TASKS_PER_REQUEST, lambda row: len(json.dumps(row[2]))):
@@ -440,6 +466,7 @@ class _Import:
                 annotated += bool(labelled)
             import_tasks(self.studio, project.id, rows)
             done += len(rows)
+            self._added = done
             self.progress("import", done, len(missing))
         return annotated
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from ml_backend import import_volume as importing
 from ml_backend.import_volume import ImportReport, ImportRequest, import_volume
 from ml_backend.rounds.service import Service, slice_keys
 from ml_backend.settings import Settings
@@ -191,6 +192,31 @@ def test_labels_that_an_import_lost_are_added_by_the_next(imported: Imported) ->
         assert (label_map(rows[z][0]["result"], config, 8, 9).mask == 1).all()
     assert rows[2][0]["result"] == []
     assert imported.repeat(with_labels=labels).labels_added == 0
+
+
+@pytest.mark.parametrize("failure", [StudioError("Label Studio is gone."), KeyboardInterrupt()])
+def test_what_a_failure_leaves_is_said(
+    imported: Imported,
+    failure: BaseException,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for z in (1, 2, 4):
+        imported.studio.delete_task(z)
+    asked: list[int] = []
+
+    def send(studio: Any, project: int, rows: list[Any]) -> None:
+        asked.append(len(rows))
+        if len(asked) == 2:
+            raise failure
+
+    monkeypatch.setattr(importing, "import_tasks", send)
+    monkeypatch.setattr(importing, "_TASKS_PER_REQUEST", 2)
+    with pytest.raises(type(failure)) as ended:
+        imported.repeat()
+    said = f"{ended.value}{caplog.text}"
+    assert "Project 7 (scan) was extended: 2 of 3 slices are added. The same command goes" in said
+    assert asked == [2, 1]
 
 
 LPS = np.diag([-1.0, -1, 1, 1])

@@ -62,10 +62,12 @@ def test_up_starts_the_redis_that_other_commands_look_for(
         except requests.RequestException:
             return False
 
+    log = tmp_path / "logs" / "up.log"
     with ProcessGroup(tmp_path / "logs") as group:
         group.start("up", [sys.executable, *argv], env=env)
+        group.wait("up", lambda: "nextslice listens on" in log.read_text(), timeout_s=240)
+        assert answers()  # it is only said when it is so
         group.wait("up", at_work, timeout_s=240)
-        group.wait("up", answers, timeout_s=240)
     assert not redis_answers(env["REDIS_URL"])
     said = " ".join((tmp_path / "logs" / "up.log").read_text().split())
     assert "one is started there" in said
@@ -106,7 +108,41 @@ def test_up_does_not_listen_beyond_this_machine_without_credentials(
         LABEL_STUDIO_API_KEY="token",
         REDIS_URL=f"redis://127.0.0.1:{free_port()}/0",
     )
-    assert done.returncode == 1
+    assert done.returncode == 78
     assert "BASIC_AUTH_USER" in done.stderr
     assert "Traceback" not in done.stderr
+    assert not (tmp_path / "data").exists()
+
+
+def test_up_says_first_that_the_store_cannot_be_written(label_studio: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = nextslice(
+        "up",
+        "--data",
+        str(tmp_path / "data"),
+        LABEL_STUDIO_URL=label_studio,
+        LABEL_STUDIO_API_KEY="token",
+        NEXTSLICE_STORE=str(tmp_path / "file" / "store"),
+    )
+    assert done.returncode == 74
+    assert "It is given by NEXTSLICE_STORE" in done.stderr
+    assert str(tmp_path / "file" / "store") in done.stderr
+    assert not (tmp_path / "data").exists()
+
+
+def test_up_calls_a_used_port_that(label_studio: str, tmp_path: Path) -> None:
+    port = label_studio.rpartition(":")[2]
+    done = nextslice(
+        "up",
+        "--bind",
+        f"127.0.0.1:{port}",
+        "--data",
+        str(tmp_path / "data"),
+        LABEL_STUDIO_URL=label_studio,
+        LABEL_STUDIO_API_KEY="token",
+        NEXTSLICE_STORE=str(tmp_path / "store"),
+    )
+    assert done.returncode == 1
+    assert f"Port {port} of 127.0.0.1 is used by another program" in done.stderr
+    assert "listens on" not in done.stderr
     assert not (tmp_path / "data").exists()

@@ -13,10 +13,11 @@ import typer
 from ml_backend.api.auth import check_address
 from ml_backend.api.server import gunicorn_argv
 from ml_backend.cli import app, as_written, console
-from ml_backend.embedded.processes import ProcessGroup, StartError, stop_on_sigterm
+from ml_backend.embedded.processes import ProcessGroup, StartError, check_free, stop_on_sigterm
 from ml_backend.embedded.redis_server import provide_redis
-from ml_backend.embedded.stack import start_worker
+from ml_backend.embedded.stack import start_worker, wait_for_backend
 from ml_backend.rounds.service import Service
+from ml_backend.rounds.store import StoreFault
 from ml_backend.settings import load_settings, own_redis_socket
 
 __all__ = ["up"]
@@ -51,7 +52,9 @@ def up(
     settings = load_settings()
     address = bind or f"127.0.0.1:{urlsplit(settings.backend_url).port or _PORT}"
     check_address(settings, address.rpartition(":")[0])
+    check_free(address)
     service = Service(settings)
+    _check_store(service)
     service.studio.call("a list of the projects", service.studio.sdk.projects.list)
     with ProcessGroup(data / "logs") as group:
         url = settings.redis_address
@@ -62,6 +65,8 @@ def up(
             console.print(as_written(f"No Redis listened at {url}: one is started {there}."))
         env = {"NEXTSLICE_REDIS_URL": started or url}
         group.start("backend", gunicorn_argv(address, log_level=settings.log_level), env=env)
+        with console.status("starting the backend"):
+            wait_for_backend(group, address)
         for kind, count in (("control", control_workers), ("gpu", gpu_workers)):
             for _ in range(count):
                 start_worker(group, kind, env)
@@ -77,3 +82,11 @@ def up(
             console.print("Stopping.")
             return
     raise StartError(ended)
+
+
+def _check_store(service: Service) -> None:
+    """Raise StoreFault that names the setting where the store cannot be written."""
+    try:
+        service.store.check_writable(service.settings.label_studio_host)
+    except OSError as error:  # StoreFault is one
+        raise StoreFault(f"{str(error).rstrip('.')}. It is given by NEXTSLICE_STORE.") from None

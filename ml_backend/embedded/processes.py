@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import signal
 import socket
@@ -18,7 +19,15 @@ import psutil
 
 from ml_backend.errors import EnvironmentFault
 
-__all__ = ["ProcessGroup", "StartError", "free_port", "kill_tree", "stop_on_sigterm", "wait_until"]
+__all__ = [
+    "ProcessGroup",
+    "StartError",
+    "check_free",
+    "free_port",
+    "kill_tree",
+    "stop_on_sigterm",
+    "wait_until",
+]
 
 _PR_SET_PDEATHSIG = 1
 
@@ -39,6 +48,29 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def check_free(address: str) -> None:
+    """Raise StartError where something listens at ``address`` (host:port) already, or where this
+    machine has no such address."""
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        # as gunicorn does: what ended a moment ago is in nobody's way
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, int(port)))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise StartError(
+                    f"Port {port} of {host or 'this machine'} is used by another program: is "
+                    "nextslice running already? Stop that one, or give another address with --bind."
+                ) from None
+            raise StartError(
+                f"Nothing can listen at {address} ({error.strerror or error}): give an address of "
+                "this machine with --bind, as 127.0.0.1:9090 or 0.0.0.0:9090."
+            ) from None
 
 
 def stop_on_sigterm() -> None:

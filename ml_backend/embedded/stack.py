@@ -21,7 +21,14 @@ from ml_backend.embedded.processes import ProcessGroup, free_port
 from ml_backend.embedded.redis_server import start_redis
 from ml_backend.settings import Settings, asked_log_level, default_home, read_settings
 
-__all__ = ["Stack", "default_home", "start_backend", "start_stack", "start_worker"]
+__all__ = [
+    "Stack",
+    "default_home",
+    "start_backend",
+    "start_stack",
+    "start_worker",
+    "wait_for_backend",
+]
 
 
 @dataclass
@@ -57,7 +64,17 @@ def start_backend(group: ProcessGroup, port: int, env: dict[str, str]) -> subpro
     level = env.get("NEXTSLICE_LOG_LEVEL", asked_log_level())
     argv = gunicorn_argv(f"127.0.0.1:{port}", log_level=level)
     process = group.start("backend", argv, env=env)
-    url = f"http://127.0.0.1:{port}/health"
+    wait_for_backend(group, f"127.0.0.1:{port}")
+    return process
+
+
+def wait_for_backend(group: ProcessGroup, address: str) -> None:
+    """Wait until the backend of ``group`` answers at ``address`` (host:port), as asked from this
+    machine. StartError with its log when it ends or does not."""
+    host, _, port = address.rpartition(":")
+    # what listens on every address of the machine does on this one
+    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)  # nosec B104
+    url = f"http://{host}:{port}/health"
 
     def answers() -> bool:
         try:
@@ -67,7 +84,6 @@ def start_backend(group: ProcessGroup, port: int, env: dict[str, str]) -> subpro
             return False
 
     group.wait("backend", answers, timeout_s=60)
-    return process
 
 
 def start_worker(group: ProcessGroup, kind: str, env: dict[str, str]) -> subprocess.Popen[bytes]:
