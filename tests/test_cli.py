@@ -62,7 +62,7 @@ def test_strategies_lists_every_one() -> None:
 
 def test_an_unknown_strategy_is_refused_before_anything_starts(tmp_path: Path) -> None:
     done = nextslice("demo", "--headless", "--strategy", "best", NEXTSLICE_HOME=str(tmp_path))
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "--strategy: found 'best', expected one of" in done.stderr
     assert "coreset" in done.stderr
     assert list(tmp_path.iterdir()) == []
@@ -169,7 +169,7 @@ def broken(line: str, imports: str = "") -> subprocess.CompletedProcess[str]:
 
 def test_arrays_that_do_not_fit_are_a_bug_and_not_what_a_person_did() -> None:
     done = broken("np.zeros(2) + np.zeros(3)", "import numpy as np")
-    assert done.returncode == 1
+    assert done.returncode == 70
     assert "Traceback" in done.stderr
     assert "operands could not be broadcast together" in done.stderr
     assert "nextslice:" not in done.stderr
@@ -178,13 +178,13 @@ def test_arrays_that_do_not_fit_are_a_bug_and_not_what_a_person_did() -> None:
 @pytest.mark.parametrize(
     ("line", "imports", "code", "says"),
     [
-        ("open('/nowhere/scan.tif')", "", 1, "No such file or directory: '/nowhere/scan.tif'"),
-        ("raise OSError(errno.ENOSPC, 'No space left')", "import errno", 1, "No space left"),
-        ("socket.create_connection(('127.0.0.1', 9))", "import socket", 1, "Connection refused"),
+        ("open('/nowhere/scan.tif')", "", 74, "No such file or directory: '/nowhere/scan.tif'"),
+        ("raise OSError(errno.ENOSPC, 'No space left')", "import errno", 74, "No space left"),
+        ("socket.create_connection(('127.0.0.1', 9))", "import socket", 74, "Connection refused"),
         (
             "redis.Redis(port=9).ping()",
             "import redis",
-            1,
+            69,
             "Redis cannot be used: Error 111 connecting to",
         ),
         (
@@ -207,7 +207,7 @@ def test_a_fault_of_the_machine_is_a_sentence(
 def test_an_error_of_files_that_a_library_made_up_is_a_bug() -> None:
     """Where such a file is read, it is said what it is."""
     done = broken("raise OSError('not a file of this kind')")
-    assert done.returncode == 1
+    assert done.returncode == 70
     assert "Traceback" in done.stderr
 
 
@@ -227,7 +227,7 @@ def test_a_gpu_worker_does_not_wait_for_labels_with_a_network_that_cannot_be_bui
     redis_url: str,
 ) -> None:
     done = nextslice("worker", "gpu", REDIS_URL=redis_url, NEXTSLICE_ARCHITECTURE="hrnet18")
-    assert done.returncode == 1
+    assert done.returncode == 78
     assert "NEXTSLICE_ARCHITECTURE is 'hrnet18', which cannot be built" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -235,14 +235,14 @@ def test_a_gpu_worker_does_not_wait_for_labels_with_a_network_that_cannot_be_bui
 def test_segment_names_a_device_that_is_none_before_it_reads_anything(tmp_path: Path) -> None:
     out = str(tmp_path / "labels.tif")
     done = nextslice("segment", str(tmp_path / "none.tif"), "--out", out, "--device", "gpu")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "--device is 'gpu', expected cpu, cuda" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_a_worker_without_redis_says_so() -> None:
     done = nextslice("worker", "control", REDIS_URL="redis://:secret@127.0.0.1:9/0")
-    assert done.returncode == 1
+    assert done.returncode == 69
     assert "Redis cannot be used" in done.stderr
     assert "secret" not in done.stderr
     assert "Traceback" not in done.stderr
@@ -251,7 +251,7 @@ def test_a_worker_without_redis_says_so() -> None:
 @pytest.mark.parametrize(
     ("options", "code", "says"),
     [
-        (["--backend", "this-machine:9090"], 1, "--backend is 'this-machine:9090', expected an"),
+        (["--backend", "this-machine:9090"], 2, "--backend is 'this-machine:9090', expected an"),
         # of the environment alone: of another server, store and secret would not fit
         (["--url", "http://other.example"], 2, "No such option"),
         (["--token", "t"], 2, "No such option"),
@@ -267,19 +267,20 @@ def test_connect_takes_only_what_may_differ_from_the_service(
 
 
 @pytest.mark.parametrize(
-    ("env", "says"),
+    ("env", "code", "says"),
     [
-        ({"LABEL_STUDIO_API_KEY": ""}, "LABEL_STUDIO_API_KEY is empty"),
+        ({"LABEL_STUDIO_API_KEY": ""}, 69, "LABEL_STUDIO_API_KEY is empty"),
         (
             {"LABEL_STUDIO_API_KEY": "t", "LABEL_STUDIO_URL": "http://127.0.0.1:9"},
+            69,
             "cannot be reached",
         ),
-        ({"LABEL_STUDIO_URL": "nonsense"}, "found 'nonsense'"),
+        ({"LABEL_STUDIO_URL": "nonsense"}, 78, "found 'nonsense'"),
     ],
 )
-def test_connect_says_what_is_wrong(env: dict[str, str], says: str) -> None:
+def test_connect_says_what_is_wrong(env: dict[str, str], code: int, says: str) -> None:
     done = nextslice("connect", "1", **env)
-    assert done.returncode == 1
+    assert done.returncode == code
     assert says in done.stderr.replace("\n", " ")
     assert "Traceback" not in done.stderr
 
@@ -313,6 +314,14 @@ WRONG = [
 ]
 """Arguments of simulate, and a part of what is said to them."""
 
+
+def _simulate_code(says: str) -> int:
+    """1 for data of which no experiment can be made, 69 without Redis, 2 for the command line."""
+    if "Redis" in says:
+        return 69
+    return 1 if says.startswith(("no folder", "holds no")) else 2
+
+
 REFUSED = """
 import io, json, sys
 from ml_backend.cli import console, main
@@ -341,7 +350,7 @@ def test_simulate_says_what_is_wrong_without_torch_and_leaves_nothing(tmp_path: 
     )  # fmt: skip
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     for (arguments, says), (code, said, torch) in zip(WRONG, answers, strict=True):
-        assert (code, torch) == (1, False), arguments
+        assert (code, torch) == (_simulate_code(says), False), arguments
         assert says in said, arguments
     assert not (tmp_path / "o").exists()
     assert not (tmp_path / "home").exists()
@@ -359,7 +368,7 @@ def test_what_only_torch_knows_is_checked_before_anything_is_read_or_written(
 ) -> None:
     given = ["--out", str(tmp_path / "o"), "--phantom", "small", option, value]
     done = nextslice("simulate", *given, NEXTSLICE_HOME=str(tmp_path / "home"))
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert says in done.stderr.replace("\n", " ")
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []

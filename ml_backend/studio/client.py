@@ -12,12 +12,12 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from itertools import islice
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import httpx
-from label_studio_sdk import LabelStudio
 from label_studio_sdk.core.api_error import ApiError
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -220,11 +220,18 @@ class Studio:
         self.url = url.rstrip("/")
         token = StudioToken(self.url, api_key)
         self.downloads = Downloads(self.url, token, image_hosts or ImageHosts(), download_s)
-        http = httpx.Client(auth=token, timeout=timeout_s, follow_redirects=True)
+        self._http = httpx.Client(auth=token, timeout=timeout_s, follow_redirects=True)
+
+    @cached_property
+    def sdk(self) -> Any:
+        """Label Studio's own client. It takes a second to import: not before it is used."""
+        from label_studio_sdk import LabelStudio
+
         # What the SDK takes for a legacy token stands in no request: ours takes its place.
-        self.sdk = LabelStudio(  # type: ignore[no-untyped-call]
-            base_url=self.url, api_key="unused", timeout=timeout_s, httpx_client=http
-        )
+        return LabelStudio(  # type: ignore[no-untyped-call]
+            base_url=self.url, api_key="unused", httpx_client=self._http,
+            timeout=self._http.timeout.read,
+        )  # fmt: skip
 
     @property
     def below(self) -> str:

@@ -43,7 +43,7 @@ def test_connect_names_the_two_settings_to_change(
         NEXTSLICE_STORE=str(tmp_path / "store"),
     )
     said = " ".join(done.stderr.split())
-    assert done.returncode == 1
+    assert done.returncode == 69
     assert "http://127.0.0.1:9090" in said
     assert "ML_BLOCK_LOCAL_IP=false and SSRF_PROTECTION_ENABLED=false" in said
     assert "Traceback" not in said

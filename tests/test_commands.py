@@ -1,0 +1,139 @@
+"""The command line as a script and a shell meet it: quick help, completion, plain output."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from ml_backend import __version__, cli
+from ml_backend.cli import app, load_commands
+from ml_backend.cli.commands import COMMANDS
+from tests.test_cli import nextslice
+
+HEAVY = {"numpy", "torch", "redis", "label_studio_sdk.client", "scipy", "flask", "rq"}
+
+LOADED = """
+import json, sys
+from ml_backend.cli import main
+sys.argv = ["nextslice", *sys.argv[1:]]
+try:
+    main()
+except SystemExit as end:
+    code = end.code
+print("\\n" + json.dumps([code, sorted(sys.modules)]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["--version"], 0), (["-h"], 0), (["--help"], 0), ([], 2), (["rouns"], 2), (["-x"], 2)],
+)
+def test_help_and_mistakes_import_nothing_heavy(arguments: list[str], code: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED, *arguments],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    ended, modules = json.loads(done.stdout.splitlines()[-1])
+    assert (ended, HEAVY & {*modules}) == (code, set())
+
+
+def test_the_list_says_what_the_commands_say() -> None:
+    load_commands()
+    group = typer.main.get_group(app)
+    assert set(group.commands) == set(COMMANDS)
+    for name, says in COMMANDS.items():
+        command = group.commands[name]
+        first = " ".join((command.help or "").split("\n\n")[0].split())
+        assert first.startswith(says), name
+
+
+def test_every_module_with_a_command_is_in_the_list() -> None:
+    folder = Path(cli.__file__).parent
+    added = {
+        path.stem.rstrip("_")
+        for path in folder.glob("*.py")
+        if any(
+            line.startswith(("@app.command", "app.add_typer"))
+            for line in path.read_text(encoding="utf-8").splitlines()
+        )
+    }
+    assert added == set(COMMANDS)
+
+
+def test_the_version() -> None:
+    done = nextslice("--version")
+    assert (done.stdout, done.stderr, done.returncode) == (f"nextslice {__version__}\n", "", 0)
+
+
+@pytest.mark.parametrize("arguments", [["config", "-h"], ["rounds", "list", "-h"]])
+def test_h_is_help_everywhere_and_has_no_boxes(arguments: list[str]) -> None:
+    done = nextslice(*arguments)
+    assert done.returncode == 0
+    assert f"Usage: nextslice {' '.join(arguments[:-1])}" in done.stdout
+    assert not set("│─╭╰┃") & set(done.stdout)
+
+
+def test_the_shell_completes_commands_and_options() -> None:
+    def completed(words: str) -> list[str]:
+        env = {"_NEXTSLICE_COMPLETE": "complete_bash", "COMP_WORDS": words,
+               "COMP_CWORD": str(len(words.split()) - 1)}  # fmt: skip
+        return nextslice(**env).stdout.split()
+
+    assert completed("nextslice st") == ["strategies"]
+    assert "--json" in completed("nextslice strategies --")
+
+
+def in_a_terminal(*arguments: str, **env: str) -> str:
+    """What the command shows where both outputs are a terminal."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "ml_backend.cli", *arguments],
+        stdout=theirs, stderr=theirs, stdin=theirs, env={**os.environ, "TERM": "xterm", **env},
+    ):  # fmt: skip
+        os.close(theirs)
+        shown = b""
+        while True:
+            try:
+                part = os.read(ours, 65536)
+            except OSError:  # the other side is closed
+                break
+            if not part:
+                break
+            shown += part
+    os.close(ours)
+    return shown.decode()
+
+
+def test_no_color_leaves_no_escapes_at_all() -> None:
+    wrong = ("simulate", "--phantom", "small")
+    assert "\x1b[" in in_a_terminal(*wrong)
+    assert "\x1b" not in in_a_terminal(*wrong, NO_COLOR="1")
+    assert "\x1b" not in in_a_terminal("strategies", NO_COLOR="1")
+
+
+def test_in_a_pipe_nothing_is_wrapped_or_boxed() -> None:
+    done = nextslice("strategies", COLUMNS="80")
+    lines = done.stdout.splitlines()
+    assert lines[0].split("\t") == ["name", "summary", "evidence", "source"]
+    assert {len(line.split("\t")) for line in lines[1:-1]} == {4}
+    error = nextslice("simulate", "--phantom", "small", "--data", "x" * 200, COLUMNS="40").stderr
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_strategies_for_programs() -> None:
+    said = json.loads(nextslice("strategies", "--json").stdout)
+    assert said["default"] == {"strategy": "entropy", "cold_start": "strided"}
+    assert {"coreset", "random"} <= {row["name"] for row in said["strategies"]}
+
+
+def test_an_unknown_command_is_none() -> None:
+    group = typer.main.get_group(app)
+    for name in ("nosuch", "../x", "a-b", "_x"):
+        assert group.get_command(None, name) is None, name
