@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import sys
+import time
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -9,18 +12,25 @@ import typer
 from rich.table import Table
 
 from al_strategies.holdout import MINIMUM_JUDGED
-from ml_backend.cli import app, as_written, console
+from ml_backend.cli import app, as_written, console, new_console
 from ml_backend.cli.progress import round_progress
 from ml_backend.cli.tables import whole
+from ml_backend.errors import OptionError
 from ml_backend.rounds.artefacts import METRICS, ROUND
 from ml_backend.rounds.attempt import attempt
 from ml_backend.rounds.effort import EffortTotals, totals_of
-from ml_backend.rounds.project import find_project, known_project, stored_projects
+from ml_backend.rounds.overview import ProjectOverview, Running, project_overview
+from ml_backend.rounds.project import (
+    ConnectedProject,
+    find_project,
+    known_project,
+    stored_projects,
+)
 from ml_backend.rounds.publish import known_queue
 from ml_backend.rounds.reconcile import request_start
 from ml_backend.rounds.records import MetricsRecord, Published, QueueRecord, RoundRecord
 from ml_backend.rounds.service import Service
-from ml_backend.rounds.status import project_status
+from ml_backend.rounds.status import NO_GPU_WORKER
 from ml_backend.rounds.store import ProjectStore
 from ml_backend.settings import configure_logging
 
@@ -31,6 +41,8 @@ rounds_app = typer.Typer(
 )
 app.add_typer(rounds_app, name="rounds")
 
+_LOOK_S = 5.0
+"""Between two looks of --watch."""
 _NAMED = 8
 """Slices that a row of the table names."""
 _COLUMNS = ("round", "model version", "annotated", "corrected px", "s/slice", "strategy",
@@ -91,10 +103,13 @@ def _unread(record: RoundRecord, queue: QueueRecord | None) -> list[str]:
     ]
 
 
-def rounds_table(folder: ProjectStore) -> Table:
+def rounds_table(folder: ProjectStore, seen: ProjectOverview | None = None) -> Table:
     """One row a round: version, labels, what the new ones cost, strategy, validation mIoU, time,
-    state."""
-    table = Table(title=f"Rounds of project {folder.path}")
+    state. ``seen``: its title, and what is under way."""
+    called = "" if seen is None else f"{seen.project} {seen.title or ''}".rstrip()
+    table = Table(
+        title=f"Rounds of project {f'{called} ({folder.path})' if called else folder.path}"
+    )
     for column in _COLUMNS:
         table.add_column(column, justify="left" if column in ("model version",) else "right")
     table.add_column("state", overflow="fold")
@@ -102,7 +117,7 @@ def rounds_table(folder: ProjectStore) -> Table:
     for number in folder.rounds():
         record = folder.round(number).load(ROUND)
         if record is None:
-            table.add_row(str(number), *[""] * (len(_COLUMNS) - 1), "in progress")
+            table.add_row(str(number), *[""] * (len(_COLUMNS) - 1), _begun(number, seen))
             continue
         metrics = folder.round(number).load(METRICS)
         cost = totals_of(metrics.effort if metrics else ())
@@ -117,22 +132,88 @@ def rounds_table(folder: ProjectStore) -> Table:
     return table
 
 
+def _begun(number: int, seen: ProjectOverview | None) -> str:
+    """The state of a round that is not committed: who is at it, or why nobody is."""
+    if seen is None:
+        return "begun"
+    if number != seen.round:
+        return "left"
+    states = {condition.state: condition.says for condition in seen.conditions}
+    if "running" in states:
+        step = _step(seen.running) if seen.running else ""
+        return f"running: {step}" if step else "running"
+    if "queued" in states:
+        none = ": none is running" if NO_GPU_WORKER in states["queued"] else ""
+        return f"waiting for a gpu worker{none}"
+    return "its worker is gone" if "killed" in states else "waiting to go on"
+
+
+def _step(running: Running) -> str:
+    """``train, 120 of 600, 4 min left``; empty where it is not known."""
+    said = [running.step] if running.step else []
+    if running.total:
+        said.append(f"{running.done:,} of {running.total:,}")
+    if running.seconds_left is not None:
+        minutes = running.seconds_left / 60
+        said.append(f"{minutes:.0f} min left" if minutes >= 1 else f"{minutes * 60:.0f} s left")
+    return ", ".join(said)
+
+
+def _labels(seen: ProjectOverview) -> str:
+    """How far it is to the next round; empty where Label Studio was not to be asked."""
+    if seen.labels is None:
+        return ""
+    fresh, wanted = seen.labels.fresh, seen.labels.wanted
+    return (
+        f"{fresh:,} of {wanted:,} labels for the next round; {seen.labels.annotated:,} slices are "
+        f"annotated, {seen.labels.pool:,} are not."
+    )
+
+
 @rounds_app.command("list")
 def list_rounds(
     project: Annotated[int | None, typer.Argument(help="Project number; empty: all.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object on standard output, for programs.")
+    ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Look again every few seconds; Ctrl-C ends.")
+    ] = False,
 ) -> None:
-    """Show every round of a project."""
+    """Show every round of a project, what is under way, and how far it is to the next.
+
+    Titles and labels are Label Studio's; where it does not answer, what the store knows is shown.
+    """
+    if watch and as_json:
+        raise OptionError("--watch cannot be given with --json: ask again for another look")
     service = Service.from_environment()
-    found = stored_projects(service) if project is None else [known_project(service, project)]
-    if not found:
-        console.print(
-            f"No project is known in {as_written(service.store.root)}. Connect one first."
-        )
-        raise typer.Exit(1)
-    for one in found:
-        typer.echo(whole(rounds_table(one.folder)))
-        for condition in project_status(one).conditions:
-            console.print(as_written(condition.says))
+    while True:
+        found = stored_projects(service) if project is None else [known_project(service, project)]
+        if not found:
+            console.print(
+                f"No project is known in {as_written(service.store.root)}. Connect one first."
+            )
+            raise typer.Exit(1)
+        seen = [project_overview(one) for one in found]
+        if as_json:
+            rows = [overview.model_dump(mode="json") for overview in seen]
+            typer.echo(json.dumps({"projects": rows}))
+            return
+        if watch and sys.stdout.isatty():
+            new_console().clear()
+        for one, overview in zip(found, seen, strict=True):
+            _show(one, overview)
+        if not watch:
+            return
+        time.sleep(_LOOK_S)
+
+
+def _show(project: ConnectedProject, seen: ProjectOverview) -> None:
+    typer.echo(whole(rounds_table(project.folder, seen)))
+    for condition in seen.conditions:
+        console.print(as_written(condition.says), highlight=False)
+    for said in filter(None, (_labels(seen), seen.unanswered)):
+        console.print(as_written(said), highlight=False)
 
 
 @rounds_app.command("run")

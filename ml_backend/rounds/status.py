@@ -25,7 +25,7 @@ from ml_backend.rounds.schedule import GPU, RoundProgress
 from ml_backend.rounds.store import StoreFault
 from ml_backend.studio.task_order import VERSION_PREFIX
 
-__all__ = ["Condition", "ProjectStatus", "State", "project_status"]
+__all__ = ["NO_GPU_WORKER", "Condition", "ProjectStatus", "State", "project_status"]
 
 State = Literal[
     "unpublished",
@@ -50,6 +50,8 @@ _PAUSED = (
     "the project is paused. Go on with: nextslice project set {number} pause=false (or take "
     "NEXTSLICE_PAUSE back)."
 )
+NO_GPU_WORKER = "no gpu worker runs"
+"""In the sentence of a round that is queued: nobody listens."""
 _BEGINNING_S = 10.0
 """An attempt is noted before the round is claimed: so long it may have no holder yet."""
 
@@ -148,7 +150,7 @@ def _jobs(
     if listening:
         why = f"none of the gpu workers that listen ({listening}) is free yet."
     else:
-        why = "no gpu worker runs. Start one: nextslice worker gpu."
+        why = f"{NO_GPU_WORKER}. Start one: nextslice worker gpu."
     return progress, _condition("queued", f"Round {number} is asked for and waits: {why}")
 
 
