@@ -29,8 +29,8 @@ COMMANDS: Mapping[str, str] = {
     "export": "Write a round's masks, annotations, record and learning curve into a folder.",
     "segment": "Segment a whole volume with the published model.",
     "config": "Show what every setting is, and where it is given.",
-    "doctor": "Look at Label Studio, token, database, store, Redis and workers, and say what mends "
-    "them.",
+    "doctor": "Look at Label Studio, token, database, store, Redis, workers and projects, and say "
+    "what mends them.",
     "strategies": "List the acquisition functions, and which of them is the default.",
     "simulate": "Rank the strategies on slices whose masks are known.",
 }
