@@ -21,20 +21,21 @@ def metrics(*by_slice: float, **iou: float) -> Metrics:
 BEFORE = (0.80, 0.70, 0.90, 0.85, 0.75, 0.80)
 
 
+def lower(by: float) -> Metrics:
+    """Each slice ``by`` and a little more below `BEFORE`, by another amount each."""
+    return metrics(*(value - by - 0.001 * i for i, value in enumerate(BEFORE)))
+
+
 def test_where_every_slice_falls_clearly_it_is_worse() -> None:
-    verdict = compare(
-        metrics(*(v - 0.05 - 0.01 * i for i, v in enumerate(BEFORE))), metrics(*BEFORE)
-    )
+    verdict = compare(lower(0.06), metrics(*BEFORE))
 
     assert verdict.worse
     assert verdict.p == pytest.approx(1 / 2**6), "of six, all fall"
-    assert verdict.drop == pytest.approx(0.075)
+    assert verdict.drop == pytest.approx(0.0625)
 
 
 def test_a_drop_that_a_second_training_may_have_is_none() -> None:
-    verdict = compare(
-        metrics(*(v - 0.01 - 0.001 * i for i, v in enumerate(BEFORE))), metrics(*BEFORE)
-    )
+    verdict = compare(lower(0.04), metrics(*BEFORE))
 
     assert verdict.p is not None
     assert verdict.p < 0.05
@@ -49,6 +50,22 @@ def test_a_drop_of_a_few_slices_is_luck() -> None:
 
     assert verdict.drop > 0.05
     assert not verdict.worse
+
+
+def test_healthy_rounds_on_few_slices_are_hardly_ever_flagged() -> None:
+    """Two checkpoints of equal worth, of which each slice says something else: the rule of before,
+    a mean that fell by more than 0.02, flags more than a fifth of them."""
+    rng = np.random.default_rng(0)
+    before = old = new = 0
+    for number in range(600):
+        slices = 3 + number % 12
+        first, second = (rng.normal(0.8, 0.06, slices) for _ in range(2))
+        verdict = compare(metrics(*second), metrics(*first))
+        old += verdict.drop > 0.02
+        new += verdict.worse
+        before += 1
+    assert old / before > 0.2
+    assert new / before < 0.05
 
 
 def test_too_few_slices_decide_nothing() -> None:
