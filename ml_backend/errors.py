@@ -42,11 +42,14 @@ several raise stand here.
   x MasksAwaited              the backend predicts nothing now, and slices enough are free
   x StaleQueue                the queue that was to be filled is not the published one any more
   x UnusableLabels            slices are annotated, and not one annotation can be used
+  x StillComputing            a slice is not ready in the time that somebody would wait
+  x NoSuchSlice               a project has no such task, or the task no image
   x UnreadableSlices          too many slices cannot be read: something is down
   x EvidenceError             what a model left of the slices is not what a strategy needs
   x UnknownStrategyError      no strategy, or parameter of one, is called so
   x InvalidImage              an array is no slice
   x TooManyPixels             a picture claims more pixels than are read
+  x InvalidBox                a box is not on its slice
   x InvalidMask               a mask does not fit its slice or the classes
   x NothingLabelled           not one labelled pixel to train or to evaluate on
   x UnreadableSlice           a slice cannot be read while the network is at it

@@ -18,7 +18,7 @@ import pytest
 from ml_backend.api.serving import Serving
 from ml_backend.rounds import jobs, publish, reconcile
 from ml_backend.rounds.artefacts import DATASET, METRICS, QUEUE, ROUND, SELECTION
-from ml_backend.rounds.attempt import may_try_again
+from ml_backend.rounds.attempt import MAX_FAILURES, may_try_again
 from ml_backend.rounds.live_masks import LiveMasks
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import (
@@ -42,7 +42,12 @@ from ml_backend.settings import Settings
 from ml_backend.studio.annotations import label_map, regions
 from ml_backend.studio.client import Backend, StudioError
 from ml_backend.studio.images import decode_image
-from ml_backend.studio.label_config import LabelConfig, bitmask_config, parse_label_config
+from ml_backend.studio.label_config import (
+    LabelConfig,
+    LabelConfigError,
+    bitmask_config,
+    parse_label_config,
+)
 from ml_backend.volumes.address import SliceAddress
 from tests.memory_studio import MemoryStudio
 from tests.segmentation_phantom import CLASSES, Phantom
@@ -204,6 +209,26 @@ def test_k_new_labels_are_a_reason_to_try_again_what_failed_too_often(
     assert project.starts_a_round()
     project.note(failures=6, failed_at=time.time())
     assert not project.starts_a_round(), "after a pause again"
+
+
+def test_a_config_that_could_not_be_used_for_hours_ends_no_project(
+    make_project: MakeProject,
+) -> None:
+    """Its labels were not even read: that others are there says nothing."""
+    project = make_project()
+    project.label(range(K))
+    good = project.studio.fields["label_config"]
+    project.studio.fields["label_config"] = "<View><Text name='t' value='$text'/></View>"
+    for _ in range(MAX_FAILURES + 1):
+        with pytest.raises(LabelConfigError):
+            project.job()
+        project.wait(3600)
+        assert project.starts_a_round()
+    project.studio.fields["label_config"] = good
+
+    project.job()
+
+    assert project.published.round == 1
 
 
 def test_an_attempt_that_goes_on_after_its_training_keeps_its_labels(

@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 
 from al_strategies.learner import Progress
 from ml_backend.errors import EnvironmentFault, NextsliceError
+from ml_backend.rounds.artefacts import DATASET
 from ml_backend.rounds.claim import ClaimLost, ClaimTaken
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import CLOCKS_DIFFER_S, ProjectRecord, RoundRecord
@@ -46,10 +47,20 @@ def attempt(
         raise
     except Exception as error:
         told = f"{type(error).__name__}: {error}"
-        _note_failure(project, told, outage=isinstance(error, _OUTAGES))
+        _note_failure(project, told, outage=_comes_back(project, error))
         raise
     project.update(ProjectRecord.round_succeeded)
     return done
+
+
+def _comes_back(project: ConnectedProject, error: Exception) -> bool:
+    """Whether time is a remedy, and other labels are none: something was out of reach, or the
+    labels were not even read, as where the labelling config cannot be used for a while."""
+    if isinstance(error, _OUTAGES):
+        return True
+    published = project.published
+    number = 0 if published is None else published.round + 1
+    return not project.folder.round(number).has(DATASET)
 
 
 def _note_failure(project: ConnectedProject, told: str, *, outage: bool) -> None:
