@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ml_backend.cli.demo import _asked, _fresh
+from ml_backend.cli.demo import _asked, _fresh, _table
 from ml_backend.embedded.processes import StartError
 from ml_backend.embedded.stack import settings_from
 from ml_backend.volumes.folder import FolderSource
@@ -110,3 +110,17 @@ def test_a_seed_that_a_training_would_refuse_is_refused_at_once(tmp_path: Path) 
     assert refused.returncode == 2
     assert "less than or equal to 2147483647" in refused.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_table_shows_what_labels_cost() -> None:
+    row = {
+        "model_version": "nextslice-r001-abcdef", "annotated": 8, "miou": 0.5, "iou": {"bone": 0.5},
+        "corrected_pixels": 1234, "corrected_share": 0.0471, "queue_matches_selection": True,
+        "submit_to_publish_s": 12.0,
+    }  # fmt: skip
+    unknown = {**row, "corrected_pixels": None, "corrected_share": None}
+
+    table = _table([row, unknown], 20)
+
+    cells = {str(column.header): list(column.cells) for column in table.columns}
+    assert cells["corrected px"] == ["1,234 (4.7%)", "–"]

@@ -7,6 +7,7 @@ tests/test_recovery.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from ml_backend.rounds.sync import sync
 from ml_backend.settings import Settings
 from ml_backend.studio.annotations import regions
 from ml_backend.studio.label_config import bitmask_config, parse_label_config
-from tests.memory_studio import MemoryStudio
+from tests.memory_studio import FIRST_MOMENT, MemoryStudio
 
 SLICES = 12
 SIDE = 8
@@ -189,6 +190,18 @@ def test_submitting_again_adds_to_what_it_cost(project: Labelled) -> None:
     assert effort is not None
     assert (effort.corrected, effort.seconds) == (2 + 2, 20.0)
     assert effort.model_version == "nextslice-r001-abcdef"
+
+
+def test_a_mask_that_was_drawn_while_the_slice_was_open_was_not_shown(project: Labelled) -> None:
+    """As early rounds do it, a minute or so before somebody submits who took 90 s or 30 s."""
+    drawn_at = (FIRST_MOMENT + timedelta(minutes=4)).isoformat()
+    project.memory.imported = [row | {"updated_at": drawn_at} for row in predicted(5, 6)]
+    project.memory.submit(5, drawn(), parent_prediction=0, lead_time=90.0)
+    project.memory.submit(6, drawn(), parent_prediction=1, lead_time=30.0)
+
+    efforts = efforts_of(project.sync(0, None)[0])
+
+    assert [e.corrected for task in (5, 6) if (e := efforts[task])] == [8, 2]
 
 
 def test_a_prediction_that_cannot_be_read_leaves_the_label(project: Labelled) -> None:

@@ -54,7 +54,7 @@ def _score(metrics: MetricsRecord | None) -> str:
 
 
 def _corrected(totals: EffortTotals | None) -> str:
-    """``1,234 (4.7 %)``: pixels of a slice that were corrected, on average."""
+    """``1,234 (4.7%)``: pixels of a slice that were corrected, on average."""
     return "–" if totals is None else f"{totals.per_slice:,.0f} ({totals.share:.1%})"
 
 

@@ -11,7 +11,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,8 @@ __all__ = ["EffortTotals", "corrected_again", "effort_of", "new_effort", "shown"
 logger = logging.getLogger(__name__)
 
 Mask = npt.NDArray[np.uint8]
+_AT_ONCE = timedelta(seconds=1)
+"""A prediction that was touched no later than this after it was made was not drawn into."""
 
 
 def shown(
@@ -56,6 +58,17 @@ def shown(
     return newest[1] if newest else None
 
 
+def _drawn_later(prediction: Mapping[str, Any], annotation: Annotation) -> bool:
+    """Whether the slice was open already when ``prediction`` got its regions: early rounds store
+    their queue bare and draw into it (`task_order.draw`)."""
+    made, drawn = _moment(prediction.get("created_at")), _moment(prediction.get("updated_at"))
+    seconds, submitted = annotation.lead_time, annotation.created_at
+    if made is None or drawn is None or seconds is None or submitted is None:
+        return False
+    since = (submitted - drawn).total_seconds()
+    return drawn - made > _AT_ONCE and 0 <= since < seconds
+
+
 def effort_of(
     task: int,
     annotation: Annotation,
@@ -70,9 +83,10 @@ def effort_of(
     ``predictions``: those stored of the task, as JSON. A slice without one was opened blank.
     """
     found = shown(predictions, annotation)
+    result = () if found is None or _drawn_later(found, annotation) else found.get("result") or ()
     height, width = mask.shape
     try:
-        opened = label_map((found or {}).get("result") or (), config, height, width, policy).mask
+        opened = label_map(result, config, height, width, policy).mask
     except JobTimeoutException:
         raise
     except Exception as error:  # of another model, or of a script: anything may be in it
