@@ -14,6 +14,7 @@ import requests
 from ml_backend.api.server import gunicorn_argv
 from ml_backend.embedded.label_studio import (
     LabelStudioServer,
+    find_label_studio,
     install_label_studio,
     start_label_studio,
 )
@@ -107,7 +108,8 @@ def start_stack(
     ``database``: of Label Studio, as `start_label_studio` takes it; None: SQLite.
     ``step`` is told what happens next. Processes belong to ``group``, which stops them.
     """
-    step("installing Label Studio into an environment of its own (once, a few minutes)")
+    if find_label_studio(home) is None:
+        step("installing Label Studio into an environment of its own (once, a few minutes)")
     command = install_label_studio(home)
     step("starting Redis")
     redis_url = start_redis(group, folder / "redis")
