@@ -31,10 +31,12 @@ from ml_backend.studio.client import Project, StudioError, TaskRow, drafted
 from ml_backend.studio.images import decode_image
 from ml_backend.studio.interactive import DRAG_HELP
 from ml_backend.studio.label_config import (
+    WHY,
     LabelConfig,
     bitmask_config,
     brush_config,
     parse_label_config,
+    shows_why,
 )
 from ml_backend.studio.projects import (
     annotate,
@@ -281,6 +283,12 @@ class _Import:
     def _title(self) -> str:
         return self.request.title or shortened_title(self.request.path.name)
 
+    @property
+    def _upright(self) -> str:
+        """What is where in a slice, as far as the file says it."""
+        found = sides(self.volume)
+        return f" {found[0].capitalize()} is at the top, {found[1]} at the left." if found else ""
+
     def _window(self) -> Window | None:
         """The one that is asked for, else the commonest of the volume's tasks that are there."""
         return self.request.window or next((w for w, _ in self._windows.most_common(1)), None)
@@ -295,7 +303,7 @@ class _Import:
                 '--labels "bone,implant,degradation layer"'
             )
         make = {"bitmask": bitmask_config, "brush": brush_config}[self.request.kind]
-        return make(names)
+        return make(names, why=True)
 
     def _existing(self) -> tuple[Project | None, LabelConfig | None]:
         """The project to extend with its config, if there is one and it has the same classes."""
@@ -462,6 +470,8 @@ class _Import:
             for index, image, labelled in batch:
                 slice_ = {"volume": self.name, "axis": self.axis, "z": index}
                 data = {**slice_, config.value_field: image}
+                if shows_why(project.label_config):
+                    data[WHY] = f"Slice {index} along {self.axis} of {self.name}.{self._upright}"
                 rows.append({"data": data, **labelled})
                 annotated += bool(labelled)
             import_tasks(self.studio, project.id, rows)

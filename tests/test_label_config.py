@@ -433,9 +433,10 @@ def test_colours_are_distinct():
     assert all(re.fullmatch("#[0-9A-F]{6}", colour) for colour in colours)
 
 
+@pytest.mark.parametrize("why", [False, True])
 @pytest.mark.parametrize("make", [bitmask_config, brush_config])
-def test_the_sdk_accepts_new_configs(make):
-    interface = LabelInterface(make(["bone", "implant"]))
+def test_the_sdk_accepts_new_configs(make, why):
+    interface = LabelInterface(make(["bone", "implant"], why=why))
     interface.validate()
     control = interface.get_control("label")
     assert list(control.labels) == ["bone", "implant"]

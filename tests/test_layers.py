@@ -58,6 +58,7 @@ ROUNDS = (
         "sync",
         "live_masks",
         "publish",
+        "explained",
         "pending",
         "upcoming",
         "round",

@@ -41,7 +41,7 @@ from ml_backend.rounds.records import Published
 from ml_backend.rounds.service import Service
 from ml_backend.settings import LARGEST_SEED, Settings
 from ml_backend.studio.client import Studio
-from ml_backend.studio.label_config import bitmask_config, parse_label_config
+from ml_backend.studio.label_config import WHY, bitmask_config, parse_label_config
 from ml_backend.studio.projects import register_backend
 from ml_backend.studio.task_order import BackendLink
 from ml_backend.volumes.folder import FolderSource
@@ -114,12 +114,13 @@ def _upload(studio: Studio, data: _Data, title: str) -> int:
             _uploaded(data.source, slice_id)
             for slice_id in bars.track(data.tasks, description="uploading slices")
         )
-        return create_project(studio, title, bitmask_config(data.classes[1:]), slices)
+        return create_project(studio, title, bitmask_config(data.classes[1:], why=True), slices)
 
 
 def _uploaded(source: _Shown, slice_id: SliceId) -> UploadedSlice:
     place = source.position(slice_id)
-    data = {"volume": place.volume, "z": place.z, "slice": str(slice_id)}
+    why = f"Slice {slice_id} of {place.volume}."
+    data = {"volume": place.volume, "z": place.z, "slice": str(slice_id), WHY: why}
     return UploadedSlice(str(slice_id), source.image(slice_id), data)
 
 

@@ -19,6 +19,7 @@ from ml_backend.rounds.artefacts import DATASET, LABELS, METRICS
 from ml_backend.rounds.attempt import gives_up, may_try_again
 from ml_backend.rounds.claim import ClaimTaken
 from ml_backend.rounds.early import next_round_at
+from ml_backend.rounds.explained import explain
 from ml_backend.rounds.imageless import look_for_images
 from ml_backend.rounds.project import ConnectedProject, now
 from ml_backend.rounds.records import DatasetLabels, ProjectRecord, Published
@@ -62,6 +63,7 @@ def count(project: ConnectedProject, seen: Project | None = None) -> None:
     elif publish.pending(project, published):
         project.schedule.masks()
     publish.top_up(project)
+    explain(project, seen.label_config)
 
 
 def _follow_config(project: ConnectedProject, published: Published, xml: str) -> Published:

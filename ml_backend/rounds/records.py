@@ -308,6 +308,13 @@ class ProjectRecord(Record):
     settings: dict[str, JsonValue] = Field(default_factory=dict)
     """The project's own, by field: over those of the service."""
 
+    explained: str = ""
+    """Which queue the slices have been told the reasons of: version, and how many it has."""
+
+    def was_explained(self, queue: str) -> None:
+        """The slices of ``queue`` have been told why they are in it."""
+        self.explained = queue
+
     def given_settings(self, given: Mapping[str, JsonValue], taken_back: Collection[str]) -> None:
         """Some settings are the project's own now, and some are no more."""
         kept = {name: value for name, value in self.settings.items() if name not in taken_back}

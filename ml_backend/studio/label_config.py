@@ -20,6 +20,7 @@ from ml_backend.errors import NextsliceError
 
 __all__ = [
     "BACKGROUND_NAMES",
+    "WHY",
     "LabelConfig",
     "LabelConfigError",
     "MaskKind",
@@ -32,6 +33,7 @@ __all__ = [
     "data_fields",
     "explain_change",
     "parse_label_config",
+    "shows_why",
     "with_drags",
 ]
 
@@ -54,6 +56,9 @@ _SHAPE_TAGS: dict[str, ShapeKind] = {
     "ellipselabels": "ellipse",
 }
 # Okabe & Ito: told apart with any colour vision, on grey too. Black is left out: slices are dark.
+WHY = "why"
+"""Field of a task's data in which annotators are told why they get the slice."""
+
 _COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 
 
@@ -265,19 +270,25 @@ def explain_change(old: LabelConfig, new: LabelConfig) -> str | None:
     return "The labelling config changed: " + "; ".join(changes) + "."
 
 
-def bitmask_config(classes: Sequence[str]) -> str:
+def bitmask_config(classes: Sequence[str], *, why: bool = False) -> str:
     """The labelling config of a new project that paints bitmasks, and can be dragged on.
 
     ``classes``: the labels' names in order. Leave the background out to make it implicit: then
-    whatever is not painted is background.
+    whatever is not painted is background. ``why``: above the slice stands what the task's data say
+    in `WHY`.
     Raises LabelConfigError for no name, an empty one or one given twice.
     """
-    return _new_config("BitmaskLabels", classes)
+    return _new_config("BitmaskLabels", classes, why=why)
 
 
-def brush_config(classes: Sequence[str]) -> str:
+def brush_config(classes: Sequence[str], *, why: bool = False) -> str:
     """As `bitmask_config`, with BrushLabels."""
-    return _new_config("BrushLabels", classes)
+    return _new_config("BrushLabels", classes, why=why)
+
+
+def shows_why(xml: str) -> bool:
+    """Whether a labelling config shows `WHY` of a task's data, in whatever tag."""
+    return f'"${WHY}"' in xml
 
 
 def with_drags(xml: str) -> str:
@@ -486,12 +497,14 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names)
 
 
-def _new_config(tag: str, classes: Sequence[str]) -> str:
+def _new_config(tag: str, classes: Sequence[str], *, why: bool) -> str:
     names = [name.strip() for name in classes]
     if "" in names:
         raise LabelConfigError("a class has an empty name")
     _classes(names, "a new labelling config")
     view = ElementTree.Element("View")
+    if why:  # without a name: so Label Studio does not ask for it in tasks that others import
+        ElementTree.SubElement(view, "Header", value=f"${WHY}", size="5")
     # BitmaskLabels need smoothing="false", and it shows the pixels as they are for BrushLabels too.
     ElementTree.SubElement(
         view,

@@ -115,6 +115,23 @@ def coloured(pixels: np.ndarray[Any, np.dtype[np.int16]]) -> float:
     return float(np.mean(pixels.max(-1) - pixels.min(-1) > 25))
 
 
+def test_the_page_says_why_one_gets_the_slice(
+    make_project: Callable[..., LiveProject], page: Page, stack: Stack
+) -> None:
+    project = make_project(20, config=bitmask_config(CLASSES, why=True), title="browser why")
+    project.wait_for_round(0)
+    first = project.selection().chosen[0]
+    service = Service(stack.settings())
+    wait_until(
+        lambda: any("why" in row.data for row in service.studio.tasks(project.number)), "why", 60
+    )
+    page.goto(f"{stack.label_studio.url}/projects/{project.number}/data")
+    label_all = page.get_by_text("Label All Tasks", exact=True)
+    assert opened_task(page, label_all.click) == first
+    page.get_by_text("Place 1 of ").first.wait_for()
+    assert "Evenly spaced between what is labelled" in page.content()
+
+
 @pytest.mark.parametrize("config", [bitmask_config, brush_config], ids=["bitmask", "brush"])
 def test_a_person_adds_the_url_and_follows_the_queue(
     make_project: Callable[..., LiveProject],

@@ -1,0 +1,81 @@
+"""Why a slice is in the queue, told to whoever opens it: in the task's data, which the page shows.
+
+Only where the labelling config shows the field, as those of `nextslice import` and the demo do:
+nobody else's task data is touched. It is done by each look, after the queue stands: a failure costs
+no round, and the next look goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from ml_backend.rounds.artefacts import SELECTION
+from ml_backend.rounds.project import ConnectedProject
+from ml_backend.rounds.publish import known_queue
+from ml_backend.rounds.records import QueueEntry, QueueRecord, SelectionRecord
+from ml_backend.studio.client import StudioError, TaskRow
+from ml_backend.studio.label_config import WHY, shows_why
+
+__all__ = ["explain", "reasons_of"]
+
+logger = logging.getLogger(__name__)
+
+_MEANT = "Odd slices, even pure noise, are chosen on purpose: skip what cannot be labelled."
+_NEXT = "Next in line, as the queue ran low."
+
+
+def explain(project: ConnectedProject, label_config: str) -> int:
+    """Tell each slice of the published queue its place and reason, once; how many were told.
+
+    ``label_config``: as Label Studio has it now.
+    """
+    published = project.published
+    if published is None or not shows_why(label_config):
+        return 0
+    folder = project.folder.round(published.round)
+    queue = known_queue(folder)
+    if queue is None or queue.model_version != published.model_version:
+        return 0
+    told = f"{queue.model_version} {len(queue.entries)}"
+    if project.record.explained == told:
+        return 0
+    texts = reasons_of(queue, folder.load(SELECTION))
+    count = 0
+    try:
+        for row in list(project.studio.tasks_by_id(project.number, texts)):
+            count += _tell(project, row, texts[row.id])
+    except StudioError as error:
+        logger.warning("project %s: why slices are chosen is not shown: %s", project.key, error)
+        return count
+    project.update(lambda record: record.was_explained(told))
+    return count
+
+
+def reasons_of(queue: QueueRecord, selection: SelectionRecord | None) -> dict[int, str]:
+    """What is shown of each slice of the queue, by task."""
+    why: Mapping[int, str] = {} if selection is None else selection.reasons
+    entries = sorted(queue.entries, key=lambda entry: entry.score)
+    texts: dict[int, str] = {}
+    for kind, called in (("chosen", "Place"), ("reserve", "In reserve, place")):
+        same = [entry for entry in entries if entry.kind == kind]
+        for place, entry in enumerate(same, start=1):
+            texts[entry.task] = _sentence(f"{called} {place} of {len(same)}", entry, why)
+    for entry in entries:
+        if entry.task not in texts:
+            texts[entry.task] = " ".join(filter(None, (_NEXT, why.get(entry.task))))
+    return texts
+
+
+def _sentence(place: str, entry: QueueEntry, why: Mapping[int, str]) -> str:
+    reason = why.get(entry.task)
+    return f"{place}. {reason} {_MEANT}" if reason else f"{place}."
+
+
+def _tell(project: ConnectedProject, row: TaskRow, text: str) -> bool:
+    """Whether the task did not say so before."""
+    if row.data.get(WHY) == text:
+        return False
+    data = {**row.data, WHY: text}
+    project.studio.request("PATCH", f"api/tasks/{row.id}/", json={"data": data})
+    return True
