@@ -24,7 +24,7 @@ from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.service import Service
 from ml_backend.settings import Settings
 from ml_backend.studio.annotations import regions
-from ml_backend.studio.client import Filter
+from ml_backend.studio.client import Backend, Filter
 from ml_backend.studio.label_config import bitmask_config, parse_label_config
 from tests.http_server import serving
 from tests.memory_studio import MemoryStudio
@@ -142,7 +142,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def api(self, path: str, query: dict[str, list[str]], body: Any) -> Any:
         memory = self.server.memory
+        if path == "api/webhooks":
+            return []
         if path == "api/ml":
+            if self.command == "POST":
+                memory.backend = Backend(id=1, url=body["url"], title=body.get("title"))
+                return memory.backend.model_dump()
             backend = memory.backend
             return [backend.model_dump()] if backend else []
         if path.startswith("api/ml/"):

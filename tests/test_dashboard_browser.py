@@ -1,0 +1,252 @@
+"""The pages as people meet them: headless Chromium on a real round, judged by axe-core.
+
+``data/axe.min.js`` is axe-core 4.10.3 of Deque Systems as npm has it (MPL-2.0), unchanged.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rq import Worker
+from rq.serializers import JSONSerializer
+from werkzeug.serving import make_server
+
+from ml_backend.app import create_app
+from ml_backend.embedded.processes import ProcessGroup, free_port
+from ml_backend.embedded.redis_server import start_redis
+from ml_backend.embedded.stack import settings_from
+from ml_backend.rounds.artefacts import METRICS, ROUND
+from ml_backend.rounds.attempt import attempt
+from ml_backend.rounds.project import ConnectedProject
+from ml_backend.rounds.project_settings import change_settings
+from ml_backend.rounds.schedule import CONTROL
+from tests.http_studio import HttpStudio, phantom_project, phantom_server
+
+pytestmark = pytest.mark.browser
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+if CHROMIUM is None and not os.environ.get("NEXTSLICE_REQUIRE_BROWSER"):
+    pytest.skip("browser tests: no chromium on PATH", allow_module_level=True)
+
+from playwright.sync_api import Browser, Page, expect, sync_playwright  # noqa: E402
+
+AXE = (Path(__file__).parent / "data" / "axe.min.js").read_text(encoding="utf-8")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+LAPTOP, PHONE = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
+TIMEOUT_MS = 60_000
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    assert CHROMIUM is not None, "NEXTSLICE_REQUIRE_BROWSER is set, but there is no chromium"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+class Loop:
+    """A backend that serves the pages of one project after its first training."""
+
+    def __init__(self, server: HttpStudio, project: ConnectedProject, url: str) -> None:
+        self.server, self.project, self.url = server, project, url
+
+    @property
+    def page_url(self) -> str:
+        return f"{self.url}/projects/7"
+
+    def again(self) -> ConnectedProject:
+        return ConnectedProject(self.project.service, self.project.key)
+
+
+@pytest.fixture(scope="module")
+def loop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
+    folder = tmp_path_factory.mktemp("dashboard")
+
+    def make(**variables: Any) -> Any:
+        own = {"NEXTSLICE_STORE": folder / "store", "NEXTSLICE_CACHE_DIR": folder / "cache"}
+        given = {**own, "NEXTSLICE_EARLY_ROUNDS": "off", **variables}
+        return settings_from({name: str(value) for name, value in given.items()})
+
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with ProcessGroup(folder / "logs") as group, phantom_server() as server:
+        server.memory.fields["title"] = "Explant 7, week 4"
+        redis = start_redis(group, folder)
+        project = phantom_project(server, make, REDIS_URL=redis, NEXTSLICE_BACKEND_URL=url)
+        loop = Loop(server, project, url)
+        assert attempt(loop.again(), "3 new annotations") is not None
+        _measured(loop.again())
+        queue = project.service.schedule.queue(CONTROL)
+        worker = Worker([queue], connection=queue.connection, serializer=JSONSerializer)
+        worker.register_birth()
+        serving = make_server("127.0.0.1", port, create_app(project.service.settings), True)
+        thread = threading.Thread(target=serving.serve_forever, daemon=True)
+        thread.start()
+        yield loop
+        serving.shutdown()
+        thread.join()
+
+
+def _measured(project: ConnectedProject) -> None:
+    """Three labels are too few to hold some out: as if round 1 had, and a flagged round 2."""
+    first, second = project.folder.round(1), project.folder.round(2)
+    metrics, record = first.need(METRICS), first.need(ROUND)
+    metrics.miou, metrics.validation = 0.61, [0, 1, 2]
+    metrics.iou = {"background": 0.9, "bone": 0.55, "implant": 0.38}
+    first.save(METRICS, metrics)
+    second.save(METRICS, metrics.model_copy(update={"miou": 0.5}))
+    flag = "0.500 on 3 slices, 0.610 before"
+    second.save(ROUND, record.model_copy(update={"round": 2, "annotated": 6, "flagged": flag}))
+
+
+@pytest.fixture
+def open_page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Callable[..., Page]]:
+    """A page at an address; what it asked for is kept, and its last sight where
+    NEXTSLICE_SCREENSHOTS names a folder."""
+    opened: list[Page] = []
+
+    def open_(url: str, **options: Any) -> Page:
+        page = browser.new_context(**options).new_page()
+        page.set_default_timeout(TIMEOUT_MS)
+        opened.append(page)
+        page.goto(url)
+        return page
+
+    yield open_
+    folder = os.environ.get("NEXTSLICE_SCREENSHOTS")
+    for number, page in enumerate(opened):
+        if folder:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            name = f"{request.node.name}-{number}".replace("/", "_")
+            page.screenshot(path=str(Path(folder) / f"{name}.png"), full_page=True)
+        page.context.close()
+
+
+def violations(page: Page) -> list[str]:
+    """What axe-core finds: WCAG 2.1 A and AA, and its best practices."""
+    page.evaluate(AXE)  # past the page's policy, which lets no script of others in
+    found = page.evaluate("() => axe.run(document, {resultTypes: ['violations']})")
+    return [
+        f"{one['id']}: {node['html'][:120]}: {node.get('failureSummary', '')}"
+        for one in found["violations"]
+        for node in one["nodes"]
+    ]
+
+
+@pytest.mark.parametrize("path", ["/", "/projects/7", "/projects/8"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [LAPTOP, PHONE], ids=["laptop", "phone"])
+def test_everybody_can_read_it(
+    loop: Loop, open_page: Callable[..., Page], path: str, scheme: str, size: dict[str, int]
+) -> None:
+    page = open_page(f"{loop.url}{path}", color_scheme=scheme, viewport=size)
+    assert violations(page) == []
+    wide = page.evaluate("() => document.documentElement.scrollWidth")
+    assert wide <= size["width"], "a phone would have to be scrolled sideways"
+    dark = page.evaluate("() => getComputedStyle(document.body).backgroundColor")
+    assert (dark == "rgb(255, 255, 255)") is (scheme == "light")
+
+
+def test_nothing_comes_from_another_host_and_no_error_is_logged(
+    loop: Loop, browser: Browser
+) -> None:
+    page = browser.new_page()
+    asked: list[str] = []
+    errors: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
+    page.goto(f"{loop.url}/")
+    expect(page.get_by_text("This browser reaches")).to_be_visible()
+    page.goto(loop.page_url)
+    page.locator(".queue img").first.scroll_into_view_if_needed()
+    page.wait_for_function("() => document.querySelector('.queue img').naturalWidth > 0")
+    assert {url for url in asked if not url.startswith((loop.url, "data:"))} == set()
+    # what is looked for at PUBLIC_URL is no slice: 404, and that is an answer
+    assert [error for error in errors if "404" not in error] == []
+    page.context.close()
+
+
+def focused(page: Page) -> str:
+    found: str = page.evaluate(
+        "() => document.activeElement.innerText || document.activeElement.id"
+    )
+    return found.strip()
+
+
+def tab_to(page: Page, wanted: str) -> None:
+    for _ in range(120):
+        page.keyboard.press("Tab")
+        if focused(page) == wanted:
+            return
+    raise AssertionError(f"{wanted} is not reached with the Tab key")
+
+
+def test_the_keyboard_is_enough(loop: Loop, open_page: Callable[..., Page]) -> None:
+    page = open_page(loop.page_url)
+    page.keyboard.press("Tab")
+    assert focused(page) == "Skip to the content"
+    page.keyboard.press("Enter")
+    tab_to(page, "Train now")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("status")).to_contain_text("A training is asked for.")
+    tab_to(page, "s-k")
+    page.keyboard.press("Control+A")
+    page.keyboard.type("5")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("status")).to_contain_text("The settings are kept.")
+    assert loop.again().settings.k == 5
+    change_settings(loop.again(), {"k": ""})
+
+
+def test_a_mistake_in_a_form_is_said_and_changes_nothing(
+    loop: Loop, open_page: Callable[..., Page]
+) -> None:
+    page = open_page(loop.page_url)
+    page.get_by_label("train_steps").fill("many")
+    page.get_by_role("button", name="Keep").click()
+    expect(page.get_by_role("alert")).to_contain_text("Nothing was changed. train_steps: found")
+    assert page.get_by_label("train_steps").input_value() == "many"
+    assert violations(page) == []
+    assert loop.again().record.settings == {}
+
+
+def test_the_page_keeps_itself_fresh_but_for_who_is_in_it(
+    loop: Loop, open_page: Callable[..., Page]
+) -> None:
+    page = open_page(loop.page_url)
+    page.get_by_label("train_steps").fill("77")
+    loop.server.memory.fields["title"] = "Explant 8"
+    change_settings(loop.again(), {"pause": "true"})
+    try:
+        expect(page.get_by_text("no round begins")).to_be_visible(timeout=20_000)
+        assert page.title().startswith("Explant 8")
+        assert page.get_by_label("train_steps").input_value() == "77"
+    finally:
+        change_settings(loop.again(), {"pause": ""})
+
+
+def test_a_public_url_that_this_browser_does_not_reach_is_named(
+    loop: Loop, open_page: Callable[..., Page]
+) -> None:
+    port = free_port()
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    changed = loop.project.service.settings.model_copy(update={"public_url": nowhere})
+    serving = make_server("127.0.0.1", port, create_app(changed), True)
+    thread = threading.Thread(target=serving.serve_forever, daemon=True)
+    thread.start()
+    try:
+        page = open_page(f"http://127.0.0.1:{port}/")
+        said = page.locator("[data-public-url]")
+        expect(said).to_contain_text(f"This browser does not reach {nowhere}")
+        expect(said).to_contain_text("To mend it: PUBLIC_URL")
+    finally:
+        serving.shutdown()
+        thread.join()
