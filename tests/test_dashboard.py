@@ -122,6 +122,7 @@ def test_train_now_asks_for_a_training(project: ConnectedProject) -> None:
         ({"Sec-Fetch-Site": "same-origin"}, True),
         ({"Origin": "https://elsewhere.example"}, False),
         ({"Origin": "null"}, False),
+        ({"Origin": "http://["}, False),
         ({"Origin": "http://localhost"}, True),
         ({}, True),
     ],

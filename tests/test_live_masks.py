@@ -28,7 +28,7 @@ from ml_backend.rounds.round import run_round
 from ml_backend.rounds.schedule import GPU
 from ml_backend.rounds.slices import UnreadableSlices
 from ml_backend.settings import Settings
-from ml_backend.studio import download
+from ml_backend.studio import download, task_order
 from tests.http_studio import HttpStudio, phantom_project, phantom_server
 
 RESERVE = 2
@@ -155,6 +155,34 @@ def test_annotators_go_on_without_masks_and_get_them_drawn(
     assert stored(server, project) == before
     assert record(project).pending == []
     assert record(project).unmasked == []
+
+
+@pytest.mark.parametrize("stored_before", [False, True])
+def test_one_that_is_killed_while_it_fills_the_queue_forgets_no_mask(
+    server: HttpStudio,
+    project: ConnectedProject,
+    monkeypatch: pytest.MonkeyPatch,
+    stored_before: bool,
+) -> None:
+    before, places = stored(server, project), order(project)
+    delete_predictions(server, places)
+    store = task_order.store_predictions
+
+    def killed(*arguments: Any) -> int:
+        if stored_before:
+            store(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(task_order, "store_predictions", killed)
+        with pytest.raises(KeyboardInterrupt):
+            publish.top_up(project)
+
+    publish.top_up(project)
+    draw(project)
+    with backend(project):
+        publish.top_up(project)
+    assert stored(server, project) == before
 
 
 def test_an_outage_while_they_are_drawn_costs_none(

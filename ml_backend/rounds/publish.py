@@ -364,9 +364,9 @@ def _restore_queue(
             return None
         logger.warning("project %s: %s was lost; it is made again of %s: %d places",
                        project.key, lost, kept, len(queue.entries))  # fmt: skip
-        folder.save(QUEUE, queue)
-        if there is not None:
+        if there is not None:  # first: whoever ends in between leaves it to be found again
             task_order.remove_predictions(project.studio, project.number, there.model_version)
+        folder.save(QUEUE, queue)
     return queue
 
 
@@ -481,18 +481,20 @@ def _store(
         if masks.silent:
             _check_need(project, queue)
     with _held_queue(project, folder, queue):
+        known = {entry.task for entry in queue.entries}
+        new = [entry for entry in entries if entry.task not in known]
+        queue.entries.extend(new)
+        noted = masks is not None and _note_masks(queue, tasks, found, masks)
+        if new or noted:
+            # First: what is noted and not stored is found lost, what is stored bare and not noted
+            # would stay without a mask.
+            folder.save(QUEUE, queue)
         task_order.store_predictions(
             project.studio,
             project.number,
             queue.model_version,
             [QueuedPrediction(e.task, e.score, found.get(e.task, [])) for e in entries],
         )
-        known = {entry.task for entry in queue.entries}
-        new = [entry for entry in entries if entry.task not in known]
-        queue.entries.extend(new)
-        noted = masks is not None and _note_masks(queue, tasks, found, masks)
-        if new or noted:
-            folder.save(QUEUE, queue)
     return len(entries)
 
 

@@ -77,7 +77,10 @@ def _of_this_page(asked: Request) -> bool:
     if site is not None:
         return site in ("same-origin", "none")
     origin = asked.headers.get("Origin")
-    return origin is None or urlsplit(origin).netloc == asked.host
+    try:
+        return origin is None or urlsplit(origin).netloc == asked.host
+    except ValueError:  # one that is no address, as http://[
+        return False
 
 
 @dashboard.after_request
