@@ -23,7 +23,8 @@ FIRST_MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
 class MemoryStudio:
     """A project of ``slices`` tasks, 0, 1, 2, …, whose images are ``image(task)``.
 
-    ``unreadable``: tasks whose image answers 404. ``backend``: the project's ML backend.
+    ``unreadable``: tasks whose image answers 404. ``drafted``: tasks that somebody has begun.
+    ``backend``: the project's ML backend.
     ``listings``: how often all tasks were asked for.
     """
 
@@ -35,6 +36,7 @@ class MemoryStudio:
         self.other_backends: list[Backend] = []
         self.imported: list[dict[str, Any]] = []
         self.unreadable: set[int] = set()
+        self.drafted: set[int] = set()
         self.sdk = SimpleNamespace(ml=SimpleNamespace(update=self._rename))
         self.listings = 0
         self._image = image
@@ -183,7 +185,7 @@ class MemoryStudio:
         if field == "updated_at":
             return bool(row["updated_at"] >= datetime.fromisoformat(value))
         if field == "draft_exists":
-            return False
+            return row["id"] in self.drafted
         found = {"total_annotations": len(row["annotations"]), "cancelled_annotations": 0}[field]
         return bool(found > value if condition["operator"] == "greater" else found == value)
 

@@ -32,7 +32,7 @@ from ml_backend.rounds.schedule import LOCKS
 from ml_backend.rounds.store import RoundFolder, StoreError
 from ml_backend.settings import Settings
 from ml_backend.studio import task_order
-from ml_backend.studio.client import Project, not_annotated, not_skipped
+from ml_backend.studio.client import Project, drafted, not_annotated, not_skipped
 from ml_backend.studio.task_order import QueuedPrediction, queue_score
 
 __all__ = [
@@ -587,7 +587,8 @@ def tidy(project: ConnectedProject) -> int:
     """Delete our stored predictions of versions that are no longer served; returns how many.
 
     Those of slices that were submitted since the published round's sync stay until the next one has
-    measured what they cost (`effort`).
+    measured what they cost (`effort`). So do those of slices that somebody has begun: Label Studio
+    refuses an annotation (400) whose prediction is gone.
     """
     with project.schedule.alone("queue", wait=True):
         return _tidy(project)
@@ -607,8 +608,11 @@ def _tidy(project: ConnectedProject) -> int:
     labels = folder.round(published.round).load(LABELS)
     measured = {label.task for label in labels.labels} if labels else set()
 
+    begun = {row.id for row in project.studio.tasks(project.number, [drafted(), not_annotated()])}
+
     def spare(task: dict[str, Any]) -> bool:
-        return bool(task.get("annotations")) and task["id"] not in measured
+        submitted = any(not found.get("was_cancelled") for found in task.get("annotations") or ())
+        return task["id"] in begun or (submitted and task["id"] not in measured)
 
     return sum(
         task_order.remove_predictions(project.studio, project.number, version, spare)
