@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import tifffile
+from typer.testing import CliRunner
 
 from ml_backend import import_volume as importing
+from ml_backend.cli import app
 from ml_backend.import_volume import ImportReport, ImportRequest, import_volume
 from ml_backend.rounds.service import Service, slice_keys
 from ml_backend.settings import Settings
@@ -365,3 +368,18 @@ def test_a_file_name_that_is_no_title_is_made_one() -> None:
     assert shortened_title("scan.h5") == "scan.h5"
     assert len(shortened_title(long)) == 50
     assert shortened_title(long).endswith("recon.h5")
+
+
+def test_the_command_gives_programs_the_project(
+    imported: Imported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Service, "from_environment", lambda: imported.service)
+    done = CliRunner().invoke(
+        app, ["import", str(imported.path), "--project", "7", "--no-connect", "--json"]
+    )
+    assert done.exit_code == 0, done.output
+    said = json.loads(done.stdout)
+    assert (said["project"], said["kept"], said["added"]) == (7, SLICES, 0)
+    assert said["window"].keys() == {"low", "high"}
+    assert "does not say how the scan lies" in done.stderr
+    assert f"Nothing answers at {NEW}" in done.stderr

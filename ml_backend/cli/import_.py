@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -83,6 +85,9 @@ def import_command(
     connect: Annotated[
         bool, typer.Option(help="Register the backend and put a first selection in the queue.")
     ] = True,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="What was done as one JSON object on standard output.")
+    ] = False,
     dataset: DatasetOption = None,
     shape: ShapeOption = None,
     dtype: DtypeOption = None,
@@ -117,6 +122,8 @@ def import_command(
     )
     with round_progress(console) as progress:
         report = import_volume(service, request, progress)
+    if as_json:
+        typer.echo(json.dumps(asdict(report)))
     _say(report, service.settings.label_studio_url)
     console.print(as_written(_lies(report, axis)), highlight=False, soft_wrap=True)
     if not upload:
