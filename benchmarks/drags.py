@@ -188,8 +188,9 @@ def main() -> None:
                         network(image[None])
                     took = time.perf_counter() - began, time.process_time() - cpu
                     forward.append(took)
-                row("cold", side, [bench.drag(bodies[z]) for z in range(1, options.cold + 1)])
-                row("the bare forward", side, forward)
+                if options.cold:
+                    row("cold", side, [bench.drag(bodies[z]) for z in range(1, options.cold + 1)])
+                    row("the bare forward", side, forward)
                 last = options.cold + 1
                 bench.keep(last)
                 many = [bench.body(last, 100 + i) for i in range(options.repeats)]
