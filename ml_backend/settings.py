@@ -225,6 +225,12 @@ class Settings(BaseSettings):
         description="Numbers of labels at which short rounds give the first masks, before K are "
         "there, separated by commas; off: none.",
     )
+    further_minutes: float = Field(
+        0.0,
+        ge=0,
+        description="Minutes that the training may go on after each round, while no worker is "
+        "needed for anything else; 0: it does not.",
+    )
     strategy: str = Field("entropy", description="Acquisition function, see `strategies`.")
     cold_start: str = Field("strided", description="Strategy of round 0, before any model.")
     pause: bool = Field(

@@ -49,7 +49,7 @@ ROUNDS = (
     *("records", "artefacts", "store", "claim", "leftovers"),  # what is kept
     *("contention", "schedule", "slices", "service", "project"),  # what a step is handed
     "project_settings",
-    *("coverage", "effort", "source", "learners", "pseudo", "training", "scoring"),  # steps …
+    *("coverage", "effort", "source", "learners", "pseudo", "further", "training", "scoring"),  # …
     *(
         "reasons",
         "early",
@@ -63,6 +63,7 @@ ROUNDS = (
         "upcoming",
         "round",
     ),
+    "going_on",
     *("attempt", "status", "readiness", "overview"),  # where it stands
     *("adopt", "reconcile", "jobs", "worker"),  # who runs them, and when
 )

@@ -53,6 +53,7 @@ __all__ = ["demo"]
 _ROUND_TIMEOUT_S = 1800.0
 _UNATTENDED = "headless"
 """File in the folder of a demo that no person labels in."""
+_WATCHED_MINUTES = (0, 2, 5, 10)
 _GAP = 3.0
 """Slices on each side of the held-out block that are in neither part, in z units."""
 
@@ -170,10 +171,12 @@ class _Loop:
         assert published is not None
         return self.folder.round(published.round).need(SELECTION).chosen
 
-    def label(self, count: int) -> list[int]:
-        """Label the next ``count`` tasks, fewer where Label Studio has none; which they were."""
+    def label(self, count: int, pace_s: float = 0.0) -> list[int]:
+        """Label the next ``count`` tasks, fewer where Label Studio has none, with a pause before
+        each; which they were."""
         handed: list[int] = []
         for _ in range(count):
+            time.sleep(pace_s)
             task = self.annotator.label_next()
             if task is None:
                 break
@@ -229,7 +232,24 @@ def _first_mask(loop: _Loop) -> tuple[list[int], float | None]:
     return handed, round(waited, 1)
 
 
-def _headless(loop: _Loop, rounds: int, k: int, first: list[int]) -> list[dict[str, Any]]:
+def _without_new_labels(loop: _Loop) -> list[dict[str, Any]]:
+    """What is served 0, 2, 5 and 10 minutes after the last round, as long as training goes on."""
+    begin = time.monotonic()
+    rows: list[dict[str, Any]] = []
+    longest = loop.project.settings.further_minutes
+    for minutes in (m for m in _WATCHED_MINUTES if longest and m <= longest):
+        time.sleep(max(0.0, begin + 60 * minutes - time.monotonic()))
+        published = loop.wait_for(0, lambda text: None)
+        miou, _ = loop.miou(published)
+        version = published.model_version
+        rows.append({"minutes": minutes, "model_version": version, "miou": round(miou, 4)})
+        _say(f"after {minutes} minutes without new labels: {version}, mIoU {miou:.3f}")
+    return rows
+
+
+def _headless(
+    loop: _Loop, rounds: int, k: int, first: list[int], pace_s: float
+) -> list[dict[str, Any]]:
     """Label, wait, measure, ``rounds`` times; one row a round. ``first``: slices that are labelled
     of the K of the first."""
     rows: list[dict[str, Any]] = []
@@ -239,7 +259,7 @@ def _headless(loop: _Loop, rounds: int, k: int, first: list[int]) -> list[dict[s
         with Progress(*columns, console=console, transient=True) as bars:
             bar = bars.add_task(f"round {number}: labelling {k} slices as handed out")
             selected = [*first, *loop.selected()][:k]
-            handed = [*first, *loop.label(k - len(first))]
+            handed = [*first, *loop.label(k - len(first), pace_s)]
             first = []
             if len(handed) < k:
                 raise StartError(
@@ -363,6 +383,9 @@ def demo(
             help="Seed of everything random: another one is another phantom, other trainings.",
         ),
     ] = Settings.model_fields["seed"].default,
+    pace: Annotated[
+        float, typer.Option(min=0, help="Headless: seconds between two submissions.")
+    ] = 0.0,
     keep: Annotated[
         bool, typer.Option("--keep", help="Headless: leave the servers up until Ctrl-C.")
     ] = False,
@@ -394,7 +417,7 @@ def demo(
             loop = _Loop(stack, project, loaded, group)
             loop.wait_for(0, lambda text: None)
             if headless:
-                _run_headless(loop, rounds, k)
+                _run_headless(loop, rounds, k, pace)
                 if keep:
                     _tell(stack, project)
                     _until_interrupted(group)
@@ -407,18 +430,20 @@ def demo(
         _say("stopped")
 
 
-def _run_headless(loop: _Loop, rounds: int, k: int) -> None:
+def _run_headless(loop: _Loop, rounds: int, k: int, pace_s: float) -> None:
     rows: list[dict[str, Any]] = []
+    later: list[dict[str, Any]] = []
     ok, first_mask_s = False, None
     try:
         first, first_mask_s = _first_mask(loop)
-        rows = _headless(loop, rounds, k, first)
+        rows = _headless(loop, rounds, k, first, pace_s)
         ok = all(row["queue_matches_selection"] for row in rows)
         print(whole(_table(rows, len(loop.data.held_out))))
         waits = [row["submit_to_publish_s"] for row in rows]
         _say(f"from the last submit to the new queue: median {statistics.median(waits):.0f} s")
+        later = _without_new_labels(loop)
     finally:
-        shown = {"ok": ok, "first_mask_s": first_mask_s, "rounds": rows}
+        shown = {"ok": ok, "first_mask_s": first_mask_s, "rounds": rows, "without_labels": later}
         print(json.dumps(shown), flush=True)
     if not ok:
         sys.exit(1)

@@ -70,6 +70,8 @@ def _annotated(record: RoundRecord) -> str:
 
 def _state(record: RoundRecord, published: Published | None) -> str:
     if published is not None and published.round == record.round:
+        if not published.retired and published.model_version != record.model_version:
+            return f"published, trained further: {published.model_version}"
         return f"published, retired: {published.retired}" if published.retired else "published"
     return "committed" if published is None or record.round > published.round else ""
 

@@ -20,6 +20,7 @@ from ml_backend.rounds.schedule import (
     GPU,
     HEARTBEAT_S,
     SIMULATE,
+    SPARE,
     Schedule,
     outlast_restarts,
 )
@@ -38,7 +39,7 @@ class Kind(StrEnum):
     gpu = GPU
 
 
-_QUEUES = {Kind.control: (CONTROL,), Kind.gpu: (GPU, SIMULATE)}
+_QUEUES = {Kind.control: (CONTROL,), Kind.gpu: (GPU, SIMULATE, SPARE)}
 """What each kind listens to; a job of the first queue goes before one of the next."""
 
 

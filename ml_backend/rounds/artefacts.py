@@ -23,6 +23,7 @@ from ml_backend.rounds.records import (
     DatasetLabels,
     DatasetRecord,
     DatasetWarnings,
+    FurtherRecord,
     MetricsRecord,
     ProjectRecord,
     Published,
@@ -34,6 +35,8 @@ from ml_backend.rounds.records import (
 __all__ = [
     "DATASET",
     "EVIDENCE",
+    "FURTHER",
+    "FURTHER_WEIGHTS",
     "LABELS",
     "MASKS",
     "METRICS",
@@ -236,3 +239,8 @@ EVIDENCE = _noted(
 SELECTION = record_file("selection.json", SelectionRecord, Step.SELECT)
 ROUND = record_file("round.json", RoundRecord, Step.COMMIT)
 QUEUE = record_file("queue.json", QueueRecord, Step.PUBLISH)
+FURTHER_WEIGHTS = _noted(
+    Artefact("further.safetensors", "checkpoint", _same, _same, step=Step.PUBLISH, prunable=True)
+)
+"""What the training that went on made of `WEIGHTS`; written once, before it is published."""
+FURTHER = record_file("further.json", FurtherRecord, Step.PUBLISH)

@@ -1,7 +1,7 @@
 """RQ entry points, enqueued by dotted name (`schedule`). Each reads the environment's settings.
 
 `count`, `start`, `adopt`, `tidy` and `reconcile` run on the control queue and import no torch;
-`round` and `masks` run on the GPU queue.
+`round` and `masks` run on the GPU queue, `further` when nothing else waits for a gpu worker.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ml_backend.settings import Settings, configure_logging
 from ml_backend.studio.client import StudioError
 from ml_backend.studio.label_config import LabelConfigError
 
-__all__ = ["adopt", "count", "masks", "reconcile", "round", "start", "tidy"]
+__all__ = ["adopt", "count", "further", "masks", "reconcile", "round", "start", "tidy"]
 
 logger = logging.getLogger(__name__)
 
@@ -145,6 +145,17 @@ def masks(key: str) -> None:
         draw_pending(project, _job_progress(project.settings))
     except UnreadableSlices as error:  # the next look asks for them again
         logger.warning("project %s: %s", key, error)
+
+
+def further(key: str) -> None:
+    """Go on training after the published round, while nobody needs the worker."""
+    project = _ours(key)
+    if project is None:
+        return
+    from ml_backend.rounds.going_on import go_on  # with all of torch
+
+    if go_on(project, _job_progress(project.settings)):
+        project.schedule.tidy()
 
 
 def reconcile() -> None:

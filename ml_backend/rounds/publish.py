@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from ml_backend.errors import NextsliceError
-from ml_backend.rounds.artefacts import LABELS, QUEUE, ROUND, SELECTION
+from ml_backend.rounds.artefacts import FURTHER, LABELS, QUEUE, ROUND, SELECTION
 from ml_backend.rounds.contention import next_switch_at
 from ml_backend.rounds.live_masks import ANSWERS_WITHIN_S, LiveMasks, MasksAwaited, Regions
 from ml_backend.rounds.project import ConnectedProject, now
@@ -43,6 +43,7 @@ __all__ = [
     "queue_of",
     "queue_target",
     "repair",
+    "republish",
     "retire",
     "tidy",
     "top_up",
@@ -583,6 +584,46 @@ def _retire(
     return _serve(project, record, published, reason)
 
 
+def republish(
+    project: ConnectedProject, before: Published, weights: str, version: str, predict: Predict
+) -> bool:
+    """Serve other weights of the published round as ``version``: the rest of the queue in its
+    order, with their masks. False, with nothing switched, when another version is published.
+
+    ``weights``: path relative to the project's folder. What ``predict`` leaves out gets no mask.
+    """
+    folder = project.folder.round(before.round)
+    first = known_queue(folder)
+    ranked = [entry.task for entry in first.entries] if first else []
+    open_tasks = task_order.still_open(project.studio, project.number, ranked)
+    drawn = dict(predict([task for task in ranked if task in open_tasks]))
+    with project.schedule.alone("queue", wait=True):
+        if project.published != before:
+            return False
+        known = known_queue(folder)
+        if known is None or known.model_version not in (before.model_version, version):
+            known = _rebuilt_queue(project, folder, before)
+        appended = [e.task for e in known.entries if e.task not in {*drawn, *ranked}]
+        drawn |= dict(predict(appended))
+        task_order.store_predictions(
+            project.studio,
+            project.number,
+            version,
+            [QueuedPrediction(e.task, e.score, drawn.get(e.task, [])) for e in known.entries],
+        )
+        without = sorted(open_tasks.union(appended) - drawn.keys())
+        queue = QueueRecord(model_version=version, entries=known.entries, unmasked=without)
+        folder.save(QUEUE, queue)
+        record = RoundRecord(
+            round=before.round,
+            model_version=version,
+            classes=before.classes,
+            fingerprint=before.fingerprint,
+            weights=weights,
+        )
+        return _serve(project, record, before, None).model_version == version
+
+
 def tidy(project: ConnectedProject) -> int:
     """Delete our stored predictions of versions that are no longer served; returns how many.
 
@@ -604,7 +645,9 @@ def _tidy(project: ConnectedProject) -> int:
         if number <= published.round:
             committed = folder.round(number).load(ROUND)
             queue = known_queue(folder.round(number))
-            versions |= {record.model_version for record in (committed, queue) if record}
+            further = folder.round(number).load(FURTHER)
+            said = [record.model_version for record in (committed, queue, further) if record]
+            versions.update(filter(None, said))
     labels = folder.round(published.round).load(LABELS)
     measured = {label.task for label in labels.labels} if labels else set()
 

@@ -20,6 +20,7 @@ from ml_backend.rounds.attempt import gives_up, may_try_again
 from ml_backend.rounds.claim import ClaimTaken
 from ml_backend.rounds.early import next_round_at
 from ml_backend.rounds.explained import explain
+from ml_backend.rounds.further import may_go_on
 from ml_backend.rounds.imageless import look_for_images
 from ml_backend.rounds.project import ConnectedProject, now
 from ml_backend.rounds.records import DatasetLabels, ProjectRecord, Published
@@ -62,6 +63,8 @@ def count(project: ConnectedProject, seen: Project | None = None) -> None:
         project.schedule.round(reason, published.round + 1)
     elif publish.pending(project, published):
         project.schedule.masks()
+    elif may_go_on(project, published):
+        project.schedule.further()
     publish.top_up(project)
     explain(project, seen.label_config)
 

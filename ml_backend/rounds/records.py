@@ -21,6 +21,7 @@ __all__ = [
     "DatasetRecord",
     "DatasetWarnings",
     "EffortRecord",
+    "FurtherRecord",
     "LabelRecord",
     "MetricsRecord",
     "ProjectRecord",
@@ -232,6 +233,22 @@ class RoundRecord(Record):
     seconds: dict[str, float] = Field(default_factory=dict)
     settings: dict[str, JsonValue] = Field(default_factory=dict)
     """`Settings.of_a_round`: what held when it was committed."""
+
+
+class FurtherRecord(Record):
+    """`further.json`: the training that went on after the round was published."""
+
+    seconds: float = 0.0
+    """What all tries took."""
+    tries: int = 0
+    """How many have begun; one that gave way to others does not count."""
+    ended: str | None = None
+    """Why there will be no more of them."""
+    metrics: MetricsRecord | None = None
+    """Of the weights that came out better; ``published_miou``: what was served, on the same
+    slices."""
+    model_version: str | None = None
+    """What they are served as, or will be."""
 
 
 class QueueEntry(Record):

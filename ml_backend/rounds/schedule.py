@@ -41,6 +41,7 @@ __all__ = [
     "KINDS",
     "LOCKS",
     "SIMULATE",
+    "SPARE",
     "Kind",
     "Lock",
     "ProjectSchedule",
@@ -52,13 +53,15 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["control", "gpu", "simulate"]
+Kind = Literal["control", "gpu", "simulate", "spare"]
 CONTROL: Kind = "control"
 """Short jobs, no torch."""
 GPU: Kind = "gpu"
 """Rounds of projects."""
 SIMULATE: Kind = "simulate"
 """Runs of experiments. A gpu worker takes one when no round waits."""
+SPARE: Kind = "spare"
+"""Trainings that go on after a round. A gpu worker takes one when nothing else waits."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 DEVICE_FIELD = "nextslice_device"
 """Of what Redis holds of a worker: what it trains on."""
@@ -70,7 +73,7 @@ Lock = Literal["queue", "record", "switch", "top-up"]
 """What a project is locked for: its queue, `project.json`, the switch to a version, filling up."""
 LOCKS: Mapping[Lock, float] = {"record": 30.0, "switch": 120.0, "queue": 300.0, "top-up": 1200.0}
 """After how many seconds each is void, whether or not its holder is at work."""
-_Job = Literal["adopt", "count", "masks", "reconcile", "round", "start", "tidy"]
+_Job = Literal["adopt", "count", "further", "masks", "reconcile", "round", "start", "tidy"]
 JOBS: tuple[str, ...] = get_args(_Job)
 """The functions of `jobs`."""
 _JOBS = "ml_backend.rounds.jobs"
@@ -420,6 +423,14 @@ class ProjectSchedule:
     def masks(self) -> None:
         """Draw the masks that an early round has left for after its publication."""
         self._enqueue(GPU, "masks", timeout=self._schedule.round_timeout_s)
+
+    def further(self) -> None:
+        """Go on training after the published round, while nobody needs the worker."""
+        self._enqueue(SPARE, "further", timeout=self._schedule.round_timeout_s)
+
+    def others_need_the_worker(self) -> bool:
+        """Whether a round or a run of an experiment waits for a gpu worker."""
+        return any(self._schedule.length(kind)[0] for kind in (GPU, SIMULATE))
 
     def a_round_waits(self) -> bool:
         """Whether something waits for a gpu worker, of this project or of another."""

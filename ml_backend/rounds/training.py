@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 
 from al_strategies.evidence import SliceId
 from al_strategies.learner import InvalidMask, Learner, Metrics, Progress
-from ml_backend.rounds.artefacts import LABELS, METRICS, SELECTION
+from ml_backend.rounds.artefacts import LABELS, SELECTION
 from ml_backend.rounds.coverage import Coverage
 from ml_backend.rounds.effort import new_effort
+from ml_backend.rounds.further import served_metrics
 from ml_backend.rounds.learners import device_of, learner_config, load_learner, new_learner
 from ml_backend.rounds.pseudo import Mask, pseudo_labels, pseudo_slices
 from ml_backend.rounds.records import DatasetRecord, MetricsRecord, Published
@@ -64,7 +65,7 @@ def train(
     when more than a tenth, and two at least, cannot be read.
     """
     earlier = project.round(published.round).load(LABELS) if published.round else None
-    served = _served_metrics(project, published)
+    served = served_metrics(project, published)
     labelled = [label.task for label in dataset.labels]
     places = positions(dataset)
     split = split_labelled(labelled, places, blocks)  # type: ignore[arg-type]  # int is a SliceId
@@ -148,12 +149,6 @@ def _compare(record: MetricsRecord, new: Metrics, old: Metrics, published: Publi
             f"round {published.weights_round} has {old.miou:.3f} (p = {verdict.p:.3f}): the "
             "published one goes on"
         )
-
-
-def _served_metrics(project: ProjectStore, published: Published) -> MetricsRecord | None:
-    """`metrics.json` of the round that made the weights that are served; None without weights."""
-    number = published.weights_round
-    return None if number is None else project.round(number).load(METRICS)
 
 
 def _pseudo_labels(

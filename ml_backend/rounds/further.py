@@ -1,0 +1,61 @@
+"""Whether the training goes on after a round is published, and what is known of what is served."""
+
+from __future__ import annotations
+
+from ml_backend.rounds.artefacts import DATASET, FURTHER, FURTHER_WEIGHTS, METRICS
+from ml_backend.rounds.project import ConnectedProject
+from ml_backend.rounds.records import FurtherRecord, MetricsRecord, Published
+from ml_backend.rounds.store import ProjectStore, RoundFolder
+
+__all__ = ["JUDGES", "TRIES", "judges", "known_further", "may_go_on", "served_metrics"]
+
+JUDGES = 5
+"""Fewer slices that nothing was trained on cannot tell better weights from lucky ones."""
+TRIES = 3
+"""After so many that were no better, there is nothing more to gain from these labels."""
+
+
+def judges(metrics: MetricsRecord) -> list[int]:
+    """The labelled slices that the weights of ``metrics`` have never seen."""
+    return [task for task in metrics.validation if task not in metrics.learned]
+
+
+def known_further(folder: RoundFolder) -> FurtherRecord:
+    """`further.json` of the round; a fresh one where none is."""
+    return folder.load(FURTHER) or FurtherRecord()
+
+
+def may_go_on(project: ConnectedProject, published: Published) -> bool:
+    """Whether the published round may be trained on: somebody wants it, the round's own weights are
+    served, enough labelled slices judge them, and there is time and hope left."""
+    settings = project.settings
+    folder = project.folder.round(published.round)
+    if not settings.further_minutes or settings.pause or not published.round:
+        return False
+    if published.weights is None or published.weights_round != published.round:
+        return False
+    further = known_further(folder)
+    if further.ended:
+        return False
+    if further.model_version is not None:  # all that is left is to serve it
+        return True
+    if further.tries >= TRIES:
+        return False
+    if further.seconds >= 60 * settings.further_minutes:
+        return False
+    metrics, dataset = folder.load(METRICS), folder.load(DATASET)
+    if metrics is None or dataset is None or dataset.early:
+        return False
+    return len(judges(metrics)) >= JUDGES
+
+
+def served_metrics(project: ProjectStore, published: Published) -> MetricsRecord | None:
+    """What is known of the weights that are served: from the round that made them, or the training
+    that went on after it. None without weights."""
+    number = published.weights_round
+    if number is None:
+        return None
+    folder = project.round(number)
+    if published.weights == folder.relative(FURTHER_WEIGHTS):
+        return folder.need(FURTHER).metrics
+    return folder.load(METRICS)

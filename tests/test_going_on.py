@@ -1,0 +1,374 @@
+"""The training that goes on after a round: what it publishes, what it leaves, whom it gives way to.
+
+Store and Redis are real, Label Studio is HTTP in front of memory; in place of the network is one
+whose trainings take and give what the test says.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+import pytest
+
+from al_strategies.evidence import Evidence, SliceId
+from al_strategies.learner import FitReport, Maps, Metrics, Prediction
+from ml_backend.rounds import learners, publish, reconcile
+from ml_backend.rounds.artefacts import FURTHER, FURTHER_WEIGHTS, METRICS, QUEUE
+from ml_backend.rounds.further import JUDGES, TRIES, may_go_on
+from ml_backend.rounds.going_on import go_on
+from ml_backend.rounds.project import ConnectedProject
+from ml_backend.rounds.records import FurtherRecord, Published
+from ml_backend.rounds.round import run_round
+from ml_backend.rounds.schedule import SPARE
+from ml_backend.rounds.service import Service
+from ml_backend.segmentation.checkpoints import CheckpointError
+from ml_backend.settings import Settings
+from ml_backend.studio.annotations import regions
+from ml_backend.studio.label_config import parse_label_config
+from tests.http_server import serving
+from tests.http_studio import CONFIG, PHANTOM, HttpStudio
+from tests.memory_studio import MemoryStudio
+
+K = 3
+SLICES = 60
+LABELLED = 40
+QUEUE_LENGTH = K + 2 * 2
+ORDER = [int(i) for i in np.random.default_rng(0).permutation(SLICES)]
+
+
+class Told:
+    """Stands where the network does. ``further``: the IoU that trainings after the round's own
+    give, whose is .5. ``steps`` of ``pause_s`` each."""
+
+    further = 0.6
+    steps = 3
+    pause_s = 0.0
+
+    def __init__(self, classes: tuple[str, ...], *_: Any) -> None:
+        self.classes = classes
+        self.grade = 0.0
+        self.neighbours = 0
+
+    def fit(
+        self,
+        source: Any,
+        labelled: Sequence[SliceId],
+        *,
+        seed: int = 0,
+        progress: Any = None,
+        **_: Any,
+    ) -> FitReport:
+        for step in range(self.steps):
+            source.image(labelled[step % len(labelled)])
+            time.sleep(self.pause_s)
+            if progress is not None:
+                progress("train", step, self.steps)
+        self.grade = 0.5 if seed < 1000 else self.further
+        return FitReport(1, len(labelled), 0.0, settings={"warm_started": False})
+
+    def usable(self, source: Any, ids: Sequence[SliceId], _: Any) -> list[SliceId]:
+        return list(ids)
+
+    def evaluate(self, source: Any, ids: Sequence[SliceId], **_: Any) -> Metrics:
+        return Metrics(self.grade, {"bone": self.grade}, self.grade, len(ids))
+
+    def evidence(self, source: Any, ids: Sequence[SliceId], *_: Any, **__: Any) -> Evidence:
+        return Evidence(tuple(ids), tuple(source.position(i) for i in ids))
+
+    def predict(
+        self, source: Any, ids: Sequence[SliceId], **_: Any
+    ) -> Iterator[tuple[SliceId, Prediction]]:
+        for slice_id in ids:
+            side = round(10 * self.grade)
+            mask = np.zeros(source.image(slice_id).shape, np.uint8)
+            mask[:side, :side] = 1
+            yield slice_id, Prediction(mask, 1.0)
+
+    def maps(self, source: Any, ids: Sequence[SliceId], **_: Any) -> Iterator[tuple[SliceId, Maps]]:
+        for slice_id, found in self.predict(source, ids):
+            yield slice_id, Maps(found.mask, np.full((1, *found.mask.shape), 255, np.uint8), None)
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(self.grade).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *_: Any) -> Told:
+        found = cls(("background", "bone", "implant"))
+        found.grade = json.loads(data)
+        return found
+
+
+@pytest.fixture
+def studio() -> Iterator[HttpStudio]:
+    memory = MemoryStudio(CONFIG, SLICES, lambda i: PHANTOM.image(PHANTOM.ids[i % 12]))
+    with serving(HttpStudio(memory)) as server:
+        yield server
+
+
+def label(studio: HttpStudio, tasks: Sequence[int]) -> None:
+    config = parse_label_config(CONFIG)
+    for task in tasks:
+        studio.memory.submit(task, regions(PHANTOM.mask(PHANTOM.ids[task % 12]), config))
+
+
+Make = Callable[..., ConnectedProject]
+
+
+@pytest.fixture
+def make_project(
+    studio: HttpStudio,
+    make_settings: Callable[..., Settings],
+    redis_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Make]:
+    monkeypatch.setitem(learners.KINDS, "network", Told)
+    made: list[ConnectedProject] = []
+
+    def make(labels: int = LABELLED, **variables: Any) -> ConnectedProject:
+        settings = make_settings(
+            **{
+                "REDIS_URL": redis_url,
+                "NEXTSLICE_QUEUE_PREFIX": "going-on",
+                "NEXTSLICE_K": K,
+                "NEXTSLICE_RESERVE": 2,
+                "NEXTSLICE_STRATEGY": "random",
+                "NEXTSLICE_FURTHER_MINUTES": 5,
+                "NEXTSLICE_TRAIN_DEVICE": "cpu",
+                "LABEL_STUDIO_URL": studio.url,
+                "LABEL_STUDIO_API_KEY": studio.key,
+                **variables,
+            }
+        )
+        project = ConnectedProject(Service(settings), studio.memory.project(7).key)
+        made.append(project)
+        project.update(lambda record: None)
+        reconcile.count(project)
+        label(studio, ORDER[:labels])
+        run_round(project, "test")
+        return project
+
+    yield make
+    for project in made:
+        for kind in ("gpu", "spare", "control"):
+            project.service.schedule.queue(kind).empty()
+
+
+def nothing(step: str, done: int, total: int) -> None:
+    """Nobody watches."""
+
+
+def served(project: ConnectedProject) -> Published:
+    found = project.published
+    assert found is not None
+    return found
+
+
+def stored(studio: HttpStudio, version: str) -> dict[int, tuple[float, int]]:
+    """Task → score of its prediction of ``version``, and how many regions that has."""
+    return {
+        row["task"]: (round(row["score"], 6), len(row["result"]))
+        for row in studio.memory.imported
+        if row["model_version"] == version
+    }
+
+
+def test_better_weights_are_served_as_a_version_of_their_own_in_the_same_order(
+    make_project: Make, studio: HttpStudio
+) -> None:
+    project = make_project()
+    before, folder = served(project), project.folder.round(1)
+    queue = folder.need(QUEUE)
+    assert len(folder.need(METRICS).validation) >= JUDGES
+
+    assert go_on(project, nothing)
+
+    after = served(project)
+    assert after.round == 1
+    assert after.model_version != before.model_version
+    assert after.model_version.startswith("nextslice-r001-")
+    assert after.weights == folder.relative(FURTHER_WEIGHTS)
+    assert project.in_studio().model_version == after.model_version
+    assert folder.need(QUEUE).entries == queue.entries
+    assert folder.need(QUEUE).model_version == after.model_version
+    masks = stored(studio, after.model_version)
+    assert masks == {e.task: (round(e.score, 6), 1) for e in queue.entries}
+    further = folder.need(FURTHER)
+    assert further.metrics is not None
+    assert (further.metrics.miou, further.metrics.published_miou) == (0.6, 0.5)
+    held = set(folder.need(METRICS).validation)
+    assert further.metrics.pseudo
+    assert not held & further.metrics.learned, "nothing that judges was trained on"
+    assert not may_go_on(project, after), "once is enough"
+    assert not go_on(project, nothing)
+
+    label(studio, ORDER[LABELLED : LABELLED + K])
+    run_round(project, "test")
+    assert project.folder.round(2).need(METRICS).published_miou == 0.6
+
+
+@pytest.mark.parametrize("grade", [0.5, 0.4, float("nan")])
+def test_what_is_no_better_is_never_served(
+    make_project: Make, monkeypatch: pytest.MonkeyPatch, grade: float
+) -> None:
+    monkeypatch.setattr(Told, "further", grade)
+    project = make_project()
+    before = served(project)
+    assert may_go_on(project, before)
+
+    assert not go_on(project, nothing)
+
+    assert served(project) == before
+    further = project.folder.round(1).need(FURTHER)
+    assert (further.tries, further.model_version) == (TRIES, None)
+    assert not project.folder.round(1).has(FURTHER_WEIGHTS)
+    assert not may_go_on(project, before)
+
+
+def test_few_labels_that_judge_publish_nothing(make_project: Make) -> None:
+    project = make_project(12)
+
+    assert 0 < len(project.folder.round(1).need(METRICS).validation) < JUDGES
+    assert not may_go_on(project, served(project))
+    assert not go_on(project, nothing)
+
+
+def test_it_is_asked_for_only_where_it_is_wanted_and_nothing_else_is_due(
+    make_project: Make, studio: HttpStudio
+) -> None:
+    project = make_project()
+    spare = project.service.schedule.queue(SPARE)
+    reconcile.count(project)
+    assert len(spare.job_ids) == 1
+    spare.empty()
+
+    label(studio, ORDER[LABELLED : LABELLED + K])
+    reconcile.count(project)
+    assert spare.job_ids == []
+
+    off = make_project(NEXTSLICE_FURTHER_MINUTES=0)
+    reconcile.count(off)
+    assert spare.job_ids == []
+
+
+@pytest.mark.parametrize("who", ["own labels", "another project", "an experiment"])
+def test_whoever_needs_the_worker_has_it_within_five_seconds(
+    make_project: Make, studio: HttpStudio, monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    project = make_project()
+    before = served(project)
+    monkeypatch.setattr(Told, "steps", 1_000_000)
+    monkeypatch.setattr(Told, "pause_s", 0.05)
+    with ThreadPoolExecutor(1) as pool:
+        going = pool.submit(go_on, project, nothing)
+        time.sleep(1.5)
+        assert not going.done()
+        if who == "own labels":
+            label(studio, ORDER[LABELLED : LABELLED + K])
+            reconcile.count(project)
+        elif who == "another project":
+            project.service.schedule.of("8.1763865028").round("test")
+        else:
+            project.service.schedule.run("ml_backend.experiment.runner.run_one", "folder")
+        asked = time.monotonic()
+        try:
+            assert going.result(timeout=30) is False
+        finally:
+            monkeypatch.setattr(Told, "steps", 1)
+            project.service.schedule.queue("simulate").empty()
+
+    assert time.monotonic() - asked < 5
+    assert served(project) == before
+    further = project.folder.round(1).need(FURTHER)
+    assert further.tries == 0, "it goes on where the worker is free again"
+    assert further.seconds > 1
+
+
+def test_when_the_time_is_up_it_ends(make_project: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = make_project(NEXTSLICE_FURTHER_MINUTES=2 / 60)
+    monkeypatch.setattr(Told, "steps", 1_000_000)
+    monkeypatch.setattr(Told, "pause_s", 0.05)
+
+    assert not go_on(project, nothing)
+
+    assert not may_go_on(project, served(project))
+
+
+def _in_a_process_of_its_own(settings: Settings, key: str) -> None:
+    go_on(ConnectedProject(Service(settings), key), nothing)
+
+
+def test_killed_at_any_moment_it_leaves_what_is_served(
+    make_project: Make, studio: HttpStudio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Told, "pause_s", 0.01)
+    project = make_project()
+    before, folder = served(project), project.folder.round(1)
+    entries = folder.need(QUEUE).entries
+    redis = project.service.schedule.connection
+    rng = random.Random(0)
+    seen = {before.model_version}
+    for turn in range(14):
+        folder.save(FURTHER, _with_a_try_left(folder.load(FURTHER)))
+        child = get_context("fork").Process(
+            target=_in_a_process_of_its_own, args=(project.settings, project.key)
+        )
+        child.start()
+        child.join(rng.uniform(0.7, 1.3) * (0.05 + 0.08 * turn))
+        child.kill()
+        child.join()
+        for lock in redis.scan_iter("going-on:*:*"):
+            redis.delete(lock)  # as if 30 s had passed
+
+        now = served(project)
+        seen.add(now.model_version)
+        _loads(project, now)
+        publish.repair(project, project.in_studio())
+        reconcile.count(project)
+        assert project.in_studio().model_version == now.model_version
+        assert folder.need(QUEUE).model_version == now.model_version
+        assert [e.task for e in folder.need(QUEUE).entries] == [e.task for e in entries]
+        assert stored(studio, now.model_version).keys() == {e.task for e in entries}
+    project.service.schedule.queue(SPARE).empty()
+
+    if served(project) == before:
+        folder.save(FURTHER, _with_a_try_left(folder.load(FURTHER)))
+        assert go_on(project, nothing)
+    after = served(project)
+    seen.add(after.model_version)
+    assert after.weights == folder.relative(FURTHER_WEIGHTS)
+    assert len(seen) == 2, "what was served, and what came out"
+    assert stored(studio, after.model_version) == {e.task: (round(e.score, 6), 1) for e in entries}
+
+
+def _with_a_try_left(found: FurtherRecord | None) -> FurtherRecord:
+    further = found or FurtherRecord()
+    further.tries = 0
+    return further
+
+
+def _loads(project: ConnectedProject, published: Published) -> None:
+    assert published.weights is not None
+    try:
+        learners.load_learner(project.settings, project.folder.read_at(published.weights), "cpu")
+    except (CheckpointError, ValueError) as error:
+        pytest.fail(f"{published.weights} is damaged: {error}")
+
+
+def test_a_queue_of_a_version_that_is_not_served_is_made_again(make_project: Make) -> None:
+    """As a worker leaves it that is killed between the queue's file and the switch."""
+    project = make_project()
+    folder = project.folder.round(1)
+    queue = folder.need(QUEUE)
+    folder.save(QUEUE, queue.model_copy(update={"model_version": "nextslice-r001-000000"}))
+
+    reconcile.count(project)
+
+    assert folder.need(QUEUE).model_version == served(project).model_version
+    assert folder.need(QUEUE).entries == queue.entries
