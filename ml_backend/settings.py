@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
-import fsspec
 from pydantic import (
     AliasChoices,
     BeforeValidator,
@@ -32,7 +31,6 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
-from redis.connection import parse_url
 
 from al_strategies import available_strategies, get_strategy
 from al_strategies.evidence import STANDARD
@@ -368,6 +366,10 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _redis(cls, value: str) -> str:
+        if value == cls.model_fields["redis_url"].default:
+            return value  # without the import, which takes as long as all the rest
+        from redis.connection import parse_url
+
         try:
             parse_url(value)  # type: ignore[no-untyped-call]  # redis has no types here
         except ValueError as error:
@@ -381,6 +383,8 @@ class Settings(BaseSettings):
         if not separator:
             return value
         try:
+            import fsspec
+
             fsspec.get_filesystem_class(protocol)
         except ImportError as error:  # says which package the protocol needs
             how = " with pip install 'nextslice[s3]'" if protocol in ("s3", "s3a") else ""

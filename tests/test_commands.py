@@ -44,6 +44,16 @@ def test_help_and_mistakes_import_nothing_heavy(arguments: list[str], code: int)
     assert (ended, HEAVY & {*modules}) == (code, set())
 
 
+def test_the_settings_are_read_without_what_they_do_not_need() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED, "config"],
+        capture_output=True, text=True, timeout=120, check=True,
+        env={k: v for k, v in os.environ.items() if not k.endswith(("REDIS_URL", "_STORE"))},
+    )  # fmt: skip
+    ended, modules = json.loads(done.stdout.splitlines()[-1])
+    assert (ended, {"redis", "fsspec", "scipy", "torch"} & {*modules}) == (0, set())
+
+
 def test_the_list_says_what_the_commands_say() -> None:
     load_commands()
     group = typer.main.get_group(app)
