@@ -529,6 +529,12 @@ def test_masks_without_an_original_size():
         assert np.array_equal(mask_of([bare], 5, 7) == BONE, mask)
 
 
+def test_a_size_that_is_no_number_is_one_that_nobody_said():
+    mask = square(5, 7, 1, 2, 3)
+    bare = brush(mask, original_width=float("nan"), original_height=float("nan"))
+    assert np.array_equal(mask_of([bare], 5, 7) == BONE, mask)
+
+
 def test_a_rotated_view_does_not_rotate_the_labels():
     mask = square(5, 9, 1, 2, 3)
     for results in ([brush(mask)], [bitmask(mask)], [rectangle(10, 20, 30, 40)]):

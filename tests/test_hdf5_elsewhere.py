@@ -143,6 +143,31 @@ def test_a_signal_that_is_not_there(tmp_path: Path) -> None:
         open_volume(tmp_path / "scan.nxs")
 
 
+@pytest.mark.parametrize("at", ["/", "entry"])
+def test_a_default_that_is_not_there_is_not_answered_with_the_flats(
+    tmp_path: Path, at: str
+) -> None:
+    with h5py.File(saved(tmp_path / "scan.nxs", FLATS, "flats"), "r+") as file:
+        file.create_group("entry")
+        file.attrs["default"] = "entry"
+        file[at].attrs["default"] = "gone"
+    with pytest.raises(VolumeError, match=r"says that its default is gone, .*\n  /flats uint16"):
+        open_volume(tmp_path / "scan.nxs")
+
+
+def test_a_default_or_signal_is_obeyed_whatever_it_is(tmp_path: Path) -> None:
+    with h5py.File(saved(tmp_path / "scan.nxs", FLATS, "flats"), "r+") as file:
+        file["frames"] = GREY
+        file.attrs["default"] = "frames"
+    with open_volume(tmp_path / "scan.nxs") as volume:
+        assert_holds(volume, GREY)
+    with h5py.File(saved(tmp_path / "b.nxs", FLATS, "flats"), "r+") as file:
+        file.create_group("frames")
+        file.attrs["signal"] = "frames"
+    with pytest.raises(VolumeError, match=r"says that its signal is frames, which is not there"):
+        open_volume(tmp_path / "b.nxs")
+
+
 class TestPartsThatAreMapped:
     """Every way in which a virtual dataset says what it is made of: read where it is whole."""
 

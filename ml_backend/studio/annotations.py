@@ -93,14 +93,15 @@ def _none_as_mapping(value: object) -> object:
 
 
 def _size(value: object, info: ValidationInfo) -> object:
-    """Whole pixels: scripts write 511.9997, and 0 for a size that they do not know.
+    """Whole pixels: scripts write 511.9997, and 0 or NaN for a size that they do not know.
 
     Halves are left, and so refused: they lie between two sizes. Label Studio itself writes no 0, so
     in a whole task it is refused (``info.context``).
     """
     if isinstance(value, float) and math.isfinite(value) and value % 1 != 0.5:
         value = round(value)
-    return None if value == 0 and info.context is not Task else value
+    unknown = value == 0 or (isinstance(value, float) and math.isnan(value))
+    return None if unknown and info.context is not Task else value
 
 
 def _as_utc(value: object) -> object:

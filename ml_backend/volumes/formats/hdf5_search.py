@@ -106,18 +106,30 @@ def _by_default(files: Hdf5Files) -> Found | None:
     while "signal" not in group.attrs:
         passed.append(group)
         name = text(group.attrs.get("default", ""))
-        step = files.member(group, name) if name else None
+        if not name:
+            return None
+        step = files.member(group, name)
+        if step is None:  # some write paths from the root without the first slash
+            step = files.member(files.root, name)
+        if step is None:
+            raise _gone(files, group, "default", name)
+        if isinstance(step, h5py.Dataset):
+            return Found(step, group, name)
         if not isinstance(step, h5py.Group) or step in passed:
             return None
         group = step
     name = text(group.attrs["signal"])
     signal = files.member(group, name)
-    if signal is None:
-        raise VolumeError(
-            f"{group.file.filename}:{group.name} says that its signal is {name}, which is not "
-            f"there: expected the volume, or name one as dataset:{_contents(files)}"
-        )
-    return Found(signal, group, name) if isinstance(signal, h5py.Dataset) else None
+    if not isinstance(signal, h5py.Dataset):
+        raise _gone(files, group, "signal", name)
+    return Found(signal, group, name)
+
+
+def _gone(files: Hdf5Files, group: Any, what: str, name: str) -> VolumeError:
+    return VolumeError(
+        f"{group.file.filename}:{group.name} says that its {what} is {name}, which is not "
+        f"there: expected the volume, or name one as dataset:{_contents(files)}"
+    )
 
 
 def _contents(files: Hdf5Files) -> _Contents:
