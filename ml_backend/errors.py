@@ -29,6 +29,7 @@ several raise stand here.
     + DeadLinkError             a link in an HDF5 file leads to nothing
     + ReaderTimeout             the process that reads it has not answered in time
     + ReaderEnded               the process that reads it has ended
+    + TiledUnavailable          a Tiled server does not answer, or not now
   x WindowError               two grey values between which nothing can be shown
   x AddressRefused            a slice address that we did not sign, or that has expired
   x FolderError               a folder of images and masks is not what is expected

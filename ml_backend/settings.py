@@ -316,6 +316,16 @@ class Settings(BaseSettings):
         description="Seconds in which a TIFF, HDF5 or Zarr volume must be open, and each of its "
         "slices read (ten times that across y and x).",
     )
+    tiled_servers: Local[str] = Field(
+        "",
+        description="Tiled servers whose arrays may be volumes, separated by commas: "
+        "https://tiled.example.",
+    )
+    tiled_api_key: Local[SecretStr] = Field(
+        SecretStr(""),
+        validation_alias=_shared("TILED_API_KEY"),
+        description="Key that Tiled servers are shown, where arrays are not public.",
+    )
     queue_prefix: Local[str] = Field(
         "nextslice", pattern=r"^[A-Za-z0-9_-]+$", description="Prefix of the RQ queues."
     )

@@ -25,6 +25,7 @@ from ml_backend.pictures import encode_png
 from ml_backend.rounds.service import Service, slice_keys
 from ml_backend.settings import Settings, SettingsError
 from ml_backend.volumes.address import AddressRefused, SliceAddress
+from ml_backend.volumes.formats.tiled import TiledUnavailable
 from ml_backend.volumes.roots import NoSuchVolume
 from ml_backend.volumes.volume import VolumeError
 from ml_backend.volumes.window import render
@@ -202,6 +203,7 @@ def _status(error: Exception) -> int:
         (IndexError, 404),
         (SettingsError, 503),
         (TooManyRequests, 503),
+        (TiledUnavailable, 503),
         (VolumeError, 422),
     )
     return next((status for kind, status in kinds if isinstance(error, kind)), 500)

@@ -38,11 +38,10 @@ from ml_backend.errors import OptionError
 from ml_backend.experiment.plan import check_device
 from ml_backend.rounds.artefacts import ROUND
 from ml_backend.rounds.project import ConnectedProject, stored_project, stored_projects
-from ml_backend.rounds.service import Service
+from ml_backend.rounds.service import Service, volume_roots
 from ml_backend.settings import load_settings
 from ml_backend.volumes.formats.registry import written_endings
 from ml_backend.volumes.opening import open_volume
-from ml_backend.volumes.roots import VolumeRoots
 from ml_backend.volumes.volume import Volume
 
 if TYPE_CHECKING:
@@ -187,7 +186,7 @@ def segment(
         check_device(device, here=True)
     stop_on_sigterm()
     settings = load_settings()
-    roots = VolumeRoots.parse(settings.volumes, settings.volume_timeout_s)
+    roots = volume_roots(settings)
     chosen = reading(dataset, shape, dtype, offset, channel, time)
     options = replace(chosen, bounds=roots.bounds_of(volume))
     with open_volume(volume, options) as opened:

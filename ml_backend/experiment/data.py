@@ -14,10 +14,13 @@ from al_strategies.evidence import Position, SliceId
 from al_strategies.holdout import held_out_block
 from al_strategies.learner import IGNORE, Progress, SliceSource
 from ml_backend.errors import NextsliceError
+from ml_backend.rounds.service import volume_roots
+from ml_backend.settings import load_settings
 from ml_backend.volumes.folder import FolderSource
+from ml_backend.volumes.formats.tiled import FORMAT as TILED
 from ml_backend.volumes.pair import VolumePair
 from ml_backend.volumes.phantom import phantom
-from ml_backend.volumes.volume import ReadOptions
+from ml_backend.volumes.volume import Bounds, ReadOptions
 
 __all__ = [
     "Contents",
@@ -158,15 +161,30 @@ def load_data(spec: DataSpec) -> Data:
     return data
 
 
+def _bounds(path: str) -> Bounds:
+    """Its own folder; for an array on a server, what the settings say of servers."""
+    if not path.lower().endswith(TILED.endings):
+        return Bounds()
+    roots = volume_roots(load_settings())
+    return Bounds(tiled=roots.tiled, tiled_key=roots.tiled_key, timeout_s=roots.timeout_s)
+
+
 def _load(spec: DataSpec) -> Data:
     if spec.labels is not None:
         pair = VolumePair(
             spec.path,
             spec.labels,
             axis=spec.axis,
-            options=ReadOptions(spec.dataset, oriented=True, channel=spec.channel, time=spec.time),
+            options=ReadOptions(
+                spec.dataset,
+                bounds=_bounds(spec.path),
+                oriented=True,
+                channel=spec.channel,
+                time=spec.time,
+            ),
             labels_options=ReadOptions(
                 spec.labels_dataset,
+                bounds=_bounds(spec.labels),
                 oriented=True,
                 channel=spec.labels_channel,
                 time=spec.labels_time,

@@ -8,14 +8,14 @@ from functools import cached_property
 
 from ml_backend.rounds.schedule import Schedule
 from ml_backend.rounds.store import Store
-from ml_backend.settings import Settings, SettingsError, load_settings
+from ml_backend.settings import Settings, SettingsError, absolute_address, load_settings
 from ml_backend.studio.client import Studio
 from ml_backend.studio.download import ImageHosts
 from ml_backend.volumes.address import SliceKeys
 from ml_backend.volumes.roots import VolumeRoots
 from ml_backend.volumes.shelf import OpenVolumes
 
-__all__ = ["WEBHOOK_HEADER", "Service", "slice_keys", "webhook_secret"]
+__all__ = ["WEBHOOK_HEADER", "Service", "slice_keys", "volume_roots", "webhook_secret"]
 
 WEBHOOK_HEADER = "X-Nextslice-Secret"
 
@@ -46,6 +46,23 @@ def slice_keys(settings: Settings) -> SliceKeys:
         return SliceKeys.parse(given or derived)
     except ValueError as error:
         raise SettingsError(f"NEXTSLICE_SLICE_SECRET: {error}") from None
+
+
+def volume_roots(settings: Settings) -> VolumeRoots:
+    """The folders that volumes may come from, and what reading them may not go beyond. Raises
+    SettingsError for some that cannot be."""
+    servers = [one.strip() for one in settings.tiled_servers.split(",") if one.strip()]
+    try:
+        tiled = tuple(map(absolute_address, servers))
+    except ValueError as error:
+        raise SettingsError(
+            f"NEXTSLICE_TILED_SERVERS is {settings.tiled_servers!r}: {error}"
+        ) from None
+    key = settings.tiled_api_key.get_secret_value()
+    try:
+        return VolumeRoots.parse(settings.volumes, settings.volume_timeout_s, tiled, key)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
 
 
 class Service:
@@ -108,11 +125,7 @@ class Service:
         """The volumes that slices are read from. Raises SettingsError for roots that cannot be."""
         if self._volumes is not None:
             return self._volumes
-        try:
-            settings = self.settings
-            return OpenVolumes(VolumeRoots.parse(settings.volumes, settings.volume_timeout_s))
-        except ValueError as error:
-            raise SettingsError(str(error)) from None
+        return OpenVolumes(volume_roots(self.settings))
 
     def project_keys(self) -> list[str]:
         """Keys of the projects that were adopted."""

@@ -16,6 +16,7 @@ from ml_backend.segmentation.preprocessing import luminance
 from ml_backend.studio.failures import ImageUnavailable, StudioError
 from ml_backend.studio.images import ImageCache
 from ml_backend.volumes.address import AddressRefused, SliceAddress, SliceKeys, is_slice_address
+from ml_backend.volumes.formats.tiled import TiledUnavailable
 from ml_backend.volumes.reader import ReaderTimeout
 from ml_backend.volumes.roots import NoSuchVolume
 from ml_backend.volumes.shelf import OpenVolumes
@@ -30,7 +31,8 @@ class UnreadableSlices(NextsliceError, RuntimeError):
 def may_come_back(error: BaseException | None) -> bool:
     """Whether a slice that could not be read for ``error`` may be there in a moment: its host is
     down, its volume is not mounted, or its disk slow. Else it is lost, or is no image."""
-    return isinstance(error, ImageUnavailable | NoSuchVolume | ReaderTimeout | OSError)
+    gone = ImageUnavailable | NoSuchVolume | ReaderTimeout | TiledUnavailable | OSError
+    return isinstance(error, gone)
 
 
 class ProjectSlices:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ml_backend.errors import SettingsError
@@ -31,14 +31,22 @@ class VolumeRoots:
     """Folders by name, each absolute. A root itself may be a volume (a folder of PNGs), or a file.
 
     Roots need not exist until a volume in them is asked for: a disk may be mounted later.
-    ``timeout_s``: as in `Bounds`, of the volumes in them.
+    ``timeout_s``, ``tiled``, ``tiled_key``: as in `Bounds`, of the volumes in them.
     """
 
     folders: Mapping[str, Path]
     timeout_s: float = Bounds.timeout_s
+    tiled: tuple[str, ...] = ()
+    tiled_key: str = field(default="", repr=False)
 
     @classmethod
-    def parse(cls, text: str, timeout_s: float = Bounds.timeout_s) -> VolumeRoots:
+    def parse(
+        cls,
+        text: str,
+        timeout_s: float = Bounds.timeout_s,
+        tiled: tuple[str, ...] = (),
+        tiled_key: str = "",
+    ) -> VolumeRoots:
         """Roots from ``"/data/scans"`` or ``"scans=/data/scans,archive=/mnt/x"``; "" is none.
 
         A root without a name is called as its last folder. Raises SettingsError for an entry
@@ -62,7 +70,7 @@ class VolumeRoots:
                     f"give them different names, as in {name}=…,other={folder}"
                 )
             folders[name] = folder
-        return cls(folders, timeout_s)
+        return cls(folders, timeout_s, tiled, tiled_key)
 
     def path(self, name: str) -> Path:
         """The file or folder that ``name`` stands for.
@@ -91,12 +99,15 @@ class VolumeRoots:
     @property
     def bounds(self) -> Bounds:
         """What a volume that is called by a name may be made of: files in any of the roots."""
-        return Bounds(tuple(self.folders.values()), self.timeout_s)
+        return self._within(tuple(self.folders.values()))
 
     def bounds_of(self, path: Path) -> Bounds:
         """What a volume that a person has given by its path may be made of besides: what lies in
         its own folder."""
-        return Bounds((*own_folders(path), *self.folders.values()), self.timeout_s)
+        return self._within((*own_folders(path), *self.folders.values()))
+
+    def _within(self, roots: tuple[Path, ...]) -> Bounds:
+        return Bounds(roots, self.timeout_s, self.tiled, self.tiled_key)
 
     def name(self, path: str | Path) -> str:
         """The name of the volume at ``path``, so that `path` gives that file back.

@@ -153,11 +153,14 @@ class Bounds:
     ``roots``: folders in which everything lies that is opened on behalf of it, links followed;
     none: its own folder. ``timeout_s``: seconds in which it has to be open, and each slice read;
     ten times that across y and x, for which most formats read every slice. It holds for what is
-    read in a child process.
+    read in a child process. ``tiled``: addresses of the Tiled servers that may be asked, with
+    ``tiled_key``.
     """
 
     roots: tuple[Path, ...] = ()
     timeout_s: float = 30.0
+    tiled: tuple[str, ...] = ()
+    tiled_key: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)
