@@ -12,11 +12,12 @@ from ml_backend.embedded.processes import ProcessGroup
 __all__ = ["KEY", "start_tiled"]
 
 VERSION = "0.2.20"
-KEY = "a-key-of-the-tests"
+KEY = "akeyofthetests"
 _SERVER = """
 import sys, numpy, uvicorn
 from tiled.adapters.array import ArrayAdapter
 from tiled.adapters.mapping import MapAdapter
+from tiled.config import Authentication
 from tiled.server.app import build_app
 folder, key, port = sys.argv[1:]
 arrays = {name: ArrayAdapter.from_array(array, dims=tuple(dims.split(",")) if dims else None)
@@ -27,19 +28,20 @@ arrays = {name: ArrayAdapter.from_array(array, dims=tuple(dims.split(",")) if di
               ("picture", numpy.load(folder + "/scan.npy")[0], ""),
               ("complex", numpy.zeros((2, 3, 4), "complex64"), "")]}
 tree = MapAdapter({"raw": MapAdapter(arrays)})
-app = build_app(tree, authentication={"single_user_api_key": key, "allow_anonymous_access": False})
+only = Authentication(single_user_api_key=key, allow_anonymous_access=False)
+app = build_app(tree, authentication=only)
 uvicorn.run(app, host="127.0.0.1", port=int(port), log_level="warning")
 """
 
 
 def _python(home: Path) -> Path:
-    """That of the environment, which is made once (a minute)."""
+    """That of the environment, which is made once (some minutes)."""
     environment = home / f"tiled-{VERSION}"
     python = environment / "bin" / "python"
     with held(home / "tiled.lock"):
         if not (environment / "installed").exists():
             subprocess.run([sys.executable, "-m", "venv", environment], check=True)
-            what = f"tiled[minimal-server]=={VERSION}"
+            what = f"tiled[server]=={VERSION}"
             subprocess.run([python, "-m", "pip", "install", "-q", what], check=True)
             (environment / "installed").touch()
     return python
