@@ -677,8 +677,8 @@ def test_regions_of_a_control_that_the_config_does_not_have_are_ignored_pixels(c
     assert np.array_equal(mask == IGNORE, square(4, 4, 1, 1, 2) | config.has_background_label)
     (warning,) = warnings
     assert warning.endswith(
-        'belongs to the control "tag", which the labelling config does not have (label): its '
-        "pixels are ignored"
+        'belongs to the control "tag", which the labelling config does not have '
+        f"({', '.join(config.controls)}): its pixels are ignored"
     )
 
 

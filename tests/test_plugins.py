@@ -57,7 +57,8 @@ def test_the_command_lists_an_installed_strategy(installed: Path) -> None:
 
 def test_the_command_offers_an_installed_format(installed: Path) -> None:
     assert ", pgm." in run(installed, "-m", "ml_backend.cli", "export", "--help")
-    assert ".raw .pgm, folder." in run(installed, "-m", "ml_backend.cli", "segment", "--help")
+    shown = run(installed, "-m", "ml_backend.cli", "segment", "--help")
+    assert ".raw .pgm, folder." in " ".join(shown.split())
 
 
 USED = """
