@@ -218,6 +218,12 @@ class Settings(BaseSettings):
         description="R: how many annotators may work at once; K + 2 R slices are kept ahead. "
         "Empty: the larger of 4 K and 32.",
     )
+    open_minutes: float = Field(
+        30.0,
+        ge=0,
+        description="Minutes that a slice may lie open: so long the masks of a version stay that "
+        "is no longer served, since Label Studio refuses annotations whose prediction is gone.",
+    )
     early_rounds: str = Field(
         "1,2,4",
         description="Numbers of labels at which short rounds give the first masks, before K are "

@@ -35,6 +35,7 @@ def make_settings(tmp_path: Path) -> Callable[..., Settings]:
             "NEXTSLICE_CACHE_DIR": str(tmp_path / "cache"),
             "LABEL_STUDIO_API_KEY": "token",
             "NEXTSLICE_EARLY_ROUNDS": "off",
+            "NEXTSLICE_OPEN_MINUTES": "0",
         }
         return settings_from({**env, **{name: str(value) for name, value in variables.items()}})
 

@@ -74,6 +74,7 @@ class Page:
         self._saved: list[dict[str, Any]] | None = None
         self._moment = datetime(2026, 11, 1, tzinfo=UTC)
         self.others: dict[str, Any] = {}
+        self.picked: str | None = None
 
     def save(self) -> None:
         """The draft, as it is saved some seconds after a change."""
@@ -90,6 +91,11 @@ class Page:
         box = {name: length * 100 / SIDE for name, length in value.items()} | {"rotation": 0}
         prompt = {"id": f"p{top}{left}", "type": "rectangle", "from_name": "fix",
                   "to_name": "image", "value": box}  # fmt: skip
+        prompts = [prompt]
+        if self.picked is not None:
+            value = {**box, "bitmasklabels": [self.picked]}
+            prompts.append({**prompt, "type": "bitmasklabels", "from_name": "label",
+                            "value": value})  # fmt: skip
         drafts = [] if self._saved is None else [
             {"id": self._draft, "result": self._saved, "updated_at": self._moment.isoformat()}
         ]  # fmt: skip
@@ -102,15 +108,18 @@ class Page:
             **self.others,
         }
         body = {"tasks": [task], "project": KEY, "label_config": XML,
-                "params": {"login": "", "context": {"result": [prompt]}}, **changed}  # fmt: skip
+                "params": {"login": "", "context": {"result": prompts}}, **changed}  # fmt: skip
         answered = self._client.post("/predict", json=body)
         assert answered.status_code == 200
         (found,) = answered.get_json()["results"]
         return dict(found)
 
     def drag(self, *box: int) -> list[str]:
-        """Take what is answered, as with auto-accept; the ids of what it was."""
+        """Take what is answered, as with auto-accept; the ids of what it was. Label Studio gives
+        each region the label that is picked."""
         found = self.ask(*box)["result"]
+        if self.picked is not None:
+            found = [{**r, "value": {**r["value"], "bitmasklabels": [self.picked]}} for r in found]
         self.regions |= {r["id"]: r for r in found}
         return [r["id"] for r in found]
 
@@ -264,3 +273,43 @@ def test_more_drags_than_there_are_places_wait_for_nothing(
         pass
     (found,) = Page(app).ask(*OVER)["result"]
     assert found in Page(app)._prediction
+
+
+# -- with a label picked, which the page gives to every region that it is answered
+
+
+def test_the_label_that_is_picked_is_what_the_box_becomes(app: Flask) -> None:
+    page = Page(app)
+    page.picked = "bone"
+    before = page.shown
+    page.regions = {}
+    page.save()
+    page.drag(*OVER)
+    assert set(np.unique(page.shown)) == {0, 1}
+    assert (page.shown[MISSED] == 1).mean() > 0.6
+    assert (before == 1).any()
+
+
+@pytest.mark.parametrize("picked", ["bone", "implant"])
+def test_no_other_class_takes_the_label_that_is_picked(app: Flask, picked: str) -> None:
+    page = Page(app)
+    page.picked = picked
+    index = CONFIG.classes.index(picked)
+    for _ in range(6):
+        before = page.shown
+        page.drag(*OVER)
+        others = (page.shown != before) & (page.shown != index) & (before != index)
+        assert not others.any(), "what is not of the picked class changed its class"
+        far = np.ones((SIDE, SIDE), np.bool_)
+        far[10:50, 10:50] = False
+        assert (page.shown == before)[far].all()
+
+
+def test_where_nothing_of_the_picked_class_is_there_nothing_is_painted(app: Flask) -> None:
+    page = Page(app)
+    page.picked = "implant"
+    before = page.shown
+    for results in (page.ask(0, 0, 4, 4)["result"], page.ask(60, 60, 64, 64)["result"]):
+        assert results, "without a region, the page would keep the box"
+        assert all(r["value"]["bitmasklabels"] == ["implant"] for r in results)
+    assert (page.shown == before).all()

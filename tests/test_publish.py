@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -344,3 +345,31 @@ def test_predictions_stay_until_what_they_cost_to_correct_is_measured(project: Q
     left = {row["task"] for row in project.studio.imported if row["model_version"] == old}
     assert left == {late, begun}
     assert OTHERS in project.studio.imported
+
+
+def serve_another(project: Queue, replaced: datetime) -> None:
+    """Round 1 is published; at ``replaced``, as it says."""
+    committed = project.folder.round(0).need(ROUND)
+    said = {"round": 1, "model_version": "nextslice-r001-abcdef"}
+    project.folder.round(1).save(DATASET, project.folder.round(0).need(DATASET))
+    project.folder.round(1).save(
+        ROUND, committed.model_copy(update={**said, "committed_at": replaced.isoformat()})
+    )
+    project.folder.published = Published(
+        **said, classes=committed.classes, fingerprint=committed.fingerprint
+    )
+
+
+@pytest.mark.parametrize(("minutes", "stays"), [(1, True), (29, True), (31, False)])
+def test_masks_of_slices_that_may_be_open_stay_half_an_hour(
+    project: Queue, minutes: int, stays: bool
+) -> None:
+    """Label Studio refuses an annotation whose prediction is gone: what a person has drawn on."""
+    project.settings = project.settings.model_copy(update={"open_minutes": 30.0})
+    old, queue = project.version, len(project.stored())
+    serve_another(project, datetime.now(UTC) - timedelta(minutes=minutes))
+
+    publish.tidy(project)
+
+    left = [row for row in project.studio.imported if row["model_version"] == old]
+    assert len(left) == (queue if stays else 0)

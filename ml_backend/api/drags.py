@@ -15,7 +15,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import uuid4
 
@@ -37,6 +37,8 @@ from ml_backend.studio.interactive import (
     Standing,
     answer,
     emptied,
+    label_of,
+    nothing,
     prompt_of,
     standing,
     taken,
@@ -63,11 +65,12 @@ _MOST_TURNS = 64
 
 @dataclass(frozen=True)
 class _Spot:
-    """The place dragged last: ``base``, the regions before the first drag there; ``turn``, how
+    """The place dragged last: ``towards``, the class that was picked; ``base``, the regions before the first drag there; ``turn``, how
     often it was dragged since; ``answered``: what the page was told last; ``shown``: what it shows
     in ``around`` since then."""
 
     box: Box
+    towards: int | None
     around: Box
     base: tuple[Result, ...]
     turn: int
@@ -118,6 +121,7 @@ class Drags:
         stands = Standing()
         outcome: DragOutcome = "failed"
         found: dict[str, Result] = {}
+        prompt: Prompt | None = None
         try:
             stands = standing(task, version)
             config, reason = usable(published, label_config)
@@ -138,7 +142,8 @@ class Drags:
         except Exception:  # the page would keep the box, without a word
             logger.exception("project %s: a drag on task %s", key, task.get("id"))
         self._serving.metrics.dragged(outcome)
-        result = [*found.values()] or _as_it_stands(stands.results)
+        label = None if prompt is None else prompt.label
+        result = [*found.values()] or _as_it_stands(stands.results, label)
         return {"result": result, "score": LIVE_SCORE, "model_version": version}
 
     @contextmanager
@@ -159,13 +164,20 @@ class Drags:
             lagging = {i: region for i, (_, region) in page.given.items()}
             shape = (beliefs.mask.shape[0], beliefs.mask.shape[1])
             shown = Canvas(taken(stands.results, lagging), config, shape, self._layers)
-            spot, changed = _drag(page.spot, shown, beliefs, _box(prompt, shape), stands.certain)
+            towards = None if prompt.label is None else config.class_index(prompt.label)
+            box = _box(prompt, shape)
+            spot, changed = _drag(page.spot, shown, beliefs, box, towards, stands.certain)
             # The page drops an answer that a later request overtakes.
             overtaken = {i: r for i, (when, r) in page.given.items() if when >= arrived}
             page.spot, page.prompt, page.at = spot, prompt.id, _seconds()
             page.given |= {i: (page.at, region) for i, region in changed.items()}
             outcome: DragOutcome = "changed" if changed else "same"
-            return overtaken | (changed or _one_that_stands(shown, spot.box)), outcome
+            found = overtaken | (changed or _one_that_stands(shown, spot.box))
+            if prompt.label is not None:  # which the page gives to all of them
+                found = {i: r for i, r in found.items() if label_of(r) == prompt.label}
+                name = f"drag-{uuid4().hex[:10]}"
+                found = found or {name: nothing(config, prompt.label, shape, name)}
+            return found, outcome
 
     @contextmanager
     def _page(self, name: SliceName, stands: Standing, now: float) -> Iterator[_Page]:
@@ -225,11 +237,16 @@ def _forget_what_is_saved(page: _Page, stands: Standing, now: float) -> None:
 
 
 def _drag(
-    before: _Spot | None, shown: Canvas, beliefs: Beliefs, box: Box, in_place: bool
+    before: _Spot | None,
+    shown: Canvas,
+    beliefs: Beliefs,
+    box: Box,
+    towards: int | None,
+    in_place: bool,
 ) -> tuple[_Spot, dict[str, Result]]:
     """The spot as it is after a drag of ``box``, and the regions that change, by id."""
     believed = beliefs.log_probabilities
-    again = before is not None and _still_stands(before, shown, box)
+    again = before is not None and _still_stands(before, shown, box, towards)
     if before is not None and again:
         base = shown.showing(before.base)
         spot, first = before, before.turn + 1
@@ -238,22 +255,21 @@ def _drag(
         box = box.on(shown.shape)
         around = box.around(shown.shape)
         patch = f"drag-{uuid4().hex[:10]}"
-        spot = _Spot(box, around, shown.results, 0, patch, {}, _cut(shown, around))
+        spot = _Spot(box, towards, around, shown.results, 0, patch, {}, _cut(shown, around))
     for turn in range(first, first + _MOST_TURNS):
-        wanted = repair(believed, base.map, spot.box, turn)
+        wanted = repair(believed, base.map, spot.box, turn, towards)
         changed = answer(base, wanted, spot.patch, in_place=in_place)
         if changed is None or (wanted[spot.around.window] == spot.shown).all():
             continue
         changed = _taken_back(spot, base) | changed
         shows = wanted[spot.around.window].copy()
-        answered = dict(changed)
-        return _Spot(spot.box, spot.around, spot.base, turn, spot.patch, answered, shows), changed
+        return replace(spot, turn=turn, answered=dict(changed), shown=shows), changed
     return spot, {}
 
 
-def _still_stands(spot: _Spot, shown: Canvas, box: Box) -> bool:
+def _still_stands(spot: _Spot, shown: Canvas, box: Box, towards: int | None) -> bool:
     """Whether ``box`` is a drag on the same spot, where nothing was changed since."""
-    same = box.overlap(spot.box) >= _SAME_SPOT
+    same = box.overlap(spot.box) >= _SAME_SPOT and towards == spot.towards
     return same and bool((_cut(shown, spot.around) == spot.shown).all())
 
 
@@ -299,8 +315,8 @@ def _one_that_stands(shown: Canvas, box: Box) -> dict[str, Result]:
     return {str(result.get("id")): result}
 
 
-def _as_it_stands(results: tuple[Result, ...]) -> list[Result]:
-    return [result for result in results if result.get("id")][-1:]
+def _as_it_stands(results: tuple[Result, ...], label: str | None) -> list[Result]:
+    return [r for r in results if r.get("id") and label in (None, label_of(r))][-1:]
 
 
 def _image(config: LabelConfig, task: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -68,8 +69,8 @@ _TOP_UP_S = LOCKS["top-up"] - ANSWERS_WITHIN_S - LOCKS["queue"]
 """A top-up begins nothing more after this, or its lock would be void: the next look goes on."""
 _BETWEEN = 1e-7
 """Of two scores in a queue that is made again; places are 1e-4 apart."""
-_TIDIED_ROUNDS = 3
-"""How many rounds back `tidy` looks: each was tidied when the next was published."""
+_TIDIED_ROUNDS = 12
+"""How many rounds back `tidy` looks: each is tidied when a later one is published."""
 
 
 class StaleQueue(NextsliceError, RuntimeError):
@@ -627,12 +628,25 @@ def republish(
 def tidy(project: ConnectedProject) -> int:
     """Delete our stored predictions of versions that are no longer served; returns how many.
 
-    Those of slices that were submitted since the published round's sync stay until the next one has
-    measured what they cost (`effort`). So do those of slices that somebody has begun: Label Studio
-    refuses an annotation (400) whose prediction is gone.
+    Not of a version that was served less than ``open_minutes`` ago: whoever has a slice open with
+    its mask could not submit it any more, Label Studio refuses (400) an annotation whose prediction
+    is gone. Those of slices that were submitted since the published round's sync stay until the next one has
+    measured what they cost (`effort`). So do those of slices that somebody has begun.
     """
     with project.schedule.alone("queue", wait=True):
         return _tidy(project)
+
+
+def _moment(committed: RoundRecord | None) -> float:
+    """When the round was committed, in seconds since the epoch; now where nobody knows."""
+    if committed is None or not committed.committed_at:
+        return time.time()
+    return datetime.fromisoformat(committed.committed_at).timestamp()
+
+
+def _not_open(project: ConnectedProject, replaced: float) -> bool:
+    """Whether no slice can be open any more with a mask of what was ``replaced`` then."""
+    return time.time() - replaced >= project.settings.open_minutes * 60
 
 
 def _tidy(project: ConnectedProject) -> int:
@@ -640,14 +654,21 @@ def _tidy(project: ConnectedProject) -> int:
     published = folder.published
     if published is None:
         return 0
-    versions = {task_order.PENDING_VERSION}
-    for number in folder.rounds()[-_TIDIED_ROUNDS:]:
-        if number <= published.round:
-            committed = folder.round(number).load(ROUND)
+    versions: set[str] = set()
+    replaced = _moment(folder.round(0).load(ROUND))
+    if _not_open(project, replaced):
+        versions.add(task_order.PENDING_VERSION)
+    following = None
+    for number in reversed(folder.rounds()[-_TIDIED_ROUNDS:]):
+        if number > published.round:
+            continue
+        committed = folder.round(number).load(ROUND)
+        if _not_open(project, _moment(following)):
             queue = known_queue(folder.round(number))
             further = folder.round(number).load(FURTHER)
             said = [record.model_version for record in (committed, queue, further) if record]
             versions.update(filter(None, said))
+        following = committed
     labels = folder.round(published.round).load(LABELS)
     measured = {label.task for label in labels.labels} if labels else set()
 

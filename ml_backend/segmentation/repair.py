@@ -108,7 +108,11 @@ class Change(NamedTuple):
 
 
 def repair(
-    log_probabilities: LogProbabilities, standing: ClassMap, box: Box, turn: int = 0
+    log_probabilities: LogProbabilities,
+    standing: ClassMap,
+    box: Box,
+    turn: int = 0,
+    towards: int | None = None,
 ) -> ClassMap:
     """The class map after a drag of ``box`` over ``standing``.
 
@@ -116,6 +120,7 @@ def repair(
     C. ``turn``: how often the same spot was dragged before, since ``standing`` stood there; after
     all alternatives comes ``standing`` itself, and the first again. Returns a new array; what
     differs from ``standing`` lies in the box and around it, half its sides far at most.
+    ``towards``: the class that takes the place, where the person says which.
     Raises InvalidBox for one that is not on the slice, ValueError for arrays that do not fit.
     """
     if log_probabilities.shape[1:] != standing.shape:
@@ -126,7 +131,11 @@ def repair(
     shape = (standing.shape[0], standing.shape[1])
     box = box.on(shape)
     repaired = standing.copy()
-    changes = alternatives(log_probabilities, standing, box)
+    changes = [
+        change
+        for change in alternatives(log_probabilities, standing, box)
+        if towards in (None, change.after)
+    ]
     place = turn % (len(changes) + 1)
     if place < len(changes):
         around = box.around(shape)

@@ -38,6 +38,8 @@ __all__ = [
     "Standing",
     "answer",
     "emptied",
+    "label_of",
+    "nothing",
     "prompt_of",
     "standing",
     "taken",
@@ -62,13 +64,15 @@ _POINTS = frozenset({"keypoint", "keypointlabels"})
 
 
 class Prompt(NamedTuple):
-    """What was dragged: ``id`` of the region on the page, and its sides in percent of the image."""
+    """What was dragged: ``id`` of the region on the page, and its sides in percent of the image.
+    ``label``: the label that was picked then; the page gives it to every region of the answer."""
 
     id: str
     top: float
     left: float
     bottom: float
     right: float
+    label: str | None = None
 
 
 def prompt_of(context: object, config: LabelConfig) -> Prompt | None:
@@ -82,7 +86,30 @@ def prompt_of(context: object, config: LabelConfig) -> Prompt | None:
         and result.get("to_name", config.to_name) == config.to_name
         and (prompt := _prompt(result)) is not None
     ]
-    return found[-1] if found else None
+    return found[-1]._replace(label=_picked(results, config)) if found else None
+
+
+def _picked(results: object, config: LabelConfig) -> str | None:
+    """The label of the control that paints masks which the prompts carry besides."""
+    for result in _rows(results):
+        value, kind = result.get("value"), str(result.get("type"))
+        if result.get("from_name") == config.from_name and isinstance(value, Mapping):
+            labels = value.get(kind)
+            if isinstance(labels, list) and labels:
+                return str(labels[-1])
+    return None
+
+
+def label_of(result: Mapping[str, Any]) -> str | None:
+    """The label of a region that is painted."""
+    value = result.get("value")
+    labels = value.get(str(result.get("type"))) if isinstance(value, Mapping) else None
+    return str(labels[0]) if isinstance(labels, list) and len(labels) == 1 else None
+
+
+def nothing(config: LabelConfig, label: str, shape: tuple[int, int], name: str) -> Result:
+    """A region of ``label`` without a painted pixel on a slice of ``shape``, called ``name``."""
+    return mask_region(np.zeros(shape, np.bool_), config, config.class_index(label) or 0, name)
 
 
 def _prompt(result: Mapping[str, Any]) -> Prompt | None:

@@ -90,6 +90,7 @@ class Rig:
             "NEXTSLICE_QUEUE_PREFIX": f"faults-{uuid.uuid4().hex[:8]}",
             "NEXTSLICE_K": str(K),
             "NEXTSLICE_EARLY_ROUNDS": "off",
+            "NEXTSLICE_OPEN_MINUTES": "0",
             "NEXTSLICE_RESERVE": str(_RESERVE),
             "NEXTSLICE_TRAIN_STEPS": "4",
             "NEXTSLICE_CROP": "32",
