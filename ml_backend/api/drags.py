@@ -65,9 +65,9 @@ _MOST_TURNS = 64
 
 @dataclass(frozen=True)
 class _Spot:
-    """The place dragged last: ``towards``, the class that was picked; ``base``, the regions before the first drag there; ``turn``, how
-    often it was dragged since; ``answered``: what the page was told last; ``shown``: what it shows
-    in ``around`` since then."""
+    """The place dragged last. ``towards``: the class that was picked; ``base``: the regions
+    before the first drag there; ``turn``: how often it was dragged since; ``answered``: what the
+    page was told last; ``shown``: what it shows in ``around`` since then."""
 
     box: Box
     towards: int | None
@@ -175,8 +175,8 @@ class Drags:
             found = overtaken | (changed or _one_that_stands(shown, spot.box))
             if prompt.label is not None:  # which the page gives to all of them
                 found = {i: r for i, r in found.items() if label_of(r) == prompt.label}
-                name = f"drag-{uuid4().hex[:10]}"
-                found = found or {name: nothing(config, prompt.label, shape, name)}
+                empty = f"drag-{uuid4().hex[:10]}"
+                found = found or {empty: nothing(config, prompt.label, shape, empty)}
             return found, outcome
 
     @contextmanager

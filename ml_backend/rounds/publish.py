@@ -630,8 +630,8 @@ def tidy(project: ConnectedProject) -> int:
 
     Not of a version that was served less than ``open_minutes`` ago: whoever has a slice open with
     its mask could not submit it any more, Label Studio refuses (400) an annotation whose prediction
-    is gone. Those of slices that were submitted since the published round's sync stay until the next one has
-    measured what they cost (`effort`). So do those of slices that somebody has begun.
+    is gone. Those of slices that were submitted since the published round's sync stay until the
+    next one has measured what they cost (`effort`). So do those of slices that somebody has begun.
     """
     with project.schedule.alone("queue", wait=True):
         return _tidy(project)
