@@ -105,7 +105,8 @@ def test_a_round_whose_worker_is_gone_is_not_said_to_be_running(tmp_path: Path) 
     shown = nextslice("rounds", "list", "7", **env)
 
     assert "Round 0 is not running: its worker was killed" in shown.stderr
-    assert "is running" not in shown.stderr
+    assert "Round 0 is running" not in shown.stderr
+    assert "is held by" not in shown.stderr
 
 
 def test_a_table_shows_names_with_brackets_as_they_are() -> None:

@@ -152,8 +152,11 @@ def test_skipped_slices_wait_inside_a_block_too() -> None:
     asked = query(range(40), reserve=20, deferred=frozenset(range(10, 19)))
     selection = hold_out.select("entropy", asked, (BLOCK,))
 
-    inside_ = [i for i in (*selection.chosen, *selection.reserve) if i in range(10, 20)]
-    assert inside_[0] == 19
+    order = (*selection.chosen, *selection.reserve)
+    assert next(i for i in order if i in range(10, 20)) == 19
+    skipped = [i in asked.deferred for i in order]
+    assert any(skipped)
+    assert skipped == sorted(skipped), "after all others, of either part"
 
 
 # -- projects from before

@@ -801,7 +801,9 @@ def test_another_strategy_scores_again(
     project = make_project()
     project.label(range(K))
     with monkeypatch.context() as patch:
-        patch.setattr("ml_backend.rounds.round.get_strategy", lambda _: interrupted())
+        for module in ("round", "hold_out"):
+            name = f"ml_backend.rounds.{module}.get_strategy"
+            patch.setattr(name, lambda _: interrupted())
         with pytest.raises(KeyboardInterrupt):
             project.run()
     object.__setattr__(project.settings, "strategy", "coreset")

@@ -72,7 +72,9 @@ def select(strategy: str, query: Query, blocks: tuple[ZBlock, ...]) -> Selection
         )
     )
     teach, judge = iter((*chosen.chosen, *chosen.reserve)), iter(spread.chosen)
-    order = tuple(_merged(due, teach, judge))
+    merged = tuple(_merged(due, teach, judge))
+    # What somebody has skipped or begun comes last, of whichever part it is.
+    order = tuple(sorted(merged, key=lambda i: i in query.deferred))
     return replace(
         chosen,
         chosen=order[: query.k],
