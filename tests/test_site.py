@@ -33,6 +33,11 @@ def test_every_page_of_the_docs_is_there(site: Path) -> None:
     }
 
 
+def test_every_page_of_the_docs_is_in_the_navigation() -> None:
+    nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
+    assert {p.name for p in (ROOT / "docs").glob("*.md")} <= set(re.findall(r"- (\S+\.md)", nav))
+
+
 def test_every_command_is_in_the_reference(site: Path) -> None:
     cli.load_commands()
     page = (site / "commands.html").read_text()
