@@ -263,6 +263,8 @@ def test_a_drag_repairs_what_is_there_and_what_is_learned(
     look(page, f"drag-{kind}-3-undone")
     assert np.mean(np.abs(canvas(page) - before).max(-1) > 20) < changed / 4
 
+    # Nobody is told of an undo before the draft is saved: a drag at once would be another guess.
+    page.wait_for_timeout(9000)
     opened.drag(OVER_MISSED)
     opened.drag(OVER_SPILLED)
     look(page, f"drag-{kind}-4-both")
