@@ -10,7 +10,7 @@ export NEXTSLICE_HOME := $(CURDIR)/.nextslice
 .DEFAULT_GOAL := help
 TARGETS := $(shell sed -n 's/^\([a-z]*\):.*\#\# .*/\1/p' $(firstword $(MAKEFILE_LIST)))
 FOLDERS := $(filter-out $(TARGETS),$(patsubst %/,%,$(wildcard */)))
-.PHONY: help install demo test faults fuzz check lint format types safety bench docs package constraints clean
+.PHONY: help install demo test faults fuzz check lint format types safety bench docs distributions package constraints clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -81,12 +81,16 @@ docs: install ## Build the documentation as a site into .site; a link that leads
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "==> .site/index.html"
 
 # The wheel's demo takes some minutes: PyTorch and Label Studio are installed anew.
-package: ## Build the distributions, check them, and run the demo of the wheel in an empty environment
-	@rm -rf dist .nextslice/package .nextslice/wheel
-	@$(PYTHON) -m venv .nextslice/package && $(PYTHON) -m venv .nextslice/wheel
+distributions: ## Build the distributions into dist, and check them
+	@rm -rf dist .nextslice/package
+	@$(PYTHON) -m venv .nextslice/package
 	@.nextslice/package/bin/python -m pip install --quiet --disable-pip-version-check build twine
 	@.nextslice/package/bin/python -m build
 	@.nextslice/package/bin/twine check --strict dist/*
+
+package: distributions ## Run the demo of the built wheel in an empty environment
+	@rm -rf .nextslice/wheel
+	@$(PYTHON) -m venv .nextslice/wheel
 	@.nextslice/wheel/bin/python -m pip install --quiet --disable-pip-version-check \
 		--constraint constraints.txt "$$(ls dist/*.whl)[embedded]"
 	@cd .nextslice && wheel/bin/nextslice --version && wheel/bin/nextslice demo --headless --rounds 1
