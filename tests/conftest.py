@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -13,6 +13,9 @@ from ml_backend.embedded.processes import ProcessGroup
 from ml_backend.embedded.redis_server import start_redis
 from ml_backend.embedded.stack import settings_from
 from ml_backend.settings import Settings
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -23,6 +26,15 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("redis")
     with ProcessGroup(folder / "logs") as group:
         yield start_redis(group, folder)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Headless Chromium, for modules that import `tests.chromium`, which skips without one."""
+    from tests.chromium import launched
+
+    with launched() as browser:
+        yield browser
 
 
 @pytest.fixture

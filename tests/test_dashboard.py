@@ -10,20 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flask.testing import FlaskClient
 from PIL import Image
 
-from ml_backend.api import status as api
 from ml_backend.api.dashboard.curve import learning_curve
 from ml_backend.api.dashboard.forms import settings_form
 from ml_backend.api.dashboard.thumbnails import thumbnail
-from ml_backend.app import create_app
 from ml_backend.embedded.processes import free_port
 from ml_backend.rounds.overview import HeldSetting, RoundSummary, held_settings
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.project_settings import change_settings
 from ml_backend.settings import Settings
 from tests.http_studio import HttpStudio, phantom_project, phantom_server
+from tests.served import client, look_each_time
 
 HTML = {"Accept": "text/html"}
 
@@ -37,8 +35,7 @@ def server() -> Iterator[HttpStudio]:
 
 @pytest.fixture(autouse=True)
 def _look_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "_FRESH_S", 0.0)
-    monkeypatch.setattr(api, "_RESTS", 0.0)
+    look_each_time(monkeypatch)
 
 
 @pytest.fixture
@@ -50,10 +47,6 @@ def project(
     )
     yield project
     project.service.schedule.connection.flushall()
-
-
-def client(project: ConnectedProject, **changed: Any) -> FlaskClient:
-    return create_app(project.service.settings.model_copy(update=changed)).test_client()
 
 
 def again(project: ConnectedProject) -> ConnectedProject:

@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import Browser, Page, expect
 from rq import Worker
 from rq.serializers import JSONSerializer
 from werkzeug.serving import make_server
@@ -26,30 +25,13 @@ from ml_backend.rounds.attempt import attempt
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.project_settings import change_settings
 from ml_backend.rounds.schedule import CONTROL
+from tests.chromium import TIMEOUT_MS, look
 from tests.http_studio import HttpStudio, phantom_project, phantom_server
 
 pytestmark = pytest.mark.browser
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-if CHROMIUM is None and not os.environ.get("NEXTSLICE_REQUIRE_BROWSER"):
-    pytest.skip("browser tests: no chromium on PATH", allow_module_level=True)
-
-from playwright.sync_api import Browser, Page, expect, sync_playwright  # noqa: E402
-
 AXE = (Path(__file__).parent / "data" / "axe.min.js").read_text(encoding="utf-8")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
 LAPTOP, PHONE = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
-TIMEOUT_MS = 60_000
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    assert CHROMIUM is not None, "NEXTSLICE_REQUIRE_BROWSER is set, but there is no chromium"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 class Loop:
@@ -121,12 +103,8 @@ def open_page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Call
         return page
 
     yield open_
-    folder = os.environ.get("NEXTSLICE_SCREENSHOTS")
     for number, page in enumerate(opened):
-        if folder:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            name = f"{request.node.name}-{number}".replace("/", "_")
-            page.screenshot(path=str(Path(folder) / f"{name}.png"), full_page=True)
+        look(page, f"{request.node.name}-{number}", full_page=True)
         page.context.close()
 
 

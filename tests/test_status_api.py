@@ -9,12 +9,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from flask.testing import FlaskClient
 from rq import Worker
 from rq.serializers import JSONSerializer
 
-from ml_backend.api import status as api
-from ml_backend.app import create_app
 from ml_backend.embedded.processes import free_port
 from ml_backend.rounds.attempt import attempt
 from ml_backend.rounds.claim import claimed
@@ -26,6 +23,7 @@ from ml_backend.settings import Settings
 from tests.fuzz.endpoints import DESCRIPTION
 from tests.http_studio import HttpStudio, phantom_project, phantom_server
 from tests.openapi_schemas import record_schemas
+from tests.served import client, look_each_time
 
 
 @pytest.fixture
@@ -38,8 +36,7 @@ def server() -> Iterator[HttpStudio]:
 
 @pytest.fixture(autouse=True)
 def _look_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "_FRESH_S", 0.0)
-    monkeypatch.setattr(api, "_RESTS", 0.0)
+    look_each_time(monkeypatch)
 
 
 @pytest.fixture
@@ -51,11 +48,6 @@ def project(
     )
     yield project
     project.service.schedule.connection.flushall()
-
-
-def client(project: ConnectedProject, **changed: Any) -> FlaskClient:
-    settings = project.service.settings.model_copy(update=changed)
-    return create_app(settings).test_client()
 
 
 def listening(project: ConnectedProject, device: str = "cpu") -> None:

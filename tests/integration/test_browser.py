@@ -7,8 +7,6 @@ looks: at the pixels of the page.
 from __future__ import annotations
 
 import io
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from playwright.sync_api import Browser, FloatRect, Page
 
 from ml_backend.embedded.label_studio import Session
 from ml_backend.embedded.processes import wait_until
@@ -27,54 +26,18 @@ from ml_backend.studio.label_config import bitmask_config, brush_config
 from ml_backend.studio.masks import decode_bitmask
 from ml_backend.volumes.opening import write_volume
 from ml_backend.volumes.volume import VolumeSpec
+from tests.chromium import logged_in, look
 from tests.integration.conftest import CLASSES, LiveProject, disc
 
 pytestmark = [pytest.mark.integration, pytest.mark.browser]
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-if CHROMIUM is None and not os.environ.get("NEXTSLICE_REQUIRE_BROWSER"):
-    pytest.skip("browser tests: no chromium on PATH", allow_module_level=True)
-
-from playwright.sync_api import Browser, FloatRect, Page, sync_playwright  # noqa: E402
-
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-TIMEOUT_MS = 60_000
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    assert CHROMIUM is not None, "NEXTSLICE_REQUIRE_BROWSER is set, but there is no chromium"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
 def page(browser: Browser, stack: Stack, request: pytest.FixtureRequest) -> Iterator[Page]:
     """A logged-in page; its last sight is kept when NEXTSLICE_SCREENSHOTS names a folder."""
-    page = browser.new_page(viewport={"width": 1400, "height": 900})
-    page.set_default_timeout(TIMEOUT_MS)
-    server = stack.label_studio
-    # Only the server itself: hosts that cannot be reached would be waited for.
-    ours = (server.url, stack.backend_url)
-    page.route(lambda url: not url.startswith(ours), lambda route: route.abort())
-    page.goto(f"{server.url}/user/login/")
-    page.fill("input[name=email]", server.email)
-    page.fill("input[name=password]", server.password)
-    page.click("button[type=submit]")
-    page.wait_for_url(lambda url: "login" not in url)
-    yield page
-    look(page, request.node.name)
-    page.close()
-
-
-def look(page: Page, name: str) -> None:
-    folder = os.environ.get("NEXTSLICE_SCREENSHOTS")
-    if folder:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=str(Path(folder) / f"{name}.png"))
+    with logged_in(browser, stack.label_studio, stack.backend_url) as page:
+        yield page
+        look(page, request.node.name)
 
 
 def connect_model(page: Page, stack: Stack, project: int) -> None:

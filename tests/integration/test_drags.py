@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from playwright.sync_api import Browser, Page
 from werkzeug.serving import make_server
 
 from al_strategies.learner import Beliefs
@@ -45,15 +46,8 @@ from ml_backend.studio.label_config import (
 )
 from ml_backend.studio.projects import make_interactive, register_backend
 from ml_backend.studio.task_order import BackendLink
-from tests.integration.test_browser import (  # noqa: F401  # browser is a fixture
-    TIMEOUT_MS,
-    Browser,
-    Page,
-    browser,
-    canvas,
-    largest_canvas,
-    look,
-)
+from tests.chromium import logged_in, look
+from tests.integration.test_browser import canvas, largest_canvas
 
 pytestmark = [pytest.mark.integration, pytest.mark.browser]
 
@@ -218,23 +212,10 @@ class Opened:
 
 
 @pytest.fixture
-def page(
-    browser: Browser,  # noqa: F811
-    site: Site,
-    request: pytest.FixtureRequest,
-) -> Iterator[Page]:
-    page = browser.new_page(viewport={"width": 1400, "height": 900})
-    page.set_default_timeout(TIMEOUT_MS)
-    ours = (site.studio.url, site.backend_url)
-    page.route(lambda url: not url.startswith(ours), lambda route: route.abort())
-    page.goto(f"{site.studio.url}/user/login/")
-    page.fill("input[name=email]", site.studio.email)
-    page.fill("input[name=password]", site.studio.password)
-    page.click("button[type=submit]")
-    page.wait_for_url(lambda url: "login" not in url)
-    yield page
-    look(page, request.node.name)
-    page.close()
+def page(browser: Browser, site: Site, request: pytest.FixtureRequest) -> Iterator[Page]:
+    with logged_in(browser, site.studio, site.backend_url) as page:
+        yield page
+        look(page, request.node.name)
 
 
 BOTH = ("Auto-Annotation", "Auto-Accept Suggestions")

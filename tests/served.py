@@ -1,0 +1,23 @@
+"""The web process in the tests of its pages and of their JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+
+from ml_backend.api import status
+from ml_backend.app import create_app
+from ml_backend.rounds.project import ConnectedProject
+
+
+def client(project: ConnectedProject, **changed: Any) -> FlaskClient:
+    """Who asks the web process of ``project``, with settings ``changed``."""
+    return create_app(project.service.settings.model_copy(update=changed)).test_client()
+
+
+def look_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have nothing answered from what was found a moment ago."""
+    monkeypatch.setattr(status, "_FRESH_S", 0.0)
+    monkeypatch.setattr(status, "_RESTS", 0.0)
