@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ml_backend.rounds.records import DatasetRecord, SelectionRecord
+from ml_backend.rounds.records import DatasetRecord, Published, SelectionRecord
+from ml_backend.settings import Settings
 
-__all__ = ["is_early", "next_round_at", "same_order"]
+__all__ = ["is_early", "next_round_at", "same_order", "wanted_labels"]
 
 
 def next_round_at(learned: int, k: int, early: Sequence[int]) -> int:
@@ -23,6 +24,15 @@ def next_round_at(learned: int, k: int, early: Sequence[int]) -> int:
     if not early or learned >= k:
         return learned + k
     return next((number for number in early if learned < number < k), k)
+
+
+def wanted_labels(published: Published, labelled: int, settings: Settings) -> int:
+    """How many labels that the published round has not learned from begin the next one.
+
+    ``labelled``: those that it has; round 0 has learned from none of those that were there.
+    """
+    learned = labelled if published.round else 0
+    return next_round_at(learned, settings.k, settings.early_labels) - learned
 
 
 def is_early(labels: int, k: int, early: Sequence[int]) -> bool:

@@ -131,15 +131,13 @@ def new_effort(labels: Iterable[LabelRecord], known: Iterable[LabelRecord]) -> l
 @dataclass(frozen=True)
 class EffortTotals:
     """What ``slices`` submitted slices cost together. ``corrected`` of ``pixels``, ``boundary`` in
-    pixel edges; ``seconds`` of the ``timed`` ones among them, ``median_s`` of one."""
+    pixel edges; ``median_s``: the median seconds of those that were timed."""
 
     slices: int
     pixels: int
     corrected: int
     by_class: dict[str, int]
     boundary: int
-    timed: int
-    seconds: float
     median_s: float | None
 
     @property
@@ -165,8 +163,6 @@ def totals_of(efforts: Sequence[EffortRecord]) -> EffortTotals | None:
         corrected=sum(effort.corrected for effort in efforts),
         by_class={name: sum(e.by_class.get(name, 0) for e in efforts) for name in names},
         boundary=sum(effort.boundary for effort in efforts),
-        timed=len(seconds),
-        seconds=sum(seconds),
         median_s=statistics.median(seconds) if seconds else None,
     )
 

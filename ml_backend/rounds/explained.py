@@ -38,12 +38,14 @@ def explain(project: ConnectedProject, label_config: str) -> int:
     if queue is None or queue.model_version != published.model_version:
         return 0
     told = f"{queue.model_version} {len(queue.entries)}"
-    if project.record.explained == told:
+    explained = project.record.explained
+    if explained == told:
         return 0
+    new = queue.entries[_explained_of(queue, explained) :]
     texts = reasons_of(queue, folder.load(SELECTION))
     count = 0
     try:
-        for row in list(project.studio.tasks_by_id(project.number, texts)):
+        for row in list(project.studio.tasks_by_id(project.number, [e.task for e in new])):
             count += _tell(project, row, texts[row.id])
     except StudioError as error:
         logger.warning("project %s: why slices are chosen is not shown: %s", project.key, error)
@@ -52,10 +54,19 @@ def explain(project: ConnectedProject, label_config: str) -> int:
     return count
 
 
+def _explained_of(queue: QueueRecord, explained: str) -> int:
+    """How many of the queue's first entries were told by what ``explained`` stands for: a version's
+    queue only grows at its end."""
+    version, _, number = explained.rpartition(" ")
+    if version != queue.model_version or int(number) > len(queue.entries):
+        return 0
+    return int(number)
+
+
 def reasons_of(queue: QueueRecord, selection: SelectionRecord | None) -> dict[int, str]:
     """What is shown of each slice of the queue, by task."""
     why: Mapping[int, str] = {} if selection is None else selection.reasons
-    entries = sorted(queue.entries, key=lambda entry: entry.score)
+    entries = queue.in_order()
     texts: dict[int, str] = {}
     for kind, called in (("chosen", "Place"), ("reserve", "In reserve, place")):
         same = [entry for entry in entries if entry.kind == kind]

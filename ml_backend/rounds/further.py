@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ml_backend.rounds.artefacts import DATASET, FURTHER, FURTHER_WEIGHTS, METRICS
+from ml_backend.rounds.artefacts import FURTHER, FURTHER_WEIGHTS, LABELS, METRICS
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import FurtherRecord, MetricsRecord, Published
 from ml_backend.rounds.store import ProjectStore, RoundFolder
@@ -43,10 +43,11 @@ def may_go_on(project: ConnectedProject, published: Published) -> bool:
         return False
     if further.seconds >= 60 * settings.further_minutes:
         return False
-    metrics, dataset = folder.load(METRICS), folder.load(DATASET)
-    if metrics is None or dataset is None or dataset.early:
+    metrics = folder.load(METRICS)
+    if metrics is None or len(judges(metrics)) < JUDGES:
         return False
-    return len(judges(metrics)) >= JUDGES
+    labels = folder.load(LABELS)
+    return labels is not None and not labels.early
 
 
 def served_metrics(project: ProjectStore, published: Published) -> MetricsRecord | None:

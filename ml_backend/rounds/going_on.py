@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.pseudo import Mask, pseudo_slices
 from ml_backend.rounds.records import DatasetRecord, FurtherRecord, MetricsRecord, Published
 from ml_backend.rounds.source import ProjectSource, positions
+from ml_backend.segmentation.learner import evenly_spread
 from ml_backend.studio import task_order
 from ml_backend.studio.annotations import regions
 from ml_backend.studio.label_config import parse_label_config
@@ -193,7 +194,7 @@ class _GoingOn:
         """What ``served`` is sure of in slices of the pool that are not held out."""
         places: dict[int, Position] = positions(self.dataset)
         pool = [task.id for task in self.dataset.tasks]
-        wanted = _spread(pseudo_slices(pool, self.dataset, places, metrics.blocks), _BELIEVED)
+        wanted = evenly_spread(pseudo_slices(pool, self.dataset, places, metrics.blocks), _BELIEVED)
         found: dict[SliceId, Mask] = {}
         for task in wanted:
             try:
@@ -229,9 +230,3 @@ class _GoingOn:
 
 def _name(error: UnreadableSlice) -> None:
     logger.warning("it gets no mask: %s", error)
-
-
-def _spread(ids: Sequence[int], number: int) -> list[int]:
-    if len(ids) <= number:
-        return list(ids)
-    return [ids[i] for i in np.linspace(0, len(ids) - 1, number).round().astype(int)]

@@ -16,14 +16,14 @@ from pydantic import Field, JsonValue
 from ml_backend.configuration import Given
 from ml_backend.errors import NextsliceError
 from ml_backend.rounds.artefacts import LABELS, METRICS, ROUND, SELECTION, WARNINGS
-from ml_backend.rounds.early import next_round_at
+from ml_backend.rounds.early import next_round_at, wanted_labels
 from ml_backend.rounds.effort import totals_of
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.publish import known_queue
 from ml_backend.rounds.records import MetricsRecord, Published, QueueKind, Record, RoundRecord
 from ml_backend.rounds.status import Condition, ProjectStatus, project_status
 from ml_backend.rounds.store import RoundFolder, StoreError
-from ml_backend.rounds.sync import new_labels
+from ml_backend.rounds.sync import finite, new_labels
 from ml_backend.settings import given_settings, own_fields, without_passwords
 from ml_backend.studio.client import Project, TaskRow, annotated, not_annotated, not_skipped
 
@@ -222,18 +222,19 @@ def project_overview(project: ConnectedProject, *, redis: bool = True) -> Projec
 
 def _labels(project: ConnectedProject, published: Published | None) -> Labels:
     studio, number = project.studio, project.number
-    fresh = count = studio.count_tasks(number, [annotated()])
-    there = None if published is None else project.folder.round(published.round).load(LABELS)
-    learned = 0
-    if published is not None and there is not None:
-        fresh, learned = new_labels(project, there), len(there.labels)
-        if not published.round:  # there when the project was adopted: nothing has learned them
-            fresh, learned = fresh + learned, 0
     settings = project.settings
+    fresh = count = studio.count_tasks(number, [annotated()])
+    wanted = next_round_at(0, settings.k, settings.early_labels)
+    there = None if published is None else project.folder.round(published.round).load(LABELS)
+    if published is not None and there is not None:
+        fresh = new_labels(project, there)
+        if not published.round:  # there when the project was adopted: nothing has learned them
+            fresh += len(there.labels)
+        wanted = wanted_labels(published, len(there.labels), settings)
     return Labels(
         annotated=count,
         fresh=fresh,
-        wanted=next_round_at(learned, settings.k, settings.early_labels) - learned,
+        wanted=wanted,
         pool=studio.count_tasks(number, [not_annotated(), not_skipped()]),
     )
 
@@ -260,7 +261,7 @@ def _queue(
     why = {} if selection is None else selection.reasons
     scores = {} if selection is None else selection.scores
     address = f"{project.settings.label_studio_url}/projects/{project.number}/data?task="
-    entries = sorted(queue.entries, key=lambda entry: entry.score)
+    entries = queue.in_order()
     return [
         QueuePlace(
             place=place,
@@ -283,11 +284,9 @@ _UNSELECTED = (
 
 def _where(row: TaskRow) -> dict[str, Any]:
     """The slice's place, as far as its task says."""
-    z = row.data.get("z")
-    number = z if isinstance(z, int | float) and not isinstance(z, bool) else None
     return {
         "volume": str(row.data.get("volume") or ""),
-        "z": number,
+        "z": finite(row.data.get("z")),
         "axis": str(row.data.get("axis") or "z"),
     }
 
@@ -318,7 +317,7 @@ def _round(record: RoundRecord, metrics: MetricsRecord | None, *, served: bool) 
         miou=measured.miou,
         iou=measured.iou,
         validation=len(measured.validation),
-        corrected=None if effort is None else effort.corrected / max(effort.pixels, 1),
+        corrected=None if effort is None else effort.share,
         seconds_per_slice=None if effort is None else effort.median_s,
         flagged=record.flagged,
         served=served,

@@ -28,7 +28,7 @@ def draw_pending(project: ConnectedProject, progress: Progress) -> int:
     dataset = project.folder.round(published.round).need(DATASET)
     config = parse_label_config(dataset.label_config)
     source = ProjectSource(dataset, project.folder, project.images)
-    data = project.folder.read_at(published.weights)
+    weights = published.weights
 
     def predict(tasks: list[int]) -> Iterator[tuple[int, Regions]]:
         if not tasks:
@@ -36,6 +36,7 @@ def draw_pending(project: ConnectedProject, progress: Progress) -> int:
         # Imports torch: only where there is something to draw.
         from ml_backend.rounds.learners import load_learner
 
+        data = project.folder.read_at(weights)
         learner = load_learner(project.settings, data, project.settings.train_device)
         coverage = Coverage(
             len(tasks),

@@ -420,7 +420,7 @@ def _lost(project: ConnectedProject, queue: QueueRecord) -> list[QueueEntry]:
     Label Studio holds the truth about predictions as well: *Delete predictions* in the Data Manager
     takes the queue away, and a restored database may never have had it.
     """
-    places = _in_order(queue)
+    places = queue.in_order()
     scores = {entry.task: entry.score for entry in places}
     gone = set(task_order.lost(project.studio, project.number, queue.model_version, scores))
     if gone:
@@ -535,13 +535,9 @@ def _note_masks(
     without = {task for task in tasks if task not in found}
     later, never = (without, set()) if masks.silent else (set(), without)
     waiting = {*queue.pending} - {*tasks} | later
-    queue.pending = [entry.task for entry in _in_order(queue) if entry.task in waiting]
+    queue.pending = [entry.task for entry in queue.in_order() if entry.task in waiting]
     queue.unmasked = sorted({*queue.unmasked} - {*tasks} | never)
     return before != (queue.pending, queue.unmasked)
-
-
-def _in_order(queue: QueueRecord) -> list[QueueEntry]:
-    return sorted(queue.entries, key=lambda entry: entry.score)
 
 
 def retire(
@@ -669,6 +665,9 @@ def _tidy(project: ConnectedProject) -> int:
             said = [record.model_version for record in (committed, queue, further) if record]
             versions.update(filter(None, said))
         following = committed
+    versions.discard(published.model_version)
+    if not versions:
+        return 0
     labels = folder.round(published.round).load(LABELS)
     measured = {label.task for label in labels.labels} if labels else set()
 
@@ -680,5 +679,5 @@ def _tidy(project: ConnectedProject) -> int:
 
     return sum(
         task_order.remove_predictions(project.studio, project.number, version, spare)
-        for version in sorted(versions - {published.model_version})
+        for version in sorted(versions)
     )

@@ -18,7 +18,7 @@ from ml_backend.rounds.adopt import protect_webhook
 from ml_backend.rounds.artefacts import DATASET, LABELS, METRICS
 from ml_backend.rounds.attempt import gives_up, may_try_again
 from ml_backend.rounds.claim import ClaimTaken
-from ml_backend.rounds.early import next_round_at
+from ml_backend.rounds.early import wanted_labels
 from ml_backend.rounds.explained import explain
 from ml_backend.rounds.further import may_go_on
 from ml_backend.rounds.imageless import look_for_images
@@ -102,14 +102,12 @@ def _reason(project: ConnectedProject, published: Published) -> str | None:
                        project.key)  # fmt: skip
         project.update(ProjectRecord.request_met)
         return None
-    settings = project.settings
     there = _labels(project.folder.round(published.round))
     fresh = new_labels(project, there)
-    learned = len(there.labels)
     if not published.round:
         # There when the project was adopted: nothing has learned from them.
-        fresh, learned = fresh + learned, 0
-    wanted = next_round_at(learned, settings.k, settings.early_labels) - learned
+        fresh += len(there.labels)
+    wanted = wanted_labels(published, len(there.labels), project.settings)
     return f"{fresh} new annotations" if fresh >= wanted else None
 
 

@@ -122,6 +122,8 @@ class DatasetLabels(Record):
     labels: list[LabelRecord] = Field(default_factory=list)
     unusable: list[int] | None = None
     """Annotated tasks that no label came of; None: not noted, as before this was."""
+    early: bool = False
+    """Whether this is a short round, before there are K labels: see `ml_backend.rounds.early`."""
 
 
 class DatasetWarnings(Record):
@@ -139,8 +141,6 @@ class DatasetRecord(DatasetLabels):
     fingerprint: str
     unlabelled: Policy | None = None
     """What unlabelled pixels of the masks mean; None: not noted."""
-    early: bool = False
-    """Whether this is a short round, before there are K labels: see `ml_backend.rounds.early`."""
     reading: str = ""
     """`LabelConfig.reading` when they were rendered; empty: before there was one."""
     tasks: list[TaskRecord] = Field(default_factory=list)
@@ -269,6 +269,10 @@ class QueueRecord(Record):
     pending: list[int] = Field(default_factory=list)
     """Slices whose mask is still to come, first place first: of an early round, or stored while the
     backend did not answer."""
+
+    def in_order(self) -> list[QueueEntry]:
+        """Its entries, first place first."""
+        return sorted(self.entries, key=lambda entry: entry.score)
 
 
 class Published(Record):

@@ -14,11 +14,11 @@ from pydantic import Field
 from redis.exceptions import RedisError
 from rq.job import JobStatus
 
-from ml_backend.rounds.artefacts import LABELS, METRICS
+from ml_backend.rounds.artefacts import METRICS, ROUND
 from ml_backend.rounds.attempt import gives_up, next_attempt_at
 from ml_backend.rounds.claim import Holder, last_holder
 from ml_backend.rounds.contention import FIGHT_S, fight, next_switch_at
-from ml_backend.rounds.early import next_round_at
+from ml_backend.rounds.early import wanted_labels
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import ProjectRecord, Published, Record
 from ml_backend.rounds.schedule import GPU, RoundProgress
@@ -255,10 +255,9 @@ def _served(
         return _condition("paused", said.format(number=project.number))
     if not waits:
         return []
-    settings = project.settings
-    labels = project.folder.round(published.round).load(LABELS)
-    learned = len(labels.labels) if labels is not None and published.round else 0
-    wanted = next_round_at(learned, settings.k, settings.early_labels) - learned
+    committed = project.folder.round(published.round).load(ROUND)
+    labelled = committed.annotated if committed is not None else 0
+    wanted = wanted_labels(published, labelled, project.settings)
     new = "a new annotation" if wanted == 1 else f"{wanted} new annotations"
     said = (
         f"{published.model_version} is served. The next round begins at {new}, or by Start "

@@ -58,7 +58,7 @@ from ml_backend.studio.failures import ImageUnavailable
 from ml_backend.studio.label_config import LabelConfig, parse_label_config
 from ml_backend.volumes.address import is_slice_address, slice_of
 
-__all__ = ["new_labels", "sync"]
+__all__ = ["finite", "new_labels", "sync"]
 
 logger = logging.getLogger(__name__)
 
@@ -94,14 +94,14 @@ def _record(row: TaskRow, config: LabelConfig) -> TaskRecord | None:
         id=row.id,
         image=image,
         volume=str(row.data.get("volume") or ""),
-        z=_finite(z),
+        z=finite(z),
         axis=str(row.data.get("axis") or "z"),
         state=_state(row),
         annotations=row.total_annotations,
     )
 
 
-def _finite(value: object) -> float | None:
+def finite(value: object) -> float | None:
     """The number, None for what is none: JSON has 1e999 and integers of any length."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None

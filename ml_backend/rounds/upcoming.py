@@ -24,7 +24,7 @@ def next_in_queue(project: ConnectedProject, published: Published) -> Iterator[T
     queue = project.folder.round(published.round).load(QUEUE)
     if queue is None or queue.model_version != published.model_version:
         return
-    places = iter(sorted(queue.entries, key=lambda entry: entry.score))
+    places = iter(queue.in_order())
     while some := [entry.task for entry in islice(places, _LOOKED_AT)]:
         rows = project.studio.tasks_by_id(project.number, some, [not_annotated()])
         waiting = {row.id: row for row in rows}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +42,9 @@ from ml_backend.segmentation.preprocessing import Preprocessing
 from ml_backend.segmentation.room import or_on_cpu, within
 from ml_backend.segmentation.training import TrainingConfig, TrainingRun, needed_crop, train
 
-__all__ = ["LearnerConfig", "NetworkLearner"]
+__all__ = ["LearnerConfig", "NetworkLearner", "evenly_spread"]
+
+_T = TypeVar("_T")
 
 
 logger = logging.getLogger(__name__)
@@ -157,7 +159,7 @@ class NetworkLearner:
                 height, width = slices.largest
                 most = _BRIEFLY_TAUGHT if self.config.brief else _TAUGHT
                 number = min(most, max(1, _TAUGHT_PIXELS // (height * width)))
-                pool = _spread([i for i in source.ids if i not in known], number)
+                pool = evenly_spread([i for i in source.ids if i not in known], number)
                 expert = pixels.learn(
                     network,
                     slices,
@@ -336,7 +338,7 @@ class NetworkLearner:
             copied = checkpoints.from_bytes(checkpoints.to_bytes(before), self.device)
             return Model(copied.network, copied.preprocessing, self.classes, seed), True
         preprocessing = Preprocessing.fit(
-            _readable(source, _spread(source.ids, self.config.sampled_slices)),
+            _readable(source, evenly_spread(source.ids, self.config.sampled_slices)),
             channels=self.config.channels,
             neighbours=self.config.neighbours,
         )
@@ -419,7 +421,7 @@ def _readable(source: SliceSource, ids: Sequence[SliceId]) -> Iterator[npt.NDArr
             logger.warning("the training goes on without slice %s: %s", slice_id, error)
 
 
-def _spread(ids: Sequence[SliceId], number: int) -> list[SliceId]:
+def evenly_spread(ids: Sequence[_T], number: int) -> list[_T]:
     """At most ``number`` of ``ids``, evenly spread."""
     if len(ids) <= number:
         return list(ids)
