@@ -13,19 +13,20 @@ FOLDERS := $(filter-out $(TARGETS),$(patsubst %/,%,$(wildcard */)))
 .PHONY: help install demo test faults fuzz check lint format types safety bench docs distributions package constraints clean
 
 help: ## List the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+define no_target
+@echo "make: there is no target $@. Those that there are:" >&2
+@$(MAKE) --no-print-directory help >&2
+@exit 2
+endef
 
 # Of a folder make says that it is up to date; of all else it says no more than that it knows no rule.
 .PHONY: $(FOLDERS)
 $(FOLDERS):
-	@echo "make: there is no target $@. Those that there are:" >&2
-	@$(MAKE) --no-print-directory help >&2
-	@exit 2
-
+	$(no_target)
 .DEFAULT:
-	@echo "make: there is no target $@. Those that there are:" >&2
-	@$(MAKE) --no-print-directory help >&2
-	@exit 2
+	$(no_target)
 
 install: $(VENV)/installed ## Create .venv with nextslice, its extras and its tools
 
@@ -73,9 +74,9 @@ format: install ## Rewrite the code in the project's style
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-# Without benchmarks/learning.py, which takes days: python -m benchmarks.learning.
+# Without what measures quality; benchmarks/learning.py takes days: python -m benchmarks.learning.
 bench: install ## Measure speed against the peers, one benchmark after the other
-	@for b in $(filter-out benchmarks/learning.py,$(wildcard benchmarks/*.py)); do echo "==> $$b"; $(BIN)/python $$b || exit 1; done
+	@for b in $(filter-out $(addprefix benchmarks/,corrections.py flags.py learning.py),$(wildcard benchmarks/*.py)); do echo "==> $$b"; $(BIN)/python $$b || exit 1; done
 
 docs: install ## Build the documentation as a site into .site; a link that leads nowhere fails
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "==> .site/index.html"

@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dotenv import dotenv_values
 
@@ -27,6 +28,7 @@ __all__ = [
     "first_given",
     "misspelt",
     "places",
+    "written",
 ]
 
 PREFIX = "NEXTSLICE_"
@@ -109,6 +111,13 @@ def _toml(path: Path, text: str) -> Place:
 def _dotenv(path: Path) -> Place:
     values = dotenv_values(path, encoding="utf-8")
     return Place(str(path), {n.upper(): v for n, v in values.items() if v is not None})
+
+
+def written(value: Any) -> str:
+    """A value of a setting as it is written in the environment; empty for none."""
+    if value is None:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def first_given(variables: Iterable[str], where: Iterable[Place]) -> Given | None:

@@ -464,14 +464,16 @@ class _Import:
         done = annotated = 0
         self._to_add = len(missing)
         self.progress("import", 0, len(missing))
+        why = shows_why(project.label_config)
+        upright = self._upright if why else ""
         slices = ((i, image, self._annotations(i, config)) for i, image in images)
         for batch in _within(slices, _TASKS_PER_REQUEST, lambda row: len(json.dumps(row[2]))):
             rows = []
             for index, image, labelled in batch:
                 slice_ = {"volume": self.name, "axis": self.axis, "z": index}
                 data = {**slice_, config.value_field: image}
-                if shows_why(project.label_config):
-                    data[WHY] = f"Slice {index} along {self.axis} of {self.name}.{self._upright}"
+                if why:
+                    data[WHY] = f"Slice {index} along {self.axis} of {self.name}.{upright}"
                 rows.append({"data": data, **labelled})
                 annotated += bool(labelled)
             import_tasks(self.studio, project.id, rows)

@@ -34,7 +34,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from al_strategies import available_strategies, get_strategy
 from al_strategies.evidence import STANDARD
-from ml_backend.configuration import PREFIX, Given, Place, first_given, misspelt, places
+from ml_backend.configuration import PREFIX, Given, first_given, misspelt, places
 from ml_backend.errors import SettingsError
 from ml_backend.logs import formatter, without_passwords
 
@@ -558,12 +558,10 @@ def given_settings() -> dict[str, Given]:
     return {name: given for name, given in found.items() if given is not None}
 
 
-def misspelt_settings(where: list[Place] | None = None) -> list[str]:
+def misspelt_settings() -> list[str]:
     """A sentence on each variable that begins as ours do and is none. Raises SettingsError for one
-    in a file of settings. ``where``: None: everywhere."""
-    fields = Settings.model_fields.items()
-    known = {PREFIX + name.upper() for name, _ in fields}
-    return misspelt(known, places() if where is None else where)
+    in a file of settings."""
+    return misspelt({PREFIX + name.upper() for name in Settings.model_fields}, places())
 
 
 def _own_complaints(error: ValidationError, own: Mapping[str, JsonValue]) -> list[str]:

@@ -29,7 +29,7 @@ ALLOWED = {
     },
     "api": {
         *("al_strategies", "studio", "volumes", "settings", "rounds", "segmentation", "health"),
-        "disk_cache",
+        *("configuration", "disk_cache"),
     },
     "experiment": {"al_strategies", "segmentation", "volumes", "rounds", "settings"},
     "export": {

@@ -120,7 +120,7 @@ def _code(error: Exception) -> int:
     from ml_backend.settings import SettingsError
     from ml_backend.studio.failures import StudioError
 
-    known = error if _is_ours(error) else _fault(error)
+    known = _known(error)
     for kind, code in (
         ((OptionError, UnknownStrategyError), _USAGE),
         (SettingsError, _SETTING),
@@ -133,15 +133,16 @@ def _code(error: Exception) -> int:
     return 1
 
 
-def _is_ours(error: Exception) -> bool:
+def _known(error: Exception) -> NextsliceError | None:
+    """One of ours; None: it is none that a person can act on, but a bug."""
     from ml_backend.errors import NextsliceError
 
-    return isinstance(error, NextsliceError)
+    return error if isinstance(error, NextsliceError) else _fault(error)
 
 
 def _sentence(error: Exception) -> str | None:
     """What is said of an error; None: it is none that a person can act on, but a bug."""
-    known = error if _is_ours(error) else _fault(error)
+    known = _known(error)
     return None if known is None else str(known) or type(known).__name__
 
 

@@ -9,7 +9,7 @@ import typer
 from pydantic import SecretStr
 
 from ml_backend.cli import app
-from ml_backend.configuration import Given
+from ml_backend.configuration import Given, written
 from ml_backend.settings import (
     Settings,
     given_settings,
@@ -38,10 +38,10 @@ def config(
     if as_json:
         typer.echo(json.dumps({"settings": rows, "misspelt": unknown}))
         return
+    values = [written(row["value"]) or "–" for row in rows]
     name_width = max(len(row["variable"]) for row in rows)
-    value_width = max(len(_shown(row["value"])) for row in rows if len(_shown(row["value"])) < 48)
-    for row in rows:
-        value = _shown(row["value"])
+    value_width = max(len(value) for value in values if len(value) < 48)
+    for row, value in zip(rows, values, strict=True):
         typer.echo(f"{row['variable']:{name_width}}  {value:{value_width}}  {row['from']}".rstrip())
     for said in unknown:
         typer.echo(f"nextslice: {said}", err=True)
@@ -58,10 +58,3 @@ def _row(name: str, settings: Settings, given: Given | None) -> dict[str, Any]:
     place = "default" if given is None else given.place
     variable = variable_of(name) if given is None else given.variable
     return {"variable": variable, "value": value, "from": place}
-
-
-def _shown(value: Any) -> str:
-    """A value as it is written in the environment; – for none."""
-    if value is None or value == "":
-        return "–"
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -47,21 +47,22 @@ def connect(
         put_drags(found)
     with console.status("adopting the project: sampling, webhook, round 0"):
         added = adopt.connect(found)
-        dead = unreadable(found, parse_label_config(found.in_studio().label_config))
+        config = parse_label_config(found.in_studio().label_config)
+        dead = unreadable(found, config)
     state = "added" if added else "was there already"
     console.print(f"Project {project}: ML backend {as_written(settings.backend_url)} {state}.")
     for sentence in filter(None, (found.record.imageless, dead)):
         console.print(as_written(sentence))
     console.print(_next(found, dead))
-    if not parse_label_config(found.in_studio().label_config).prompts:
+    if not config.prompts:
         console.print(
             "Annotators cannot drag over what is wrong yet: the labelling config has no control "
             f"for it. [bold]nextslice connect {project} --smart[/] adds two lines."
         )
 
 
-def put_drags(project: ConnectedProject) -> bool:
-    """Put into the project's labelling config what drags need. True when it changed.
+def put_drags(project: ConnectedProject) -> None:
+    """Put into the project's labelling config what drags need, unless it has it.
 
     Raises LabelConfigError where it cannot be put there, StudioError when Label Studio refuses it.
     """
@@ -69,7 +70,6 @@ def put_drags(project: ConnectedProject) -> bool:
     after = with_drags(before)
     if after != before:
         project.studio.update_project(project.number, label_config=after)
-    return after != before
 
 
 def _next(project: ConnectedProject, dead: str) -> str:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from redis.exceptions import RedisError
 
 from ml_backend.cli import app, console
+from ml_backend.configuration import written
 from ml_backend.errors import OptionError
+from ml_backend.rounds.overview import held_settings
 from ml_backend.rounds.project import ConnectedProject, known_project
 from ml_backend.rounds.project_settings import change_settings
 from ml_backend.rounds.service import Service
-from ml_backend.settings import Settings, given_settings, own_fields
 
 __all__ = ["project_app"]
 
@@ -35,7 +36,7 @@ def show(
 ) -> None:
     """Show every setting of a project: what holds, and where it comes from."""
     found = known_project(Service.from_environment(), project)
-    _print(found, found.settings, as_json=as_json)
+    _print(found, as_json=as_json)
 
 
 @project_app.command("set")
@@ -50,12 +51,12 @@ def set_(
 ) -> None:
     """Give a project settings of its own. The next round goes by them, and records them."""
     found = known_project(Service.from_environment(), project)
-    held = change_settings(found, dict(map(_pair, settings)))
+    change_settings(found, dict(map(_pair, settings)))
     try:
         found.schedule.count()  # a smaller K may be reached, a pause be over
     except RedisError as error:
         console.print(f"It is looked at in the next half minute, not at once: Redis: {error}")
-    _print(found, held, as_json=False)
+    _print(ConnectedProject(found.service, found.key), as_json=False)  # as they are now
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -65,26 +66,12 @@ def _pair(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _print(project: ConnectedProject, settings: Settings, *, as_json: bool) -> None:
-    own, given = project.record.settings, given_settings()
-
-    def source(name: str) -> str:
-        if name in own:
-            return "project"
-        return given[name].place if name in given else "default"
-
-    held: dict[str, Any] = settings.model_dump(mode="json", include=set(own_fields()))
-    rows = [{"setting": name, "value": held[name], "from": source(name)} for name in own_fields()]
+def _print(project: ConnectedProject, *, as_json: bool) -> None:
+    rows = [{"setting": s.name, "value": s.value, "from": s.source} for s in held_settings(project)]
     if as_json:
         typer.echo(json.dumps({"project": project.number, "settings": rows}))
         return
-    values = [_text(row["value"]) for row in rows]
-    names, width = max(map(len, own_fields())), max(map(len, values))
+    values = [written(row["value"]) or "–" for row in rows]
+    names, width = max(len(str(row["setting"])) for row in rows), max(map(len, values))
     for row, value in zip(rows, values, strict=True):
         typer.echo(f"{row['setting']:{names}}  {value:{width}}  {row['from']}")
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return "–"
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -36,10 +36,6 @@ _FAR = 1e100
 _FLAT = 1e-3
 """Volume of three directions of length 1 below which they are taken for none."""
 
-_SIDES = {
-    "R": "right", "L": "left", "A": "anterior", "P": "posterior", "S": "superior", "I": "inferior",
-}  # fmt: skip
-
 Matrix = npt.NDArray[np.float64]
 
 LEFT_POSTERIOR: Matrix = np.diag([-1.0, -1.0, 1.0])
@@ -110,9 +106,9 @@ def sides(volume: Volume) -> tuple[str, str] | None:
     import nibabel
 
     orientations: Any = nibabel.orientations
-    names = orientations.aff2axcodes(_square(volume.affine), [("R", "L"), ("A", "P"), ("S", "I")])
     # what an axis runs away from; None where the file's numbers are no directions
-    begin = [_SIDES.get(name, "") for name in names]
+    away = [("right", "left"), ("anterior", "posterior"), ("superior", "inferior")]
+    begin = orientations.aff2axcodes(_square(volume.affine), away)
     rows, columns = (begin[axis] for axis in range(3) if axis != volume.axis)
     return (rows, columns) if rows and columns else None
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from al_strategies import available_strategies
 from al_strategies.evidence import STANDARD
+from ml_backend.configuration import written
 from ml_backend.rounds.overview import HeldSetting
 from ml_backend.settings import Settings
 
@@ -34,7 +35,7 @@ def settings_form(settings: list[HeldSetting]) -> list[Field]:
 
 
 def _field(one: HeldSetting) -> Field:
-    held = _text(one.value)
+    held = written(one.value)
     kind = _plain(Settings.model_fields[one.name].annotation)
     return Field(
         name=one.name,
@@ -69,9 +70,3 @@ def _choices(name: str, kind: Any) -> tuple[str, ...]:
         and not (name == "cold_start" and info.evidence)
     ]
     return tuple(info.name for info in usable)
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return ""
-    return str(value).lower() if isinstance(value, bool) else str(value)
