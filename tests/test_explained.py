@@ -86,6 +86,23 @@ def test_each_slice_of_the_queue_says_its_place_and_reason_once(
     assert studio.changed == changed
 
 
+def test_others_that_wait_for_the_worker_come_first_and_no_slice_is_left_out(
+    make: Callable[[str], tuple[ConnectedProject, Told]],
+) -> None:
+    config = bitmask_config(["bone"], why=True)
+    project, studio = make(config)
+    adopt.adopt(project)
+    project.schedule.count()  # waits: nobody works here
+    assert explain(project, config) == 1
+    (text,) = told(studio).values()
+    assert text.startswith("Place 1 of 4. ")
+    assert explain(project, config) == 1
+    project.service.schedule.connection.flushall()
+    assert explain(project, config) > 2
+    assert len(told(studio)) == studio.changed > 4
+    assert explain(project, config) == 0
+
+
 def test_data_of_a_config_that_does_not_show_it_is_not_touched(
     make: Callable[[str], tuple[ConnectedProject, Told]],
 ) -> None:

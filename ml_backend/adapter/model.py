@@ -89,7 +89,6 @@ class NextsliceModel(LabelStudioMLBase):  # type: ignore[misc]
         try:
             config = self.get("label_config") or ""
             welcome(self.serving, self.project, config, request.host_url)
-            self.serving.open_ahead(self.project.key, config)
         except LabelConfigError as error:
             raise _refused(f"this labelling config cannot be segmented: {error}") from None
 

@@ -91,6 +91,14 @@ class _Page:
     spot: _Spot | None = None
 
 
+@dataclass
+class _Pages:
+    """Those of one slice, and their lock."""
+
+    known: list[_Page] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
 def is_drag(context: object) -> bool:
     """Whether the ``context`` of a /predict is that of a prompt."""
     return isinstance(context, Mapping) and bool(context.get("result"))
@@ -103,8 +111,7 @@ class Drags:
         self._serving = serving
         self._layers = Layers()
         self._places = threading.BoundedSemaphore(DRAGS)
-        self._pages: OrderedDict[tuple[str, int], list[_Page]] = OrderedDict()
-        self._locks: dict[tuple[str, int], threading.Lock] = {}
+        self._pages: OrderedDict[tuple[str, int], _Pages] = OrderedDict()
         self._lock = threading.Lock()
 
     def predict(
@@ -184,19 +191,16 @@ class Drags:
         """What is remembered of the page that asks, alone with it."""
         slice_ = (name.project, name.task)
         with self._lock:
-            lock = self._locks.setdefault(slice_, threading.Lock())
-        with lock:
-            with self._lock:
-                pages = self._pages.setdefault(slice_, [])
-                self._pages.move_to_end(slice_)
-                while len(self._pages) > _PAGES:
-                    oldest, _ = self._pages.popitem(last=False)
-                    self._locks.pop(oldest, None)
-            page = _of_the_same_person(pages, stands, now)
+            pages = self._pages.setdefault(slice_, _Pages())
+            self._pages.move_to_end(slice_)
+            while len(self._pages) > _PAGES:
+                self._pages.popitem(last=False)
+        with pages.lock:
+            page = _of_the_same_person(pages.known, stands, now)
             if page is None:
                 page = _Page(stands.draft, now)
-                pages.append(page)
-                del pages[:-_PAGES]
+                pages.known.append(page)
+                del pages.known[:-_PAGES]
             _forget_what_is_saved(page, stands, now)
             yield page
 
@@ -256,7 +260,9 @@ def _drag(
         around = box.around(shown.shape)
         patch = f"drag-{uuid4().hex[:10]}"
         spot = _Spot(box, towards, around, shown.results, 0, patch, {}, _cut(shown, around))
-    for turn in range(first, first + _MOST_TURNS):
+    kinds = len(believed)
+    turns = 1 + (kinds - 1) * (kinds if towards is None else 1)  # then they begin again
+    for turn in range(first, first + min(turns, _MOST_TURNS)):
         wanted = repair(believed, base.map, spot.box, turn, towards)
         changed = answer(base, wanted, spot.patch, in_place=in_place)
         if changed is None or (wanted[spot.around.window] == spot.shown).all():

@@ -1,4 +1,4 @@
-"""What Label Studio tells us, whichever server it tells: both enqueue and do nothing else."""
+"""What Label Studio tells us, whichever server it tells."""
 
 from __future__ import annotations
 
@@ -45,12 +45,14 @@ def project_key(said: object) -> str:
 
 
 def welcome(serving: Serving, project: ConnectedProject, schema: str, url: str) -> None:
-    """On /setup: a project that we do not know is adopted by a job. ``url``: ours, as it was asked.
+    """On /setup: a project that we do not know is adopted by a job, and of one that we know what
+    drags need is looked at ahead: somebody is there. ``url``: ours, as it was asked.
 
     Raises LabelConfigError for a labelling config ``schema`` that cannot be segmented.
     """
     parse_label_config(schema)
     if serving.published(project.key) is not None:
+        serving.open_ahead(project.key, schema)
         return
     try:
         project.schedule.adopt(url.rstrip("/"))

@@ -80,7 +80,6 @@ def setup() -> Response | tuple[Response, int]:
     except InvalidKey as error:
         return _bad(str(error))
     version = serving.version(project.key)
-    serving.open_ahead(project.key, schema)
     return jsonify(model_version=version)
 
 

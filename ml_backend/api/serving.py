@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy.typing as npt
@@ -179,13 +180,10 @@ class Serving:
         weights, project = published.weights, self.project(key)
 
         def names() -> Iterator[SliceName]:
-            found = 0
-            for row in next_in_queue(project, published):
+            for row in islice(next_in_queue(project, published), _AHEAD):
                 url = config.image_of(row.data)
-                name = SliceName(key, weights, row.id, str(url))
-                if isinstance(url, str) and name not in self.opened and found < _AHEAD:
-                    found += 1
-                    yield name
+                if isinstance(url, str):
+                    yield SliceName(key, weights, row.id, url)
 
         self.opened.prefetch(names)
 

@@ -1,14 +1,17 @@
 """Why a slice is in the queue, told to whoever opens it: in the task's data, which the page shows.
 
 Only where the labelling config shows the field, as those of `nextslice import` and the demo do:
-nobody else's task data is touched. It is done by each look, after the queue stands: a failure costs
-no round, and the next look goes on.
+nobody else's task data is touched. It is done by each look, after the queue stands, until another
+job waits: Label Studio takes a quarter of a second for each task. A failure costs no round, and the
+next look goes on.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+
+from redis.exceptions import RedisError
 
 from ml_backend.rounds.artefacts import SELECTION
 from ml_backend.rounds.project import ConnectedProject
@@ -26,7 +29,8 @@ _NEXT = "Next in line, as the queue ran low."
 
 
 def explain(project: ConnectedProject, label_config: str) -> int:
-    """Tell each slice of the published queue its place and reason, once; how many were told.
+    """Tell each slice of the published queue its place and reason, once and in the queue's order;
+    how many were told.
 
     ``label_config``: as Label Studio has it now.
     """
@@ -37,19 +41,22 @@ def explain(project: ConnectedProject, label_config: str) -> int:
     queue = known_queue(folder)
     if queue is None or queue.model_version != published.model_version:
         return 0
-    told = f"{queue.model_version} {len(queue.entries)}"
-    explained = project.record.explained
-    if explained == told:
+    done = before = _explained_of(queue, project.record.explained)
+    new = [entry.task for entry in queue.entries[before:]]
+    if not new:
         return 0
-    new = queue.entries[_explained_of(queue, explained) :]
     texts = reasons_of(queue, folder.load(SELECTION))
     count = 0
     try:
-        for row in list(project.studio.tasks_by_id(project.number, [e.task for e in new])):
-            count += _tell(project, row, texts[row.id])
-    except StudioError as error:
+        rows = {row.id: row for row in project.studio.tasks_by_id(project.number, new)}
+        for done, task in enumerate(new, start=before + 1):
+            if task in rows:
+                count += _tell(project, rows[task], texts[task])
+            if project.schedule.others_wait():
+                break
+    except (StudioError, RedisError) as error:
         logger.warning("project %s: why slices are chosen is not shown: %s", project.key, error)
-        return count
+    told = f"{queue.model_version} {done}"
     project.update(lambda record: record.was_explained(told))
     return count
 

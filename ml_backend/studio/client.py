@@ -481,12 +481,13 @@ class Studio:
         """Give a stored prediction other regions; its score and version stay. One that is gone
         stays so."""
         try:
-            self.sdk.predictions.update(id=prediction_id, result=result)
-        except (httpx.HTTPError, ApiError) as error:
-            if getattr(error, "status_code", None) != 404:
-                raise StudioError(
-                    self._explain(f"draw prediction {prediction_id}", error)
-                ) from error
+            self.call(
+                f"draw prediction {prediction_id}",
+                lambda: self.sdk.predictions.update(id=prediction_id, result=result),
+            )
+        except StudioError as error:
+            if error.status != 404:
+                raise
 
     def delete_prediction(self, prediction_id: int) -> None:
         """Delete one prediction. One by one on purpose: deleting a whole version at once nulls

@@ -20,6 +20,7 @@ from ml_backend.errors import NextsliceError
 
 __all__ = [
     "BACKGROUND_NAMES",
+    "COLOURS",
     "WHY",
     "LabelConfig",
     "LabelConfigError",
@@ -55,12 +56,12 @@ _SHAPE_TAGS: dict[str, ShapeKind] = {
     "rectanglelabels": "rectangle",
     "ellipselabels": "ellipse",
 }
-# Okabe & Ito: told apart with any colour vision, on grey too. Black is left out: slices are dark.
 WHY = "why"
 """Field of a task's data in which annotators are told why they get the slice."""
 
-_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
-
+COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+"""Okabe and Ito's: told apart with any colour vision, on grey too. Black is left out: slices are
+dark."""
 
 _DRAGS = "fix"
 """The name of the control for drags in new configs."""
@@ -529,9 +530,9 @@ def _new_config(tag: str, classes: Sequence[str], *, why: bool) -> str:
 
 def _colour(index: int) -> str:
     """A colour for the label at ``index``: Okabe & Ito's, then hues a golden angle apart."""
-    if index < len(_COLOURS):
-        return _COLOURS[index]
-    turn = index - len(_COLOURS)
+    if index < len(COLOURS):
+        return COLOURS[index]
+    turn = index - len(COLOURS)
     red, green, blue = colorsys.hsv_to_rgb(
         turn * 0.618034 % 1, 0.85 - 0.3 * (turn % 2), 0.95 - 0.25 * (turn // 2 % 2)
     )

@@ -26,7 +26,8 @@ from ml_backend import __version__
 from ml_backend.api.auth import refuse
 from ml_backend.api.dashboard.curve import learning_curve
 from ml_backend.api.dashboard.forms import settings_form
-from ml_backend.api.dashboard.thumbnails import COLOURS, NoSuchSlice, Thumbnails
+from ml_backend.api.dashboard.thumbnails import NoSuchSlice, Thumbnails
+from ml_backend.api.protocol import health
 from ml_backend.api.status import looks
 from ml_backend.errors import NextsliceError, OptionError
 from ml_backend.logs import without_passwords
@@ -35,6 +36,7 @@ from ml_backend.rounds.project import ConnectedProject, stored_project
 from ml_backend.rounds.project_settings import change_settings
 from ml_backend.rounds.service import Service
 from ml_backend.settings import own_fields
+from ml_backend.studio.label_config import COLOURS
 
 __all__ = ["serve_dashboard"]
 
@@ -102,7 +104,7 @@ def _guard(answer: Response) -> Response:
 def root() -> Response | tuple[Response, int]:
     """The service, for a browser; for programs as /health."""
     if request.accept_mimetypes.best_match(["application/json", "text/html"]) != "text/html":
-        return jsonify(status="UP", model_class="nextslice")
+        return health()
     found = looks().service_status()
     if found is None:
         said = "The first look at the service has not ended yet. Load this page again."

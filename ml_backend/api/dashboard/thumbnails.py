@@ -16,13 +16,10 @@ from ml_backend.grey import finite_sample, from_low, grey_window
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.service import Service
 from ml_backend.studio.annotations import label_map
-from ml_backend.studio.label_config import LabelConfig, parse_label_config
+from ml_backend.studio.label_config import COLOURS, LabelConfig, parse_label_config
 
-__all__ = ["COLOURS", "NoSuchSlice", "Thumbnails", "thumbnail"]
+__all__ = ["NoSuchSlice", "Thumbnails", "thumbnail"]
 
-COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
-"""Of the classes from the second on (the first is the background), again from the front: Okabe and
-Ito's, told apart with any colour vision."""
 _SIDE = 256
 _OPACITY = 0.5
 _WAIT_S = 10.0
@@ -50,8 +47,10 @@ class Thumbnails:
         data = self._cache.read(name)
         if data is None:
             with self._places:
-                data = self._cache.read(name) or _drawn(project, task, version)
-            self._cache.keep(name, data)
+                data = self._cache.read(name)
+                if data is None:
+                    data = _drawn(project, task, version)
+                    self._cache.keep(name, data)
         return data
 
 
@@ -86,6 +85,7 @@ def thumbnail(image: npt.NDArray[Any], mask: npt.NDArray[np.uint8] | None) -> by
     if mask is not None:
         small = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
         painted = (small > 0) & (small < 255)
+        # of the classes from the second on: the first is the background
         colours = np.array([_rgb(COLOURS[(i - 1) % len(COLOURS)]) for i in range(1, 255)])
         over = colours[np.clip(small, 1, 254).astype(int) - 1]
         mixed = picture * (1 - _OPACITY) + over * _OPACITY
