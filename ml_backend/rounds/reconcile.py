@@ -66,7 +66,8 @@ def count(project: ConnectedProject, seen: Project | None = None) -> None:
     elif may_go_on(project, published):
         project.schedule.further()
     publish.top_up(project)
-    explain(project, seen.label_config)
+    if reason is None:  # the round that begins or runs puts another queue there, and needs the CPU
+        explain(project, seen.label_config)
 
 
 def _follow_config(project: ConnectedProject, published: Published, xml: str) -> Published:
