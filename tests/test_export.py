@@ -195,7 +195,7 @@ def test_the_index_says_who_labelled_what_when(store: ExportStore, tmp_path: Pat
         "task": 101, "volume": "bone", "axis": "z", "slice": 1, "file": "bone-z.tif",
         "annotation": 1101, "completed_by": 2, "updated_at": "2026-11-02T09:00:00+00:00",
         "hash": f"{101:032x}", "model_version": "nextslice-r000-abcdef", "corrected": 40,
-        "boundary": 20, "seconds": 101.0,
+        "boundary": 20, "dragged": 0, "seconds": 101.0,
     }  # fmt: skip
     assert found["labels"][0] == row
     with (tmp_path / "out" / "labels.csv").open(newline="") as stream:
@@ -516,7 +516,8 @@ def test_the_record_holds_all_that_the_round_left(store: ExportStore, tmp_path: 
     assert found["round"]["settings"] == {"seed": 40, "k": 2}
     assert found["seeds"] == {"project": 40, "round": 41}
     effort = {
-        "task": 101, "annotation": 1101, "completed_by": 2, "boundary": 15, "seconds": 101.0,
+        "task": 101, "annotation": 1101, "completed_by": 2, "boundary": 15, "dragged": 0,
+        "seconds": 101.0,
         "model_version": "nextslice-r000-abcdef", "pixels": int(np.prod(SIZES["z"])),
         "corrected": 30, "by_class": {"bone": 30},
     }  # fmt: skip
@@ -603,7 +604,8 @@ def test_the_curve_has_a_row_for_each_committed_round(store: ExportStore, tmp_pa
     assert list(rows[0]) == [
         "round", "model_version", "strategy", "annotated", "pseudo", "validation", "miou",
         "iou background", "iou bone", "iou implant", "committed_at", "seconds", "flagged",
-        "measured", "corrected", "corrected_share", "boundary", "lead_time", "corrected bone",
+        "measured", "corrected", "corrected_share", "boundary", "dragged", "lead_time",
+        "corrected bone",
     ]  # fmt: skip
     cost = [(row["measured"], row["corrected"], row["lead_time"]) for row in rows]
     assert cost == [("0", "", ""), ("2", "75.0", "100.5"), ("0", "", ""), ("0", "", "")]

@@ -17,7 +17,7 @@ from ml_backend.rounds.records import DatasetRecord, EffortRecord
 from ml_backend.rounds.service import Service
 from ml_backend.rounds.sync import sync
 from ml_backend.settings import Settings
-from ml_backend.studio.annotations import regions
+from ml_backend.studio.annotations import mask_region, regions
 from ml_backend.studio.label_config import bitmask_config, parse_label_config
 from tests.memory_studio import FIRST_MOMENT, MemoryStudio
 
@@ -160,6 +160,33 @@ def test_a_label_says_what_it_cost(project: Labelled) -> None:
     assert (efforts[6].corrected, efforts[6].seconds) == (2, None)
     assert efforts[7]
     assert (efforts[7].model_version, efforts[7].corrected) == (None, 8)
+
+
+def test_what_a_drag_painted_is_told_from_strokes(project: Labelled) -> None:
+    """The prediction lacks a pixel of MASK and has one more: a drag and a stroke bring one each;
+    what a drag painted and a stroke covers, and what was so before, is the drag's no more."""
+    project.memory.imported = predicted(5)
+    config = parse_label_config(CONFIG)
+    first = project.memory.imported[0]["result"]
+    at = {name: np.zeros(MASK.shape, np.bool_) for name in ("drag-1", "stroke", "drag-2")}
+    at["drag-1"][0, 0] = at["drag-1"][5, 4] = at["drag-1"][7, 0] = True
+    at["stroke"][5, 4] = at["stroke"][6, 5] = True
+    at["drag-2"][0, 7] = True  # there already
+    patches = [mask_region(painted, config, 1, name) for name, painted in at.items()]
+    project.memory.submit(5, [*first, *patches], parent_prediction=0, lead_time=12.5)
+
+    dataset, _ = project.sync(0, None)
+
+    effort = efforts_of(dataset)[5]
+    assert effort is not None
+    assert (effort.corrected, effort.dragged) == (4, 2)
+    again = [*first, *patches, mask_region(np.eye(8, dtype=np.bool_)[::-1], config, 1, "drag-3")]
+    project.memory.submit_again(5, again, parent_prediction=0, lead_time=20.0)
+    more = efforts_of(project.sync(1, dataset)[0])[5]
+    assert more is not None
+    new = more.corrected - effort.corrected
+    assert new > 0
+    assert more.dragged == effort.dragged + new
 
 
 def test_what_was_measured_outlives_its_prediction(project: Labelled) -> None:

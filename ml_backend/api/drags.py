@@ -30,6 +30,7 @@ from ml_backend.api.serving import Serving, usable
 from ml_backend.errors import NextsliceError
 from ml_backend.segmentation.repair import Box, repair
 from ml_backend.studio.interactive import (
+    DRAG_PREFIX,
     Canvas,
     Layers,
     Prompt,
@@ -182,7 +183,7 @@ class Drags:
             found = overtaken | (changed or _one_that_stands(shown, spot.box))
             if prompt.label is not None:  # which the page gives to all of them
                 found = {i: r for i, r in found.items() if label_of(r) == prompt.label}
-                empty = f"drag-{uuid4().hex[:10]}"
+                empty = f"{DRAG_PREFIX}{uuid4().hex[:10]}"
                 found = found or {empty: nothing(config, prompt.label, shape, empty)}
             return found, outcome
 
@@ -258,7 +259,7 @@ def _drag(
         base, first = shown, 0
         box = box.on(shown.shape)
         around = box.around(shown.shape)
-        patch = f"drag-{uuid4().hex[:10]}"
+        patch = f"{DRAG_PREFIX}{uuid4().hex[:10]}"
         spot = _Spot(box, towards, around, shown.results, 0, patch, {}, _cut(shown, around))
     kinds = len(believed)
     turns = 1 + (kinds - 1) * (kinds if towards is None else 1)  # then they begin again

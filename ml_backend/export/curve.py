@@ -34,8 +34,9 @@ class CurvePoint:
     validation slice shows the class. A ``flagged`` checkpoint was kept and not served.
 
     ``measured``: labels that the round was the first to have and whose effort is known; of these, a
-    slice has ``corrected`` pixels on average, ``corrected_by_class``, ``boundary`` of outline drawn
-    and ``lead_time`` seconds in the middle. None where there are none.
+    slice has ``corrected`` pixels on average, ``dragged`` of them by drags, ``corrected_by_class``,
+    ``boundary`` of outline drawn and ``lead_time`` seconds in the middle. None where there are
+    none.
     """
 
     round: int
@@ -53,6 +54,7 @@ class CurvePoint:
     corrected: float | None = None
     corrected_share: float | None = None
     boundary: float | None = None
+    dragged: float | None = None
     lead_time: float | None = None
     corrected_by_class: dict[str, float] = field(default_factory=dict)
 
@@ -97,6 +99,7 @@ def _effort(totals: EffortTotals | None) -> dict[str, Any]:
         "corrected": round(totals.per_slice, 1),
         "corrected_share": round(totals.share, 5),
         "boundary": round(totals.boundary / slices, 1),
+        "dragged": round(totals.dragged / slices, 1),
         "lead_time": totals.median_s,
         "corrected_by_class": {n: round(c / slices, 1) for n, c in totals.by_class.items()},
     }

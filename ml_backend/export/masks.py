@@ -45,7 +45,8 @@ MASKS_VERSION = 1
 """Of `labels.json`: goes up when a key changes its meaning or goes away."""
 
 _COLUMNS = ("task", "volume", "axis", "slice", "file", "annotation", "completed_by", "updated_at",
-            "hash", "model_version", "corrected", "boundary", "seconds")  # fmt: skip
+            "hash", "model_version", "corrected", "boundary", "dragged",
+            "seconds")  # fmt: skip
 
 Mask = npt.NDArray[np.uint8]
 
@@ -310,6 +311,7 @@ class _Writer:
                 "model_version": cost.model_version if cost else None,
                 "corrected": cost.corrected if cost else None,
                 "boundary": cost.boundary if cost else None,
+                "dragged": cost.dragged if cost else None,
                 "seconds": cost.seconds if cost else None,
             }
         )

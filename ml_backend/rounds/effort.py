@@ -21,6 +21,7 @@ from rq.timeouts import JobTimeoutException
 from al_strategies.effort import Correction, correction
 from ml_backend.rounds.records import EffortRecord, LabelRecord
 from ml_backend.studio.annotations import Annotation, label_map
+from ml_backend.studio.interactive import dragged
 from ml_backend.studio.label_config import LabelConfig, Policy
 from ml_backend.studio.task_order import VERSION_PREFIX
 
@@ -97,6 +98,7 @@ def effort_of(
         annotation,
         (found or {}).get("model_version"),
         correction(opened, mask, config.classes),
+        _by_drags(annotation, opened != mask, config),
     )
 
 
@@ -115,7 +117,13 @@ def corrected_again(
         boundary=before.boundary + more.boundary,
         pixels=more.pixels,
     )
-    return _record(before.task, annotation, before.model_version, both)
+    dragged = before.dragged + _by_drags(annotation, earlier != mask, config)
+    return _record(before.task, annotation, before.model_version, both, dragged)
+
+
+def _by_drags(annotation: Annotation, changed: npt.NDArray[np.bool_], config: LabelConfig) -> int:
+    shape = (changed.shape[0], changed.shape[1])
+    return int(np.count_nonzero(changed & dragged(annotation.result, config, shape)))
 
 
 def new_effort(labels: Iterable[LabelRecord], known: Iterable[LabelRecord]) -> list[EffortRecord]:
@@ -131,13 +139,15 @@ def new_effort(labels: Iterable[LabelRecord], known: Iterable[LabelRecord]) -> l
 @dataclass(frozen=True)
 class EffortTotals:
     """What ``slices`` submitted slices cost together. ``corrected`` of ``pixels``, ``boundary`` in
-    pixel edges; ``median_s``: the median seconds of those that were timed."""
+    pixel edges; ``dragged``: of ``corrected``, by drags; ``median_s``: the median seconds of those
+    that were timed."""
 
     slices: int
     pixels: int
     corrected: int
     by_class: dict[str, int]
     boundary: int
+    dragged: int
     median_s: float | None
 
     @property
@@ -163,11 +173,14 @@ def totals_of(efforts: Sequence[EffortRecord]) -> EffortTotals | None:
         corrected=sum(effort.corrected for effort in efforts),
         by_class={name: sum(e.by_class.get(name, 0) for e in efforts) for name in names},
         boundary=sum(effort.boundary for effort in efforts),
+        dragged=sum(effort.dragged for effort in efforts),
         median_s=statistics.median(seconds) if seconds else None,
     )
 
 
-def _record(task: int, annotation: Annotation, version: object, found: Correction) -> EffortRecord:
+def _record(
+    task: int, annotation: Annotation, version: object, found: Correction, by_drags: int
+) -> EffortRecord:
     seconds = annotation.lead_time
     known = seconds is not None and math.isfinite(seconds) and seconds >= 0
     return EffortRecord(
@@ -179,6 +192,7 @@ def _record(task: int, annotation: Annotation, version: object, found: Correctio
         corrected=found.corrected,
         by_class=found.by_class,
         boundary=found.boundary,
+        dragged=by_drags,
         seconds=seconds if known else None,
     )
 

@@ -41,17 +41,18 @@ def explain(project: ConnectedProject, label_config: str) -> int:
     queue = known_queue(folder)
     if queue is None or queue.model_version != published.model_version:
         return 0
-    done = before = _explained_of(queue, project.record.explained)
-    new = [entry.task for entry in queue.entries[before:]]
+    done = _explained_of(queue, project.record.explained)
+    new = [entry.task for entry in queue.entries[done:]]
     if not new:
         return 0
     texts = reasons_of(queue, folder.load(SELECTION))
     count = 0
     try:
         rows = {row.id: row for row in project.studio.tasks_by_id(project.number, new)}
-        for done, task in enumerate(new, start=before + 1):
+        for task in new:
             if task in rows:
                 count += _tell(project, rows[task], texts[task])
+            done += 1
             if project.schedule.others_wait():
                 break
     except (StudioError, RedisError) as error:

@@ -91,6 +91,8 @@ class EffortRecord(Record):
     """Pixels whose class changed: `al_strategies.effort.Correction`, as are the next two."""
     by_class: dict[str, int] = Field(default_factory=dict)
     boundary: int = 0
+    dragged: int = 0
+    """Those of ``corrected`` that a drag painted (`ml_backend.studio.interactive`)."""
     seconds: float | None = None
     """Label Studio's ``lead_time``, all sessions together; None: it was not submitted by hand."""
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ import numpy.typing as npt
 from ml_backend.studio.annotations import (
     AnnotationError,
     Layer,
+    Region,
     label_hash,
     mask_region,
     painted_layer,
@@ -31,12 +32,14 @@ from ml_backend.studio.label_config import LabelConfig
 
 __all__ = [
     "DRAG_HELP",
+    "DRAG_PREFIX",
     "Canvas",
     "Layers",
     "Prompt",
     "Result",
     "Standing",
     "answer",
+    "dragged",
     "emptied",
     "label_of",
     "nothing",
@@ -58,6 +61,9 @@ drag.</li>
 </ol>
 """
 """For annotators, on the labelling page of a new project."""
+
+DRAG_PREFIX = "drag-"
+"""Of the ids of regions that are answered to a drag: Label Studio keeps them."""
 
 _BOXES = frozenset({"rectangle", "rectanglelabels", "ellipse", "ellipselabels"})
 _POINTS = frozenset({"keypoint", "keypointlabels"})
@@ -325,6 +331,19 @@ def answer(
                 if not in_place or not name:
                     return None
                 found[name] = _repainted(result, layer.painted & ~there, config, layer.class_index)
+    return found
+
+
+def dragged(
+    results: Iterable[Region], config: LabelConfig, shape: tuple[int, int]
+) -> npt.NDArray[np.bool_]:
+    """Where what a drag painted is on top, of the regions of a page on a slice of ``shape``.
+    Raises AnnotationError for one that cannot be read."""
+    found = np.zeros(shape, np.bool_)
+    for region in results:
+        layer = painted_layer(region, config, *shape)
+        if layer is not None:
+            found[layer.painted] = region.id.startswith(DRAG_PREFIX)
     return found
 
 

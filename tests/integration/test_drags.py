@@ -21,7 +21,7 @@ from playwright.sync_api import Browser, Page
 from werkzeug.serving import make_server
 
 from al_strategies.learner import Beliefs
-from ml_backend.api.opened import SliceName
+from ml_backend.api.opened import OpenedSlices, SliceName
 from ml_backend.api.serving import Serving
 from ml_backend.app import create_app
 from ml_backend.embedded.label_studio import (
@@ -34,10 +34,11 @@ from ml_backend.embedded.processes import ProcessGroup, free_port, wait_until
 from ml_backend.embedded.redis_server import start_redis
 from ml_backend.embedded.stack import settings_from
 from ml_backend.embedded.uploads import UploadedSlice, create_project
+from ml_backend.rounds.effort import effort_of
 from ml_backend.rounds.project import ConnectedProject, find_project
 from ml_backend.rounds.records import Published
 from ml_backend.rounds.service import Service
-from ml_backend.studio.annotations import label_map, regions
+from ml_backend.studio.annotations import Annotation, label_map, regions
 from ml_backend.studio.label_config import (
     LabelConfig,
     bitmask_config,
@@ -255,6 +256,45 @@ def test_a_drag_repairs_what_is_there_and_what_is_learned(
     far = ~(MISSED | SPILLED)
     far[43:70, 58:86] = far[90:, :40] = False
     assert (learned == opened.first)[far].all(), "something changed far from the drags"
+
+
+def test_what_a_drag_corrected_is_told_from_strokes(site: Site, page: Page) -> None:
+    """Label Studio keeps the id of what is answered, and nothing of its own has such a one."""
+    opened = Opened(site, page, bitmask_config(CLASSES))
+    opened.open(*BOTH)
+    page.keyboard.press("m")
+    opened.drag(OVER_MISSED)
+    page.get_by_text("implant", exact=True).first.click()
+    page.keyboard.press("b")
+    opened.line((8, 20), (8, 100))
+    learned = opened.submit()
+    (row,) = site.service.studio.full_tasks_by_id(opened.number, [opened.task])
+    (annotation,) = row["annotations"]
+    read = Annotation.model_validate(annotation)
+    effort = effort_of(opened.task, read, learned, row["predictions"], opened.config, "background")
+    assert effort is not None
+    repaired = int((learned != opened.first)[30:].sum())
+    drawn = int((learned != opened.first)[:30].sum())
+    assert drawn > 80
+    assert repaired > 300
+    assert (effort.corrected, effort.dragged) == (drawn + repaired, repaired)
+    assert effort.seconds
+
+
+def test_a_drag_that_cannot_be_answered_leaves_the_page_as_it_is(site: Site, page: Page) -> None:
+    """The network is gone from the store: no box stays, nothing changes, the slice is submitted."""
+    opened = Opened(site, page, bitmask_config(CLASSES))
+    site.serving.opened = OpenedSlices(site.serving._believe, 1 << 30)
+    opened.open(*BOTH)
+    page.keyboard.press("m")
+    before = canvas(page)
+    (region,) = opened.drag(OVER_MISSED)["data"]["result"]
+    look(page, "drag-unanswered")
+    assert region["value"]["bitmasklabels"] == ["bone"]
+    assert np.mean(np.abs(canvas(page) - before).max(-1) > 20) < 0.002
+    assert (opened.submit() == opened.first).all()
+    (annotation,) = opened.annotations()
+    assert {result["type"] for result in annotation["result"]} == {"bitmasklabels"}
 
 
 def test_a_stroke_of_the_last_second_survives_drags(site: Site, page: Page) -> None:

@@ -12,7 +12,6 @@ from flask import (
     Request,
     Response,
     current_app,
-    jsonify,
     make_response,
     redirect,
     render_template,
