@@ -3,12 +3,13 @@
     python -m benchmarks.corrections --sets phantom_small --labels 4 [--slices 4] [--steps N]
     python -m benchmarks.corrections --data sandstone_xrm=DIR --sets sandstone_xrm --labels 4
 
-Trains the learner of the product on some slices of a data set, predicts test slices, and lets three
+Trains the learner of the product on some slices of a data set, predicts test slices, and lets four
 people correct them, 20 times a slice each. All go for the largest wrong place (8 neighbours).
 
 - drag: a box around its thickest part, so large that it holds more of what is wrong than of what is
   right, and one pixel more on each side. Where the mask is no better after it, the same box again,
   three drags at most (each counts), then that place is left.
+- drag, label picked: the same, with the label picked that most of the place should have.
 - box: the same boxes, all of the box painted as the likeliest other class (`fill`), for comparison.
 - stroke: the right class by a brush of the best of seven radii, along the best straight line of 8
   directions and 4 lengths through the place's thickest part; strokes that spoil more than they
@@ -100,6 +101,13 @@ def drag(beliefs: Beliefs, mask: ClassMap, truth: ClassMap, place: Painted) -> I
         yield repair(beliefs.log_probabilities, mask, box, turn)
 
 
+def picked(beliefs: Beliefs, mask: ClassMap, truth: ClassMap, place: Painted) -> Iterator[ClassMap]:
+    """A drag with the label picked that most of the place should have."""
+    box, label = box_around(place), int(np.bincount(truth[place]).argmax())
+    for turn in range(_TRIES):
+        yield repair(beliefs.log_probabilities, mask, box, turn, label)
+
+
 def fill(beliefs: Beliefs, mask: ClassMap, truth: ClassMap, place: Painted) -> Iterator[ClassMap]:
     window = box_around(place).window
     believed = beliefs.log_probabilities[(slice(None), *window)].astype(np.float32).mean((1, 2))
@@ -133,7 +141,12 @@ def stroke(beliefs: Beliefs, mask: ClassMap, truth: ClassMap, place: Painted) ->
         yield made
 
 
-PEOPLE: dict[str, Person] = {"drag": drag, "box": fill, "stroke": stroke}
+PEOPLE: dict[str, Person] = {
+    "drag": drag,
+    "drag, label picked": picked,
+    "box": fill,
+    "stroke": stroke,
+}
 
 
 def corrected(person: Person, beliefs: Beliefs, truth: ClassMap) -> npt.NDArray[np.float64]:

@@ -43,6 +43,25 @@ def test_the_second_most_likely_class_comes_first_and_repeated_drags_go_through_
     assert found == [{0, 1}, {0, 2}, {0}, {0, 1}]
 
 
+def test_all_that_stands_in_the_box_gives_way_to_the_class_that_is_picked() -> None:
+    """Then, dragged again, one class after the other, and then what stood there."""
+    left = X < 32
+    standing = np.where(DISC, np.where(left, 1, 2), 0).astype(np.uint8)
+    scores = believed(
+        np.where(DISC, -9.0, 9.0),
+        np.where(DISC & left, 1.0, -1.0),
+        np.where(DISC & ~left, 1.0, -1.0),
+        np.where(DISC, 0.5, -9.0),
+    )
+    box = Box(24, 24, 41, 41)  # inside the disc
+    found = [repair(scores, standing, box, turn, 3)[box.window] for turn in range(5)]
+    classes = [set(np.unique(one)) for one in found]
+    assert classes[0] == {3}
+    assert sorted(classes[1:3], key=min) == [{1, 3}, {2, 3}]
+    assert classes[3] == {1, 2}
+    assert (found[4] == found[0]).all()
+
+
 def test_what_is_wrongly_drawn_is_taken_away() -> None:
     standing = DISC.astype(np.uint8)
     found = repair(believed(0.0, np.where(DISC, 1.0, -5.0), -6.0), standing, BOX)

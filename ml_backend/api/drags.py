@@ -262,7 +262,7 @@ def _drag(
         patch = f"{DRAG_PREFIX}{uuid4().hex[:10]}"
         spot = _Spot(box, towards, around, shown.results, 0, patch, {}, _cut(shown, around))
     kinds = len(believed)
-    turns = 1 + (kinds - 1) * (kinds if towards is None else 1)  # then they begin again
+    turns = 1 + (kinds * (kinds - 1) if towards is None else kinds)  # then they begin again
     for turn in range(first, first + min(turns, _MOST_TURNS)):
         wanted = repair(believed, base.map, spot.box, turn, towards)
         changed = answer(base, wanted, spot.patch, in_place=in_place)

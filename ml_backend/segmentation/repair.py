@@ -120,7 +120,8 @@ def repair(
     C. ``turn``: how often the same spot was dragged before, since ``standing`` stood there; after
     all alternatives comes ``standing`` itself, and the first again. Returns a new array; what
     differs from ``standing`` lies in the box and around it, half its sides far at most.
-    ``towards``: the class that takes the place, where the person says which.
+    ``towards``: the class that takes the place, where the person says which; all that stand there
+    give way to it at once, then one after the other.
     Raises InvalidBox for one that is not on the slice, ValueError for arrays that do not fit.
     """
     if log_probabilities.shape[1:] != standing.shape:
@@ -136,12 +137,15 @@ def repair(
         for change in alternatives(log_probabilities, standing, box)
         if towards in (None, change.after)
     ]
-    place = turn % (len(changes) + 1)
-    if place < len(changes):
-        around = box.around(shape)
-        view = repaired[around.window]
-        changed = _changed(log_probabilities, standing, box, around, changes[place])
-        view[changed] = changes[place].after
+    guesses = [[change] for change in changes]
+    if towards is not None and len(changes) > 1:
+        guesses.insert(0, changes)
+    place = turn % (len(guesses) + 1)
+    around = box.around(shape)
+    view = repaired[around.window]
+    for change in guesses[place] if place < len(guesses) else ():
+        changed = _changed(log_probabilities, standing, box, around, change)
+        view[changed] = change.after
     return repaired
 
 
