@@ -53,7 +53,7 @@ _TAUGHT = 96
 """Slices of the pool, evenly spread, that the pixel expert learns from; of large ones fewer."""
 _BRIEFLY_TAUGHT = 32
 """The same where somebody waits for a first mask."""
-_BRIEF_STEPS = 60
+_BRIEF_STEPS = 30
 """Of such a training, at most."""
 _TAUGHT_PIXELS = 1 << 26
 """Of those slices together: their filters take some ten seconds of one core."""
@@ -405,7 +405,7 @@ def _pixel_config(training: TrainingConfig, labelled: int, pool: int) -> PixelCo
     usual = PixelConfig()
     return replace(
         usual,
-        steps=min(usual.steps, 2 * training.steps),
+        steps=min(usual.steps, 4 * training.steps),
         noise=min(0.5, max(0.1, usual.noise * (8 / max(1, labelled)) ** 0.5)),
         per_unlabelled=usual.unlabelled // max(1, pool),
     )
