@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +62,11 @@ def loop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
     url = f"http://127.0.0.1:{port}"
     with ProcessGroup(folder / "logs") as group, phantom_server() as server:
         server.memory.fields["title"] = "Explant 7, week 4"
+        _people(server)
         redis = start_redis(group, folder)
         project = phantom_project(server, make, REDIS_URL=redis, NEXTSLICE_BACKEND_URL=url)
         loop = Loop(server, project, url)
+        _of_two(server)
         assert attempt(loop.again(), "3 new annotations") is not None
         _measured(loop.again())
         queue = project.service.schedule.queue(CONTROL)
@@ -75,6 +78,23 @@ def loop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
         yield loop
         serving.shutdown()
         thread.join()
+
+
+def _people(server: HttpStudio) -> None:
+    """Somebody with a name whose draft is new, for a day, and somebody without."""
+    server.memory.users = [
+        {"id": 1, "email": "anna@lab.example", "first_name": "Anna", "last_name": "Ames"},
+        {"id": 2, "email": "ben.with.a.long.address@radiology.lab.example"},
+    ]
+    soon = (datetime.now(UTC) + timedelta(days=1)).isoformat()
+    server.memory.drafts[7] = [{"user": "anna@lab.example", "updated_at": soon}]
+
+
+def _of_two(server: HttpStudio) -> None:
+    """Who submitted the labels that are there, and how long it took them."""
+    for task, (who, seconds) in {0: (1, 95.0), 1: (2, 4000.0), 2: (2, None)}.items():
+        (found,) = next(iter(server.memory.full_tasks_by_id(7, [task])))["annotations"]
+        found |= {"completed_by": who, "lead_time": seconds}
 
 
 def _measured(project: ConnectedProject) -> None:

@@ -18,9 +18,17 @@ from ml_backend.errors import NextsliceError
 from ml_backend.rounds.artefacts import LABELS, METRICS, ROUND, SELECTION, WARNINGS
 from ml_backend.rounds.early import next_round_at, wanted_labels
 from ml_backend.rounds.effort import totals_of
+from ml_backend.rounds.people import People, Seen, people_of, seen_now
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.publish import known_queue
-from ml_backend.rounds.records import MetricsRecord, Published, QueueKind, Record, RoundRecord
+from ml_backend.rounds.records import (
+    DatasetLabels,
+    MetricsRecord,
+    Published,
+    QueueKind,
+    Record,
+    RoundRecord,
+)
 from ml_backend.rounds.status import Condition, ProjectStatus, project_status
 from ml_backend.rounds.store import RoundFolder, StoreError
 from ml_backend.rounds.sync import finite, new_labels
@@ -144,6 +152,7 @@ class ProjectOverview(ProjectSummary):
 
     classes: list[str] = Field(default_factory=list)
     labels: Labels | None = None
+    people: People = Field(default_factory=People)
     queue: list[QueuePlace] = Field(default_factory=list)
     """What is left of it: open slices, in order."""
     rounds: list[RoundSummary] = Field(default_factory=list)
@@ -198,10 +207,13 @@ def project_overview(project: ConnectedProject, *, redis: bool = True) -> Projec
     seen: Project | None = None
     labels: Labels | None = None
     rows: dict[int, TaskRow] = {}
+    there = _known_labels(project, published)
+    people = Seen()
     try:
         seen = project.check_identity()
         rows = _open_rows(project, published)
-        labels = _labels(project, published)
+        labels = _labels(project, published, there)
+        people = seen_now(project.studio, project.number, rows)
     except NextsliceError as error:
         unanswered = without_passwords(str(error))
     status = project_status(project, redis=redis)
@@ -209,6 +221,7 @@ def project_overview(project: ConnectedProject, *, redis: bool = True) -> Projec
         **_summary(project, seen, status),
         classes=[] if published is None else published.classes,
         labels=labels,
+        people=_people(project, published, there, people),
         queue=_queue(project, published, rows),
         rounds=_rounds(project, published),
         warnings=_warnings(project, published),
@@ -220,12 +233,14 @@ def project_overview(project: ConnectedProject, *, redis: bool = True) -> Projec
 # -- what Label Studio knows
 
 
-def _labels(project: ConnectedProject, published: Published | None) -> Labels:
+def _labels(
+    project: ConnectedProject, published: Published | None, there: DatasetLabels | None
+) -> Labels:
+    """``there``: those of the published round."""
     studio, number = project.studio, project.number
     settings = project.settings
     fresh = count = studio.count_tasks(number, [annotated()])
     wanted = next_round_at(0, settings.k, settings.early_labels)
-    there = None if published is None else project.folder.round(published.round).load(LABELS)
     if published is not None and there is not None:
         fresh = new_labels(project, there)
         if not published.round:  # there when the project was adopted: nothing has learned them
@@ -240,13 +255,14 @@ def _labels(project: ConnectedProject, published: Published | None) -> Labels:
 
 
 def _open_rows(project: ConnectedProject, published: Published | None) -> dict[int, TaskRow]:
-    """The queue's tasks that nobody has annotated."""
+    """The queue's tasks that nobody has annotated, first place first."""
     queue = None if published is None else known_queue(project.folder.round(published.round))
     if queue is None:
         return {}
-    ids = [entry.task for entry in queue.entries]
+    ids = [entry.task for entry in queue.in_order()]
     rows = project.studio.tasks_by_id(project.number, ids, [not_annotated()])
-    return {row.id: row for row in rows}
+    found = {row.id: row for row in rows}
+    return {task: found[task] for task in ids if task in found}
 
 
 def _queue(
@@ -292,6 +308,29 @@ def _where(row: TaskRow) -> dict[str, Any]:
 
 
 # -- what the store knows
+
+
+def _known_labels(
+    project: ConnectedProject, published: Published | None
+) -> DatasetLabels | None:
+    """The labels of the published round."""
+    return None if published is None else project.folder.round(published.round).load(LABELS)
+
+
+def _people(
+    project: ConnectedProject,
+    published: Published | None,
+    there: DatasetLabels | None,
+    seen: Seen,
+) -> People:
+    """With the labels of the round that is being made, where it has read them, else ``there``."""
+    if published is None:
+        return people_of(None, None, seen)
+    number = published.round + 1
+    following = project.folder.round(number).load(LABELS)
+    if following is None:
+        return people_of(there, published.round, seen)
+    return people_of(following, number, seen)
 
 
 def _rounds(project: ConnectedProject, published: Published | None) -> list[RoundSummary]:
