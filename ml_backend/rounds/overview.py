@@ -32,6 +32,7 @@ from ml_backend.rounds.records import (
 from ml_backend.rounds.status import Condition, ProjectStatus, project_status
 from ml_backend.rounds.store import RoundFolder, StoreError
 from ml_backend.rounds.sync import finite, new_labels
+from ml_backend.rounds.uncertainty_pictures import kept_tasks
 from ml_backend.settings import given_settings, own_fields, without_passwords
 from ml_backend.studio.client import Project, TaskRow, annotated, not_annotated, not_skipped
 
@@ -134,6 +135,8 @@ class QueuePlace(Record):
     """The strategy's, in its own unit; None where it gives none."""
     masked: bool = False
     """Whether a prediction with a mask was published."""
+    uncertainty: bool = False
+    """Whether a picture is kept of how uncertain the published network is of it."""
     label_studio: str = ""
 
 
@@ -276,6 +279,7 @@ def _queue(
         return []
     why = {} if selection is None else selection.reasons
     scores = {} if selection is None else selection.scores
+    pictures = kept_tasks(project.folder, published)
     address = f"{project.settings.label_studio_url}/projects/{project.number}/data?task="
     entries = queue.in_order()
     return [
@@ -286,6 +290,7 @@ def _queue(
             why=why.get(entry.task, _UNSELECTED),
             score=scores.get(entry.task),
             masked=published.weights is not None and entry.task not in queue.unmasked,
+            uncertainty=entry.task in pictures,
             label_studio=f"{address}{entry.task}",
             **_where(rows[entry.task]),
         )
@@ -310,9 +315,7 @@ def _where(row: TaskRow) -> dict[str, Any]:
 # -- what the store knows
 
 
-def _known_labels(
-    project: ConnectedProject, published: Published | None
-) -> DatasetLabels | None:
+def _known_labels(project: ConnectedProject, published: Published | None) -> DatasetLabels | None:
     """The labels of the published round."""
     return None if published is None else project.folder.round(published.round).load(LABELS)
 

@@ -204,12 +204,13 @@ class NetworkLearner:
         *,
         progress: Progress | None = None,
         unreadable: Unreadable | None = None,
+        uncertainty: bool = False,
     ) -> Iterator[tuple[SliceId, Prediction]]:
         """The segmentation of each slice, in the order of ``ids``, one at a time; see
         `ml_backend.segmentation.inference.segment`."""
         return inference.segment(
             self._optimised(), self._read(source), ids, self._inference(), progress=progress,
-            unreadable=unreadable,
+            unreadable=unreadable, uncertainty=uncertainty,
         )  # fmt: skip
 
     def predict_image(
