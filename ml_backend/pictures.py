@@ -89,7 +89,7 @@ def small_size(width: int, height: int) -> tuple[int, int]:
 
 
 def small_picture(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """A grey (H, W) or coloured (H, W, 3) image of `small_size`: each pixel the mean of its area."""
+    """A grey (H, W) image of `small_size`, each pixel the mean of its area."""
     picture = Image.fromarray(image)
     return np.asarray(picture.resize(small_size(*picture.size), Image.Resampling.BOX))
 
