@@ -417,7 +417,7 @@ def test_impossible_settings_are_refused(wrong: dict[str, int]) -> None:
 def test_uncertainty_is_the_entropy_as_a_part_of_all_that_there_can_be(
     bias: tuple[float, ...], grey: int
 ) -> None:
-    """Of n equally likely classes ln n / ln 3: 1 for all, 0 for one, 0.6309 (161 of 255) for two."""
+    """Of n equally likely classes ln n / ln 3: 1 for all, 0 for one, 0.6309 (161 / 255) for two."""
     model = make_model()
     torch.nn.init.zeros_(model.network.classifier.weight)
     model.network.classifier.bias.data = torch.tensor(bias)

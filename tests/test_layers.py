@@ -55,7 +55,7 @@ ROUNDS = (
         "uncertainty_pictures",
     ),  # what is kept
     *("contention", "schedule", "slices", "service", "project"),  # what a step is handed
-    "project_settings",
+    *("project_settings", "extra_params"),
     *("coverage", "effort", "source", "learners", "pseudo", "further", "training", "scoring"),  # …
     *(
         "reasons",

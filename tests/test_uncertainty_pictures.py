@@ -1,4 +1,4 @@
-"""Pictures of what the published network is uncertain of: kept by rounds, shown by the dashboard."""
+"""Pictures of what the published network is uncertain of: kept by rounds, shown on the page."""
 
 from __future__ import annotations
 

@@ -235,8 +235,8 @@ WEIGHTS = _noted(
 PSEUDO = Pictures("pseudo")
 """What the published checkpoint has drawn for the training, by task."""
 UNCERTAINTY = Pictures("uncertainty")
-"""Small pictures of how uncertain the network of a version is, by `uncertainty_pictures.picture_name`; grey
-values: the entropy as a part of ln C, 255 = all of it. They are shown, and nothing else."""
+"""Small pictures of how uncertain the network of a version is, by version and task; grey values:
+the entropy as a part of ln C, 255 = all of it. They are shown, and nothing else."""
 METRICS = record_file("metrics.json", MetricsRecord, Step.TRAIN)
 EVIDENCE = _noted(
     Artefact("evidence.npz", "file of evidence", _pack, _unpack, step=Step.SCORE, prunable=True)

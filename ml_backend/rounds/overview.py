@@ -18,6 +18,7 @@ from ml_backend.errors import NextsliceError
 from ml_backend.rounds.artefacts import LABELS, METRICS, ROUND, SELECTION, WARNINGS
 from ml_backend.rounds.early import next_round_at, wanted_labels
 from ml_backend.rounds.effort import totals_of
+from ml_backend.rounds.extra_params import SOURCE, faults_of
 from ml_backend.rounds.people import People, Seen, people_of, seen_now
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.publish import known_queue
@@ -372,12 +373,14 @@ def _round(record: RoundRecord, metrics: MetricsRecord | None, *, served: bool) 
 
 
 def _warnings(project: ConnectedProject, published: Published | None) -> list[str]:
-    """What was left out of the published round, and of the one that is being made."""
+    """What is wrong with its settings, and what was left out of the published round and of the one
+    that is being made."""
+    said = faults_of(project)
     if published is None:
-        return []
+        return said
     folder = project.folder.round(published.round)
     following = project.folder.round(published.round + 1)
-    found = [*_left_out(folder), *_of_dataset(following), *_of_dataset(folder)]
+    found = [*said, *_left_out(folder), *_of_dataset(following), *_of_dataset(folder)]
     found = list(dict.fromkeys(found))
     more = len(found) - _WARNINGS
     return found[:_WARNINGS] + ([f"… and {more:,} more, in the round's dataset.json."] * (more > 0))
@@ -413,14 +416,19 @@ def _counted(count: int, what: str) -> str:
 
 def held_settings(project: ConnectedProject) -> list[HeldSetting]:
     """Every setting that a project may have of its own, what holds and where it comes from."""
-    settings, own, given = project.settings, project.record.settings, given_settings()
+    settings, given = project.settings, given_settings()
+    own, extra = project.record.settings, project.record.extra_settings
     held: dict[str, Any] = settings.model_dump(mode="json", include=set(own_fields()))
     fields = type(settings).model_fields
     return [
         HeldSetting(
             name=name,
             value=held[name],
-            source="project" if name in own else _source(given.get(name)),
+            source="project"
+            if name in own
+            else SOURCE
+            if name in extra
+            else _source(given.get(name)),
             says=fields[name].description or "",
         )
         for name in own_fields()

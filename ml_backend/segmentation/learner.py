@@ -6,6 +6,7 @@ The live loop and the simulation get it from `ml_backend.rounds.learners`.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
@@ -137,6 +138,7 @@ class NetworkLearner:
         NothingLabelled, InvalidMask, InvalidImage, TrainingDiverged, OutOfMemory; the weights of
         before are kept then.
         """
+        began = time.monotonic()
         model, warm = self._start(source, seed)
         slices = LabelledSlices(
             with_neighbours(source, model.preprocessing.neighbours),
@@ -171,7 +173,7 @@ class NetworkLearner:
                 network.agree_with(expert)
 
         or_on_cpu(network, self.device, know_filters)  # they are of whole slices
-        run = train(network, slices, training, seed=seed, progress=progress)
+        run = train(network, slices, training, seed=seed, progress=progress, began=began)
         self.model = model
         return FitReport(
             steps=run.steps,

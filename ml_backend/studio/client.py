@@ -96,6 +96,8 @@ class Backend(BaseModel):
     error_message: str | None = None
     is_interactive: bool = False
     """Whether Label Studio asks it for a prediction when a person draws a prompt."""
+    extra_params: Any = None
+    """What a person gave it under *Settings → Model*: JSON, or a text that should be some."""
 
 
 class Webhook(BaseModel):

@@ -30,6 +30,7 @@ from ml_backend.api.protocol import health
 from ml_backend.api.status import looks
 from ml_backend.errors import NextsliceError, OptionError
 from ml_backend.logs import without_passwords
+from ml_backend.rounds.extra_params import SOURCE
 from ml_backend.rounds.overview import ProjectOverview
 from ml_backend.rounds.project import ConnectedProject, stored_project
 from ml_backend.rounds.project_settings import change_settings
@@ -203,6 +204,7 @@ def _project_page(
         project=found,
         curve=learning_curve(found.rounds, found.classes),
         fields=fields,
+        extra_params=SOURCE,
         given=given or {field.name: field.own for field in fields},
         shown=found.queue[:_SHOWN],
         uncertain=request.args.get("show") == _UNCERTAINTY,
