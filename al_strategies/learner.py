@@ -20,6 +20,7 @@ from al_strategies.evidence import Evidence, Position, SliceId
 
 __all__ = [
     "IGNORE",
+    "SMALL_SIDE",
     "Beliefs",
     "FitReport",
     "HearsLoss",
@@ -40,6 +41,9 @@ __all__ = [
 
 IGNORE = 255
 """Mask value of a pixel that nobody labelled: the loss and the metrics leave it out."""
+
+SMALL_SIDE = 256
+"""Pixels of the longer side of a small picture of a slice, at most."""
 
 Progress = Callable[[str, int, int], None]
 """``progress(step, done, total)``: called often, must return quickly."""
@@ -146,10 +150,13 @@ class FitReport:
 @dataclass(frozen=True)
 class Prediction:
     """``mask`` (H, W) uint8 class indices at the slice's own size; ``confidence`` the mean over
-    pixels of the largest class probability, in [0, 1]."""
+    pixels of the largest class probability, in [0, 1]; ``uncertainty`` (h, w) uint8 of
+    `SMALL_SIDE` a side at most: the entropy as a part of ln C, in [0, 1] as 0 … 255, of each small
+    pixel the mean; None where not asked for."""
 
     mask: npt.NDArray[np.uint8]
     confidence: float
+    uncertainty: npt.NDArray[np.uint8] | None = None
 
 
 class Beliefs(NamedTuple):
@@ -191,7 +198,8 @@ class Learner(Protocol):
 
     Everything random follows ``seed``. Until `fit`, `load_bytes` or `start_from` has given it
     weights, all that needs them raises NotTrained. Not thread-safe. A simulation calls `fit`,
-    `evidence`, `predict` and `evaluate` alone, and without ``unusable`` and ``unreadable``.
+    `evidence`, `predict` and `evaluate` alone, and without ``unusable``, ``unreadable`` and
+    ``uncertainty``.
     """
 
     @property
@@ -264,9 +272,10 @@ class Learner(Protocol):
         *,
         progress: Progress | None = None,
         unreadable: Unreadable | None = None,
+        uncertainty: bool = False,
     ) -> Iterator[tuple[SliceId, Prediction]]:
         """The segmentation of each slice, in the order of ``ids``, one at a time. ``unreadable`` as
-        in `evidence`."""
+        in `evidence`. ``uncertainty``: with `Prediction.uncertainty`, of the same pass."""
 
     def predict_image(
         self, image: npt.NDArray[Any], *, progress: Progress | None = None

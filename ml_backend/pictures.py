@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from al_strategies.learner import IGNORE
+from al_strategies.learner import IGNORE, SMALL_SIDE
 from ml_backend.errors import NextsliceError
 
 __all__ = [
@@ -27,6 +27,8 @@ __all__ = [
     "decode_label_map",
     "encode_png",
     "open_picture",
+    "small_picture",
+    "small_size",
 ]
 
 LabelMap = npt.NDArray[np.uint8]
@@ -78,6 +80,18 @@ def encode_png(image: npt.NDArray[np.uint8]) -> bytes:
     return bytes(
         imagecodecs.png_encode(pixels, level=1, strategy=png.STRATEGY.RLE, filter=png.FILTER.SUB)
     )
+
+
+def small_size(width: int, height: int) -> tuple[int, int]:
+    """Width and height of a picture with `SMALL_SIDE` pixels a side at most, never enlarged."""
+    scale = min(1.0, SMALL_SIDE / max(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def small_picture(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """A grey (H, W) image of `small_size`, each pixel the mean of its area."""
+    picture = Image.fromarray(image)
+    return np.asarray(picture.resize(small_size(*picture.size), Image.Resampling.BOX))
 
 
 def open_picture(

@@ -273,6 +273,13 @@ class Settings(BaseSettings):
     train_steps: int | None = Field(
         None, ge=1, description="Optimiser steps of one training; empty: by device and data."
     )
+    train_minutes: float | None = Field(
+        None,
+        gt=0,
+        description="Minutes that one training may take: where its steps do not fit, by the pace "
+        "they have, fewer are made, and the learning rate falls to its end all the same; empty: as "
+        "long as they take.",
+    )
     crop: int | None = Field(
         None,
         ge=32,

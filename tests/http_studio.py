@@ -159,7 +159,11 @@ class _Handler(BaseHTTPRequestHandler):
             return {"email": "somebody@lab.example"}
         if path == "api/projects":
             return {"results": [memory.project(7).model_dump(mode="json")], "next": None}
+        if path == "api/users":
+            return memory.users
         number = int(path.split("/")[2])
+        if path.endswith("/drafts"):
+            return memory.drafts.get(number, [])
         if path.startswith("api/predictions/"):
             if self.command == "DELETE":
                 memory.delete_prediction(number)
@@ -183,6 +187,10 @@ class _Handler(BaseHTTPRequestHandler):
                 if all(row["id"] in wanted for wanted in ids)
                 and all(self.matches(pattern, str(row["id"])) for pattern in patterns)]  # fmt: skip
         ordering = asked["ordering"][0]
+        for row in rows:
+            done = self.server.memory.completed_at(row)
+            row["completed_at"] = None if done is None else done.isoformat()
+            row["annotators"] = [a.get("completed_by", 1) for a in row["annotations"]]
         rows.sort(key=lambda row: row[ordering.rpartition(":")[2]], reverse=ordering[0] == "-")
         first = (int(query["page"][0]) - 1) * int(query["page_size"][0])
         page = rows[first : first + int(query["page_size"][0])]

@@ -24,7 +24,8 @@ class MemoryStudio:
     """A project of ``slices`` tasks, 0, 1, 2, …, whose images are ``image(task)``.
 
     ``unreadable``: tasks whose image answers 404. ``drafted``: tasks that somebody has begun.
-    ``backend``: the project's ML backend.
+    ``backend``: the project's ML backend. ``users``, ``drafts``: as the API has them, the latter by
+    task.
     ``listings``: how often all tasks were asked for.
     """
 
@@ -37,6 +38,8 @@ class MemoryStudio:
         self.imported: list[dict[str, Any]] = []
         self.unreadable: set[int] = set()
         self.drafted: set[int] = set()
+        self.users: list[dict[str, Any]] = []
+        self.drafts: dict[int, list[dict[str, Any]]] = {}
         self.sdk = SimpleNamespace(ml=SimpleNamespace(update=self._rename))
         self.listings = 0
         self._image = image
@@ -185,9 +188,19 @@ class MemoryStudio:
         if field == "updated_at":
             return bool(row["updated_at"] >= datetime.fromisoformat(value))
         if field == "draft_exists":
-            return row["id"] in self.drafted
+            return row["id"] in self.drafted or row["id"] in self.drafts
+        if field == "annotators":
+            return bool(row["annotations"])
+        if field == "completed_at":
+            done = self.completed_at(row)
+            return done is not None and done >= datetime.fromisoformat(value)
         found = {"total_annotations": len(row["annotations"]), "cancelled_annotations": 0}[field]
         return bool(found > value if condition["operator"] == "greater" else found == value)
+
+    def completed_at(self, row: dict[str, Any]) -> datetime | None:
+        """When the task's last annotation was submitted."""
+        moments = [datetime.fromisoformat(found["created_at"]) for found in row["annotations"]]
+        return max(moments, default=None)
 
     def _versions(self, version: str) -> set[int]:
         return {row["task"] for row in self.imported if row["model_version"] == version}

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,11 @@ from ml_backend.embedded.redis_server import start_redis
 from ml_backend.embedded.stack import settings_from
 from ml_backend.rounds.artefacts import METRICS, ROUND
 from ml_backend.rounds.attempt import attempt
+from ml_backend.rounds.extra_params import follow
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.project_settings import change_settings
 from ml_backend.rounds.schedule import CONTROL
+from ml_backend.studio.client import Backend
 from tests.chromium import TIMEOUT_MS, look
 from tests.http_studio import HttpStudio, phantom_project, phantom_server
 
@@ -61,9 +65,13 @@ def loop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
     url = f"http://127.0.0.1:{port}"
     with ProcessGroup(folder / "logs") as group, phantom_server() as server:
         server.memory.fields["title"] = "Explant 7, week 4"
+        _people(server)
         redis = start_redis(group, folder)
         project = phantom_project(server, make, REDIS_URL=redis, NEXTSLICE_BACKEND_URL=url)
         loop = Loop(server, project, url)
+        _of_two(server)
+        said = {"reserve": 2, "strategie": "badge"}
+        follow(loop.again(), Backend(id=1, url=url, extra_params=said))
         assert attempt(loop.again(), "3 new annotations") is not None
         _measured(loop.again())
         queue = project.service.schedule.queue(CONTROL)
@@ -75,6 +83,23 @@ def loop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
         yield loop
         serving.shutdown()
         thread.join()
+
+
+def _people(server: HttpStudio) -> None:
+    """Somebody with a name whose draft is new, for a day, and somebody without."""
+    server.memory.users = [
+        {"id": 1, "email": "anna@lab.example", "first_name": "Anna", "last_name": "Ames"},
+        {"id": 2, "email": "ben.with.a.long.address@radiology.lab.example"},
+    ]
+    soon = (datetime.now(UTC) + timedelta(days=1)).isoformat()
+    server.memory.drafts[7] = [{"user": "anna@lab.example", "updated_at": soon}]
+
+
+def _of_two(server: HttpStudio) -> None:
+    """Who submitted the labels that are there, and how long it took them."""
+    for task, (who, seconds) in {0: (1, 95.0), 1: (2, 4000.0), 2: (2, None)}.items():
+        (found,) = next(iter(server.memory.full_tasks_by_id(7, [task])))["annotations"]
+        found |= {"completed_by": who, "lead_time": seconds}
 
 
 def _measured(project: ConnectedProject) -> None:
@@ -119,7 +144,9 @@ def violations(page: Page) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("path", ["/", "/projects/7", "/projects/8"])
+@pytest.mark.parametrize(
+    "path", ["/", "/projects/7", "/projects/7?show=uncertainty", "/projects/8"]
+)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [LAPTOP, PHONE], ids=["laptop", "phone"])
 def test_everybody_can_read_it(
@@ -182,6 +209,23 @@ def test_the_keyboard_is_enough(loop: Loop, open_page: Callable[..., Page]) -> N
     expect(page.get_by_role("status")).to_contain_text("The settings are kept.")
     assert loop.again().settings.k == 5
     change_settings(loop.again(), {"k": ""})
+
+
+def test_masks_and_uncertainty_are_changed_by_keyboard_and_stay(
+    loop: Loop, open_page: Callable[..., Page]
+) -> None:
+    page = open_page(loop.page_url)
+    tab_to(page, "Uncertainty")
+    page.keyboard.press("Enter")
+    shown = page.locator(".queue img").first
+    expect(shown).to_have_attribute("alt", re.compile("^Uncertainty of slice z = "))
+    loop.server.memory.fields["title"] = "Explant 9"  # seen when the page has kept itself fresh
+    expect(page.get_by_role("heading", level=1)).to_have_text("Explant 7, week 4")
+    page.wait_for_function("() => document.title.startsWith('Explant 9')", timeout=20_000)
+    expect(shown).to_have_attribute("alt", re.compile("^Uncertainty"))
+    tab_to(page, "Masks")
+    page.keyboard.press("Enter")
+    expect(page.locator(".queue img").first).to_have_attribute("alt", re.compile("^Slice"))
 
 
 def test_a_mistake_in_a_form_is_said_and_changes_nothing(

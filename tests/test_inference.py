@@ -28,6 +28,7 @@ from ml_backend.segmentation.inference import (
     optimised,
     segment,
     segment_image,
+    segment_maps,
 )
 from ml_backend.segmentation.model import Model
 from ml_backend.segmentation.networks import build_network
@@ -408,3 +409,46 @@ def test_unknown_evidence_is_refused() -> None:
 def test_impossible_settings_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         InferenceConfig(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("bias", "grey"), [((0.0, 0.0, 0.0), 255), ((90.0, 0.0, 0.0), 0), ((90.0, 90.0, 0.0), 161)]
+)
+def test_uncertainty_is_the_entropy_as_a_part_of_all_that_there_can_be(
+    bias: tuple[float, ...], grey: int
+) -> None:
+    """Of n equally likely classes ln n / ln 3: 1 for all, 0 for one, 0.6309 (161 / 255) for two."""
+    model = make_model()
+    torch.nn.init.zeros_(model.network.classifier.weight)
+    model.network.classifier.bias.data = torch.tensor(bias)
+    phantom = Phantom(2, size=(300, 520))
+    found = dict(segment(model, phantom, phantom.ids, CONFIG, uncertainty=True))
+    for prediction in found.values():
+        assert prediction.mask.shape == (300, 520)
+        assert prediction.uncertainty is not None
+        assert prediction.uncertainty.shape == (148, 256)
+        assert np.unique(prediction.uncertainty).tolist() == [grey]
+
+
+def test_uncertainty_changes_no_mask_and_costs_no_second_forward(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, source = make_model(), Mixed()
+    passes: list[int] = []
+    read = HRNetV2.read
+
+    def counted(self: HRNetV2, *arguments: Any, **options: Any) -> Any:
+        passes.append(1)
+        return read(self, *arguments, **options)
+
+    monkeypatch.setattr(HRNetV2, "read", counted)
+    bare = dict(segment(model, source, source.ids, CONFIG))
+    alone = len(passes)
+    found = dict(segment(model, source, source.ids, CONFIG, uncertainty=True))
+    assert len(passes) == 2 * alone
+    maps = dict(segment_maps(model, source, source.ids, CONFIG, uncertainty=True))
+    for slice_id, prediction in found.items():
+        np.testing.assert_array_equal(prediction.mask, bare[slice_id].mask)
+        assert prediction.confidence == bare[slice_id].confidence
+        assert bare[slice_id].uncertainty is None
+        np.testing.assert_array_equal(prediction.uncertainty, maps[slice_id].uncertainty)

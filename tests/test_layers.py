@@ -46,9 +46,16 @@ ALLOWED = {
 """For each part, the parts of ours that it may import. `cli` may import all."""
 
 ROUNDS = (
-    *("records", "artefacts", "store", "claim", "leftovers"),  # what is kept
+    *(
+        "records",
+        "artefacts",
+        "store",
+        "claim",
+        "leftovers",
+        "uncertainty_pictures",
+    ),  # what is kept
     *("contention", "schedule", "slices", "service", "project"),  # what a step is handed
-    "project_settings",
+    *("project_settings", "extra_params"),
     *("coverage", "effort", "source", "learners", "pseudo", "further", "training", "scoring"),  # …
     *(
         "reasons",
@@ -64,7 +71,7 @@ ROUNDS = (
         "round",
     ),
     "going_on",
-    *("attempt", "status", "readiness", "overview"),  # where it stands
+    *("attempt", "status", "readiness", "people", "overview"),  # where it stands
     *("adopt", "reconcile", "jobs", "worker"),  # who runs them, and when
 )
 """The modules of `rounds`, each of which may import those before it."""

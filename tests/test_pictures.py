@@ -16,12 +16,21 @@ from ml_backend.pictures import (
     decode_label_map,
     encode_png,
     open_picture,
+    small_picture,
 )
 
 
 def test_a_label_map_comes_back_as_it_was() -> None:
     mask = np.random.default_rng(0).integers(0, 256, (13, 29), np.uint8)
     assert np.array_equal(decode_label_map(encode_png(mask)), mask)
+
+
+def test_a_small_picture_is_the_mean_of_areas_and_never_larger() -> None:
+    image = np.kron([[0, 100], [200, 40]], np.ones((400, 800))).astype(np.uint8)
+    small = small_picture(image)
+    assert small.shape == (128, 256)
+    assert np.unique(small).tolist() == [0, 40, 100, 200]
+    assert small_picture(image[399:401, 799:801]).tolist() == [[0, 100], [200, 40]]
 
 
 @pytest.mark.parametrize("cut", [0, 4, 40, 60])

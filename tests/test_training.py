@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +17,7 @@ from ml_backend.segmentation.networks import SegmentationNetwork, build_network
 from ml_backend.segmentation.preprocessing import Preprocessing
 from ml_backend.segmentation.training import (
     SegmentationLoss,
+    StepsThatFit,
     TrainingConfig,
     TrainingDiverged,
     autocast,
@@ -175,6 +180,7 @@ def test_a_bfloat16_training_step_runs_and_keeps_float32_weights() -> None:
         {"warm_up": 1.0},
         {"balance": 2.0},
         {"precision": "float8"},
+        {"seconds": 0},
     ],
 )
 def test_impossible_settings_are_refused(wrong: dict[str, object]) -> None:
@@ -191,3 +197,67 @@ def test_defaults_fit_the_device_and_the_slices() -> None:
     assert small.crop % 32 == 0
     assert large.crop < gpu.crop
     assert small.steps < large.steps < gpu.steps
+
+
+def walked(steps: int, seconds: float | None, *paces: float) -> tuple[list[int], int]:
+    """Where each step was on the schedule of ``steps``, and how many were made, where they take
+    ``paces`` seconds, the last of them again and again."""
+    fit = StepsThatFit(steps, seconds, began=0.0)
+    places, moment, step = [0], 0.0, 0
+    while step < fit.steps:
+        step += 1
+        moment += paces[min(step, len(paces)) - 1]
+        places.append(fit.next_place(step, moment))
+    return places[:-1], step
+
+
+@pytest.mark.parametrize("seconds", [None, 21.0, 1000.0])
+def test_steps_that_fit_are_those_of_a_training_without_a_limit(seconds: float | None) -> None:
+    places, made = walked(20, seconds, 2.0, 1.0)
+    assert made == 20
+    assert places == list(range(20))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "paces", "most"),
+    [
+        (30.0, (1.0,), 31),
+        (30.0, (8.0, 1.0), 24),
+        (30.0, (1.0,) * 10 + (2.0,), 22),
+        (30.0, (2.0,) * 10 + (1.0,), 22),
+        (0.5, (1.0,), 2),
+        (2.5, (1.0,), 4),
+    ],
+)
+def test_fewer_steps_go_through_the_whole_schedule_in_time(
+    seconds: float, paces: tuple[float, ...], most: int
+) -> None:
+    places, made = walked(200, seconds, *paces)
+    taken = sum(paces[min(step, len(paces)) - 1] for step in range(1, made + 1))
+    assert made <= most
+    assert taken <= max(seconds, paces[0]) + paces[-1], "one step more than fits, at most"
+    assert taken >= seconds - 2 * paces[-1], "and none less"
+    assert places[0] == 0
+    assert places == sorted(places)
+    assert places[-1] == 199, "the last step has the learning rate of the last of all"
+
+
+def test_a_training_ends_in_time_with_the_smallest_learning_rate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rates: list[float] = []
+    step = torch.optim.AdamW.step
+
+    def noted(self: torch.optim.AdamW, *arguments: Any, **options: Any) -> Any:
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", noted)
+    seen: list[tuple[str, int, int]] = []
+    config = replace(TINY, steps=3_000, seconds=2.0)
+    began = time.monotonic()
+    run = train(network(), slices(), config, progress=lambda *event: seen.append(event))
+    assert time.monotonic() - began < 30
+    assert run.steps == len(rates) == seen[-1][1] == seen[-1][2]
+    assert run.steps < 3_000
+    assert rates[-1] < 1e-4 * config.learning_rate

@@ -11,6 +11,7 @@ from redis.exceptions import RedisError
 from ml_backend.cli import app, console
 from ml_backend.configuration import written
 from ml_backend.errors import OptionError
+from ml_backend.rounds.extra_params import faults_of
 from ml_backend.rounds.overview import held_settings
 from ml_backend.rounds.project import ConnectedProject, known_project
 from ml_backend.rounds.project_settings import change_settings
@@ -68,10 +69,13 @@ def _pair(text: str) -> tuple[str, str]:
 
 def _print(project: ConnectedProject, *, as_json: bool) -> None:
     rows = [{"setting": s.name, "value": s.value, "from": s.source} for s in held_settings(project)]
+    warnings = faults_of(project)
     if as_json:
-        typer.echo(json.dumps({"project": project.number, "settings": rows}))
+        typer.echo(json.dumps({"project": project.number, "settings": rows, "warnings": warnings}))
         return
     values = [written(row["value"]) or "–" for row in rows]
     names, width = max(len(str(row["setting"])) for row in rows), max(map(len, values))
     for row, value in zip(rows, values, strict=True):
         typer.echo(f"{row['setting']:{names}}  {value:{width}}  {row['from']}")
+    for warning in warnings:
+        console.print(warning)

@@ -10,6 +10,7 @@ import logging
 import time
 
 from ml_backend.errors import NextsliceError
+from ml_backend.rounds import extra_params
 from ml_backend.rounds.claim import ClaimTaken
 from ml_backend.rounds.imageless import look_for_images
 from ml_backend.rounds.project import ConnectedProject, now
@@ -83,6 +84,7 @@ def adopt(
     task_order.prepare(project.studio, seen)
     url = None if backend is None else backend.url.rstrip("/")
     project.update(lambda record: record.linked(url))
+    extra_params.follow(project, backend)
     protect_webhook(project)
     if backend is not None and config.prompts:
         make_interactive(project.studio, project.number, backend, project.link)

@@ -46,6 +46,7 @@ __all__ = [
     "QUEUE",
     "ROUND",
     "SELECTION",
+    "UNCERTAINTY",
     "WARNINGS",
     "WEIGHTS",
     "Artefact",
@@ -197,7 +198,8 @@ def _called(arrays: Mapping[str, npt.NDArray[Any]], prefix: str) -> dict[str, np
 
 @dataclass(frozen=True)
 class Pictures:
-    """A folder of label maps in a round's folder: (H, W) uint8, class indices, 255 = unlabelled."""
+    """A folder of pictures in a round's folder: (H, W) uint8, of label maps class indices, 255 =
+    unlabelled."""
 
     folder: str
 
@@ -232,6 +234,9 @@ WEIGHTS = _noted(
 )
 PSEUDO = Pictures("pseudo")
 """What the published checkpoint has drawn for the training, by task."""
+UNCERTAINTY = Pictures("uncertainty")
+"""Small pictures of how uncertain the network of a version is, by version and task; grey values:
+the entropy as a part of ln C, 255 = all of it. They are shown, and nothing else."""
 METRICS = record_file("metrics.json", MetricsRecord, Step.TRAIN)
 EVIDENCE = _noted(
     Artefact("evidence.npz", "file of evidence", _pack, _unpack, step=Step.SCORE, prunable=True)

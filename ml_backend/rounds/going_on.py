@@ -27,6 +27,7 @@ from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.pseudo import Mask, pseudo_slices
 from ml_backend.rounds.records import DatasetRecord, FurtherRecord, MetricsRecord, Published
 from ml_backend.rounds.source import ProjectSource, positions
+from ml_backend.rounds.uncertainty_pictures import KeptPictures
 from ml_backend.segmentation.learner import evenly_spread
 from ml_backend.studio import task_order
 from ml_backend.studio.annotations import regions
@@ -218,10 +219,13 @@ class _GoingOn:
         learner = load_learner(self.settings, data, self.settings.train_device)
         config = parse_label_config(self.dataset.label_config)
 
+        pictures = KeptPictures(self.folder, version)
+
         def predict(tasks: list[int]) -> Iterator[tuple[int, Regions]]:
-            found = learner.predict(self.source, tasks, unreadable=_name)
+            found = learner.predict(self.source, tasks, unreadable=_name, uncertainty=True)
             for done, (task, prediction) in enumerate(found, 1):
                 self._step("publish", done, len(tasks))
+                pictures.keep(int(task), prediction)
                 yield int(task), regions(prediction.mask, config)
 
         weights = self.folder.relative(FURTHER_WEIGHTS)

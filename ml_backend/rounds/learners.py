@@ -70,7 +70,12 @@ def learner_config(settings: Settings, device: str, *, brief: bool = False) -> L
 
     ``brief``: see `LearnerConfig`.
     """
-    given = {"steps": settings.train_steps, "crop": settings.crop}
+    minutes = settings.train_minutes
+    given = {
+        "steps": settings.train_steps,
+        "crop": settings.crop,
+        "seconds": None if minutes is None else 60 * minutes,
+    }
     return LearnerConfig(
         architecture=None if settings.architecture == "auto" else settings.architecture,
         pretrained={"auto": "auto", "true": True, "false": False}[settings.pretrained],  # type: ignore[arg-type]

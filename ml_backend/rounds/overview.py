@@ -18,12 +18,22 @@ from ml_backend.errors import NextsliceError
 from ml_backend.rounds.artefacts import LABELS, METRICS, ROUND, SELECTION, WARNINGS
 from ml_backend.rounds.early import next_round_at, wanted_labels
 from ml_backend.rounds.effort import totals_of
+from ml_backend.rounds.extra_params import SOURCE, faults_of
+from ml_backend.rounds.people import People, Seen, people_of, seen_now
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.publish import known_queue
-from ml_backend.rounds.records import MetricsRecord, Published, QueueKind, Record, RoundRecord
+from ml_backend.rounds.records import (
+    DatasetLabels,
+    MetricsRecord,
+    Published,
+    QueueKind,
+    Record,
+    RoundRecord,
+)
 from ml_backend.rounds.status import Condition, ProjectStatus, project_status
 from ml_backend.rounds.store import RoundFolder, StoreError
 from ml_backend.rounds.sync import finite, new_labels
+from ml_backend.rounds.uncertainty_pictures import kept_tasks
 from ml_backend.settings import given_settings, own_fields, without_passwords
 from ml_backend.studio.client import Project, TaskRow, annotated, not_annotated, not_skipped
 
@@ -126,6 +136,8 @@ class QueuePlace(Record):
     """The strategy's, in its own unit; None where it gives none."""
     masked: bool = False
     """Whether a prediction with a mask was published."""
+    uncertainty: bool = False
+    """Whether a picture is kept of how uncertain the published network is of it."""
     label_studio: str = ""
 
 
@@ -144,6 +156,7 @@ class ProjectOverview(ProjectSummary):
 
     classes: list[str] = Field(default_factory=list)
     labels: Labels | None = None
+    people: People = Field(default_factory=People)
     queue: list[QueuePlace] = Field(default_factory=list)
     """What is left of it: open slices, in order."""
     rounds: list[RoundSummary] = Field(default_factory=list)
@@ -198,10 +211,13 @@ def project_overview(project: ConnectedProject, *, redis: bool = True) -> Projec
     seen: Project | None = None
     labels: Labels | None = None
     rows: dict[int, TaskRow] = {}
+    there = _known_labels(project, published)
+    people = Seen()
     try:
         seen = project.check_identity()
         rows = _open_rows(project, published)
-        labels = _labels(project, published)
+        labels = _labels(project, published, there)
+        people = seen_now(project.studio, project.number, rows)
     except NextsliceError as error:
         unanswered = without_passwords(str(error))
     status = project_status(project, redis=redis)
@@ -209,6 +225,7 @@ def project_overview(project: ConnectedProject, *, redis: bool = True) -> Projec
         **_summary(project, seen, status),
         classes=[] if published is None else published.classes,
         labels=labels,
+        people=_people(project, published, there, people),
         queue=_queue(project, published, rows),
         rounds=_rounds(project, published),
         warnings=_warnings(project, published),
@@ -220,12 +237,14 @@ def project_overview(project: ConnectedProject, *, redis: bool = True) -> Projec
 # -- what Label Studio knows
 
 
-def _labels(project: ConnectedProject, published: Published | None) -> Labels:
+def _labels(
+    project: ConnectedProject, published: Published | None, there: DatasetLabels | None
+) -> Labels:
+    """``there``: those of the published round."""
     studio, number = project.studio, project.number
     settings = project.settings
     fresh = count = studio.count_tasks(number, [annotated()])
     wanted = next_round_at(0, settings.k, settings.early_labels)
-    there = None if published is None else project.folder.round(published.round).load(LABELS)
     if published is not None and there is not None:
         fresh = new_labels(project, there)
         if not published.round:  # there when the project was adopted: nothing has learned them
@@ -240,13 +259,14 @@ def _labels(project: ConnectedProject, published: Published | None) -> Labels:
 
 
 def _open_rows(project: ConnectedProject, published: Published | None) -> dict[int, TaskRow]:
-    """The queue's tasks that nobody has annotated."""
+    """The queue's tasks that nobody has annotated, first place first."""
     queue = None if published is None else known_queue(project.folder.round(published.round))
     if queue is None:
         return {}
-    ids = [entry.task for entry in queue.entries]
+    ids = [entry.task for entry in queue.in_order()]
     rows = project.studio.tasks_by_id(project.number, ids, [not_annotated()])
-    return {row.id: row for row in rows}
+    found = {row.id: row for row in rows}
+    return {task: found[task] for task in ids if task in found}
 
 
 def _queue(
@@ -260,6 +280,7 @@ def _queue(
         return []
     why = {} if selection is None else selection.reasons
     scores = {} if selection is None else selection.scores
+    pictures = kept_tasks(project.folder, published)
     address = f"{project.settings.label_studio_url}/projects/{project.number}/data?task="
     entries = queue.in_order()
     return [
@@ -270,6 +291,7 @@ def _queue(
             why=why.get(entry.task, _UNSELECTED),
             score=scores.get(entry.task),
             masked=published.weights is not None and entry.task not in queue.unmasked,
+            uncertainty=entry.task in pictures,
             label_studio=f"{address}{entry.task}",
             **_where(rows[entry.task]),
         )
@@ -292,6 +314,27 @@ def _where(row: TaskRow) -> dict[str, Any]:
 
 
 # -- what the store knows
+
+
+def _known_labels(project: ConnectedProject, published: Published | None) -> DatasetLabels | None:
+    """The labels of the published round."""
+    return None if published is None else project.folder.round(published.round).load(LABELS)
+
+
+def _people(
+    project: ConnectedProject,
+    published: Published | None,
+    there: DatasetLabels | None,
+    seen: Seen,
+) -> People:
+    """With the labels of the round that is being made, where it has read them, else ``there``."""
+    if published is None:
+        return people_of(None, None, seen)
+    number = published.round + 1
+    following = project.folder.round(number).load(LABELS)
+    if following is None:
+        return people_of(there, published.round, seen)
+    return people_of(following, number, seen)
 
 
 def _rounds(project: ConnectedProject, published: Published | None) -> list[RoundSummary]:
@@ -330,12 +373,14 @@ def _round(record: RoundRecord, metrics: MetricsRecord | None, *, served: bool) 
 
 
 def _warnings(project: ConnectedProject, published: Published | None) -> list[str]:
-    """What was left out of the published round, and of the one that is being made."""
+    """What is wrong with its settings, and what was left out of the published round and of the one
+    that is being made."""
+    said = faults_of(project)
     if published is None:
-        return []
+        return said
     folder = project.folder.round(published.round)
     following = project.folder.round(published.round + 1)
-    found = [*_left_out(folder), *_of_dataset(following), *_of_dataset(folder)]
+    found = [*said, *_left_out(folder), *_of_dataset(following), *_of_dataset(folder)]
     found = list(dict.fromkeys(found))
     more = len(found) - _WARNINGS
     return found[:_WARNINGS] + ([f"… and {more:,} more, in the round's dataset.json."] * (more > 0))
@@ -371,14 +416,19 @@ def _counted(count: int, what: str) -> str:
 
 def held_settings(project: ConnectedProject) -> list[HeldSetting]:
     """Every setting that a project may have of its own, what holds and where it comes from."""
-    settings, own, given = project.settings, project.record.settings, given_settings()
+    settings, given = project.settings, given_settings()
+    own, extra = project.record.settings, project.record.extra_settings
     held: dict[str, Any] = settings.model_dump(mode="json", include=set(own_fields()))
     fields = type(settings).model_fields
     return [
         HeldSetting(
             name=name,
             value=held[name],
-            source="project" if name in own else _source(given.get(name)),
+            source="project"
+            if name in own
+            else SOURCE
+            if name in extra
+            else _source(given.get(name)),
             says=fields[name].description or "",
         )
         for name in own_fields()

@@ -12,6 +12,7 @@ from ml_backend.rounds.coverage import Coverage
 from ml_backend.rounds.live_masks import Regions
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.source import ProjectSource
+from ml_backend.rounds.uncertainty_pictures import KeptPictures
 from ml_backend.studio.annotations import regions
 from ml_backend.studio.label_config import parse_label_config
 
@@ -45,9 +46,13 @@ def draw_pending(project: ConnectedProject, progress: Progress) -> int:
             "the masks that are drawn",
         )
         done = 0
+        pictures = KeptPictures(project.folder.round(published.round), published.model_version)
         for asked in coverage.passes(tasks):
-            for task, prediction in learner.predict(source, asked, unreadable=coverage.note):
+            for task, prediction in learner.predict(
+                source, asked, unreadable=coverage.note, uncertainty=True
+            ):
                 done += 1
+                pictures.keep(int(task), prediction)
                 progress("masks", done, len(tasks))
                 yield int(task), regions(prediction.mask, config)
 

@@ -60,17 +60,22 @@ class ConnectedProject:
 
     @cached_property
     def settings(self) -> Settings:
-        """What holds for this project: its own settings over those of the service, as they were
-        when this was first asked for, so that a round ends as it began. Raises SettingsError."""
-        own = self.record.settings
+        """What holds for this project: its own settings over the extra params of its ML backend in
+        Label Studio over those of the service, as they were when this was first asked for, so that
+        a round ends as it began. Raises SettingsError."""
+        record = self.record
         try:
-            return self.service.settings.with_own(own)
+            return self.service.settings.with_own({**record.extra_settings, **record.settings})
         except SettingsError as error:
-            names = " ".join(f"{name}=" for name in own)
+            names = " ".join(f"{name}=" for name in record.settings)
             raise SettingsError(
                 f"The settings of project {self.number} cannot be used: {error}. Take them back: "
                 f"nextslice project set {self.number} {names}"
             ) from None
+
+    def read_settings_again(self) -> None:
+        """Have `settings` be what holds now: for who has changed it before anything began."""
+        self.__dict__.pop("settings", None)
 
     @property
     def studio(self) -> Studio:

@@ -13,7 +13,7 @@ from rq.timeouts import JobTimeoutException
 
 from ml_backend.errors import NextsliceError
 from ml_backend.logs import about
-from ml_backend.rounds import publish
+from ml_backend.rounds import extra_params, publish
 from ml_backend.rounds.adopt import protect_webhook
 from ml_backend.rounds.artefacts import DATASET, LABELS, METRICS
 from ml_backend.rounds.attempt import gives_up, may_try_again
@@ -154,6 +154,7 @@ def reconcile(service: Service) -> None:
 def _look(project: ConnectedProject, seen: Project) -> None:
     """One project's turn of `reconcile`: its errors end here."""
     try:
+        extra_params.follow(project, project.studio.find_backend(project.number, project.link.url))
         publish.repair(project, seen)
         protect_webhook(project)
         count(project, seen)

@@ -6,7 +6,7 @@ anything is written.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
@@ -331,6 +331,12 @@ class ProjectRecord(Record):
     settings: dict[str, JsonValue] = Field(default_factory=dict)
     """The project's own, by field: over those of the service."""
 
+    extra_said: str = ""
+    """The extra params of its ML backend in Label Studio, as they were read last."""
+    extra_settings: dict[str, JsonValue] = Field(default_factory=dict)
+    """What can be used of them, by field: under ``settings``, over those of the service."""
+    extra_faults: list[str] = Field(default_factory=list)
+    """A sentence on each that cannot."""
     explained: str = ""
     """Which queue the slices have been told the reasons of: version, and how many it has."""
 
@@ -342,6 +348,13 @@ class ProjectRecord(Record):
         """Some settings are the project's own now, and some are no more."""
         kept = {name: value for name, value in self.settings.items() if name not in taken_back}
         self.settings = {**kept, **given}
+
+    def extra_read(
+        self, said: str, settings: Mapping[str, JsonValue], faults: Sequence[str]
+    ) -> None:
+        """Label Studio has other extra params than before."""
+        self.extra_said = said
+        self.extra_settings, self.extra_faults = dict(settings), list(faults)
 
     def lacks_images(self, sentence: str) -> None:
         """Tasks without an image were found, or are no more: see ``imageless``."""

@@ -50,6 +50,7 @@ from ml_backend.rounds.records import (
 from ml_backend.rounds.scoring import whole_pool
 from ml_backend.rounds.source import ProjectSource, positions
 from ml_backend.rounds.sync import sync
+from ml_backend.rounds.uncertainty_pictures import KeptPictures
 from ml_backend.studio import task_order
 from ml_backend.studio.annotations import regions
 from ml_backend.studio.client import annotated
@@ -403,9 +404,13 @@ class _Round:
             return
         config = parse_label_config(dataset.label_config)
         source, done = self._source(dataset), 0
+        pictures = KeptPictures(self.folder, record.model_version)
         for asked in coverage.passes(tasks):
             learner = self._serving(record.weights)
-            for task, prediction in learner.predict(source, asked, unreadable=coverage.note):
+            for task, prediction in learner.predict(
+                source, asked, unreadable=coverage.note, uncertainty=True
+            ):
                 done += 1
                 self.progress("publish", done, len(tasks))
+                pictures.keep(int(task), prediction)
                 yield int(task), regions(prediction.mask, config)

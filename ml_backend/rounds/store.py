@@ -4,7 +4,7 @@
         project.json      what adopt found out
         published.json    what is served; written after the switch has been verified
         round-0007/       dataset.json, masks/, pseudo/, weights.safetensors, evidence.npz,
-                          selection.json, metrics.json, round.json, queue.json
+                          selection.json, metrics.json, round.json, uncertainty/, queue.json
 
 What each file holds, and which step writes it, stands in `artefacts`. Every file is written whole
 or not at all. `round.json` commits a round; `published.json` alone says what is served. Nothing is
@@ -32,8 +32,10 @@ from ml_backend.rounds.artefacts import (
     PROJECT,
     PUBLISHED,
     ROUND,
+    UNCERTAINTY,
     Artefact,
     File,
+    Pictures,
     of_a_round,
 )
 from ml_backend.rounds.records import (
@@ -290,8 +292,8 @@ class ProjectStore(Folder):
             ) from error
 
     def prune(self) -> int:
-        """Delete the weights and the evidence of the rounds before the published one; how many
-        files.
+        """Delete the weights, the evidence and the pictures of uncertainty of the rounds before the
+        published one; how many files.
 
         Kept are the weights that are served, or were until the classes changed, and all else: masks
         and records of old rounds are what later ones train on and are compared by.
@@ -308,6 +310,7 @@ class ProjectStore(Folder):
                 if folder.relative(file) not in kept and folder.has(file):
                     folder.remove(file)
                     deleted += 1
+            deleted += folder.remove_pictures(UNCERTAINTY)
         return deleted
 
 
@@ -319,6 +322,15 @@ class RoundFolder(Folder):
         self.number = number
         self.name = round_name(number)
         super().__init__(project.store, f"{project.path}/{self.name}")
+
+    def remove_pictures(self, pictures: Pictures) -> int:
+        """Delete all of these, by version; how many there were."""
+        path, deleted = f"{self.path}/{pictures.folder}", 0
+        for version in self.store.names(path):
+            for name in self.store.names(f"{path}/{version}"):
+                self.store.remove(f"{path}/{version}/{name}")
+                deleted += 1
+        return deleted
 
     def relative(self, file: File) -> str:
         """The path by which records of the project name ``file`` of this round."""

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 
 from ml_backend.errors import OptionError
@@ -34,3 +36,11 @@ def check_architecture(architecture: str, option: str) -> None:
             f"{option} is {architecture!r}, which cannot be built ({error}): expected for example "
             "hrnet_w18, unet or unet:resnet34"
         ) from error
+
+
+if __name__ == "__main__":  # for processes that must not import torch
+    try:
+        check_architecture(sys.argv[1], "architecture")
+    except OptionError as refusal:
+        print(refusal)
+        sys.exit(2)

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice, pairwise
 from typing import Any, NamedTuple, TypeVar
 
@@ -56,6 +57,7 @@ from al_strategies.reducers import (
     mean_iou,
     reduce_logits,
 )
+from ml_backend.pictures import small_picture
 from ml_backend.segmentation.dataset import NothingLabelled
 from ml_backend.segmentation.model import Model
 from ml_backend.segmentation.networks import (
@@ -253,15 +255,17 @@ def segment(
     progress: Progress | None = None,
     step: str = "segment",
     unreadable: Unreadable | None = None,
+    uncertainty: bool = False,
 ) -> Iterator[tuple[SliceId, Prediction]]:
     """The segmentation of each slice at its own size, in the order of ``ids``, one at a time.
 
     ``progress(step, done, total)`` after every slice. ``unreadable`` as in `gather_evidence`.
-    Raises UnreadableSlice.
+    ``uncertainty``: with that of `segment_maps`, made small. Raises UnreadableSlice.
     """
     run = _Run(model, config, frozenset({CONFIDENCE}), 0)
+    take = partial(run.predictions, uncertainty=uncertainty)
     done = 0
-    for slices, predictions in run(source, ids, run.predictions, unreadable):
+    for slices, predictions in run(source, ids, take, unreadable):
         for slice_, prediction in zip(slices, predictions, strict=True):
             yield slice_.id, prediction
             done += 1
@@ -448,13 +452,21 @@ class _Run:
         largest = max(_padded(slices[0].image.shape[1:]))
         return self._room.run(len(slices), min(self._config.tile, largest), work)
 
-    def predictions(self, slices: Sequence[_Slice], output: _Output) -> list[Prediction]:
+    def predictions(
+        self, slices: Sequence[_Slice], output: _Output, *, uncertainty: bool = False
+    ) -> list[Prediction]:
         """Masks of the slices' own sizes, with what `CONFIDENCE` says of them."""
         confidences = self.reduce(output)[CONFIDENCE].tolist()
-        return [
-            Prediction(_mask(logits, slice_.image.shape[1:]), confidence)
-            for slice_, logits, confidence in zip(slices, output.logits, confidences, strict=True)
-        ]
+        found = []
+        for slice_, logits, confidence in zip(slices, output.logits, confidences, strict=True):
+            shape = slice_.image.shape[1:]
+            if not uncertainty:
+                found.append(Prediction(_mask(logits, shape), confidence))
+                continue
+            maps = _maps(slice_.id, logits, shape, probability=False, uncertainty=True, votes=None)
+            assert maps.uncertainty is not None
+            found.append(Prediction(maps.mask, confidence, small_picture(maps.uncertainty)))
+        return found
 
     @torch.inference_mode()
     def reduce(self, output: _Output) -> dict[str, Tensor]:

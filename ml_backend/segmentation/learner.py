@@ -6,6 +6,7 @@ The live loop and the simulation get it from `ml_backend.rounds.learners`.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
@@ -137,6 +138,7 @@ class NetworkLearner:
         NothingLabelled, InvalidMask, InvalidImage, TrainingDiverged, OutOfMemory; the weights of
         before are kept then.
         """
+        began = time.monotonic()
         model, warm = self._start(source, seed)
         slices = LabelledSlices(
             with_neighbours(source, model.preprocessing.neighbours),
@@ -171,7 +173,7 @@ class NetworkLearner:
                 network.agree_with(expert)
 
         or_on_cpu(network, self.device, know_filters)  # they are of whole slices
-        run = train(network, slices, training, seed=seed, progress=progress)
+        run = train(network, slices, training, seed=seed, progress=progress, began=began)
         self.model = model
         return FitReport(
             steps=run.steps,
@@ -204,12 +206,13 @@ class NetworkLearner:
         *,
         progress: Progress | None = None,
         unreadable: Unreadable | None = None,
+        uncertainty: bool = False,
     ) -> Iterator[tuple[SliceId, Prediction]]:
         """The segmentation of each slice, in the order of ``ids``, one at a time; see
         `ml_backend.segmentation.inference.segment`."""
         return inference.segment(
             self._optimised(), self._read(source), ids, self._inference(), progress=progress,
-            unreadable=unreadable,
+            unreadable=unreadable, uncertainty=uncertainty,
         )  # fmt: skip
 
     def predict_image(

@@ -31,6 +31,7 @@ from ml_backend.segmentation.room import Room
 __all__ = [
     "Precision",
     "SegmentationLoss",
+    "StepsThatFit",
     "TrainingConfig",
     "TrainingDiverged",
     "TrainingRun",
@@ -66,6 +67,7 @@ class TrainingConfig:
     ``balance``: the part of the crops placed on classes with equal chances. ``dice``: weight of the
     Dice loss beside the cross-entropy. ``clip``: largest gradient norm. ``warm_up``: the part of
     the steps in which the learning rate rises. ``filter_noise``: see `SegmentationNetwork.sample`.
+    ``seconds``: that a training may take; where so many steps do not fit, fewer are made.
     """
 
     steps: int = 250
@@ -78,6 +80,7 @@ class TrainingConfig:
     dice: float = 1.0
     clip: float = 5.0
     filter_noise: float = 0.1
+    seconds: float | None = None
     precision: Precision = "auto"
     augmentation: Augmentation = field(default_factory=Augmentation)
 
@@ -89,6 +92,8 @@ class TrainingConfig:
             raise ValueError("batch must be at least 2: batch normalisation needs more than one.")
         if self.crop % MULTIPLE:
             raise ValueError(f"crop must be a multiple of {MULTIPLE}, found {self.crop}.")
+        if self.seconds is not None and not self.seconds > 0:
+            raise ValueError(f"seconds must be more than 0, found {self.seconds}.")
         if not 0 < self.warm_up < 1:
             raise ValueError(f"warm_up is a part of the steps in (0, 1), found {self.warm_up}.")
         if not 0 <= self.balance <= 1:
@@ -157,9 +162,9 @@ def needed_crop(slice_size: tuple[int, int]) -> int:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """``losses``: a thinned curve of (step, mean loss since the last point). ``config``: what it
-    was trained by, of fewer or smaller crops than asked for where the memory did not hold what is
-    ``too_much``."""
+    """``steps``: that were made, of those of ``config`` as many as fitted. ``losses``: a thinned
+    curve of (step, mean loss since the last point). ``config``: what it was trained by, of fewer or
+    smaller crops than asked for where the memory did not hold what is ``too_much``."""
 
     steps: int
     seconds: float
@@ -231,15 +236,18 @@ def train(
     *,
     seed: int = 0,
     progress: Progress | None = None,
+    began: float | None = None,
 ) -> TrainingRun:
     """Train ``network`` in place, on the device it is on, and leave it in evaluation mode.
 
     The same seed, slices, config and number of threads give the same weights on a CPU.
-    ``progress("train", step, steps)`` after every step. Where the memory of the device is full it
+    ``progress("train", step, steps)`` after every step. ``began``: since when the config's seconds
+    count (`time.monotonic`); None: since now. Where the memory of the device is full it
     begins again with fewer crops, then with smaller ones.
 
     Raises TrainingDiverged, OutOfMemory.
     """
+    began = time.monotonic() if began is None else began
     device = network.classifier.weight.device
     before = {name: value.to("cpu", copy=True) for name, value in network.state_dict().items()}
     room = Room(device, "the training", (_LEAST[0], min(_LEAST[1], config.crop)), _ADVICE)
@@ -247,7 +255,7 @@ def train(
     def work(batch: int, crop: int) -> TrainingRun:
         network.load_state_dict(before)
         smaller = replace(config, batch=batch, crop=crop)
-        return _train(network, slices, smaller, device, seed, progress)
+        return _train(network, slices, smaller, device, seed, progress, began)
 
     run = room.run(config.batch, config.crop, work)
     return replace(run, too_much=tuple(room.tried))
@@ -260,6 +268,7 @@ def _train(
     device: torch.device,
     seed: int,
     progress: Progress | None,
+    began: float,
 ) -> TrainingRun:
     started = time.perf_counter()
     network.to(memory_format=torch.channels_last)
@@ -279,10 +288,11 @@ def _train(
     forked = [device] if device.type == "cuda" else []
     with closing(source), torch.random.fork_rng(devices=forked), _fast_convolutions(device):
         torch.manual_seed(seed)
-        losses = _loop(network, source, slices, config, progress)
+        fit = StepsThatFit(config.steps, config.seconds, began)
+        losses = _loop(network, source, slices, config, progress, fit)
     network.eval()
     network.trained()
-    return TrainingRun(config.steps, time.perf_counter() - started, tuple(losses), config)
+    return TrainingRun(fit.steps, time.perf_counter() - started, tuple(losses), config)
 
 
 def _loop(
@@ -291,6 +301,7 @@ def _loop(
     slices: LabelledSlices,
     config: TrainingConfig,
     progress: Progress | None,
+    fit: StepsThatFit,
 ) -> list[tuple[int, float]]:
     device = network.classifier.weight.device
     criterion = SegmentationLoss(torch.from_numpy(class_weights(slices.counts)), config.dice)
@@ -306,7 +317,9 @@ def _loop(
     losses: list[tuple[int, float]] = []
     since: list[Tensor] = []
     listening: object = progress
-    for step in range(1, config.steps + 1):
+    step = 0
+    while step < fit.steps:
+        step += 1
         with autocast(device, config.precision):
             logits, targets = network.sample(next(batches), config.filter_noise)
         loss = criterion(logits, targets)
@@ -314,18 +327,60 @@ def _loop(
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), config.clip)
         optimizer.step()
-        schedule.step()
+        place = fit.next_place(step, time.monotonic())
+        while schedule.last_epoch < place:
+            schedule.step()
         since.append(loss.detach())
         # Reading a loss waits for the GPU, so it is not read at every step.
-        if step % _REPORT_EVERY == 0 or step == config.steps:
+        if step % _REPORT_EVERY == 0 or step == fit.steps:
             losses.append((step, float(torch.stack(since).mean())))
             since.clear()
             _check_loss(*losses[-1], config)
             if isinstance(listening, HearsLoss):
                 listening.told_loss(losses[-1][1])
         if progress is not None:
-            progress("train", step, config.steps)
+            progress("train", step, fit.steps)
     return losses
+
+
+class StepsThatFit:
+    """How many of ``steps`` are made in ``seconds`` from ``began`` on (`time.monotonic`), by the
+    pace that they have, and where on the schedule of all of them each is.
+
+    ``seconds``: None: as many as they take. Fewer steps go through the whole schedule in longer
+    strides, so that the last has the smallest learning rate all the same; where all fit, nothing
+    is changed. One step more than fits may be made, which is that last one.
+    """
+
+    def __init__(self, steps: int, seconds: float | None, began: float) -> None:
+        self.steps = self._all = steps
+        self._until = None if seconds is None else began + seconds
+        self._place = 0.0
+        self._timed: tuple[int, float] | None = None
+
+    def next_place(self, step: int, moment: float) -> int:
+        """Where the step after ``step`` is, which was done at ``moment``: from 0 to ``steps``."""
+        if self._until is not None:
+            self.steps = self._fitting(step, moment, self._until)
+        left = self.steps - step - 1
+        if left < 1:
+            self._place = max(self._place, self._all - 1 - left)
+        else:
+            self._place += (self._all - 1 - self._place) / (left + 1)
+        return round(self._place)
+
+    def _fitting(self, step: int, moment: float, until: float) -> int:
+        more = 0
+        if self._timed is None:  # the first takes longer than any other
+            self._timed = step, moment
+            more = self._all if moment < until else 0
+        elif moment < until:
+            first, since = self._timed
+            pace = max((moment - since) / (step - first), 1e-9)
+            more = int((until - moment) / pace)
+        if step < self.steps:
+            more = max(1, more)
+        return min(self._all, step + more)
 
 
 def _check_loss(step: int, loss: float, config: TrainingConfig) -> None:

@@ -19,7 +19,7 @@ from urllib.parse import urljoin, urlsplit
 
 import httpx
 from label_studio_sdk.core.api_error import ApiError
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ml_backend.studio.download import DOWNLOAD_S, Downloads, ImageHosts
 from ml_backend.studio.failures import ImageUnavailable, StudioError
@@ -27,11 +27,13 @@ from ml_backend.studio.token import StudioToken
 
 __all__ = [
     "Backend",
+    "Draft",
     "Filter",
     "Project",
     "Studio",
     "StudioError",
     "TaskRow",
+    "User",
     "Webhook",
     "annotated",
     "changed_since",
@@ -40,6 +42,7 @@ __all__ = [
     "ids_in",
     "not_annotated",
     "not_skipped",
+    "submitted_since",
     "with_version",
 ]
 
@@ -93,6 +96,8 @@ class Backend(BaseModel):
     error_message: str | None = None
     is_interactive: bool = False
     """Whether Label Studio asks it for a prediction when a person draws a prompt."""
+    extra_params: Any = None
+    """What a person gave it under *Settings → Model*: JSON, or a text that should be some."""
 
 
 class Webhook(BaseModel):
@@ -117,6 +122,34 @@ class TaskRow(BaseModel):
     is_labeled: bool = False
     total_annotations: int = 0
     cancelled_annotations: int = 0
+    annotators: list[int] = Field(default_factory=list)
+    """Who has submitted it, and ``completed_at``, when last: told where `submitted_since` asks."""
+    completed_at: datetime | None = None
+
+
+class User(BaseModel):
+    """A person of the organisation."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    id: int
+    email: str = ""
+    first_name: str = ""
+    last_name: str = ""
+
+    @property
+    def name(self) -> str:
+        """As Label Studio shows them: by name where they gave one, else by email."""
+        return f"{self.first_name} {self.last_name}".strip() or self.email or f"user {self.id}"
+
+
+class Draft(BaseModel):
+    """What somebody has begun and not submitted. ``user``: their email."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    user: str
+    updated_at: datetime
 
 
 @dataclass(frozen=True)
@@ -132,9 +165,20 @@ def _condition(field: str, operator: str, kind: str, value: Any) -> Filter:
 
 def changed_since(moment: datetime) -> Filter:
     """Tasks touched at or after ``moment`` (annotating, skipping and predicting touch a task)."""
+    return _since("updated_at", moment)
+
+
+def submitted_since(moment: datetime) -> list[Filter]:
+    """Tasks with an annotation that was submitted at or after ``moment``; they tell who did."""
+    # The second lets all of them pass: the Data Manager tells of what is filtered by, not else.
+    someone = _condition("annotators", "empty", "List", "False")
+    return [_since("completed_at", moment), someone]
+
+
+def _since(field: str, moment: datetime) -> Filter:
     # The Data Manager parses exactly this form; an offset instead of Z is a 500.
     text = moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-    return _condition("updated_at", "greater_or_equal", "Datetime", text)
+    return _condition(field, "greater_or_equal", "Datetime", text)
 
 
 def ids_in(ids: Iterable[int]) -> Filter:
@@ -466,6 +510,35 @@ class Studio:
         """When a task was touched last, by Label Studio's clock; None without any."""
         newest = self._page(project_id, (), "task_only", 1, 1, ordering="-tasks:updated_at").tasks
         return TaskRow.model_validate(newest[0]).updated_at if newest else None
+
+    def first_tasks(
+        self, project_id: int, filters: Sequence[Filter], most: int, ordering: str = "tasks:id"
+    ) -> tuple[list[TaskRow], int]:
+        """The first ``most`` tasks that meet every filter, and how many do: one request."""
+        page = self._page(project_id, filters, "task_only", 1, most, ordering)
+        try:
+            return [TaskRow.model_validate(row) for row in page.tasks], page.total
+        except ValidationError as error:
+            raise StudioError(f"A task has an unexpected form: {error}") from error
+
+    # -- people
+
+    def users(self) -> list[User]:
+        """The people of the organisation."""
+        rows = self.request("GET", "api/users/")
+        try:
+            return [User.model_validate(row) for row in rows]
+        except (TypeError, ValidationError) as error:
+            raise StudioError(f"The list of users has an unexpected form: {error}") from error
+
+    def drafts(self, task_id: int) -> list[Draft]:
+        """What people have begun of a task and not submitted; everybody's, with their regions, so
+        it may be large."""
+        rows = self.request("GET", f"api/tasks/{task_id}/drafts")
+        try:
+            return [Draft.model_validate(row) for row in rows]
+        except (TypeError, ValidationError) as error:
+            raise StudioError(f"A draft has an unexpected form: {error}") from error
 
     # -- predictions
 

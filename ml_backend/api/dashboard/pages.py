@@ -25,11 +25,12 @@ from ml_backend import __version__
 from ml_backend.api.auth import refuse
 from ml_backend.api.dashboard.curve import learning_curve
 from ml_backend.api.dashboard.forms import settings_form
-from ml_backend.api.dashboard.thumbnails import NoSuchSlice, Thumbnails
+from ml_backend.api.dashboard.thumbnails import NoSuchSlice, Thumbnails, uncertainty
 from ml_backend.api.protocol import health
 from ml_backend.api.status import looks
 from ml_backend.errors import NextsliceError, OptionError
 from ml_backend.logs import without_passwords
+from ml_backend.rounds.extra_params import SOURCE
 from ml_backend.rounds.overview import ProjectOverview
 from ml_backend.rounds.project import ConnectedProject, stored_project
 from ml_backend.rounds.project_settings import change_settings
@@ -42,6 +43,7 @@ __all__ = ["serve_dashboard"]
 _EXTENSION = "nextslice thumbnails"
 _SHOWN = 24
 """Places of the queue that are shown as pictures."""
+_UNCERTAINTY = "uncertainty"
 _DONE = {
     "train": "A training is asked for. It begins when a gpu worker is free.",
     "settings": "The settings are kept. The next round goes by them.",
@@ -151,13 +153,15 @@ def settings(number: int) -> Response | tuple[Response, int]:
 
 @dashboard.get("/projects/<int:number>/slices/<int:task>.png")
 def picture(number: int, task: int) -> Response | tuple[Response, int]:
-    """A slice of the project with the published mask, small."""
+    """A slice of the project with the published mask, small; ``?show=uncertainty``: how uncertain
+    the published network is of it."""
     thumbnails: Thumbnails = current_app.extensions[_EXTENSION]
     try:
         found = _stored(number)
         if found is None:
             raise NoSuchSlice(f"project {number} is not known here")
-        data = thumbnails.png(found, task)
+        wanted = request.args.get("show") == _UNCERTAINTY
+        data = uncertainty(found, task) if wanted else thumbnails.png(found, task)
     except NoSuchSlice as error:
         return Response(f"{error}\n", 404, mimetype="text/plain"), 404
     except (NextsliceError, OSError) as error:
@@ -200,8 +204,10 @@ def _project_page(
         project=found,
         curve=learning_curve(found.rounds, found.classes),
         fields=fields,
+        extra_params=SOURCE,
         given=given or {field.name: field.own for field in fields},
         shown=found.queue[:_SHOWN],
+        uncertain=request.args.get("show") == _UNCERTAINTY,
         colours=_legend(found),
         done=done,
         wrong=wrong,

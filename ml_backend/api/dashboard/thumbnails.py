@@ -13,14 +13,16 @@ from PIL import Image
 from ml_backend.disk_cache import DiskCache
 from ml_backend.errors import NextsliceError
 from ml_backend.grey import finite_sample, from_low, grey_window
+from ml_backend.pictures import encode_png, small_size
+from ml_backend.rounds.artefacts import UNCERTAINTY
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.service import Service
+from ml_backend.rounds.uncertainty_pictures import picture_name
 from ml_backend.studio.annotations import label_map
 from ml_backend.studio.label_config import COLOURS, LabelConfig, parse_label_config
 
-__all__ = ["NoSuchSlice", "Thumbnails", "thumbnail"]
+__all__ = ["NoSuchSlice", "Thumbnails", "thumbnail", "uncertainty"]
 
-_SIDE = 256
 _OPACITY = 0.5
 _WAIT_S = 10.0
 _AT_ONCE = 4
@@ -75,12 +77,27 @@ def _mask(
         return None
 
 
+def uncertainty(project: ConnectedProject, task: int) -> bytes:
+    """A PNG of how uncertain the published network is of the slice of ``task``, black for certain
+    and white for as uncertain as can be. Raises NoSuchSlice where none is kept, StoreError."""
+    published = project.published
+    found = None
+    if published is not None and published.weights is not None:
+        name = picture_name(published.model_version, task)
+        found = project.folder.round(published.round).load(UNCERTAINTY[name])
+    if found is None:
+        raise NoSuchSlice(
+            f"no picture is kept of how uncertain the network is of task {task}: only of what its "
+            "round put into the queue, since rounds keep them"
+        )
+    return encode_png(found)
+
+
 def thumbnail(image: npt.NDArray[Any], mask: npt.NDArray[np.uint8] | None) -> bytes:
     """A PNG of at most 256 pixels a side: ``image`` (H, W) or (H, W, C), ``mask`` (H, W) class
     indices over it, background and what nobody labelled left as they are."""
     shown = Image.fromarray(_eight_bits(image)).convert("RGB")
-    scale = min(1.0, _SIDE / max(shown.size))
-    size = (max(1, round(shown.width * scale)), max(1, round(shown.height * scale)))
+    size = small_size(*shown.size)
     picture = np.asarray(shown.resize(size, Image.Resampling.BOX), dtype=np.float32)
     if mask is not None:
         small = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))

@@ -1,0 +1,134 @@
+"""Settings given as extra params of the ML backend in Label Studio: obeyed, or named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from ml_backend import cli
+from ml_backend.rounds.extra_params import SOURCE, faults_of, follow, usable
+from ml_backend.rounds.overview import held_settings
+from ml_backend.rounds.project import ConnectedProject
+from ml_backend.rounds.project_settings import change_settings
+from ml_backend.rounds.records import ProjectRecord
+from ml_backend.rounds.service import Service
+from ml_backend.settings import Settings, load_settings
+from ml_backend.studio.client import Backend
+
+KEY = "7.1763865028"
+
+
+@pytest.fixture
+def project(make_settings: Callable[..., Settings], redis_url: str) -> ConnectedProject:
+    settings = make_settings(REDIS_URL=redis_url, NEXTSLICE_QUEUE_PREFIX="extra", NEXTSLICE_SEED=3)
+    project = ConnectedProject(Service(settings), KEY)
+    project.folder.record = ProjectRecord(project=7, key=KEY)
+    return project
+
+
+def backend(said: Any) -> Backend:
+    return Backend(id=1, url="http://127.0.0.1:9090", extra_params=said)
+
+
+def again(project: ConnectedProject) -> ConnectedProject:
+    return ConnectedProject(project.service, project.key)
+
+
+@pytest.mark.parametrize("said", [
+    {"k": 4, "strategy": "badge", "spacing": False, "train_minutes": 1.5},
+    '{"k": "4", "NEXTSLICE_STRATEGY": "badge", "spacing": "false", "train-minutes": "1.5"}',
+])  # fmt: skip
+def test_they_lie_over_the_settings_of_the_service(project: ConnectedProject, said: Any) -> None:
+    assert project.settings.k == 8
+    follow(project, backend(said))
+    for found in (project, again(project)):
+        held = found.settings
+        assert (held.k, held.strategy, held.spacing, held.train_minutes) == (4, "badge", False, 1.5)
+        assert held.seed == 3
+    assert faults_of(project) == []
+    sources = {one.name: one.source for one in held_settings(again(project))}
+    assert (sources["k"], sources["warm_start"]) == (SOURCE, "default")
+
+
+def test_a_setting_of_the_projects_own_lies_over_them_and_that_is_said(
+    project: ConnectedProject,
+) -> None:
+    change_settings(project, {"k": "5", "seed": "9"})
+    follow(project, backend({"k": 4, "seed": 9, "reserve": 6}))
+    held = again(project).settings
+    assert (held.k, held.seed, held.reserve) == (5, 9, 6)
+    (said,) = faults_of(again(project))
+    assert "k=4, since the project's own is 5" in said
+    assert "nextslice project set 7 k=" in said
+    change_settings(again(project), {"k": ""})
+    assert again(project).settings.k == 4
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        ({"strategie": "badge"}, "'strategie' is no setting of a project: is strategy meant?"),
+        ({"queue_prefix": "x"}, "is a setting of the service, not of a project"),
+        ({"k": 0}, "k: found '0': Input should be greater than or equal to 1"),
+        ({"k": [4]}, "k: found [4], expected a text, a number or a bool"),
+        ("k=4", "found 'k=4', expected a JSON object"),
+        ("[" * 5000, "expected a JSON object"),
+        ([1], "found [1], expected a JSON object"),
+        ({"seed": "9" * 10_000}, "found 10,01"),
+        ({"architecture": "unet:nothing"}, "architecture is 'unet:nothing', which cannot be built"),
+    ],
+)
+def test_what_cannot_be_used_is_named_and_the_rest_is_obeyed(
+    project: ConnectedProject, said: Any, wanted: str
+) -> None:
+    if isinstance(said, dict) and "seed" not in said:
+        said = {**said, "reserve": 6}
+    found, faults = usable(project.service.settings, said)
+    assert found == ({"reserve": 6} if isinstance(said, dict) and "seed" not in said else {})
+    (fault,) = faults
+    assert fault.startswith("Extra params in Label Studio, not obeyed: ")
+    assert wanted in fault
+
+
+@pytest.mark.parametrize("said", [None, "", "  ", "null", {}, {"k": None}, {"k": ""}])
+def test_nothing_is_nothing(project: ConnectedProject, said: Any) -> None:
+    assert usable(project.service.settings, said) == ({}, [])
+
+
+def test_what_is_taken_away_there_holds_no_more(project: ConnectedProject) -> None:
+    follow(project, backend({"k": 4, "nothing": 1}))
+    assert again(project).record.extra_faults
+    follow(again(project), backend(None))
+    assert again(project).settings.k == 8
+    assert faults_of(again(project)) == []
+    follow(again(project), backend({"k": 4}))
+    follow(again(project), None)
+    assert again(project).settings.k == 8
+
+
+def test_they_are_written_where_they_are_new_and_not_else(
+    project: ConnectedProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow(project, backend({"k": 4}))
+    writes: list[object] = []
+    monkeypatch.setattr(ConnectedProject, "update", lambda self, change: writes.append(change))
+    follow(again(project), backend({"k": 4}))
+    assert writes == []
+
+
+def test_show_says_where_they_come_from_and_what_is_wrong(
+    project: ConnectedProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow(project, backend({"k": 4, "strategie": "badge"}))
+    monkeypatch.setattr("ml_backend.cli.project.known_project", lambda *_: again(project))
+    monkeypatch.setattr(Service, "from_environment", lambda: project.service)
+    load_settings.cache_clear()
+    text = CliRunner().invoke(cli.app, ["project", "show", "7"]).output
+    assert SOURCE in next(line for line in text.splitlines() if line.startswith("k "))
+    assert "is strategy meant?" in " ".join(text.split())
+    found = json.loads(CliRunner().invoke(cli.app, ["project", "show", "7", "--json"]).stdout)
+    assert len(found["warnings"]) == 1
