@@ -46,7 +46,7 @@ ALLOWED = {
 """For each part, the parts of ours that it may import. `cli` may import all."""
 
 ROUNDS = (
-    *("records", "artefacts", "store", "claim", "leftovers"),  # what is kept
+    *("records", "advice", "artefacts", "store", "claim", "leftovers"),  # what is kept
     *("contention", "schedule", "slices", "service", "project"),  # what a step is handed
     "project_settings",
     *("coverage", "effort", "source", "learners", "pseudo", "further", "training", "scoring"),  # …
