@@ -203,12 +203,13 @@ class Score:
 
 def foretold(law: Law, cases: Sequence[Case], leave: Callable[[Case], str]) -> Values:
     """What ``law`` says of each of ``cases``, with the constants of those that ``leave`` names
-    otherwise."""
+    otherwise; NaN where it has constants and there are no others."""
     table = np.array([[law.foretell(case, *constants) for case in cases] for constants in law.grid])
     folds = np.array([leave(case) for case in cases])
     found = np.full(len(cases), math.nan)
     for fold in np.unique(folds):
-        found[folds == fold] = table[_best(table, cases, folds != fold)][folds == fold]
+        if len(table) == 1 or (folds != fold).any():
+            found[folds == fold] = table[_best(table, cases, folds != fold)][folds == fold]
     return found
 
 
@@ -275,8 +276,6 @@ def rows(cases: Sequence[Case]) -> Iterator[str]:
     yield "| law | cases | error, run left out | inside | error, experiment left out | inside |"
     yield "| --- | ---: | ---: | ---: | ---: | ---: |"
     several = len({case.experiment for case in cases}) > 1
-    if len({case.start for case in cases}) == 1:
-        return
     for law in LAWS:
         run = score(law, cases, by_start)
         if not run.cases:
@@ -286,31 +285,29 @@ def rows(cases: Sequence[Case]) -> Iterator[str]:
 
 
 def _cells(found: Score | None) -> str:
-    return f"{found.error:.4f} | {found.inside:.0%}" if found else "– | –"
+    if found is None:
+        return "– | –"
+    return f"{found.error:.4f} | {'–' if math.isnan(found.inside) else f'{found.inside:.0%}'}"
 
 
-def as_served(cases: Sequence[Case]) -> str:
-    """The constants that `ml_backend.rounds.advice` has, on ``cases``."""
+def as_served(cases: Sequence[Case]) -> Score:
+    """How the advice itself does, with the constants that `ml_backend.rounds.advice` has."""
     gains = np.array([case.gain for case in cases])
     known = [(float(c.miou[-1]), int(c.labels[-1]), c.more) for c in cases]
     low, high = np.array([gain_interval(*one) for one in known]).T
     said = np.array([expected_gain(*one) for one in known])
-    error = _error(said, cases, np.ones(len(cases), bool))
-    inside = np.mean((gains >= low) & (gains <= high))
-    return f"as served: error {error:.4f}, {inside:.0%} of {len(cases)} inside"
+    inside = (gains >= low) & (gains <= high)
+    return Score(len(cases), _error(said, cases, np.ones(len(cases), bool)), float(inside.mean()))
 
 
 def each(cases: Sequence[Case]) -> Iterator[str]:
-    """A table: the chosen law in each experiment, beside the two that know nothing."""
-    laws = [_law(name) for name in ("no change", "same as the last gain", CHOSEN)]
-    several = len({case.experiment for case in cases}) > 1
-    said = [foretold(law, cases, by_experiment if several else by_start) for law in laws]
-    yield f"| experiment | cases | {' | '.join(law.name for law in laws)} |"
-    yield "| --- | ---: | ---: | ---: | ---: |"
-    names = np.array([case.experiment for case in cases])
-    for name in np.unique(names):
-        errors = " | ".join(f"{_error(one, cases, names == name):.4f}" for one in said)
-        yield f"| {name} | {int((names == name).sum())} | {errors} |"
+    """A table: the advice as it is served in each experiment, beside the laws that know nothing."""
+    yield "| experiment | cases | no change | same as the last gain | as served | inside |"
+    yield "| --- | ---: | ---: | ---: | ---: | ---: |"
+    for name in sorted({case.experiment for case in cases}):
+        here = [case for case in cases if case.experiment == name]
+        nothing, last = (score(law, here, by_start).error for law in LAWS[:2])
+        yield f"| {name} | {len(here)} | {nothing:.4f} | {last:.4f} | {_cells(as_served(here))} |"
 
 
 def verdicts(cases: Sequence[Case]) -> Iterator[str]:
@@ -350,7 +347,6 @@ def main() -> None:
             (share,) = constants(_law(CHOSEN), cases)
             off = np.array([(c.gain - _of_error(c, share)) / spread(c) for c in cases])
             low, high = interval(off)
-            print(as_served(cases))
             print(f"SHARE = {share:g}, LOWEST, HIGHEST = {low:.3f}, {high:.3f}\n")
 
 

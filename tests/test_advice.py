@@ -30,8 +30,8 @@ def test_a_part_of_the_error_goes_with_the_logarithm_of_the_labels() -> None:
 def test_it_is_one_sentence_with_an_interval() -> None:
     found = advice(seen())
     assert found.says == (
-        "The next 8 slices will probably change the mIoU of 0.750 by +0.005 (−0.007 to +0.016 four "
-        "times in five). Stopping before them loses little."
+        "The next 8 slices will probably change the mIoU of 0.750 by +0.005 (roughly −0.007 to "
+        "+0.016). Stopping before them probably loses little."
     )
     assert (found.verdict, found.labels, found.held_out) == ("little", 8, 8)
     assert found.gain == pytest.approx(0.0050139, abs=1e-7)

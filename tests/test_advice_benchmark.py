@@ -10,7 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.advice import CHOSEN, LAWS, by_start, cases_of, foretold, interval, score, spread
+from benchmarks.advice import (
+    CHOSEN,
+    LAWS,
+    as_served,
+    by_start,
+    cases_of,
+    foretold,
+    interval,
+    score,
+    spread,
+)
 from ml_backend.experiment.record import RoundLine, Validation
 from ml_backend.rounds.advice import SHARE, expected_gain
 from tests.experiment_folder import a_cost, line, write_experiment, write_run
@@ -109,6 +119,21 @@ def test_power_laws_of_short_curves_keep_to_the_prior(tmp_path: Path) -> None:
     law = BY_NAME["power law of mIoU"]
     assert law.foretell(made, 0.5, 1e-12, 0.11) == pytest.approx(0.05)
     assert law.foretell(made, 0.5, 1e12, 0.11) == pytest.approx(0.352 * 0.125)
+
+
+def test_a_single_start_says_nothing_of_laws_with_constants(tmp_path: Path) -> None:
+    cases = cases_of(write_experiment(tmp_path / "a", {"random": [lawful(0.4)]}, pool=40))
+    assert score(BY_NAME[CHOSEN], cases, by_start).cases == 0
+    assert score(BY_NAME["no change"], cases, by_start).cases == 4
+
+
+def test_the_advice_is_judged_with_the_constants_it_has(tmp_path: Path) -> None:
+    """Gains of 0.2 are outside of any interval here, those of the law inside."""
+    curves = {"random": [lawful(0.4), [0.1, 0.3, 0.5, 0.7, 0.9, 1.1]]}
+    cases = cases_of(write_experiment(tmp_path / "a", curves, pool=40))
+    found = as_served(cases)
+    assert (found.cases, found.inside) == (8, 0.5)
+    assert as_served([case for case in cases if case.start.endswith("seed 0")]).error < 1e-9
 
 
 def test_four_in_five_lie_inside() -> None:

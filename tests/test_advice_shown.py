@@ -17,9 +17,9 @@ from tests.http_studio import HttpStudio, phantom_project, phantom_server
 from tests.served import client, look_each_time
 
 SAID = (
-    "The next 3 slices will probably change the mIoU of 0.750 by +0.002 (−0.006 to +0.009 four "
-    "times in five). Stopping before them loses little. Corrected pixels fell from 3.1 % to 1.2 % "
-    "of a slice. Not judged, as no held-out label has it: implant."
+    "The next 3 slices will probably change the mIoU of 0.750 by +0.002 (roughly −0.006 to "
+    "+0.009). Stopping before them probably loses little. Corrected pixels fell from 3.1 % to "
+    "1.2 % of a slice. Not judged, as no held-out label has it: implant."
 )
 """0.11 × 0.25 × ln(43 / 40) = 0.00199, and 0.25 × √(3 / 40) = 0.06847, of which 0.11 below and 0.1
 above."""

@@ -36,7 +36,7 @@ WORTH, LITTLE = 0.01, 0.02
 SHARE = 0.11
 """Of the error that is left, each time that the labels grow e-fold."""
 LOWEST, HIGHEST = -0.11, 0.1
-"""By how much a tenth of the true gains fall short of, and exceed, what is expected; of the error
+"""By how much a tenth of the gains of recorded curves fall short of, and exceed, what is expected; of the error
 that is left, times the root of how much the labels grow."""
 
 
@@ -60,9 +60,12 @@ class Seen:
 
 class Advice(Record):
     """What the next round of ``labels`` will probably change of the mIoU on slices that nobody has
-    labelled. ``gain``, and ``low`` to ``high``, where four in five lie: None where too little is
-    known. ``corrected``: the share of pixels that people changed, of the slices of the last round
-    that were opened with a mask; ``corrected_before``: of the round before."""
+    labelled.
+
+    ``gain``, and ``low`` to ``high``, between which four in five gains of recorded curves lay, and
+    fewer where held-out labels were few (docs/results.md); None where too little is known.
+    ``corrected``: the share of pixels that people changed, of the slices of the last round that
+    were opened with a mask; ``corrected_before``: of the round before."""
 
     says: str
     verdict: Verdict
@@ -81,7 +84,7 @@ def expected_gain(miou: float, labels: int, more: int) -> float:
 
 
 def gain_interval(miou: float, labels: int, more: int) -> tuple[float, float]:
-    """Where four of five gains lie."""
+    """Where four in five gains of recorded curves lay."""
     gain, spread = expected_gain(miou, labels, more), (1 - miou) * math.sqrt(more / labels)
     return gain + LOWEST * spread, gain + HIGHEST * spread
 
@@ -115,8 +118,8 @@ def advise(rounds: Sequence[Seen], more: int) -> Advice | None:
         found.verdict = _verdict(found.gain, found.high)
         said = (
             f"The next {_slices(more)} will probably change the mIoU of {miou:.3f} by "
-            f"{_signed(found.gain)} ({_signed(found.low)} to {_signed(found.high)} four times in "
-            f"five). {_MEANS[found.verdict]}"
+            f"{_signed(found.gain)} (roughly {_signed(found.low)} to {_signed(found.high)}). "
+            f"{_MEANS[found.verdict]}"
         )
     found.says = " ".join(filter(None, (said, _corrected(found), _unjudged(last))))
     return found
@@ -125,7 +128,7 @@ def advise(rounds: Sequence[Seen], more: int) -> Advice | None:
 _MEANS = {
     "may pay": "Going on will probably pay.",
     "by chance": "That is within what rounds differ by chance: look at the masks too.",
-    "little": "Stopping before them loses little.",
+    "little": "Stopping before them probably loses little.",
 }
 
 
