@@ -36,8 +36,8 @@ WORTH, LITTLE = 0.01, 0.02
 SHARE = 0.11
 """Of the error that is left, each time that the labels grow e-fold."""
 LOWEST, HIGHEST = -0.11, 0.1
-"""By how much a tenth of the gains of recorded curves fall short of, and exceed, what is expected; of the error
-that is left, times the root of how much the labels grow."""
+"""By how much a tenth of the gains of recorded curves fall short of, and exceed, what is expected;
+of the error that is left, times the root of how much the labels grow."""
 
 
 @dataclass(frozen=True)
