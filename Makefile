@@ -76,7 +76,7 @@ format: install ## Rewrite the code in the project's style
 
 # Without what measures quality; benchmarks/learning.py takes days: python -m benchmarks.learning.
 bench: install ## Measure speed against the peers, one benchmark after the other
-	@for b in $(filter-out $(addprefix benchmarks/,corrections.py flags.py learning.py),$(wildcard benchmarks/*.py)); do echo "==> $$b"; $(BIN)/python $$b || exit 1; done
+	@for b in $(filter-out $(addprefix benchmarks/,advice.py corrections.py flags.py learning.py),$(wildcard benchmarks/*.py)); do echo "==> $$b"; $(BIN)/python $$b || exit 1; done
 
 docs: install ## Build the documentation as a site into .site; a link that leads nowhere fails
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "==> .site/index.html"

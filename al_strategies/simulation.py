@@ -3,7 +3,7 @@
 Pure: no disk, no network, any `Learner`. `simulate` yields a round as soon as it is whole, with all
 that the next one needs (`Start`), so a caller can keep it and go on from there another day.
 After Kazimi et al. 2022: K slices a round, the test slices are read once a round, for the curve
-alone; nothing is ever chosen by them.
+alone; nothing is ever chosen by them. ``judged`` holds labels out besides, as the live loop does.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import numpy.typing as npt
 from al_strategies.base import Query, Selection, Strategy, get_strategy
 from al_strategies.effort import Correction, correction_of_truth, total
 from al_strategies.evidence import Evidence, Position, SliceId
+from al_strategies.handing_out import hand_out
+from al_strategies.holdout import ZBlock, fixed_blocks, split_labelled
 from al_strategies.learner import (
     FitReport,
     Learner,
@@ -51,6 +53,8 @@ class Protocol:
     ``pool``: the slices that may be annotated; ``test``: those that the curve is measured on.
     ``k`` slices a round after the ``start`` of round 1 (None: K too), which ``cold_start`` chooses
     without a model. ``spaced``: `even_spacing` holds under every strategy, as in the live loop.
+    ``judged``: as there, blocks of the pool are held out of every training, a fifth of what is
+    annotated is of them, and each round's model is measured on these too (`Learned.validation`).
     ``seed`` decides everything random; runs of different strategies with the same seed are paired:
     they start from the same slices and the same weights.
 
@@ -64,6 +68,7 @@ class Protocol:
     start: int | None = None
     cold_start: str = "strided"
     spaced: bool = True
+    judged: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -93,10 +98,12 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Learned:
-    """What one training left: its report, and its quality on the test slices."""
+    """What one training left: its report, and its quality on the test slices; ``validation``: on
+    the annotated slices that are held out, None without any."""
 
     report: FitReport
     metrics: Metrics
+    validation: Metrics | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -108,7 +115,9 @@ class Start:
     ``pseudo``: id → (H, W) mask that the model of the round before made, for this training alone.
     ``learned``: given when this round's training is done and the learner holds its weights.
     ``cost``: what it takes to annotate ``selection``, each slice opened as the model of the round
-    before segments it, in round 1 blank (class 0); None where it was not counted.
+    before segments it, in round 1 blank (class 0); None where it was not counted. ``before``: the
+    model of the round before on the held-out slices that this round is judged by; None without
+    either.
     """
 
     round: int
@@ -117,6 +126,7 @@ class Start:
     pseudo: Mapping[SliceId, Mask] = field(default_factory=dict)
     learned: Learned | None = None
     cost: Correction | None = None
+    before: Metrics | None = None
 
     @property
     def training(self) -> tuple[SliceId, ...]:
@@ -182,16 +192,15 @@ def begin(source: SliceSource, protocol: Protocol, classes: Sequence[str]) -> St
     ``classes``: names by index, of its cost.
     """
     places = _positions(source, protocol.pool)
-    selection = get_strategy(protocol.cold_start).select(
-        Query(
-            pool=Evidence(ids=protocol.pool, positions=places),
-            labelled=Evidence.empty(),
-            k=protocol.first,
-            round=0,
-            seed=protocol.seed,
-            spacing=_spacing(protocol, places, protocol.first),
-        )
+    query = Query(
+        pool=Evidence(ids=protocol.pool, positions=places),
+        labelled=Evidence.empty(),
+        k=protocol.first,
+        round=0,
+        seed=protocol.seed,
+        spacing=_spacing(protocol, places, protocol.first),
     )
+    selection = _select(get_strategy(protocol.cold_start), query, source, protocol)
     masks = [source.mask(slice_id) for slice_id in selection.chosen]
     cost = total(correction_of_truth(np.zeros_like(mask), mask, classes) for mask in masks)
     return Start(round=1, labelled=(), selection=selection, cost=cost)
@@ -210,9 +219,10 @@ def learn(
     slices; one that takes neighbours sees those of the pool's slices, whichever part they are in.
     """
     begun = time.perf_counter()
+    taught, held = _split(source, protocol, start.training)
     report = learner.fit(
         _part(source, protocol.pool),
-        start.training,
+        taught,
         pseudo=dict(start.pseudo),
         seed=protocol.fit_seed(start.round),
         progress=progress,
@@ -220,7 +230,8 @@ def learn(
     trained = time.perf_counter()
     metrics = learner.evaluate(source, protocol.test, progress=progress)
     seconds = {"train": trained - begun, "test": time.perf_counter() - trained}
-    return Learned(report, metrics, seconds)
+    validation = _measured(learner, source, held)
+    return Learned(report, metrics, validation, seconds)
 
 
 def simulate(
@@ -281,7 +292,7 @@ def _next(
         spacing=_spacing(protocol, _positions(source, protocol.pool), protocol.k),
     )
     scored = time.perf_counter()
-    selection = strategy.select(query)
+    selection = _select(strategy, query, source, protocol)
     selected = time.perf_counter()
     pseudo = {
         slice_id: prediction.mask
@@ -296,7 +307,9 @@ def _next(
     if pseudo:
         seconds["pseudo-label"] = labelled - selected
     seconds["effort"] = time.perf_counter() - labelled
-    return Start(start.round + 1, start.training, selection, pseudo, cost=cost)
+    _, held = _split(source, protocol, (*start.training, *selection.chosen))
+    before = _measured(learner, source, held)
+    return Start(start.round + 1, start.training, selection, pseudo, cost=cost, before=before)
 
 
 def fully_supervised(protocol: Protocol, strategy: str) -> Start:
@@ -306,6 +319,32 @@ def fully_supervised(protocol: Protocol, strategy: str) -> Start:
     """
     everything = Selection(chosen=protocol.pool, strategy=strategy, seed=protocol.seed)
     return Start(round=1, labelled=(), selection=everything)
+
+
+def _select(strategy: Strategy, query: Query, source: SliceSource, protocol: Protocol) -> Selection:
+    blocks = _blocks(source, protocol)
+    return hand_out(strategy, query, blocks) if blocks else strategy.select(query)
+
+
+def _blocks(source: SliceSource, protocol: Protocol) -> tuple[ZBlock, ...]:
+    """What of the pool is held out."""
+    if not protocol.judged:
+        return ()
+    places = _positions(source, protocol.pool)
+    return fixed_blocks(dict(zip(protocol.pool, places, strict=True)), seed=protocol.seed)
+
+
+def _split(
+    source: SliceSource, protocol: Protocol, annotated: tuple[SliceId, ...]
+) -> tuple[tuple[SliceId, ...], tuple[SliceId, ...]]:
+    """Those of ``annotated`` that are trained on, and those that judge."""
+    places = dict(zip(annotated, _positions(source, annotated), strict=True))
+    split = split_labelled(annotated, places, _blocks(source, protocol))
+    return split.train, split.validation
+
+
+def _measured(learner: Learner, source: SliceSource, held: tuple[SliceId, ...]) -> Metrics | None:
+    return learner.evaluate(source, held) if held else None
 
 
 def _positions(source: SliceSource, ids: Sequence[SliceId]) -> tuple[Position, ...]:

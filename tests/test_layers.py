@@ -46,14 +46,8 @@ ALLOWED = {
 """For each part, the parts of ours that it may import. `cli` may import all."""
 
 ROUNDS = (
-    *(
-        "records",
-        "artefacts",
-        "store",
-        "claim",
-        "leftovers",
-        "uncertainty_pictures",
-    ),  # what is kept
+    *("records", "advice", "artefacts", "store", "claim", "leftovers"),
+    "uncertainty_pictures",  # what is kept
     *("contention", "schedule", "slices", "service", "project"),  # what a step is handed
     *("project_settings", "extra_params"),
     *("coverage", "effort", "source", "learners", "pseudo", "further", "training", "scoring"),  # …

@@ -211,6 +211,23 @@ def test_without_a_recorded_number_a_run_takes_the_threads_that_torch_has(
     assert settings["threads"] == 3
 
 
+def test_what_held_out_labels_say_is_kept_and_goes_on(slices: Path, tmp_path: Path) -> None:
+    """Also of the model before a round that is computed again."""
+    out = experiment(tmp_path, slices, judged=True, k=5, rounds=2, warm_start=False)
+    run_one(str(out), "entropy", 0)
+    first, second = RunFiles(out, "entropy", 0).lines()
+    assert first.validation is not None
+    assert second.validation is not None
+    assert second.before is not None
+    assert (first.validation.slices, second.validation.slices, second.before.slices) == (1, 2, 2)
+    assert first.following_before == second.before
+    whole = rounds(out, "entropy")
+    path = out / "runs" / "entropy" / "seed-0.jsonl"
+    path.write_text(first.to_line())
+    run_one(str(out), "entropy", 0)
+    assert rounds(out, "entropy") == whole
+
+
 def test_another_experiment_is_never_mixed_in(slices: Path, tmp_path: Path) -> None:
     out = experiment(tmp_path, slices)
     with pytest.raises(RecordError, match=r"k is 2 there, 3 now.*another --out"):

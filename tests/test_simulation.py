@@ -13,6 +13,7 @@ import pytest
 
 from al_strategies import get_strategy
 from al_strategies.evidence import Evidence, Position, SliceId
+from al_strategies.holdout import fixed_blocks, inside
 from al_strategies.learner import FitReport, Metrics, Prediction, Progress, SliceSource, Surrounded
 from al_strategies.simulation import (
     Protocol,
@@ -268,3 +269,54 @@ def test_spacing_keeps_slices_apart() -> None:
 def test_a_protocol_says_what_is_wrong(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(protocol(), **changes)
+
+
+class Judge(Ledger):
+    """Knows which slices it was trained on last, and is the better the more they are."""
+
+    trained = 0
+
+    def fit(self, source: SliceSource, labelled: Sequence[SliceId], **given: Any) -> FitReport:
+        self.trained = len(labelled)
+        return super().fit(source, labelled, **given)
+
+    def evaluate(
+        self, source: SliceSource, ids: Sequence[SliceId], *, progress: Progress | None = None
+    ) -> Metrics:
+        super().evaluate(source, ids)
+        return Metrics(self.trained / 100, {"a": 0.5}, 0.5, len(ids))
+
+
+def judged(**changes: Any) -> tuple[Judge, list[SimulatedRound]]:
+    learner, asked = Judge(), protocol(judged=True, k=5, rounds=4, **changes)
+    return learner, list(simulate(get_strategy("entropy"), learner, Column(), asked))
+
+
+def test_a_fifth_of_what_is_annotated_judges_and_is_never_trained_on() -> None:
+    learner, rounds = judged()
+    assert [len(r.start.training) for r in rounds] == [5, 10, 15, 20]
+    places = {i: Column().position(i) for i in POOL}
+    blocks = fixed_blocks(places)  # type: ignore[arg-type]  # str is a SliceId
+    held = inside(POOL, places, blocks)  # type: ignore[arg-type]
+    assert len(held) == 6
+    for done, fitted in zip(rounds, learner.all("fit"), strict=True):
+        assert fitted[1] == tuple(i for i in done.start.training if i not in held)
+    validated = [r.learned.validation for r in rounds]
+    assert [found and found.slices for found in validated] == [1, 2, 3, 4]
+    assert [found and found.miou for found in validated] == [0.04, 0.08, 0.12, 0.16]
+
+
+def test_the_model_before_is_measured_on_the_same_held_out_slices() -> None:
+    learner, rounds = judged()
+    before = [r.start.before for r in rounds]
+    assert before[0] is None
+    assert [(m.miou, m.slices) for m in before[1:] if m] == [(0.04, 2), (0.08, 3), (0.12, 4)]
+    asked = [set(call[1]) for call in learner.all("evaluate")]
+    for number in (1, 2, 3):  # test, held out; then the next round's, by the model before
+        assert asked[3 * number - 1] == asked[3 * number + 1]
+
+
+def test_without_judges_every_annotated_slice_teaches() -> None:
+    _, rounds = run("entropy")
+    assert [r.learned.validation for r in rounds] == [None] * 3
+    assert [r.start.before for r in rounds] == [None] * 3

@@ -182,7 +182,8 @@ def list_rounds(
         bool, typer.Option("--watch", "-w", help="Look again every few seconds; Ctrl-C ends.")
     ] = False,
 ) -> None:
-    """Show every round of a project, what is under way, and how far it is to the next.
+    """Show every round of a project, what is under way, how far it is to the next, and what that
+    will probably bring.
 
     Titles and labels are Label Studio's; where it does not answer, what the store knows is shown.
     """
@@ -214,7 +215,8 @@ def _show(project: ConnectedProject, seen: ProjectOverview) -> None:
     typer.echo(whole(rounds_table(project.folder, seen)))
     for condition in seen.conditions:
         console.print(as_written(condition.says), highlight=False)
-    for said in filter(None, (_labels(seen), seen.unanswered)):
+    advice = seen.advice.says if seen.advice else ""
+    for said in filter(None, (_labels(seen), advice, seen.unanswered)):
         console.print(as_written(said), highlight=False)
 
 

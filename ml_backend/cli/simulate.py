@@ -298,6 +298,13 @@ def simulate(
         bool, typer.Option("--warm-start/--fresh", help="Train on from the round before.")
     ] = False,
     spacing: Annotated[bool, typer.Option(help="Keep slices apart, as the live loop does.")] = True,
+    judged: Annotated[
+        bool,
+        typer.Option(
+            "--judged/--all-taught",
+            help="Hold a fifth of what is annotated out of the trainings, as the live loop does.",
+        ),
+    ] = False,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Steps of a training (default: by the labels).")
     ] = None,
@@ -376,7 +383,8 @@ def simulate(
         contents = loaded.read(progress)
     _warn(_missing(contents))
     request = Request(
-        title=title, k=k, start=start, rounds=rounds, spacing=spacing, warm_start=warm_start,
+        title=title, k=k, start=start, rounds=rounds, spacing=spacing, judged=judged,
+        warm_start=warm_start,
         architecture=architecture, steps=steps, full_steps=full_steps, device=target,
         processes=None if workers else processes,
         training={} if precision == "auto" else {"precision": precision},

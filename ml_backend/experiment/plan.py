@@ -35,6 +35,7 @@ class Request:
     start: int | None = None
     rounds: int = 10
     spacing: bool = True
+    judged: bool = False
     warm_start: bool = False
     architecture: str | None = None
     steps: int | None = None
@@ -73,6 +74,7 @@ def plan(request: Request, spec: DataSpec, data: Data, data_hash: str) -> Experi
         rounds=request.rounds,
         cold_start="strided",
         spacing=request.spacing,
+        judged=request.judged,
         warm_start=request.warm_start,
         architecture=request.architecture or default_architecture(request.device),
         steps=request.steps,

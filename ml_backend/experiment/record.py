@@ -26,6 +26,7 @@ __all__ = [
     "Experiment",
     "RecordError",
     "RoundLine",
+    "Validation",
     "finite",
     "load_experiment",
     "read_lines",
@@ -62,6 +63,8 @@ class Experiment(BaseModel):
     rounds: int
     cold_start: str
     spacing: bool
+    judged: bool = False
+    """Whether a fifth of what is annotated is held out of the trainings, as in the live loop."""
     warm_start: bool
     """Whether a round's training starts from the weights of the round before."""
     architecture: str
@@ -100,6 +103,17 @@ class Cost(BaseModel):
     pixels: int
 
 
+class Validation(BaseModel):
+    """What a live round knows of its model: how it does on the annotated slices held out."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    slices: int
+    miou: float
+    iou: dict[str, float | None]
+    """Per class; null where those slices have no pixel of it."""
+
+
 class RoundLine(BaseModel):
     """One round of one run."""
 
@@ -125,6 +139,10 @@ class RoundLine(BaseModel):
     """Mean training loss of the last steps."""
     seconds: dict[str, float] = Field(default_factory=dict)
     """Wall seconds of ``train``, ``test``, ``score``, ``select`` and ``effort``."""
+    validation: Validation | None = None
+    """Null where nothing was held out, or nothing of it annotated."""
+    before: Validation | None = None
+    """The model of the round before on the same slices; null in round 1."""
     cost: Cost | None = None
     """Of annotating `selected`, opened as the model of the round before segments it; null: in a
     record from before it was counted, and of full supervision."""
@@ -132,6 +150,8 @@ class RoundLine(BaseModel):
     """`al_strategies.Selection` for the next round as JSON; null after the last round."""
     following_cost: Cost | None = None
     """`cost` of the next round."""
+    following_before: Validation | None = None
+    """`before` of the next round."""
 
     def to_line(self) -> str:
         """One line of JSON, ending in a newline."""

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import multiprocessing
 import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,6 +42,7 @@ from ml_backend.experiment.record import (
     Cost,
     Experiment,
     RoundLine,
+    Validation,
     finite,
     load_experiment,
 )
@@ -142,6 +144,7 @@ class _Run:
             selection=selection,
             pseudo=self.files.pseudo(last.round) if selection.pseudo else {},
             cost=_correction(last.following_cost),
+            before=_metrics(last.following_before),
         )
 
     def _first(self) -> Start:
@@ -172,6 +175,7 @@ def _protocol(experiment: Experiment, job: Job) -> Protocol:
         start=experiment.start,
         cold_start=experiment.cold_start,
         spaced=experiment.spacing,
+        judged=experiment.judged and job.strategy != FULLY_SUPERVISED,
         seed=job.seed,
     )
 
@@ -196,10 +200,27 @@ def _line(job: Job, done: SimulatedRound) -> RoundLine:
         steps=report.steps,
         loss=report.losses[-1][1] if report.losses else None,
         seconds={name: round(value, 3) for name, value in done.seconds.items()},
+        validation=_validation(done.learned.validation),
+        before=_validation(done.start.before),
         cost=_cost(done.start.cost),
         following=done.following.selection.to_json() if done.following else None,
         following_cost=_cost(done.following.cost) if done.following else None,
+        following_before=_validation(done.following.before) if done.following else None,
     )
+
+
+def _validation(metrics: Metrics | None) -> Validation | None:
+    if metrics is None or math.isnan(metrics.miou):
+        return None
+    return Validation(slices=metrics.slices, miou=metrics.miou, iou=finite(metrics.iou))
+
+
+def _metrics(found: Validation | None) -> Metrics | None:
+    return None if found is None else Metrics(found.miou, _nan(found.iou), math.nan, found.slices)
+
+
+def _nan(iou: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: math.nan if value is None else value for name, value in iou.items()}
 
 
 def _cost(correction: Correction | None) -> Cost | None:
@@ -212,6 +233,7 @@ def _correction(cost: Cost | None) -> Correction | None:
 
 def _learned_record(learned: Learned) -> dict[str, Any]:
     report, metrics = learned.report, learned.metrics
+    found = _validation(learned.validation)
     return {
         "steps": report.steps,
         "slices": report.slices,
@@ -221,17 +243,19 @@ def _learned_record(learned: Learned) -> dict[str, Any]:
         "iou": finite(metrics.iou),
         "accuracy": metrics.accuracy,
         "tested": metrics.slices,
+        "validation": found.model_dump() if found else None,
         "seconds": dict(learned.seconds),
     }
 
 
 def _learned_from(record: dict[str, Any]) -> Learned:
     seconds = record["seconds"]
-    iou = {name: float("nan") if v is None else v for name, v in record["iou"].items()}
+    found = record.get("validation")
     losses = tuple((int(step), float(loss)) for step, loss in record["losses"])
     return Learned(
         FitReport(record["steps"], record["slices"], seconds["train"], losses, record["settings"]),
-        Metrics(record["miou"], iou, record["accuracy"], record["tested"]),
+        Metrics(record["miou"], _nan(record["iou"]), record["accuracy"], record["tested"]),
+        _metrics(Validation(**found)) if found else None,
         seconds,
     )
 

@@ -23,15 +23,25 @@ from ml_backend.rounds.records import EffortRecord, LabelRecord
 from ml_backend.studio.annotations import Annotation, label_map
 from ml_backend.studio.interactive import dragged
 from ml_backend.studio.label_config import LabelConfig, Policy
-from ml_backend.studio.task_order import VERSION_PREFIX
+from ml_backend.studio.task_order import PENDING_VERSION, VERSION_PREFIX
 
-__all__ = ["EffortTotals", "corrected_again", "effort_of", "new_effort", "shown", "totals_of"]
+__all__ = [
+    "EffortTotals",
+    "corrected_again",
+    "effort_of",
+    "new_effort",
+    "opened_with_mask",
+    "shown",
+    "totals_of",
+]
 
 logger = logging.getLogger(__name__)
 
 Mask = npt.NDArray[np.uint8]
 _AT_ONCE = timedelta(seconds=1)
 """A prediction that was touched no later than this after it was made was not drawn into."""
+_BARE = (f"{VERSION_PREFIX}r000-", PENDING_VERSION)
+"""What the versions begin with that have an order and no masks."""
 
 
 def shown(
@@ -134,6 +144,11 @@ def new_effort(labels: Iterable[LabelRecord], known: Iterable[LabelRecord]) -> l
         for label in labels
         if label.effort is not None and (label.annotation, label.updated_at) not in before
     ]
+
+
+def opened_with_mask(efforts: Iterable[EffortRecord]) -> list[EffortRecord]:
+    """Those of ``efforts`` whose annotator was shown what a training had learned."""
+    return [one for one in efforts if one.model_version and not one.model_version.startswith(_BARE)]
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,9 @@ slice; each round after it takes those of the round that is published.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
-
 from al_strategies import Query, Selection, get_strategy
-from al_strategies.evidence import Evidence, SliceId
-from al_strategies.holdout import ZBlock, fixed_blocks, held_out_places, inside
+from al_strategies.handing_out import hand_out
+from al_strategies.holdout import ZBlock, fixed_blocks
 from ml_backend.rounds.artefacts import METRICS, SELECTION
 from ml_backend.rounds.records import DatasetRecord, Published
 from ml_backend.rounds.source import positions
@@ -45,59 +42,5 @@ def blocks_of(
 
 
 def select(strategy: str, query: Query, blocks: tuple[ZBlock, ...]) -> Selection:
-    """What ``strategy`` selects outside of ``blocks``, and slices inside of them at the places that
-    `held_out_places` gives them, which are the next of an even spread.
-
-    They teach nothing, so no strategy chooses among them: what is uncertain there stays uncertain.
-    The last slices of a project are whatever is left.
-    """
-    pool, labelled = query.pool, query.labelled
-    places = dict(zip(pool.ids, pool.positions, strict=True))
-    held = inside(pool.ids, places, blocks)
-    done = inside(labelled.ids, dict(zip(labelled.ids, labelled.positions, strict=True)), blocks)
-    wanted = query.k + query.reserve
-    due = held_out_places(wanted, len(labelled), len(done)) if held else (False,) * wanted
-    judging = sum(due[: query.k])
-    chosen = get_strategy(strategy).select(
-        replace(query, pool=_part(pool, held, within=False), k=query.k - judging)
-    )
-    spread = get_strategy("strided").select(
-        replace(
-            query,
-            pool=_part(pool, held, within=True),
-            labelled=_part(labelled, done, within=True),
-            k=min(wanted, len(held)),
-            reserve=0,
-            spacing=None,
-        )
-    )
-    teach, judge = iter((*chosen.chosen, *chosen.reserve)), iter(spread.chosen)
-    merged = tuple(_merged(due, teach, judge))
-    # What somebody has skipped or begun comes last, of whichever part it is.
-    order = tuple(sorted(merged, key=lambda i: i in query.deferred))
-    return replace(
-        chosen,
-        chosen=order[: query.k],
-        reserve=order[query.k :],
-        pseudo=tuple(i for i in chosen.pseudo if i not in order[: query.k]),
-        scores={i: chosen.scores[i] for i in order if i in chosen.scores},
-    )
-
-
-def _part(evidence: Evidence, ids: frozenset[SliceId], *, within: bool) -> Evidence:
-    return evidence.take([row for row, i in enumerate(evidence.ids) if (i in ids) == within])
-
-
-def _merged(
-    due: tuple[bool, ...], teach: Iterator[SliceId], judge: Iterator[SliceId]
-) -> Iterator[SliceId]:
-    """A slice for each place, from ``judge`` where it is ``due``; from the other where one has no
-    more."""
-    for place in due:
-        first, second = (judge, teach) if place else (teach, judge)
-        found = next(first, None)
-        if found is None:
-            found = next(second, None)
-        if found is None:
-            return
-        yield found
+    """`hand_out` by the name of the strategy."""
+    return hand_out(get_strategy(strategy), query, blocks)

@@ -8,16 +8,17 @@ store knows is shown all the same.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import Field, JsonValue
 
 from ml_backend.configuration import Given
 from ml_backend.errors import NextsliceError
+from ml_backend.rounds.advice import Advice, RoundScore, advise
 from ml_backend.rounds.artefacts import LABELS, METRICS, ROUND, SELECTION, WARNINGS
 from ml_backend.rounds.early import next_round_at, wanted_labels
-from ml_backend.rounds.effort import totals_of
+from ml_backend.rounds.effort import opened_with_mask, totals_of
 from ml_backend.rounds.extra_params import SOURCE, faults_of
 from ml_backend.rounds.people import People, Seen, people_of, seen_now
 from ml_backend.rounds.project import ConnectedProject
@@ -109,6 +110,8 @@ class RoundSummary(Record):
     """Slices that this was measured on."""
     corrected: float | None = None
     """The share of pixels that people changed in the slices new to it; None: not measured."""
+    corrected_shown: float | None = None
+    """The same of those that were opened with a mask."""
     seconds_per_slice: float | None = None
     """Half of these slices took people longer."""
     flagged: str | None = None
@@ -160,6 +163,8 @@ class ProjectOverview(ProjectSummary):
     queue: list[QueuePlace] = Field(default_factory=list)
     """What is left of it: open slices, in order."""
     rounds: list[RoundSummary] = Field(default_factory=list)
+    advice: Advice | None = None
+    """What the next round will probably bring; None before the first training."""
     warnings: list[str] = Field(default_factory=list)
     settings: list[HeldSetting] = Field(default_factory=list)
     unanswered: str | None = None
@@ -221,13 +226,15 @@ def project_overview(project: ConnectedProject, *, redis: bool = True) -> Projec
     except NextsliceError as error:
         unanswered = without_passwords(str(error))
     status = project_status(project, redis=redis)
+    rounds = _rounds(project, published)
     return ProjectOverview(
         **_summary(project, seen, status),
         classes=[] if published is None else published.classes,
         labels=labels,
         people=_people(project, published, there, people),
         queue=_queue(project, published, rows),
-        rounds=_rounds(project, published),
+        rounds=rounds,
+        advice=_advice(rounds, labels, project.settings.k),
         warnings=_warnings(project, published),
         settings=held_settings(project),
         unanswered=unanswered,
@@ -351,6 +358,7 @@ def _rounds(project: ConnectedProject, published: Published | None) -> list[Roun
 def _round(record: RoundRecord, metrics: MetricsRecord | None, *, served: bool) -> RoundSummary:
     measured = metrics or MetricsRecord()
     effort = totals_of(measured.effort)
+    shown = totals_of(opened_with_mask(measured.effort))
     return RoundSummary(
         round=record.round,
         model_version=record.model_version,
@@ -361,6 +369,7 @@ def _round(record: RoundRecord, metrics: MetricsRecord | None, *, served: bool) 
         iou=measured.iou,
         validation=len(measured.validation),
         corrected=None if effort is None else effort.share,
+        corrected_shown=None if shown is None else shown.share,
         seconds_per_slice=None if effort is None else effort.median_s,
         flagged=record.flagged,
         served=served,
@@ -370,6 +379,25 @@ def _round(record: RoundRecord, metrics: MetricsRecord | None, *, served: bool) 
         unread=len(record.unseen),
         settings=record.settings,
     )
+
+
+def _advice(rounds: Sequence[RoundSummary], labels: Labels | None, k: int) -> Advice | None:
+    """Of the labels that begin the next round: as many as there are slices left, at most."""
+    if labels is not None:
+        k = min(labels.wanted, labels.fresh + labels.pool)
+    seen = [
+        RoundScore(
+            labels=one.labels,
+            held_out=one.validation,
+            miou=one.miou,
+            served=one.flagged is None,
+            corrected=one.corrected_shown,
+            unjudged=tuple(name for name, iou in one.iou.items() if iou is None),
+        )
+        for one in rounds
+        if one.round
+    ]
+    return advise(seen, k)
 
 
 def _warnings(project: ConnectedProject, published: Published | None) -> list[str]:
