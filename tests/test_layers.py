@@ -48,8 +48,10 @@ ALLOWED = {
 ROUNDS = (
     *("records", "artefacts", "store", "claim", "leftovers"),  # what is kept
     *("contention", "schedule", "slices", "service", "project"),  # what a step is handed
+    "cut_from",
     "project_settings",
     *("coverage", "effort", "source", "learners", "pseudo", "further", "training", "scoring"),  # …
+    "stacks",
     *(
         "reasons",
         "early",
