@@ -11,6 +11,7 @@ several raise stand here.
     + RunTaken                  another process is on this run of an experiment
     + ClaimTaken                another worker holds this round
     + TooManyRequests           more slices are asked for at once than have threads
+    + TooManyVolumes            more volumes are asked for at once than have threads
   x EnvironmentFault          what we stand on does not do its part
     + FileFault                 a file, folder or connection: missing, not permitted, disk full
       - StoreFault                … of the store of rounds; names it
@@ -44,6 +45,7 @@ several raise stand here.
   x StaleQueue                the queue that was to be filled is not the published one any more
   x UnusableLabels            slices are annotated, and not one annotation can be used
   x StillComputing            a slice is not ready in the time that somebody would wait
+  x TakesTooLong              a volume is not read in the time that somebody would wait for it
   x NoSuchSlice               a project has no such task, or the task no image
   x UnreadableSlices          too many slices cannot be read: something is down
   x EvidenceError             what a model left of the slices is not what a strategy needs

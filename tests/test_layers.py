@@ -49,8 +49,10 @@ ROUNDS = (
     *("records", "advice", "artefacts", "store", "claim", "leftovers"),
     "uncertainty_pictures",  # what is kept
     *("contention", "schedule", "slices", "service", "project"),  # what a step is handed
+    "cut_from",
     *("project_settings", "extra_params"),
     *("coverage", "effort", "source", "learners", "pseudo", "further", "training", "scoring"),  # …
+    "stacks",
     *(
         "reasons",
         "early",

@@ -32,8 +32,8 @@ from ml_backend.export.round import (
     find_project,
     find_round,
 )
-from ml_backend.export.source import FindSource, Source, SourceError, source_finder
 from ml_backend.export.studio_json import export_studio_json, round_tasks, studio_tasks
+from ml_backend.rounds.cut_from import FindSource, Source, SourceError, source_finder
 
 __all__ = [
     "MASK_FORMATS",

@@ -20,14 +20,14 @@ import numpy.typing as npt
 
 from al_strategies.learner import IGNORE, Progress
 from ml_backend.export.files import ExportError, file_name, to_json, whole
-from ml_backend.export.source import FindSource, Source, SourceError
 from ml_backend.rounds.artefacts import DATASET, ROUND
-from ml_backend.rounds.records import DatasetRecord, LabelRecord, RoundRecord, TaskRecord
-from ml_backend.rounds.source import PROJECT_VOLUME
+from ml_backend.rounds.cut_from import FindSource, SourceError
+from ml_backend.rounds.records import DatasetRecord, LabelRecord, RoundRecord
+from ml_backend.rounds.stacks import Stack, places_along, sized, stacked
 from ml_backend.rounds.store import RoundFolder
 from ml_backend.volumes.formats.registry import mask_formats, volume_stem
 from ml_backend.volumes.opening import write_volume
-from ml_backend.volumes.volume import AXES, VolumeError, VolumeSpec, axis_index
+from ml_backend.volumes.volume import VolumeError, VolumeSpec, axis_index
 
 __all__ = [
     "MASKS_VERSION",
@@ -88,44 +88,11 @@ def read_mask(folder: RoundFolder, label: LabelRecord) -> Mask:
 
 
 @dataclass
-class _Stack:
-    """The slices of one volume along one axis. ``places``: task → its place along the axis;
-    ``numbered``: whether that is the slice's own number or only its place in order."""
+class _Stack(Stack):
+    """A stack, those of its slices that are labelled, and what a person should know of it."""
 
-    volume: str
-    axis: str
-    labels: list[LabelRecord]
-    places: dict[int, int]
-    numbered: bool
-    source: Source | None = None
+    labels: list[LabelRecord] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-
-    @property
-    def title(self) -> str:
-        return f"volume {self.volume!r} along {self.axis}"
-
-    @property
-    def length(self) -> int:
-        """Slices along the axis."""
-        if self.source is not None:
-            return self.source.shape[axis_index(self.axis)]
-        return 1 + max(self.places.values())
-
-    def put(self, label: LabelRecord) -> int:
-        """Where along the axis of the label volume it goes: slices that were turned over go back to
-        where the file has them."""
-        place = self.places[label.task]
-        return self.length - 1 - place if self.axis in self._flip else place
-
-    def straight(self, mask: Mask) -> Mask:
-        """A label map turned over as its slice was, so that it lies on the file."""
-        across = [axis for axis in AXES if axis != self.axis]
-        steps = tuple(slice(None, None, -1 if axis in self._flip else 1) for axis in across)
-        return mask[steps]
-
-    @property
-    def _flip(self) -> str:
-        return "" if self.source is None else self.source.flip
 
     def twice(self) -> tuple[LabelRecord, LabelRecord] | None:
         """Two labels of one place, if there are."""
@@ -135,20 +102,6 @@ class _Stack:
             if other is not label:
                 return other, label
         return None
-
-    def use(self, source: Source, found: Mask) -> None:
-        """Take ``source`` for the volume that the slices were cut from, if ``found``, one of their
-        label maps, and their numbers fit it."""
-        length, size = source.shape[axis_index(self.axis)], source.slice_shape(self.axis)
-        highest = max(self.places.values())
-        if highest < length and found.shape == size:
-            self.source = source
-            return
-        self.warnings.append(
-            f"{self.title}: {source.name} has {length} slices of {_size(size)} pixels, the labels "
-            f"have {_size(found.shape)} and slices go up to {highest}: its shape and voxel size "
-            "are not used"
-        )
 
 
 def export_masks(
@@ -192,36 +145,21 @@ def export_masks(
 
 
 def _stacks(dataset: DatasetRecord) -> list[_Stack]:
-    groups: dict[tuple[str, str], list[TaskRecord]] = {}
-    for task in sorted(dataset.tasks, key=lambda task: task.id):
-        groups.setdefault((task.volume or PROJECT_VOLUME, _axis(task)), []).append(task)
     labels = {label.task: label for label in dataset.labels}
-    return [
-        _Stack(volume, axis, [labels[t.id] for t in tasks if t.id in labels], *_places(tasks))
-        for (volume, axis), tasks in sorted(groups.items())
-    ]
-
-
-def _axis(task: TaskRecord) -> str:
     try:
-        return AXES[axis_index(task.axis)]
+        groups = stacked(dataset.tasks)
     except VolumeError as error:
-        raise ExportError(f"task {task.id}: {error}") from None
-
-
-def _places(tasks: Sequence[TaskRecord]) -> tuple[dict[int, int], bool]:
-    """z where it is a whole number from 0 in all of them; else their place by z, else by id."""
-    heights = {task.id: task.z for task in tasks if task.z is not None}
-    order = [task.id for task in tasks]
-    if len(heights) == len(tasks):
-        if all(z >= 0 and z.is_integer() for z in heights.values()):
-            return {task: int(z) for task, z in heights.items()}, True
-        order.sort(key=lambda task: (heights[task], task))
-    return {task: place for place, task in enumerate(order)}, False
-
-
-def _size(shape: Sequence[int]) -> str:
-    return " × ".join(map(str, reversed(shape)))
+        raise ExportError(str(error)) from None
+    return [
+        _Stack(
+            volume,
+            axis,
+            *places_along(tasks),
+            None,
+            [labels[t.id] for t in tasks if t.id in labels],
+        )
+        for (volume, axis), tasks in groups.items()
+    ]
 
 
 # -- writing
@@ -282,7 +220,8 @@ class _Writer:
             stack.warnings.append(f"{stack.title}: shape and voxel size are not known: {error}")
             return
         if source is not None:
-            stack.use(source, read_mask(self.folder, first))
+            unfit = stack.use(source, read_mask(self.folder, first).shape)
+            stack.warnings += [unfit] if unfit else []
 
     def _name(self, volume: str) -> str:
         """The volume's name as a file's, another one for each volume: ``bone.nii.gz`` gives
@@ -368,7 +307,7 @@ class _Writer:
         self, stack: _Stack, shape: tuple[int, int, int], size: tuple[int, int], file: str
     ) -> Iterator[Mask]:
         """The label volume along z, its slices cut along z too."""
-        labels = {stack.put(label): label for label in stack.labels}
+        labels = {stack.put(label.task): label for label in stack.labels}
         for z in range(shape[0]):
             label = labels.get(z)
             if label is None:
@@ -384,7 +323,7 @@ class _Writer:
 
         They wait in a file beside the export, so that memory does not grow with their number.
         """
-        places = [stack.put(label) for label in stack.labels]
+        places = [stack.put(label.task) for label in stack.labels]
         with tempfile.TemporaryFile(dir=self.out.parent) as spool:
             kept = np.memmap(spool, np.uint8, "w+", shape=(len(places), *size))
             for i, label in enumerate(stack.labels):
@@ -402,8 +341,8 @@ class _Writer:
         mask = read_mask(self.folder, label)
         if mask.shape != size:
             raise ExportError(
-                f"{stack.title}: its slices differ in size: {_size(size)} pixels in task "
-                f"{stack.labels[0].task}, {_size(mask.shape)} in task {label.task}. A "
+                f"{stack.title}: its slices differ in size: {sized(size)} pixels in task "
+                f"{stack.labels[0].task}, {sized(mask.shape)} in task {label.task}. A "
                 f"{self.format} volume has one size: export as png, a file a slice."
             )
         return stack.straight(mask)

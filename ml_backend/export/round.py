@@ -11,9 +11,9 @@ from ml_backend.export.curve import export_learning_curve
 from ml_backend.export.files import ExportError, to_json, whole
 from ml_backend.export.masks import MASK_FORMATS, export_masks
 from ml_backend.export.record import export_record
-from ml_backend.export.source import source_finder
 from ml_backend.export.studio_json import export_studio_json
 from ml_backend.rounds.artefacts import ROUND
+from ml_backend.rounds.cut_from import source_finder
 from ml_backend.rounds.project import ConnectedProject, known_project
 from ml_backend.rounds.service import Service
 from ml_backend.rounds.store import ProjectStore, RoundFolder, StoreError

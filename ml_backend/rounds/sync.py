@@ -58,7 +58,7 @@ from ml_backend.studio.failures import ImageUnavailable
 from ml_backend.studio.label_config import LabelConfig, parse_label_config
 from ml_backend.volumes.address import is_slice_address, slice_of
 
-__all__ = ["finite", "new_labels", "sync"]
+__all__ = ["chosen_annotation", "finite", "new_labels", "reading", "sync"]
 
 logger = logging.getLogger(__name__)
 
@@ -212,7 +212,7 @@ class _Sync:
     ) -> LabelRecord:
         """The task's label, rendered anew only when the annotation was submitted again, or the
         slice is another. ``predictions``: those stored of the task, as JSON."""
-        with _reading():
+        with reading():
             digest = self._digest(chosen, record)
         seen = previous and (previous.hash, previous.annotation, previous.updated_at)
         if previous is not None and seen == (digest, chosen.id, _stamp(chosen)):
@@ -223,7 +223,7 @@ class _Sync:
         except (LookupError, OSError) as error:
             kind = ImageUnavailable if may_come_back(error) else StudioError
             raise kind(f"its slice {record.image} cannot be read: {error}") from error
-        with _reading():
+        with reading():
             mask, warnings = label_map(chosen.result, self.config, height, width, self.policy)
         self.warnings += [f"task {record.id}, annotation {chosen.id}: {w}" for w in warnings]
         file = MASKS[f"{record.id}-{digest[:12]}"]
@@ -289,7 +289,7 @@ class _Sync:
 
 
 @contextmanager
-def _reading() -> Iterator[None]:
+def reading() -> Iterator[None]:
     """Whatever a part of an annotation raises inside, as one AnnotationError.
 
     People, scripts and other programs write annotations, and nobody foresees all that is in them:
@@ -388,7 +388,7 @@ def _apply(
     if record is None:
         return 0
     try:
-        chosen = _chosen(row)
+        chosen = chosen_annotation(row)
         stored = row.get("predictions") or ()
         label = step.label(chosen, record, labels.get(number), stored) if chosen else None
     except (ValueError, StudioError) as error:
@@ -405,7 +405,7 @@ def _apply(
     return 1
 
 
-def _chosen(row: dict[str, Any]) -> Annotation | None:
+def chosen_annotation(row: dict[str, Any]) -> Annotation | None:
     """The annotation of the task ``row`` that counts; of drafts and predictions nothing is asked.
 
     Raises AnnotationError for one that cannot be read, unless a later one took its place.
@@ -414,7 +414,7 @@ def _chosen(row: dict[str, Any]) -> Annotation | None:
     broken: list[tuple[dict[str, Any], AnnotationError]] = []
     for found in row.get("annotations") or ():
         try:
-            with _reading():
+            with reading():
                 readable.append(parse_annotation(found))
         except AnnotationError as error:
             broken.append((found, error))
@@ -447,7 +447,7 @@ def new_labels(project: ConnectedProject, dataset: DatasetLabels) -> int:
     if again:
         for row in project.studio.full_tasks_by_id(project.number, again):
             try:
-                chosen = _chosen(row)
+                chosen = chosen_annotation(row)
             except AnnotationError as error:  # the next sync names it in the round's warnings
                 logger.warning("project %s: not counted: %s", project.key, error)
                 continue

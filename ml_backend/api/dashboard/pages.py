@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from typing import Any
 from urllib.parse import urlsplit
 
 from flask import (
@@ -14,25 +12,25 @@ from flask import (
     current_app,
     make_response,
     redirect,
-    render_template,
     request,
     url_for,
 )
 from markupsafe import Markup, escape
 from redis.exceptions import RedisError
 
-from ml_backend import __version__
 from ml_backend.api.auth import refuse
+from ml_backend.api.dashboard.answers import message, page, stored, unknown
 from ml_backend.api.dashboard.curve import learning_curve
 from ml_backend.api.dashboard.forms import settings_form
 from ml_backend.api.dashboard.thumbnails import NoSuchSlice, Thumbnails, uncertainty
+from ml_backend.api.dashboard.volume_pages import serve_volumes, volumes
 from ml_backend.api.protocol import health
 from ml_backend.api.status import looks
 from ml_backend.errors import NextsliceError, OptionError
 from ml_backend.logs import without_passwords
 from ml_backend.rounds.extra_params import SOURCE
 from ml_backend.rounds.overview import ProjectOverview
-from ml_backend.rounds.project import ConnectedProject, stored_project
+from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.project_settings import change_settings
 from ml_backend.rounds.service import Service
 from ml_backend.settings import own_fields
@@ -56,11 +54,13 @@ dashboard = Blueprint(
     static_folder="static",
     static_url_path="/dashboard",
 )
+dashboard.register_blueprint(volumes)
 
 
 def serve_dashboard(app: Flask, service: Service) -> None:
     """Add the pages to ``app``, which has the looks of `api.status` already."""
     app.extensions[_EXTENSION] = Thumbnails(service)
+    serve_volumes(app, service)
     app.register_blueprint(dashboard)
 
 
@@ -109,8 +109,8 @@ def root() -> Response | tuple[Response, int]:
     found = looks().service_status()
     if found is None:
         said = "The first look at the service has not ended yet. Load this page again."
-        return _message("nextslice", said, 503)
-    return _page("service.html", status=found)
+        return message("nextslice", said, 503)
+    return page("service.html", status=found)
 
 
 @dashboard.get("/projects/<int:number>")
@@ -122,9 +122,9 @@ def project(number: int) -> Response | tuple[Response, int]:
 @dashboard.post("/projects/<int:number>/train")
 def train(number: int) -> Response | tuple[Response, int]:
     """Train now."""
-    found = _stored(number)
+    found = stored(number)
     if found is None:
-        return _unknown(number)
+        return unknown(number)
     try:
         found.schedule.start()
     except RedisError as error:
@@ -136,9 +136,9 @@ def train(number: int) -> Response | tuple[Response, int]:
 @dashboard.post("/projects/<int:number>/settings")
 def settings(number: int) -> Response | tuple[Response, int]:
     """Settings of the project's own; an empty field takes one back."""
-    found = _stored(number)
+    found = stored(number)
     if found is None:
-        return _unknown(number)
+        return unknown(number)
     given = {name: request.form[name] for name in own_fields() if name in request.form}
     try:
         change_settings(found, given)
@@ -157,7 +157,7 @@ def picture(number: int, task: int) -> Response | tuple[Response, int]:
     the published network is of it."""
     thumbnails: Thumbnails = current_app.extensions[_EXTENSION]
     try:
-        found = _stored(number)
+        found = stored(number)
         if found is None:
             raise NoSuchSlice(f"project {number} is not known here")
         wanted = request.args.get("show") == _UNCERTAINTY
@@ -170,10 +170,6 @@ def picture(number: int, task: int) -> Response | tuple[Response, int]:
     answer = Response(data, mimetype="image/png")
     answer.headers["Cache-Control"] = "private, max-age=300"
     return answer
-
-
-def _stored(number: int) -> ConnectedProject | None:
-    return stored_project(looks().service, number)
 
 
 def _back(project: ConnectedProject, done: str) -> Response:
@@ -194,11 +190,11 @@ def _project_page(
         found = looks().project(number)
     except (NextsliceError, OSError) as error:
         said = without_passwords(str(error))
-        return _message(f"Project {number} cannot be shown", said, 503)
+        return message(f"Project {number} cannot be shown", said, 503)
     if found is None:
-        return _unknown(number)
+        return unknown(number)
     fields = settings_form(found.settings)
-    return _page(
+    return page(
         "project.html",
         code=code,
         project=found,
@@ -217,22 +213,6 @@ def _project_page(
 def _legend(project: ProjectOverview) -> list[tuple[str, int]]:
     """Class and the number of its colour."""
     return [(name, i % len(COLOURS)) for i, name in enumerate(project.classes[1:])]
-
-
-def _unknown(number: int) -> tuple[Response, int]:
-    said = (
-        f"No project {number} is known in the store. Connect it first: nextslice connect {number}"
-    )
-    return _message(f"Project {number} is not known", said, 404)
-
-
-def _message(title: str, says: str, code: int) -> tuple[Response, int]:
-    return _page("message.html", code=code, title=title, says=says), code
-
-
-def _page(template: str, *, code: int = 200, **values: Any) -> Response:
-    shown = render_template(template, version=__version__, now=time.time(), **values)
-    return make_response(shown, code)
 
 
 @dashboard.app_template_filter("ticked")

@@ -1,4 +1,4 @@
-"""The volume that slices were cut from: its shape and voxel size, for what is written beside it."""
+"""The volume that slices were cut from: its shape and voxel size, for what is laid on it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ml_backend.volumes.address import AddressRefused, SliceAddress, is_slice_ad
 from ml_backend.volumes.turn import Affine
 from ml_backend.volumes.volume import VolumeError, axis_index, slice_shape
 
-__all__ = ["FindSource", "Source", "SourceError", "source_finder"]
+__all__ = ["FindSource", "Source", "SourceError", "address_of", "source_finder", "source_of"]
 
 
 class SourceError(NextsliceError, ValueError):
@@ -49,18 +49,32 @@ def source_finder(service: Service) -> FindSource:
     """Finds the volumes that `nextslice import` made slices of, on this machine."""
 
     def find(image: str) -> Source | None:
-        if not is_slice_address(image):
-            return None
-        try:
-            # The moment 0: what has expired for browsers is still that volume's slice.
-            address = SliceAddress.parse(image, slice_keys(service.settings), now=0)
-            options = replace(address.options, flip="")
-            with service.volumes.volume(address.volume, options) as volume:
-                return Source(
-                    address.volume, volume.shape, volume.voxel_size, volume.unit, volume.affine,
-                    volume.frame, volume.origin, address.options.flip,
-                )  # fmt: skip
-        except (AddressRefused, SettingsError, VolumeError) as error:
-            raise SourceError(str(error)) from error
+        address = address_of(service, image)
+        return None if address is None else source_of(service, address)
 
     return find
+
+
+def address_of(service: Service, image: str) -> SliceAddress | None:
+    """What an image address of ours says; None for any other. Raises SourceError for one that we
+    have not signed."""
+    if not is_slice_address(image):
+        return None
+    try:
+        # The moment 0: what has expired for browsers is still that volume's slice.
+        return SliceAddress.parse(image, slice_keys(service.settings), now=0)
+    except (AddressRefused, SettingsError) as error:
+        raise SourceError(str(error)) from error
+
+
+def source_of(service: Service, address: SliceAddress) -> Source:
+    """The volume of a slice, looked at on this machine. Raises SourceError."""
+    options = replace(address.options, flip="")
+    try:
+        with service.volumes.volume(address.volume, options) as volume:
+            return Source(
+                address.volume, volume.shape, volume.voxel_size, volume.unit, volume.affine,
+                volume.frame, volume.origin, address.options.flip,
+            )  # fmt: skip
+    except (SettingsError, VolumeError) as error:
+        raise SourceError(str(error)) from error

@@ -1,0 +1,209 @@
+// A volume in three views that move together: scan, labels, prediction. Drawn by niivue.
+"use strict";
+
+(() => {
+  const AXES = ["z", "y", "x"];
+  const TRIES = 30;
+  const root = document.getElementById("volume");
+  if (!root) return;
+  const part = (id) => document.getElementById(id);
+  const say = (text) => { part("says").textContent = text; part("says").hidden = !text; };
+  const wait = (seconds) => new Promise((go) => setTimeout(go, seconds * 1000));
+
+  // What a server that is busy, or a proxy that gave up, may answer a moment later.
+  async function load(url) {
+    for (let tried = 1; ; tried++) {
+      const answer = await fetch(url);
+      if (answer.ok) return answer;
+      const later = answer.headers.get("Retry-After");
+      const again = later !== null || [502, 504].includes(answer.status);
+      if (!again || tried >= TRIES) throw new Error((await answer.text()).trim().slice(0, 500) || `${answer.status} of ${url}`);
+      await wait(Number(later) || 3);
+    }
+  }
+
+  // -- where the crosshair is, as [z, y, x] of the volume's file
+
+  let about, at, chosen, views = [];
+
+  const axis = () => AXES.indexOf(about.axis);
+
+  // The task to open: that of this slice, or of one that stands for the same voxel, else the nearest.
+  function nearest() {
+    const wanted = at[axis()];
+    return about.slices.reduce((best, one) => Math.abs(one.at - wanted) < Math.abs(best.at - wanted) ? one : best);
+  }
+
+  function tell() {
+    AXES.forEach((name, i) => {
+      const slider = part(`at-${name}`);
+      if (Number(slider.value) !== at[i]) slider.value = at[i];
+      part(`is-${name}`).textContent = at[i];
+    });
+    chosen = nearest();
+    part("open").href = chosen.label_studio;
+    part("open").textContent = `Open slice ${chosen.z} in Label Studio`;
+    const masks = [chosen.labelled ? "labelled" : "not labelled", chosen.predicted ? "predicted" : "not predicted"];
+    if (chosen.at !== at[axis()]) masks.unshift("the nearest one that is a task");
+    part("state").textContent = `${about.axis} = ${chosen.z}: ${masks.join(", ")}.`;
+    if (!views.length) {
+      part("picture").src = root.dataset.picture.replace("0.png", `${chosen.task}.png`);
+      part("picture").alt = `Slice ${chosen.z} with the published mask`;
+    }
+  }
+
+  // niivue's fractions run towards right, anterior, superior; permRAS says which axis of the file each is.
+  function toFractions(place) {
+    const along = [...about.shown].map((length, i) => (Math.floor(place[i] / about.steps[i]) + 0.5) / length).reverse();
+    return views[0].volumes[0].permRAS.map((one) => one < 0 ? 1 - along[-one - 1] : along[one - 1]);
+  }
+
+  function fromFractions(fractions) {
+    const along = [0, 0, 0];
+    views[0].volumes[0].permRAS.forEach((one, i) => { along[Math.abs(one) - 1] = one < 0 ? 1 - fractions[i] : fractions[i]; });
+    return along.reverse().map((value, i) => {
+      const shown = Math.min(about.shown[i] - 1, Math.max(0, Math.floor(value * about.shown[i])));
+      const step = about.steps[i];
+      // Of those that one voxel stands for: the one that is there already, else the middle.
+      if (Math.floor(at[i] / step) === shown) return at[i];
+      return Math.min(about.shape[i] - 1, shown * step + Math.floor(step / 2));
+    });
+  }
+
+  // Drawn once a frame, however often they are moved in it.
+  const stale = new Set();
+
+  function draw(view) {
+    if (!stale.size) {
+      requestAnimationFrame(() => {
+        const waiting = [...stale];
+        stale.clear();
+        waiting.forEach((one) => one.drawScene());
+      });
+    }
+    stale.add(view);
+  }
+
+  function move(place, but = null) {
+    at = place;
+    for (const view of views.filter((one) => one !== but)) {
+      view.scene.crosshairPos = toFractions(at);
+      draw(view);
+    }
+    tell();
+  }
+
+  function turn(azimuth, elevation, but) {
+    for (const { scene } of views.filter((one) => one !== but)) {
+      if (scene.renderAzimuth !== azimuth) scene.renderAzimuth = azimuth;
+      if (scene.renderElevation !== elevation) scene.renderElevation = elevation;
+    }
+    views.filter((one) => one !== but).forEach(draw);
+  }
+
+  function begin() {
+    at = about.shape.map((length) => Math.floor(length / 2));
+    const best = about.slices.filter((one) => one.labelled)[0] || about.slices.filter((one) => one.predicted)[0];
+    at[axis()] = best ? best.at : nearest().at;
+    AXES.forEach((name, i) => part(`at-${name}`).addEventListener("input", (event) => {
+      move(at.map((value, j) => i === j ? Number(event.target.value) : value));
+    }));
+    root.querySelector(".sliders").hidden = false;
+    part("slice").hidden = false;
+  }
+
+  // -- the views
+
+  const hasWebGL = () => {
+    try { return Boolean(document.createElement("canvas").getContext("webgl2")); } catch { return false; }
+  };
+
+  // A colour for each class; the background has none.
+  function colours() {
+    const rgb = [0, ...about.colours.map((one) => parseInt(one.slice(1), 16))];
+    return {
+      R: rgb.map((one) => one >> 16), G: rgb.map((one) => (one >> 8) & 255), B: rgb.map((one) => one & 255),
+      A: rgb.map((one, i) => i ? 255 : 0), I: rgb.map((one, i) => i), labels: about.classes,
+    };
+  }
+
+  async function view(kind, scan, mask) {
+    const canvas = part(`view-${kind}`);
+    canvas.hidden = false;
+    canvas.setAttribute("role", "img");
+    canvas.setAttribute("aria-label", `${kind} along three axes and in 3-D`);
+    const drawn = new niivue.Niivue({
+      dragAndDropEnabled: false, isNearestInterpolation: true, isOrientationTextVisible: about.placed,
+      isCornerOrientationText: true, sagittalNoseLeft: !about.placed, multiplanarShowRender: 1,
+      multiplanarLayout: 2, multiplanarForceRender: true, crosshairColor: [1, 1, 1, 0.6], crosshairWidth: 0.5,
+      backColor: [0, 0, 0, 1], show3Dcrosshair: true, loadingText: "", logLevel: "error", tileMargin: 2,
+    });
+    await drawn.attachToCanvas(canvas);
+    await drawn.loadFromArrayBuffer(scan.slice(0), "scan.nii.gz");
+    const base = drawn.volumes[0];
+    base.cal_min = 0;
+    base.cal_max = 255;
+    if (mask) {
+      await drawn.loadFromArrayBuffer(mask, "mask.nii.gz");
+      const painted = drawn.volumes[1];
+      // What nobody labelled, 255, is drawn as the background: not at all.
+      painted.img.forEach((value, i) => { if (value === 255) painted.img[i] = 0; });
+      painted.hdr.intent_code = 1002; // NIfTI's word for labels: each value has its colour, none between
+      painted.setColormapLabel(colours());
+      drawn.setOpacity(1, 0.6);
+    }
+    drawn.updateGLVolume();
+    drawn.setSliceType(drawn.sliceTypeMultiplanar);
+    return drawn;
+  }
+
+  async function show() {
+    say("Loading the scan …");
+    const scan = await (await load(about.files.scan)).arrayBuffer();
+    const notes = [];
+    for (const kind of ["scan", "labels", "prediction"]) {
+      if (kind !== "scan" && !about.files[kind]) continue;
+      let mask = null;
+      if (kind !== "scan") {
+        say(`Loading ${kind} …`);
+        const answer = await load(about.files[kind]);
+        mask = await answer.arrayBuffer();
+        const left = Number(answer.headers.get("X-Nextslice-Left-Out"));
+        if (left) notes.push(`The masks of ${left} slices cannot be read and are left out of ${kind}.`);
+      }
+      const drawn = await view(kind, scan, mask);
+      views.push(drawn);
+      move(at);
+      drawn.onLocationChange = (place) => move(fromFractions(place.frac), drawn);
+      drawn.onAzimuthElevationChange = (azimuth, elevation) => {
+        if (turning) return;
+        turning = true;
+        try { turn(azimuth, elevation, drawn); } finally { turning = false; }
+      };
+    }
+    part("keys").hidden = false;
+    say(notes.join(" "));
+    root.dataset.ready = "";
+  }
+
+  let turning = false;
+
+  (async () => {
+    try {
+      about = await (await load(root.dataset.about)).json();
+      begin();
+      if (!hasWebGL()) {
+        tell();
+        part("without").hidden = false;
+        root.querySelector(".views").hidden = true;
+        AXES.filter((name) => name !== about.axis).forEach((name) => { part(`at-${name}`).parentElement.hidden = true; });
+        say("This browser has no WebGL 2, so there is no 3-D. Below is the slice with its published mask; the slider chooses another one.");
+        root.dataset.ready = "";
+        return;
+      }
+      await show();
+    } catch (error) {
+      say(`The volume cannot be shown: ${error.message}`);
+    }
+  })();
+})();

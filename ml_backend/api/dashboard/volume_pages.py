@@ -1,0 +1,211 @@
+"""The pages that show a project's volumes in 3-D, and what they load."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from typing import Any
+
+from flask import Blueprint, Flask, Response, current_app, jsonify, request, url_for
+from werkzeug.routing import PathConverter
+
+from ml_backend.api.dashboard.answers import message, page, stored, unknown
+from ml_backend.api.dashboard.views import KINDS, VolumeView
+from ml_backend.api.dashboard.volumes import ProjectVolumes, TooManyVolumes
+from ml_backend.errors import NextsliceError, TryAgainLater
+from ml_backend.logs import without_passwords
+from ml_backend.rounds.service import Service
+from ml_backend.volumes.volume import VolumeError
+
+__all__ = ["serve_volumes", "volumes"]
+
+logger = logging.getLogger(__name__)
+
+_EXTENSION = "nextslice volumes"
+_LISTED = 500
+"""Slices in the table of a page: beyond that those that are labelled or predicted."""
+
+volumes = Blueprint("volumes", __name__)
+
+Answer = Response | tuple[Response, int]
+
+
+class _VolumeName(PathConverter):
+    """A volume's name, which may begin with a slash: tasks say what they like."""
+
+    regex = ".+?"
+    part_isolating = False
+
+
+def serve_volumes(app: Flask, service: Service) -> None:
+    """What the pages of `volumes` need in ``app``; they are registered by who has the login."""
+    app.extensions[_EXTENSION] = ProjectVolumes(service)
+    app.url_map.converters["volume"] = _VolumeName
+
+
+def _shown() -> ProjectVolumes:
+    found: ProjectVolumes = current_app.extensions[_EXTENSION]
+    return found
+
+
+@volumes.get("/projects/<int:number>/volumes")
+def listed(number: int) -> Answer:
+    """The project's volumes."""
+    found = stored(number)
+    if found is None:
+        return unknown(number)
+    stacks = _shown().stacks(found)
+    return page("volumes.html", number=number, stacks=stacks.groups, json=_list_json(number))
+
+
+@volumes.get("/api/projects/<int:number>/volumes")
+def list_json(number: int) -> Answer:
+    """The project's volumes, for programs."""
+    found = stored(number)
+    if found is None:
+        return _nothing(f"project {number} is not known here")
+    groups = _shown().stacks(found).groups
+    return jsonify(
+        volumes=[
+            {"volume": volume, "axis": axis, "slices": len(tasks)}
+            | {"page": _address("show", number, volume, axis)}
+            for (volume, axis), tasks in groups.items()
+        ]
+    )
+
+
+@volumes.get("/projects/<int:number>/volumes/<volume:volume>/")
+def show(number: int, volume: str) -> Answer:
+    """One volume."""
+    found = stored(number)
+    if found is None:
+        return unknown(number)
+    with _shown().place():
+        view = _shown().view(found, volume, request.args.get("axis"))
+    if view is None:
+        said = f"No slice of project {number} is of a volume {volume!r} in what was listed last."
+        return message(f"Project {number} has no such volume", said, 404)
+    rows = view.slices
+    if len(rows) > _LISTED:
+        rows = tuple(one for one in rows if one.labelled or one.predicted)[:_LISTED]
+    return page(
+        "volume.html",
+        number=number,
+        view=view,
+        rows=rows,
+        legend=[(name, i % 7) for i, name in enumerate(view.classes[1:])],
+        about=_address("view_json", number, volume, view.axis),
+        task_picture=url_for("dashboard.picture", number=number, task=0),
+    )
+
+
+@volumes.get("/api/projects/<int:number>/volumes/<volume:volume>")
+def view_json(number: int, volume: str) -> Answer:
+    """One volume, for programs and for the page's script."""
+    found = stored(number)
+    if found is None:
+        return _nothing(f"project {number} is not known here")
+    with _shown().place():
+        view = _shown().view(found, volume, request.args.get("axis"))
+    if view is None:
+        return _nothing(f"project {number} has no volume {volume!r}")
+    return jsonify(_json(number, view))
+
+
+@volumes.get("/projects/<int:number>/volumes/<volume:volume>/<kind>.nii.gz")
+def nifti(number: int, volume: str, kind: str) -> Answer:
+    """Scan, labels or prediction of a volume, or 304 for who has it already."""
+    found = stored(number)
+    known = next((one for one in KINDS if one == kind), None)
+    if found is None or known is None:
+        return _said(f"there is no {kind} of a volume in project {number}", 404)
+    axis = request.args.get("axis")
+    with _shown().place():
+        view = _shown().view(found, volume, axis)
+        if view is None:
+            return _said(f"project {number} has no volume {volume!r}", 404)
+        tag = view.tags.get(known)
+        if tag is None:
+            return _without(view)
+        if request.if_none_match.contains_weak(tag):
+            answer = Response(status=304)
+        else:
+            built = _shown().built(found, volume, axis, known, tag)
+            if built is None:
+                raise TooManyVolumes("the volume has changed meanwhile: load the page again")
+            answer = Response(built.data, mimetype="application/gzip")
+            answer.headers["X-Nextslice-Left-Out"] = str(built.left_out)
+    answer.headers["Cache-Control"] = "private, no-cache"
+    answer.set_etag(tag)
+    return answer
+
+
+def _without(view: VolumeView) -> Answer:
+    """Why there is no such file."""
+    if view.lacking:
+        return _said(view.lacking, 422)
+    if view.unanswered:
+        return _said(view.unanswered, 503)
+    return _said("nothing is predicted yet: that begins with the first training", 404)
+
+
+def _json(number: int, view: VolumeView) -> dict[str, Any]:
+    grid = view.grid
+    return {
+        "project": number,
+        "volume": view.volume,
+        "axis": view.axis,
+        "shape": None if grid is None else grid.whole,
+        "shown": None if grid is None else grid.shape,
+        "steps": None if grid is None else grid.steps,
+        "placed": view.placed,
+        "lacking": view.lacking,
+        "unanswered": view.unanswered,
+        "model_version": view.version,
+        "classes": view.classes,
+        "colours": view.colours,
+        "labelled": view.labelled,
+        "predicted": view.predicted,
+        "files": {
+            kind: _address("nifti", number, view.volume, view.axis, kind=kind)
+            for kind in KINDS
+            if kind in view.tags
+        },
+        "slices": [asdict(one) for one in view.slices],
+    }
+
+
+def _address(name: str, number: int, volume: str, axis: str, **more: str) -> str:
+    values: dict[str, Any] = {"number": number, "volume": volume, "axis": axis, **more}
+    return url_for(f"dashboard.volumes.{name}", **values)
+
+
+def _list_json(number: int) -> str:
+    return url_for("dashboard.volumes.list_json", number=number)
+
+
+@volumes.errorhandler(NextsliceError)
+def _refuse(error: NextsliceError) -> Answer:
+    """In the form that was asked for."""
+    status = 422 if isinstance(error, VolumeError) else 503
+    said = without_passwords(str(error))
+    logger.warning("%s: %d: %s", request.path, status, said)
+    if request.path.startswith("/api/"):
+        answer, _ = _nothing(said, status)
+    elif request.path.endswith(".nii.gz"):
+        answer, _ = _said(said, status)
+    else:
+        answer, _ = message("This volume cannot be shown", said, status)
+    if isinstance(error, TryAgainLater):
+        answer.headers["Retry-After"] = "2"
+    return answer, status
+
+
+def _nothing(said: str, status: int = 404) -> tuple[Response, int]:
+    answer = jsonify(error=said)
+    answer.status_code = status
+    return answer, status
+
+
+def _said(said: str, status: int) -> tuple[Response, int]:
+    return Response(f"{said}\n", status, mimetype="text/plain"), status

@@ -1,0 +1,174 @@
+"""A volume as people meet it: Chromium with WebGL drawn by the CPU, and without any."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect
+from werkzeug.serving import make_server
+
+from ml_backend.app import create_app
+from ml_backend.embedded.processes import ProcessGroup, free_port
+from ml_backend.embedded.redis_server import start_redis
+from ml_backend.embedded.stack import settings_from
+from tests.chromium import CHROMIUM, FLAGS, TIMEOUT_MS, look
+from tests.http_studio import SLICES, phantom_server
+from tests.test_dashboard_browser import LAPTOP, PHONE, violations
+from tests.volume_project import NAME, predict, volume_project
+
+pytestmark = pytest.mark.browser
+
+WEBGL = ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+
+
+def drawn(page: Page, kind: str) -> tuple[float, float]:
+    """The shares of a view's pixels that are grey and coloured."""
+    seen = Image.open(io.BytesIO(page.locator(f"#view-{kind}").screenshot())).convert("RGB")
+    pixels = np.asarray(seen, np.int16)
+    apart = pixels.max(axis=2) - pixels.min(axis=2)
+    grey = (apart < 10) & (pixels.max(axis=2) > 30)
+    return float(grey.mean()), float((apart > 40).mean())
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """Addresses of the backend and of its Label Studio: slices 2, 5, 9 are labelled, 3, 4
+    predicted; people see the slices turned over along z."""
+    folder = tmp_path_factory.mktemp("volume")
+
+    def make(**variables: Any) -> Any:
+        own = {"NEXTSLICE_STORE": folder / "store", "NEXTSLICE_CACHE_DIR": folder / "cache"}
+        given = {**own, "NEXTSLICE_EARLY_ROUNDS": "off", **variables}
+        return settings_from({name: str(value) for name, value in given.items()})
+
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with ProcessGroup(folder / "logs") as group, phantom_server() as server:
+        server.memory.fields["title"] = "Explant 7, week 4"
+        redis = start_redis(group, folder)
+        project = volume_project(
+            server, make, folder, flip="z", REDIS_URL=redis, NEXTSLICE_BACKEND_URL=url
+        )
+        predict(server, project, (3, 4), flip="z")
+        serving = make_server("127.0.0.1", port, create_app(project.service.settings), True)
+        thread = threading.Thread(target=serving.serve_forever, daemon=True)
+        thread.start()
+        yield url, server.url
+        serving.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def drawing(browser: Browser) -> Iterator[Browser]:
+    """Another browser, that has WebGL."""
+    flags = [flag for flag in FLAGS if flag != "--disable-gpu"] + WEBGL
+    another = browser.browser_type.launch(executable_path=CHROMIUM, args=flags)
+    yield another
+    another.close()
+
+
+@pytest.fixture
+def open_volume(
+    request: pytest.FixtureRequest, served: tuple[str, str]
+) -> Iterator[Callable[..., Page]]:
+    opened: list[Page] = []
+
+    def open_(browser: Browser, **options: Any) -> Page:
+        page = browser.new_context(**options).new_page()
+        page.set_default_timeout(TIMEOUT_MS)
+        opened.append(page)
+        page.errors = []  # type: ignore[attr-defined]
+        page.asked = []  # type: ignore[attr-defined]
+        page.on(
+            "console", lambda said: page.errors.append(said.text) if said.type == "error" else None
+        )
+        page.on("pageerror", lambda error: page.errors.append(str(error)))
+        page.on("request", lambda one: page.asked.append(one.url))
+        page.goto(f"{served[0]}/projects/7/volumes/{NAME}/")
+        page.locator("#volume[data-ready]").wait_for()
+        return page
+
+    yield open_
+    for page in opened:
+        look(page, request.node.name, full_page=True)
+        page.context.close()
+
+
+def test_the_three_views_are_drawn_and_a_click_leads_to_the_task(
+    open_volume: Callable[..., Page], drawing: Browser, served: tuple[str, str]
+) -> None:
+    url, studio = served
+    page = open_volume(drawing, viewport=LAPTOP)
+    link = page.locator("#open")
+    # the first labelled slice is where it begins
+    expect(link).to_have_text("Open slice 2 in Label Studio")
+    expect(link).to_have_attribute("href", f"{studio}/projects/7/data?task=2")
+    expect(page.locator("#state")).to_have_text("z = 2: labelled, not predicted.")
+    grey, coloured = drawn(page, "scan")
+    assert grey > 0.1
+    assert coloured == 0
+    grey, coloured = drawn(page, "labels")
+    assert grey > 0.1
+    assert coloured > 0.01
+    # the coronal plane is above the axial one: z runs down it, as numbers in the file do
+    box = page.locator("#view-scan").bounding_box()
+    assert box is not None
+    seen = set()
+    for part in (4, 5, 6, 10):
+        page.mouse.click(box["x"] + box["width"] * 0.25, box["y"] + box["height"] * part / 20)
+        text = link.inner_text()
+        seen.add(text)
+        number = int(text.split()[2])
+        assert link.get_attribute("href") == f"{studio}/projects/7/data?task={number}"
+        # people see the slices turned over along z
+        assert int(page.locator("#at-z").input_value()) == SLICES - 1 - number
+    assert len(seen) > 2, "clicks across the planes lead to several slices"
+    assert {one for one in page.asked if not one.startswith((url, "data:", "blob:"))} == set()  # type: ignore[attr-defined]
+    assert page.errors == []  # type: ignore[attr-defined]
+
+
+def test_the_keyboard_is_enough(
+    open_volume: Callable[..., Page], drawing: Browser, served: tuple[str, str]
+) -> None:
+    page = open_volume(drawing, viewport=LAPTOP)
+    page.locator("#at-z").focus()
+    _, before = drawn(page, "prediction")
+    for _ in range(2):  # up in the file, down in the numbers that people see
+        page.keyboard.press("ArrowLeft")
+    expect(page.locator("#open")).to_have_text("Open slice 4 in Label Studio")
+    expect(page.locator("#state")).to_have_text("z = 4: not labelled, predicted.")
+    assert drawn(page, "prediction")[1] > before
+    page.keyboard.press("Home")
+    expect(page.locator("#open")).to_have_text(f"Open slice {SLICES - 1} in Label Studio")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [LAPTOP, PHONE], ids=["laptop", "phone"])
+def test_everybody_can_read_it(
+    open_volume: Callable[..., Page], drawing: Browser, scheme: str, size: dict[str, int]
+) -> None:
+    page = open_volume(drawing, color_scheme=scheme, viewport=size)
+    page.get_by_text("with links into Label Studio").click()
+    assert violations(page) == []
+    wide = page.evaluate("() => document.documentElement.scrollWidth")
+    assert wide <= size["width"], "a phone would have to be scrolled sideways"
+
+
+def test_without_webgl_it_says_so_and_shows_slices(
+    open_volume: Callable[..., Page], browser: Browser, served: tuple[str, str]
+) -> None:
+    without = browser.browser_type.launch(
+        executable_path=CHROMIUM, args=[*FLAGS, "--disable-3d-apis"]
+    )
+    page = open_volume(without, viewport=PHONE)
+    expect(page.locator("#says")).to_contain_text("This browser has no WebGL 2")
+    expect(page.locator("canvas").first).to_be_hidden()
+    page.wait_for_function("() => document.getElementById('picture').naturalWidth > 0")
+    expect(page.locator("#open")).to_have_attribute("href", f"{served[1]}/projects/7/data?task=2")
+    assert violations(page) == []
