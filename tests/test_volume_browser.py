@@ -128,6 +128,7 @@ def test_the_three_views_are_drawn_and_a_click_leads_to_the_task(
         assert link.get_attribute("href") == f"{studio}/projects/7/data?task={number}"
         # people see the slices turned over along z
         assert int(page.locator("#at-z").input_value()) == SLICES - 1 - number
+        assert page.locator("#is-z").inner_text() == str(number)
     assert len(seen) > 2, "clicks across the planes lead to several slices"
     assert {one for one in page.asked if not one.startswith((url, "data:", "blob:"))} == set()  # type: ignore[attr-defined]
     assert page.errors == []  # type: ignore[attr-defined]

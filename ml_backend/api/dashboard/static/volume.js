@@ -34,11 +34,17 @@
     return about.slices.reduce((best, one) => Math.abs(one.at - wanted) < Math.abs(best.at - wanted) ? one : best);
   }
 
+  // What people call the slice at a place: a volume that was turned over on import counts from its other end.
+  function number(place) {
+    const ends = new Set(about.slices.map((one) => one.at + one.z));
+    return about.slices.length > 1 && ends.size === 1 ? [...ends][0] - place : place;
+  }
+
   function tell() {
     AXES.forEach((name, i) => {
       const slider = part(`at-${name}`);
       if (Number(slider.value) !== at[i]) slider.value = at[i];
-      part(`is-${name}`).textContent = at[i];
+      part(`is-${name}`).textContent = i === axis() ? number(at[i]) : at[i];
     });
     chosen = nearest();
     part("open").href = chosen.label_studio;
