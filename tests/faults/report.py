@@ -36,10 +36,9 @@ every label that was submitted is in the round once, and no file stands half-wri
   made again after a minute, a job whose worker is gone is given to another after a minute, every
   project is looked at every 30 s, a claim that cannot be read holds for two minutes.
 
-Measured as `make faults` does, four cells side by side, on a machine with {cores} cores that was
-shared with other long measurements: the load was {load} at the end of the median cell.
-So seconds of work are several times what they are on a machine of one's own; seconds of waiting are
-as anywhere. `make test` runs the shortest cells with every change, without the pauses.
+Measured as `make faults` does, four cells side by side, on a machine with {cores} cores whose load
+was {load} at the end of the median cell. Most of the seconds are pauses. `make test` runs the
+shortest cells with every change, without the pauses.
 
 | fault | what the user sees | seconds | labels lost | trained twice | test |
 | --- | --- | ---: | ---: | ---: | --- |
