@@ -288,7 +288,6 @@ def _queue(
     why = {} if selection is None else selection.reasons
     scores = {} if selection is None else selection.scores
     pictures = kept_tasks(project.folder, published)
-    address = f"{project.settings.label_studio_url}/projects/{project.number}/data?task="
     entries = queue.in_order()
     return [
         QueuePlace(
@@ -299,7 +298,7 @@ def _queue(
             score=scores.get(entry.task),
             masked=published.weights is not None and entry.task not in queue.unmasked,
             uncertainty=entry.task in pictures,
-            label_studio=f"{address}{entry.task}",
+            label_studio=project.page_of(entry.task),
             **_where(rows[entry.task]),
         )
         for place, entry in enumerate((e for e in entries if e.task in rows), start=1)

@@ -73,6 +73,10 @@ class ConnectedProject:
                 f"nextslice project set {self.number} {names}"
             ) from None
 
+    def page_of(self, task: int) -> str:
+        """The address of the slice in Label Studio."""
+        return f"{self.settings.label_studio_url}/projects/{self.number}/data?task={task}"
+
     def read_settings_again(self) -> None:
         """Have `settings` be what holds now: for who has changed it before anything began."""
         self.__dict__.pop("settings", None)

@@ -340,7 +340,10 @@ def dragged(
     """Where what a drag painted is on top, of the regions of a page on a slice of ``shape``.
     Raises AnnotationError for one that cannot be read."""
     found = np.zeros(shape, np.bool_)
-    for region in results:
+    regions = list(results)
+    if not any(region.id.startswith(DRAG_PREFIX) for region in regions):
+        return found  # as most are: nothing is to be rendered
+    for region in regions:
         layer = painted_layer(region, config, *shape)
         if layer is not None:
             found[layer.painted] = region.id.startswith(DRAG_PREFIX)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from flask import Response, make_response, render_template
@@ -10,8 +11,9 @@ from flask import Response, make_response, render_template
 from ml_backend import __version__
 from ml_backend.api.status import looks
 from ml_backend.rounds.project import ConnectedProject, stored_project
+from ml_backend.studio.label_config import COLOURS
 
-__all__ = ["message", "page", "stored", "unknown"]
+__all__ = ["legend", "message", "page", "stored", "unknown"]
 
 
 def stored(number: int) -> ConnectedProject | None:
@@ -36,3 +38,8 @@ def unknown(number: int) -> tuple[Response, int]:
         f"No project {number} is known in the store. Connect it first: nextslice connect {number}"
     )
     return message(f"Project {number} is not known", said, 404)
+
+
+def legend(classes: Sequence[str]) -> list[tuple[str, int]]:
+    """Class and the number of its colour, from the second on: the first is the background."""
+    return [(name, i % len(COLOURS)) for i, name in enumerate(classes[1:])]

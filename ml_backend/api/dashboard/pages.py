@@ -19,7 +19,7 @@ from markupsafe import Markup, escape
 from redis.exceptions import RedisError
 
 from ml_backend.api.auth import refuse
-from ml_backend.api.dashboard.answers import message, page, stored, unknown
+from ml_backend.api.dashboard.answers import legend, message, page, stored, unknown
 from ml_backend.api.dashboard.curve import learning_curve
 from ml_backend.api.dashboard.forms import settings_form
 from ml_backend.api.dashboard.thumbnails import NoSuchSlice, Thumbnails, uncertainty
@@ -29,12 +29,10 @@ from ml_backend.api.status import looks
 from ml_backend.errors import NextsliceError, OptionError
 from ml_backend.logs import without_passwords
 from ml_backend.rounds.extra_params import SOURCE
-from ml_backend.rounds.overview import ProjectOverview
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.project_settings import change_settings
 from ml_backend.rounds.service import Service
 from ml_backend.settings import own_fields
-from ml_backend.studio.label_config import COLOURS
 
 __all__ = ["serve_dashboard"]
 
@@ -204,15 +202,10 @@ def _project_page(
         given=given or {field.name: field.own for field in fields},
         shown=found.queue[:_SHOWN],
         uncertain=request.args.get("show") == _UNCERTAINTY,
-        colours=_legend(found),
+        colours=legend(found.classes),
         done=done,
         wrong=wrong,
     )
-
-
-def _legend(project: ProjectOverview) -> list[tuple[str, int]]:
-    """Class and the number of its colour."""
-    return [(name, i % len(COLOURS)) for i, name in enumerate(project.classes[1:])]
 
 
 @dashboard.app_template_filter("ticked")

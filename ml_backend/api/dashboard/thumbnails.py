@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from ml_backend.rounds.uncertainty_pictures import picture_name
 from ml_backend.studio.annotations import label_map
 from ml_backend.studio.label_config import COLOURS, LabelConfig, parse_label_config
 
-__all__ = ["NoSuchSlice", "Thumbnails", "thumbnail", "uncertainty"]
+__all__ = ["NoSuchSlice", "Thumbnails", "predicted", "thumbnail", "uncertainty"]
 
 _OPACITY = 0.5
 _WAIT_S = 10.0
@@ -63,9 +64,14 @@ def _drawn(project: ConnectedProject, task: int, version: str) -> bytes:
     if row is None or not isinstance(url, str):
         raise NoSuchSlice(f"task {task} of project {project.number} is not there, or has no image")
     image = project.images.image(task, url, _WAIT_S)
+    result = predicted(row, version)
+    return thumbnail(image, None if result is None else _mask(result, config, image))
+
+
+def predicted(row: Mapping[str, Any], version: str | None) -> Any:
+    """The regions that are stored of a task, as JSON, by the network of ``version``; None: none."""
     stored = [p for p in row.get("predictions") or () if p.get("model_version") == version]
-    mask = _mask(stored[-1].get("result") or (), config, image) if stored else None
-    return thumbnail(image, mask)
+    return stored[-1].get("result") or () if stored else None
 
 
 def _mask(

@@ -120,14 +120,13 @@ def take_look(
             tags["labels"] = _tag(shown, how, _versions(asked.labelled))
             if asked.version is not None:
                 tags["prediction"] = _tag(shown, how, asked.version, _versions(asked.predicted))
-    url = f"{project.settings.label_studio_url}/projects/{project.number}/data?task="
     view = VolumeView(
         volume=volume,
         axis=axis,
         slices=tuple(
             ShownSlice(
                 task, z, stack.put(task), task in asked.labelled, task in asked.predicted,
-                f"{url}{task}",
+                project.page_of(task),
             )
             for task, z in sorted(stack.places.items(), key=lambda item: (item[1], item[0]))
         ),

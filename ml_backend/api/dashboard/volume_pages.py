@@ -9,7 +9,7 @@ from typing import Any
 from flask import Blueprint, Flask, Response, current_app, jsonify, request, url_for
 from werkzeug.routing import PathConverter
 
-from ml_backend.api.dashboard.answers import message, page, stored, unknown
+from ml_backend.api.dashboard.answers import legend, message, page, stored, unknown
 from ml_backend.api.dashboard.views import KINDS, VolumeView
 from ml_backend.api.dashboard.volumes import ProjectVolumes, TooManyVolumes
 from ml_backend.errors import NextsliceError, TryAgainLater
@@ -93,7 +93,7 @@ def show(number: int, volume: str) -> Answer:
         number=number,
         view=view,
         rows=rows,
-        legend=[(name, i % 7) for i, name in enumerate(view.classes[1:])],
+        legend=legend(view.classes),
         about=_address("view_json", number, volume, view.axis),
         task_picture=url_for("dashboard.picture", number=number, task=0),
     )

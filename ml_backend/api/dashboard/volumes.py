@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ml_backend.api.dashboard.grid import Grid, chosen_slices, scan_planes, small_masks
+from ml_backend.api.dashboard.thumbnails import predicted
 from ml_backend.api.dashboard.views import Kind, Looked, ShownSlice, VolumeView, take_look
 from ml_backend.disk_cache import DiskCache
 from ml_backend.errors import NextsliceError, TryAgainLater
@@ -217,9 +218,7 @@ def _mask(project: ConnectedProject, looked: Looked, kind: Kind, row: Row) -> Ma
         chosen = chosen_annotation(row)
         result: Any = None if chosen is None else chosen.result
     else:
-        version = looked.view.version
-        stored = [p for p in row.get("predictions") or () if p.get("model_version") == version]
-        result = stored[-1].get("result") or () if stored else None
+        result = predicted(row, looked.view.version)
     if result is None:
         return None
     policy = config.unlabelled(project.settings.unlabelled)
