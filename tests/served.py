@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +12,10 @@ from flask.testing import FlaskClient
 
 from ml_backend.api import status
 from ml_backend.app import create_app
+from ml_backend.embedded.stack import settings_from
 from ml_backend.rounds.project import ConnectedProject
+from ml_backend.settings import Settings
+from tests.http_studio import HttpStudio, phantom_project
 
 
 def client(project: ConnectedProject, **changed: Any) -> FlaskClient:
@@ -21,3 +27,24 @@ def look_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have nothing answered from what was found a moment ago."""
     monkeypatch.setattr(status, "_FRESH_S", 0.0)
     monkeypatch.setattr(status, "_RESTS", 0.0)
+
+
+@contextmanager
+def phantom_loop(
+    server: HttpStudio, make_settings: Callable[..., Settings], prefix: str, **variables: object
+) -> Iterator[ConnectedProject]:
+    """`phantom_project` with queues of its own, whose jobs are forgotten afterwards."""
+    project = phantom_project(server, make_settings, NEXTSLICE_QUEUE_PREFIX=prefix, **variables)
+    yield project
+    project.service.schedule.connection.flushall()
+
+
+def settings_in(folder: Path) -> Callable[..., Settings]:
+    """As the fixture `make_settings`, of a module: with store and cache in ``folder``."""
+
+    def make(**variables: object) -> Settings:
+        own = {"NEXTSLICE_STORE": folder / "store", "NEXTSLICE_CACHE_DIR": folder / "cache"}
+        given = {**own, "NEXTSLICE_EARLY_ROUNDS": "off", **variables}
+        return settings_from({name: str(value) for name, value in given.items()})
+
+    return make

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from ml_backend.rounds.advice import Advice, RoundScore, advise, expected_gain, gain_interval
 
 
-def seen(miou: float | None = 0.75, **changes: object) -> RoundScore:
-    return RoundScore(**{"labels": 40, "held_out": 8, "miou": miou, **changes})  # type: ignore[arg-type]
+def seen(miou: float | None = 0.75, **changes: Any) -> RoundScore:
+    return replace(RoundScore(labels=40, held_out=8, miou=miou), **changes)
 
 
 def advice(*rounds: RoundScore, more: int = 8) -> Advice:

@@ -20,8 +20,8 @@ from ml_backend.rounds.overview import HeldSetting, RoundSummary, held_settings
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.project_settings import change_settings
 from ml_backend.settings import Settings
-from tests.http_studio import HttpStudio, phantom_project, phantom_server
-from tests.served import client, look_each_time
+from tests.http_studio import HttpStudio, phantom_server
+from tests.served import client, look_each_time, phantom_loop
 
 HTML = {"Accept": "text/html"}
 
@@ -42,11 +42,8 @@ def _look_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
 def project(
     server: HttpStudio, make_settings: Callable[..., Settings], redis_url: str
 ) -> Iterator[ConnectedProject]:
-    project = phantom_project(
-        server, make_settings, REDIS_URL=redis_url, NEXTSLICE_QUEUE_PREFIX="dashboard"
-    )
-    yield project
-    project.service.schedule.connection.flushall()
+    with phantom_loop(server, make_settings, "dashboard", REDIS_URL=redis_url) as project:
+        yield project
 
 
 def again(project: ConnectedProject) -> ConnectedProject:

@@ -21,7 +21,6 @@ from werkzeug.serving import make_server
 from ml_backend.app import create_app
 from ml_backend.embedded.processes import ProcessGroup, free_port
 from ml_backend.embedded.redis_server import start_redis
-from ml_backend.embedded.stack import settings_from
 from ml_backend.rounds.artefacts import METRICS, ROUND
 from ml_backend.rounds.attempt import attempt
 from ml_backend.rounds.extra_params import follow
@@ -31,6 +30,7 @@ from ml_backend.rounds.schedule import CONTROL
 from ml_backend.studio.client import Backend
 from tests.chromium import TIMEOUT_MS, look
 from tests.http_studio import HttpStudio, phantom_project, phantom_server
+from tests.served import settings_in
 
 pytestmark = pytest.mark.browser
 
@@ -56,18 +56,15 @@ class Loop:
 def loop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
     folder = tmp_path_factory.mktemp("dashboard")
 
-    def make(**variables: Any) -> Any:
-        own = {"NEXTSLICE_STORE": folder / "store", "NEXTSLICE_CACHE_DIR": folder / "cache"}
-        given = {**own, "NEXTSLICE_EARLY_ROUNDS": "off", **variables}
-        return settings_from({name: str(value) for name, value in given.items()})
-
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     with ProcessGroup(folder / "logs") as group, phantom_server() as server:
         server.memory.fields["title"] = "Explant 7, week 4"
         _people(server)
         redis = start_redis(group, folder)
-        project = phantom_project(server, make, REDIS_URL=redis, NEXTSLICE_BACKEND_URL=url)
+        project = phantom_project(
+            server, settings_in(folder), REDIS_URL=redis, NEXTSLICE_BACKEND_URL=url
+        )
         loop = Loop(server, project, url)
         _of_two(server)
         said = {"reserve": 2, "strategie": "badge"}

@@ -17,7 +17,7 @@ from ml_backend.studio.annotations import regions
 from ml_backend.studio.client import User
 from ml_backend.studio.label_config import parse_label_config
 from tests.http_studio import CONFIG, PHANTOM, HttpStudio, phantom_project, phantom_server
-from tests.served import client
+from tests.served import client, phantom_loop
 
 ANNA = {"id": 2, "email": "anna@lab.example", "first_name": "Anna", "last_name": "Ames"}
 BEN = {"id": 3, "email": "ben@lab.example", "first_name": "", "last_name": ""}
@@ -79,11 +79,8 @@ def server() -> Iterator[HttpStudio]:
 def project(
     server: HttpStudio, make_settings: Callable[..., Settings], redis_url: str
 ) -> Iterator[ConnectedProject]:
-    project = phantom_project(
-        server, make_settings, REDIS_URL=redis_url, NEXTSLICE_QUEUE_PREFIX="people"
-    )
-    yield project
-    project.service.schedule.connection.flushall()
+    with phantom_loop(server, make_settings, "people", REDIS_URL=redis_url) as project:
+        yield project
 
 
 def ago(minutes: float) -> str:

@@ -21,9 +21,9 @@ from ml_backend.rounds.project_settings import change_settings
 from ml_backend.rounds.schedule import CONTROL, GPU
 from ml_backend.settings import Settings
 from tests.fuzz.endpoints import DESCRIPTION
-from tests.http_studio import HttpStudio, phantom_project, phantom_server
+from tests.http_studio import HttpStudio, phantom_server
 from tests.openapi_schemas import record_schemas
-from tests.served import client, look_each_time
+from tests.served import client, look_each_time, phantom_loop
 
 
 @pytest.fixture
@@ -43,11 +43,8 @@ def _look_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
 def project(
     server: HttpStudio, make_settings: Callable[..., Settings], redis_url: str
 ) -> Iterator[ConnectedProject]:
-    project = phantom_project(
-        server, make_settings, REDIS_URL=redis_url, NEXTSLICE_QUEUE_PREFIX="statusapi"
-    )
-    yield project
-    project.service.schedule.connection.flushall()
+    with phantom_loop(server, make_settings, "statusapi", REDIS_URL=redis_url) as project:
+        yield project
 
 
 def listening(project: ConnectedProject, device: str = "cpu") -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,9 @@ from werkzeug.serving import make_server
 from ml_backend.app import create_app
 from ml_backend.embedded.processes import ProcessGroup, free_port
 from ml_backend.embedded.redis_server import start_redis
-from ml_backend.embedded.stack import settings_from
 from tests.chromium import CHROMIUM, FLAGS, TIMEOUT_MS, look
 from tests.http_studio import SLICES, phantom_server
+from tests.served import settings_in
 from tests.test_dashboard_browser import LAPTOP, PHONE, violations
 from tests.volume_project import NAME, predict, volume_project
 
@@ -42,18 +43,18 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
     predicted; people see the slices turned over along z."""
     folder = tmp_path_factory.mktemp("volume")
 
-    def make(**variables: Any) -> Any:
-        own = {"NEXTSLICE_STORE": folder / "store", "NEXTSLICE_CACHE_DIR": folder / "cache"}
-        given = {**own, "NEXTSLICE_EARLY_ROUNDS": "off", **variables}
-        return settings_from({name: str(value) for name, value in given.items()})
-
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     with ProcessGroup(folder / "logs") as group, phantom_server() as server:
         server.memory.fields["title"] = "Explant 7, week 4"
         redis = start_redis(group, folder)
         project = volume_project(
-            server, make, folder, flip="z", REDIS_URL=redis, NEXTSLICE_BACKEND_URL=url
+            server,
+            settings_in(folder),
+            folder,
+            flip="z",
+            REDIS_URL=redis,
+            NEXTSLICE_BACKEND_URL=url,
         )
         predict(server, project, (3, 4), flip="z")
         serving = make_server("127.0.0.1", port, create_app(project.service.settings), True)
@@ -73,9 +74,22 @@ def drawing(browser: Browser) -> Iterator[Browser]:
     another.close()
 
 
+@dataclass
+class Heard:
+    """What pages complained of, and what they asked for."""
+
+    errors: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+
+
+@pytest.fixture
+def heard() -> Heard:
+    return Heard()
+
+
 @pytest.fixture
 def open_volume(
-    request: pytest.FixtureRequest, served: tuple[str, str]
+    request: pytest.FixtureRequest, served: tuple[str, str], heard: Heard
 ) -> Iterator[Callable[..., Page]]:
     opened: list[Page] = []
 
@@ -83,13 +97,11 @@ def open_volume(
         page = browser.new_context(**options).new_page()
         page.set_default_timeout(TIMEOUT_MS)
         opened.append(page)
-        page.errors = []  # type: ignore[attr-defined]
-        page.asked = []  # type: ignore[attr-defined]
         page.on(
-            "console", lambda said: page.errors.append(said.text) if said.type == "error" else None
+            "console", lambda said: heard.errors.append(said.text) if said.type == "error" else None
         )
-        page.on("pageerror", lambda error: page.errors.append(str(error)))
-        page.on("request", lambda one: page.asked.append(one.url))
+        page.on("pageerror", lambda error: heard.errors.append(str(error)))
+        page.on("request", lambda one: heard.asked.append(one.url))
         page.goto(f"{served[0]}/projects/7/volumes/{NAME}/")
         page.locator("#volume[data-ready]").wait_for()
         return page
@@ -101,7 +113,7 @@ def open_volume(
 
 
 def test_the_three_views_are_drawn_and_a_click_leads_to_the_task(
-    open_volume: Callable[..., Page], drawing: Browser, served: tuple[str, str]
+    open_volume: Callable[..., Page], drawing: Browser, served: tuple[str, str], heard: Heard
 ) -> None:
     url, studio = served
     page = open_volume(drawing, viewport=LAPTOP)
@@ -130,8 +142,8 @@ def test_the_three_views_are_drawn_and_a_click_leads_to_the_task(
         assert int(page.locator("#at-z").input_value()) == SLICES - 1 - number
         assert page.locator("#is-z").inner_text() == str(number)
     assert len(seen) > 2, "clicks across the planes lead to several slices"
-    assert {one for one in page.asked if not one.startswith((url, "data:", "blob:"))} == set()  # type: ignore[attr-defined]
-    assert page.errors == []  # type: ignore[attr-defined]
+    assert {one for one in heard.asked if not one.startswith((url, "data:", "blob:"))} == set()
+    assert heard.errors == []
 
 
 def test_the_keyboard_is_enough(
