@@ -98,6 +98,25 @@ def test_flips_scale_and_warp_keep_image_and_mask_together(seed: int) -> None:
     assert ((images[:, 0] * 1000 - masks)[inside].abs() <= 0.51).all()
 
 
+@pytest.mark.parametrize("side", [20, 90])
+def test_each_pixel_of_a_crop_says_which_one_of_its_slice_it_is(side: int) -> None:
+    rng = np.random.default_rng(0)
+    images = {name: rng.random((side, side + 4), dtype=np.float32) for name in "ab"}
+    slices = labelled(Source(images, {n: np.ones(i.shape, np.uint8) for n, i in images.items()}))
+
+    lesson = next(crops(slices, augmentation=Augmentation.faint()))
+
+    assert lesson.slices is not None
+    assert lesson.places is not None
+    assert set(lesson.slices) == {0, 1}
+    for index, plain, mask, places in zip(
+        lesson.slices, lesson.plain, lesson.masks, lesson.places, strict=True
+    ):
+        inside = mask != IGNORE
+        there = torch.from_numpy(images["ab"[index]]).flatten()[places]
+        torch.testing.assert_close(plain[0][inside], there[inside], rtol=0, atol=1e-4)
+
+
 def test_masks_hold_no_class_that_was_not_there() -> None:
     mask = np.zeros((64, 64), np.uint8)
     mask[20:40] = 2

@@ -76,6 +76,31 @@ def test_of_a_slice_with_neighbours_the_one_in_the_middle_has_filters() -> None:
         torch.testing.assert_close(maps, others)
 
 
+@pytest.mark.parametrize("room", [1 << 20, 64 * 96])
+def test_a_crop_is_taught_by_what_the_filters_say_of_its_whole_slice(
+    room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_STUDIED", room)
+    network, slices = trained(), texture(2)
+    network.study(slices)
+    places = torch.arange(64 * 96).view(64, 96)[16:48, 32:64].flip(0).T
+    crops = slices[:, :, 16:48, 32:64].flip(2).mT
+    masks = torch.zeros(2, 32, 32, dtype=torch.int64)
+    lesson = Lesson(crops, masks, crops, slices=[0, 1], places=torch.stack([places, places]))
+    y, x = torch.randint(32, (2, 2, 50))
+    values = network._values(lesson, y, x)
+    alone = network._values(lesson._replace(slices=None, places=None), y, x)
+    for index, image in enumerate(slices):
+        there = network.filters_at(image, places[y[index], x[index]])
+        if index == 0 or room > 64 * 96:
+            torch.testing.assert_close(values[index], there, rtol=0, atol=5e-3)
+        else:  # no room for it: the edges of the crop are those of its filters
+            torch.testing.assert_close(values[index], alone[index])
+        assert (alone[index] - there).abs().max() > 0.1
+    network.trained()
+    torch.testing.assert_close(network._values(lesson, y, x), alone)
+
+
 class Stripes:
     """Two classes in stripes of two pixels: finer than a quarter of the resolution can draw."""
 

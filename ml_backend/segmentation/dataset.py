@@ -153,6 +153,10 @@ class LabelledSlices:
             self._cache.move_to_end(slice_id)
         return pair.image, pair.mask
 
+    def images(self) -> Iterator[Tensor]:
+        """The image of each slice."""
+        return (self.pair(index)[0] for index in range(len(self)))
+
     def present(self) -> list[int]:
         """Classes with at least one labelled pixel."""
         return [int(label) for label in np.flatnonzero(self.counts)]
@@ -256,19 +260,27 @@ class Crops:
     def __iter__(self) -> Iterator[Lesson]:
         while True:
             crops = [self._one() for _ in range(self._batch)]
-            plain = torch.stack([image for image, _ in crops])
-            masks = torch.stack([mask for _, mask in crops])
-            images = self._augmentation.relight(plain, self._noise)
-            lit = images.contiguous(memory_format=torch.channels_last)
-            yield Lesson(lit, masks, plain, self._augmentation.context)
+            indices, images, masks, places = zip(*crops, strict=True)
+            plain = torch.stack(images)
+            lit = self._augmentation.relight(plain, self._noise)
+            yield Lesson(
+                lit.contiguous(memory_format=torch.channels_last),
+                torch.stack(masks),
+                plain,
+                self._augmentation.context,
+                indices,
+                torch.stack(places),
+            )
 
-    def _one(self) -> tuple[Tensor, Tensor]:
+    def _one(self) -> tuple[int, Tensor, Tensor, Tensor]:
+        """Which slice, and of it image, mask and places as `Lesson` has them."""
         index, label = self._draw()
         image, mask = self._slices.pair(index)
         points = self._augmentation.grid(self._crop, self._generator, self._device)
         y, x = self._centre(self._slices.anchor(index, label, self._rng), mask.shape)
         points[..., 0] += x
         points[..., 1] += y
+        places = _places(points, mask.shape)
         # Only the part of the slice that the crop needs goes to the device.
         rows, columns = (
             _window(points[..., 1], mask.shape[0]),
@@ -276,9 +288,8 @@ class Crops:
         )
         points[..., 0] -= columns.start
         points[..., 1] -= rows.start
-        return resample(
-            image[:, rows, columns].to(self._device), mask[rows, columns].to(self._device), points
-        )
+        seen = image[:, rows, columns].to(self._device), mask[rows, columns].to(self._device)
+        return index, *resample(*seen, points), places
 
     def _draw(self) -> tuple[int, int | None]:
         if self._rng.random() < self._balance:
@@ -303,6 +314,13 @@ class Crops:
             # not flip knows places by it.
             centre.append((inside if length > self._crop else half) - 0.5)
         return centre
+
+
+def _places(points: Tensor, shape: Sequence[int]) -> Tensor:
+    """The pixels (H, W) of a slice of ``shape`` nearest to ``points`` (H, W, 2), counted row by
+    row."""
+    x, y = (points[..., i].round().long().clamp_(0, shape[1 - i] - 1) for i in (0, 1))
+    return y.mul_(shape[1]).add_(x)
 
 
 def _window(positions: Tensor, length: int) -> slice:

@@ -155,7 +155,7 @@ class NetworkLearner:
         network = model.network
 
         def know_filters() -> None:
-            network.fit_filters(slices.pair(index)[0] for index in range(len(slices)))
+            network.fit_filters(slices.images())
             if isinstance(network, FullResolutionHRNet):
                 known = {*labelled, *(pseudo or ())}
                 height, width = slices.largest

@@ -288,6 +288,7 @@ def _train(
     forked = [device] if device.type == "cuda" else []
     with closing(source), torch.random.fork_rng(devices=forked), _fast_convolutions(device):
         torch.manual_seed(seed)
+        network.study(slices.images())
         fit = StepsThatFit(config.steps, config.seconds, began)
         losses = _loop(network, source, slices, config, progress, fit)
     network.eval()
@@ -426,6 +427,7 @@ def _made_ahead(batches: Iterator[Lesson], device: torch.device) -> Generator[Le
         for batch, ready in source:
             stream = torch.cuda.current_stream(device)
             stream.wait_event(ready)
-            for tensor in (batch.images, batch.masks, batch.plain):
-                tensor.record_stream(stream)
+            for tensor in batch:
+                if isinstance(tensor, Tensor):
+                    tensor.record_stream(stream)
             yield batch

@@ -77,12 +77,16 @@ class Lesson(NamedTuple):
     ``images`` (B, channels, H, W), ``masks`` (B, H, W) int64 with `IGNORE`; ``plain``: the images
     with their grey values as they are, before they were lit otherwise. ``warped``: what a network
     makes of the surroundings is to be learned from warped crops; see `FullResolutionHRNet.sample`.
+    ``slices``: which of the labelled slices each is of, ``places`` (B, H, W) int64: which of its
+    pixels, counted row by row, each pixel is, or is next to. None: of no slice.
     """
 
     images: Tensor
     masks: Tensor
     plain: Tensor
     warped: bool = False
+    slices: Sequence[int] | None = None
+    places: Tensor | None = None
 
 
 class Read(NamedTuple):
@@ -161,6 +165,10 @@ class SegmentationNetwork(nn.Module):
         """Logits (B, classes, h, w) and targets (B, h, w) of a training step, of all pixels or of
         some. ``noise``: on the values of fixed filters, where the network has some."""
         return self(lesson.images), lesson.masks
+
+    def study(self, images: Iterable[Tensor]) -> None:
+        """Before the steps: a network may look at the labelled slices whole, ``images``
+        (channels, H, W) each, in the order that `Lesson.slices` counts in."""
 
     def trained(self) -> None:
         """After a training: what is derived from the weights is derived again."""

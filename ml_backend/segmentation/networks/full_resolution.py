@@ -57,6 +57,8 @@ _GPU_BAND = 1 << 22
 keeps a GPU busy (not tried on one)."""
 _FILTERED = 1 << 22
 """Pixels whose filters are held at once where single ones are looked at: they take a gigabyte."""
+_STUDIED = 1 << 25
+"""Pixels of labelled slices whose filters are kept while it is trained: two gigabytes."""
 _REACH = 64
 """How far a filter looks: 5 pixels, and as it is made of that 6 of 1/2, 8 of 1/4, and one more of
 1/4 to be enlarged. A multiple of 4."""
@@ -96,6 +98,7 @@ class FullResolutionHRNet(SegmentationNetwork):
         self.spread: Tensor
         self.register_buffer("middle", torch.zeros(sum(FEATURES_PER_LEVEL)))
         self.register_buffer("spread", torch.ones(sum(FEATURES_PER_LEVEL)))
+        self._studied: list[Tensor] = []
         self.trained()
 
     def agree_with(self, expert: PixelReader) -> None:
@@ -112,6 +115,7 @@ class FullResolutionHRNet(SegmentationNetwork):
         self.classifier.weight.copy_(weight / len(lasts))
         assert self.classifier.bias is not None
         self.classifier.bias.copy_((lasts[0].bias + lasts[1].bias) / len(lasts))
+        self._studied = []
 
     # -- the filters
 
@@ -165,6 +169,37 @@ class FullResolutionHRNet(SegmentationNetwork):
 
     # -- training
 
+    @torch.no_grad()
+    def study(self, images: Iterable[Tensor]) -> None:
+        """Keep the filters at all pixels of as many ``images`` as fit (`_STUDIED`): they are made
+        once, and those of a crop alone know nothing beyond its edge."""
+        self._studied = []
+        left = _STUDIED
+        for image in images:
+            pixels = torch.arange(image.shape[1] * image.shape[2], device=self.middle.device)
+            left -= len(pixels)
+            if left < 0:
+                return
+            self._studied.append(self.filters_at(image.to(pixels.device), pixels).half())
+
+    def _values(self, lesson: Lesson, y: Tensor, x: Tensor) -> Tensor:
+        """(B, n, F): the filters at the pixels ``y``, ``x`` (B, n) of crops."""
+        batch, height, width = lesson.masks.shape
+        values = self.middle.new_empty((batch, y.shape[1], len(self.middle)))
+        if lesson.slices is None or lesson.places is None:
+            strange = list(range(batch))
+        else:
+            places = lesson.places.flatten(1).gather(1, y * width + x)
+            strange = [i for i, index in enumerate(lesson.slices) if index >= len(self._studied)]
+            for i, index in enumerate(lesson.slices):
+                if index < len(self._studied):
+                    values[i] = self._studied[index][places[i]]
+        if strange:
+            grid = _grid(y[strange], x[strange], height, width)[:, None]
+            levels = self.filters(lesson.plain[strange])
+            values[strange] = torch.cat([_at(maps, grid)[:, :, 0] for maps in levels], 1).mT
+        return values
+
     def sample(self, lesson: Lesson, noise: float) -> tuple[Tensor, Tensor]:
         """Logits (B, classes, 1, n) of the reader with context and targets (B, 1, n), at pixels
         drawn from each crop.
@@ -184,9 +219,8 @@ class FullResolutionHRNet(SegmentationNetwork):
             seen = F.grid_sample(seen, warp, padding_mode="reflection", align_corners=False)
             y, x, inside = gather(warp, places, height, width)
         coarse, _ = self._context(seen)
-        grid = _grid(y, x, height, width)[:, None]
-        values = torch.cat([_at(maps, grid) for maps in self.filters(lesson.plain)], 1)
-        values = _rows(values + noise * torch.randn_like(values))
+        values = self._values(lesson, y, x).flatten(0, 1)
+        values = values + noise * torch.randn_like(values)
         hidden = self.reader.hidden(values, _rows(_at(coarse, places[:, None])))
         hidden = hidden.view(batch, _SAMPLED, WIDTH).transpose(1, 2)[:, :, None]
         last = self.reader.last
