@@ -9,12 +9,23 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from ml_backend.rounds import early as early_module
 from ml_backend.rounds import jobs, reconcile
+from ml_backend.rounds import round as round_module
 from ml_backend.rounds.artefacts import DATASET, EVIDENCE, QUEUE, ROUND
 from ml_backend.rounds.early import is_early, next_round_at, same_order
-from ml_backend.rounds.records import DatasetRecord, SelectionRecord, TaskRecord, TaskState
+from ml_backend.rounds.project import ConnectedProject
+from ml_backend.rounds.records import (
+    DatasetLabels,
+    DatasetRecord,
+    SelectionRecord,
+    TaskRecord,
+    TaskState,
+)
 from ml_backend.rounds.schedule import GPU
+from ml_backend.rounds.sync import new_labels
 from ml_backend.settings import Settings
+from ml_backend.studio.failures import StudioError
 from tests.test_recovery import IMPLICIT, KEY, MemoryProject
 
 K = 4
@@ -171,6 +182,53 @@ def test_rounds_come_at_one_two_and_k_labels_and_the_last_is_a_whole_one(
     assert project.folder.round(3).has(EVIDENCE)
     assert project.selection(3).strategy == project.settings.strategy
     assert project.folder.round(3).need(QUEUE).pending == []
+
+
+def test_a_short_round_that_k_labels_overtake_is_left_for_the_whole_one(
+    project: MemoryProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(early_module, "_LOOK_S", 0.0)
+    first, *others = project.selection(0).chosen
+    counted: list[int] = []
+
+    def label_meanwhile(connected: ConnectedProject, dataset: DatasetLabels) -> int:
+        counted.append(len(dataset.labels))
+        if others:
+            project.label([others.pop()])
+        return new_labels(connected, dataset)
+
+    monkeypatch.setattr(round_module, "new_labels", label_meanwhile)
+    project.label([first])
+    project.job()
+    assert counted == [], "somebody waits for a first mask"
+    assert project.dataset(1).early
+
+    project.label([others.pop()])
+    project.job()
+
+    assert counted[0] == 2
+    assert len(counted) == K - 2
+    record, dataset = project.folder.round(2).need(ROUND), project.dataset(2)
+    assert (record.annotated, dataset.early) == (K, False)
+    assert project.folder.round(2).has(EVIDENCE)
+    assert not project.folder.round(3).has(DATASET)
+
+
+def test_who_cannot_count_labels_goes_on_with_the_short_round(
+    project: MemoryProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> int:
+        raise StudioError("GET /api/tasks: refused")
+
+    monkeypatch.setattr(early_module, "_LOOK_S", 0.0)
+    monkeypatch.setattr(round_module, "new_labels", refused)
+    chosen = project.selection(0).chosen
+    for task in chosen[:2]:
+        project.label([task])
+        project.job()
+
+    assert project.dataset(2).early
+    assert project.folder.round(2).need(ROUND).annotated == 2
 
 
 def test_who_asks_for_a_training_gets_a_whole_one(project: MemoryProject) -> None:

@@ -1,17 +1,29 @@
 """The first rounds of a project: short ones at a few labels, so that the next slice has a mask.
 
 They train briefly, score nothing and leave the order of the queue as it is. From K labels on every
-round is a whole one.
+round is a whole one, and one that still trains on fewer is left for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
+from al_strategies.learner import HearsLoss, Progress
 from ml_backend.rounds.records import DatasetRecord, Published, SelectionRecord
 from ml_backend.settings import Settings
 
-__all__ = ["is_early", "next_round_at", "same_order", "wanted_labels"]
+__all__ = [
+    "LeftWhenOvertaken",
+    "Overtaken",
+    "is_early",
+    "next_round_at",
+    "same_order",
+    "wanted_labels",
+]
+
+_LOOK_S = 4.0
+"""Between two questions to Label Studio, which take it a tenth of a second."""
 
 
 def next_round_at(learned: int, k: int, early: Sequence[int]) -> int:
@@ -56,3 +68,29 @@ def same_order(before: SelectionRecord, dataset: DatasetRecord, k: int) -> Selec
             "pseudo": [],
         }
     )
+
+
+class Overtaken(Exception):
+    """There are K labels by now: the whole round need not wait for the short one."""
+
+
+class LeftWhenOvertaken:
+    """A ``progress`` that asks every few seconds whether there are K labels, ``enough``, and raises
+    Overtaken then."""
+
+    def __init__(self, progress: Progress, enough: Callable[[], bool]) -> None:
+        self._progress, self._enough = progress, enough
+        self._next = time.monotonic() + _LOOK_S
+
+    def __call__(self, step: str, done: int, total: int) -> None:
+        self._progress(step, done, total)
+        if time.monotonic() >= self._next:
+            if self._enough():
+                raise Overtaken
+            self._next = time.monotonic() + _LOOK_S
+
+    def told_loss(self, loss: float) -> None:
+        """See `HearsLoss`."""
+        listening: object = self._progress
+        if isinstance(listening, HearsLoss):
+            listening.told_loss(loss)

@@ -34,7 +34,7 @@ from ml_backend.rounds.artefacts import (
 )
 from ml_backend.rounds.claim import ClaimedRound, claimed
 from ml_backend.rounds.coverage import Coverage
-from ml_backend.rounds.early import is_early, same_order
+from ml_backend.rounds.early import LeftWhenOvertaken, Overtaken, is_early, same_order
 from ml_backend.rounds.live_masks import Regions
 from ml_backend.rounds.project import ConnectedProject, now
 from ml_backend.rounds.publish import publish, queue_of, queue_target
@@ -49,11 +49,12 @@ from ml_backend.rounds.records import (
 )
 from ml_backend.rounds.scoring import whole_pool
 from ml_backend.rounds.source import ProjectSource, positions
-from ml_backend.rounds.sync import sync
+from ml_backend.rounds.sync import new_labels, sync
 from ml_backend.rounds.uncertainty_pictures import KeptPictures
 from ml_backend.studio import task_order
 from ml_backend.studio.annotations import regions
 from ml_backend.studio.client import annotated
+from ml_backend.studio.failures import StudioError
 from ml_backend.studio.label_config import LabelConfig, parse_label_config
 
 __all__ = ["UnusableLabels", "run_round"]
@@ -128,7 +129,13 @@ class _Round:
             return None
         record = self.folder.load(ROUND)
         if record is None:
-            record = self._compute(dataset, published, started)
+            try:
+                record = self._compute(dataset, published, started)
+            except Overtaken:
+                logger.info("project %s: %d labels are there, round %d begins again with them",
+                            self.project.key, self.settings.k, self.folder.number)  # fmt: skip
+                self.folder.remove(DATASET, *written_after(Step.SYNC))
+                return self.run(published)
         self.folder.claim.check()
         self._timed(Step.PUBLISH, lambda: self._publish(record, dataset, published))
         logger.info("project %s: round %d took %s s", self.project.key, record.round, self.seconds)
@@ -257,13 +264,24 @@ class _Round:
             return done
         source = self._source(dataset)
         blocks = self._blocks(dataset, published)
+        progress = self.progress
+        if dataset.early and published.weights is not None:  # else somebody waits for a first mask
+            progress = LeftWhenOvertaken(progress, lambda: self._enough_labels(dataset))
         outcome = train(self.settings, self.folder.project, dataset, published, source, blocks,
-                        self._seed, self.progress)  # fmt: skip
+                        self._seed, progress)  # fmt: skip
         for slice_id, mask in outcome.pseudo.items():
             self.folder.save(PSEUDO[slice_id], mask)
         self.folder.save(WEIGHTS, outcome.weights)
         self.folder.save(METRICS, outcome.metrics)
         return outcome.metrics
+
+    def _enough_labels(self, early: DatasetRecord) -> bool:
+        """Whether a whole round can begin, on more labels than the ``early`` one has."""
+        try:
+            return len(early.labels) + new_labels(self.project, early) >= self.settings.k
+        except StudioError as error:  # that of the round's next step says it to people
+            logger.warning("project %s: labels were not counted: %s", self.project.key, error)
+            return False
 
     def _blocks(self, dataset: DatasetRecord, published: Published | None) -> tuple[ZBlock, ...]:
         """What is held out; of a training that is done, what it has held out."""
