@@ -29,6 +29,11 @@ def imported(module: str) -> bool:
     return module in sys.modules
 
 
+def niceness() -> int:
+    """A job: how far its process stands back for others."""
+    return os.nice(0)
+
+
 def note(file: str, line: str) -> None:
     """A job: append ``line`` to ``file``."""
     with Path(file).open("a") as lines:
@@ -50,7 +55,7 @@ def train(folder: str) -> None:
 @pytest.fixture(autouse=True)
 def _our_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers that are started here may call the jobs of this file."""
-    names = [f"{job.__module__}.{job.__name__}" for job in (imported, note, train)]
+    names = [f"{job.__module__}.{job.__name__}" for job in (imported, niceness, note, train)]
     monkeypatch.setenv("NEXTSLICE_ENTRY_POINTS", ",".join([*names, "subprocess.check_call"]))
 
 
@@ -87,13 +92,14 @@ def test_a_job_of_somebody_else_calls_nothing(
 
 
 @pytest.mark.parametrize(("kind", "torch"), [("control", False), ("gpu", True)])
-def test_a_job_finds_the_loop_imported_and_torch_where_it_trains(
+def test_a_job_finds_the_loop_imported_and_where_it_trains_torch_and_less_of_the_cpu(
     make_settings: Callable[..., Settings], redis_url: str, kind: str, torch: bool
 ) -> None:
     schedule = Schedule(make_settings(REDIS_URL=redis_url, NEXTSLICE_QUEUE_PREFIX="warm"))
     queue = schedule.queue(kind)
     modules = ("ml_backend.rounds.jobs", "ml_backend.segmentation.learner", "torch")
     asked = [queue.enqueue(imported, module) for module in modules]
+    nice = queue.enqueue(niceness)
 
     done = nextslice(
         "worker",
@@ -108,6 +114,8 @@ def test_a_job_finds_the_loop_imported_and_torch_where_it_trains(
 
     assert done.returncode == 0, done.stderr
     assert [job.return_value(refresh=True) for job in asked] == [True, torch, torch]
+    stood_back = min(19, os.nice(0) + 10) if torch else os.nice(0)
+    assert nice.return_value(refresh=True) == stood_back
 
 
 _AS_ON_A_GPU = """

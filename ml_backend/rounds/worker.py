@@ -7,6 +7,7 @@ they are at to itself.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -40,7 +41,8 @@ logger = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 30.0
-
+_STAND_BACK = 10
+"""Niceness of a job that trains on the CPU: people ask the backend and Label Studio meanwhile."""
 
 _JOBS = "ml_backend.rounds.jobs"
 ENTRY_POINTS = frozenset(
@@ -108,6 +110,8 @@ class ForkingWorker(Worker):
         """Run the job, in its own process. What is logged meanwhile says of which job it is, an
         error that ends it included."""
         configure_logging(load_settings().log_level)  # in a new interpreter nobody has
+        if self.device == "cpu":
+            os.nice(_STAND_BACK)
         with about(job=job.id, project=_project_of(job)):
             return super().perform_job(job, queue, execution)
 
