@@ -114,7 +114,7 @@ def test_a_job_finds_the_loop_imported_and_where_it_trains_torch_and_less_of_the
 
     assert done.returncode == 0, done.stderr
     assert [job.return_value(refresh=True) for job in asked] == [True, torch, torch]
-    stood_back = min(19, os.nice(0) + 10) if torch else os.nice(0)
+    stood_back = min(19, os.nice(0) + 5) if torch else os.nice(0)
     assert nice.return_value(refresh=True) == stood_back
 
 

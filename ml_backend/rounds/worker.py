@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 30.0
-_STAND_BACK = 10
+_STAND_BACK = 5
 """Niceness of a job that trains on the CPU: people ask the backend and Label Studio meanwhile."""
 
 _JOBS = "ml_backend.rounds.jobs"

@@ -55,7 +55,8 @@ _TAUGHT = 96
 _BRIEFLY_TAUGHT = 32
 """The same where somebody waits for a first mask."""
 _BRIEF_STEPS = 30
-"""Of such a training, at most."""
+_BRIEF_BATCH = 16
+"""Steps of such a training, at most, and crops of each: so few steps learn nothing by heart."""
 _TAUGHT_PIXELS = 1 << 26
 """Of those slices together: their filters take some ten seconds of one core."""
 
@@ -375,7 +376,8 @@ class NetworkLearner:
         )
         chosen = replace(defaults(self.device, largest, labelled), **training)
         if self.config.brief:
-            chosen = replace(chosen, steps=min(chosen.steps, _BRIEF_STEPS))
+            batch = training.get("batch", max(chosen.batch, _BRIEF_BATCH))
+            chosen = replace(chosen, steps=min(chosen.steps, _BRIEF_STEPS), batch=batch)
         # What a crop shows beyond a slice, nobody shows the network later.
         return replace(chosen, crop=min(chosen.crop, needed_crop(largest)))
 

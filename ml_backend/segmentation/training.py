@@ -132,19 +132,20 @@ class TrainingConfig:
     ) -> TrainingConfig:
         """Defaults of networks with filters, for ``labelled`` slices of ``slice_size`` (H, W).
 
-        The fewer slices, the sooner they are known by heart: the fewer steps, and the more noise on
-        what the filters say. Many are worth twice the time. Grey values and textures mean
-        something: crops are hardly lit otherwise.
+        The fewer slices, the sooner they are known by heart: the fewer steps of fewer crops, and
+        the more noise on what the filters say. Many are worth twice the time. Grey values and
+        textures mean something: crops are hardly lit otherwise.
         """
         usual = cls.for_device(device, slice_size, labelled)
         steps = min(1200, round(100 + 70 * labelled**0.5 + 8 * max(0, labelled - 32)))
         on_cpu = torch.device(device).type == "cpu"
+        batch = max(16, usual.batch)
         # On CPUs that multiply matrices of it, a step in bfloat16 takes half as long.
         multiplied = on_cpu and torch.cpu._is_amx_tile_supported()
         return replace(
             usual,
             steps=steps if on_cpu else 3 * steps,
-            batch=max(16, usual.batch),
+            batch=min(batch, max(8, 2 * labelled)) if on_cpu else batch,
             filter_noise=min(0.5, max(0.05, 0.8 / max(1, labelled))),
             precision="bfloat16" if multiplied else "auto",
             augmentation=Augmentation.faint(),
