@@ -101,6 +101,19 @@ def test_a_crop_is_taught_by_what_the_filters_say_of_its_whole_slice(
     torch.testing.assert_close(network._values(lesson, y, x), alone)
 
 
+def test_one_bright_pixel_among_constant_ones_is_a_number_in_training() -> None:
+    network = trained()
+    constant = torch.zeros(1, 64, 96)
+    network.fit_filters([constant])
+    constant[0, 30, 40] = 1.0
+    network.study([constant])
+    places = torch.arange(64 * 96).view(1, 64, 96)
+    masks = torch.zeros(1, 64, 96, dtype=torch.int64)
+    lesson = Lesson(constant[None], masks, constant[None], slices=[0], places=places)
+    y, x = torch.meshgrid(torch.arange(64), torch.arange(96), indexing="ij")
+    assert network._values(lesson, y.reshape(1, -1), x.reshape(1, -1)).isfinite().all()
+
+
 class Stripes:
     """Two classes in stripes of two pixels: finer than a quarter of the resolution can draw."""
 

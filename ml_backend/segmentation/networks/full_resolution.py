@@ -57,8 +57,9 @@ _GPU_BAND = 1 << 22
 keeps a GPU busy (not tried on one)."""
 _FILTERED = 1 << 22
 """Pixels whose filters are held at once where single ones are looked at: they take a gigabyte."""
-_STUDIED = 1 << 25
-"""Pixels of labelled slices whose filters are kept while it is trained: two gigabytes."""
+_STUDIED = 1 << 24
+"""Pixels of labelled slices whose filters are kept while it is trained: a gigabyte."""
+_LARGEST_HALF = 65504.0
 _REACH = 64
 """How far a filter looks: 5 pixels, and as it is made of that 6 of 1/2, 8 of 1/4, and one more of
 1/4 to be enlarged. A multiple of 4."""
@@ -172,15 +173,17 @@ class FullResolutionHRNet(SegmentationNetwork):
     @torch.no_grad()
     def study(self, images: Iterable[Tensor]) -> None:
         """Keep the filters at all pixels of as many ``images`` as fit (`_STUDIED`): they are made
-        once, and those of a crop alone know nothing beyond its edge."""
+        once, and those of a crop alone know nothing beyond its edge. On a GPU, which makes them in
+        no time and has other uses for its memory, of none."""
         self._studied = []
-        left = _STUDIED
+        left = _STUDIED if self.middle.device.type == "cpu" else 0
         for image in images:
-            pixels = torch.arange(image.shape[1] * image.shape[2], device=self.middle.device)
+            pixels = torch.arange(image.shape[1] * image.shape[2])
             left -= len(pixels)
             if left < 0:
                 return
-            self._studied.append(self.filters_at(image.to(pixels.device), pixels).half())
+            values = self.filters_at(image, pixels)
+            self._studied.append(values.clamp_(-_LARGEST_HALF, _LARGEST_HALF).half())
 
     def _values(self, lesson: Lesson, y: Tensor, x: Tensor) -> Tensor:
         """(B, n, F): the filters at the pixels ``y``, ``x`` (B, n) of crops."""
