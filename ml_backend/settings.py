@@ -280,6 +280,13 @@ class Settings(BaseSettings):
         "they have, fewer are made, and the learning rate falls to its end all the same; empty: as "
         "long as they take.",
     )
+    train_nice: Machine[int] = Field(
+        5,
+        ge=0,
+        le=19,
+        description="Niceness of jobs that train on the CPU, so that people's requests come first; "
+        "0: none, where other work of the machine would starve them.",
+    )
     crop: int | None = Field(
         None,
         ge=32,

@@ -108,13 +108,14 @@ def test_a_job_finds_the_loop_imported_and_where_it_trains_torch_and_less_of_the
         REDIS_URL=redis_url,
         NEXTSLICE_QUEUE_PREFIX="warm",
         NEXTSLICE_TRAIN_DEVICE="cpu",
+        NEXTSLICE_TRAIN_NICE="7",
         LABEL_STUDIO_API_KEY="token",
         PYTHONPATH=str(REPOSITORY),
     )
 
     assert done.returncode == 0, done.stderr
     assert [job.return_value(refresh=True) for job in asked] == [True, torch, torch]
-    stood_back = min(19, os.nice(0) + 5) if torch else os.nice(0)
+    stood_back = min(19, os.nice(0) + 7) if torch else os.nice(0)
     assert nice.return_value(refresh=True) == stood_back
 
 

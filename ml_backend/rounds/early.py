@@ -14,8 +14,7 @@ from ml_backend.rounds.records import DatasetRecord, Published, SelectionRecord
 from ml_backend.settings import Settings
 
 __all__ = [
-    "LeftWhenOvertaken",
-    "Overtaken",
+    "LookingUp",
     "is_early",
     "next_round_at",
     "same_order",
@@ -70,23 +69,18 @@ def same_order(before: SelectionRecord, dataset: DatasetRecord, k: int) -> Selec
     )
 
 
-class Overtaken(Exception):
-    """There are K labels by now: the whole round need not wait for the short one."""
+class LookingUp:
+    """A ``progress`` beside which ``look`` is called every few seconds, which may raise something
+    that ends the work."""
 
-
-class LeftWhenOvertaken:
-    """A ``progress`` that asks every few seconds whether there are K labels, ``enough``, and raises
-    Overtaken then."""
-
-    def __init__(self, progress: Progress, enough: Callable[[], bool]) -> None:
-        self._progress, self._enough = progress, enough
+    def __init__(self, progress: Progress, look: Callable[[], None]) -> None:
+        self._progress, self._look = progress, look
         self._next = time.monotonic() + _LOOK_S
 
     def __call__(self, step: str, done: int, total: int) -> None:
         self._progress(step, done, total)
         if time.monotonic() >= self._next:
-            if self._enough():
-                raise Overtaken
+            self._look()
             self._next = time.monotonic() + _LOOK_S
 
     def told_loss(self, loss: float) -> None:

@@ -34,7 +34,7 @@ from ml_backend.rounds.artefacts import (
 )
 from ml_backend.rounds.claim import ClaimedRound, claimed
 from ml_backend.rounds.coverage import Coverage
-from ml_backend.rounds.early import LeftWhenOvertaken, Overtaken, is_early, same_order
+from ml_backend.rounds.early import LookingUp, is_early, same_order
 from ml_backend.rounds.live_masks import Regions
 from ml_backend.rounds.project import ConnectedProject, now
 from ml_backend.rounds.publish import publish, queue_of, queue_target
@@ -98,6 +98,10 @@ def _annotated(dataset: DatasetRecord) -> bool:
     return any(task.state == "labelled" for task in dataset.tasks)
 
 
+class _Overtaken(BaseException):  # no error, and nothing on the way may take it for one
+    """There are K labels by now: the whole round need not wait for the short one."""
+
+
 class _Round:
     """The steps of one round, in a folder that this process holds."""
 
@@ -131,7 +135,7 @@ class _Round:
         if record is None:
             try:
                 record = self._compute(dataset, published, started)
-            except Overtaken:
+            except _Overtaken:
                 logger.info("project %s: %d labels are there, round %d begins again with them",
                             self.project.key, self.settings.k, self.folder.number)  # fmt: skip
                 self.folder.remove(DATASET, *written_after(Step.SYNC))
@@ -266,7 +270,7 @@ class _Round:
         blocks = self._blocks(dataset, published)
         progress = self.progress
         if dataset.early and published.weights is not None:  # else somebody waits for a first mask
-            progress = LeftWhenOvertaken(progress, lambda: self._enough_labels(dataset))
+            progress = LookingUp(progress, lambda: self._look_for_k(dataset))
         outcome = train(self.settings, self.folder.project, dataset, published, source, blocks,
                         self._seed, progress)  # fmt: skip
         for slice_id, mask in outcome.pseudo.items():
@@ -275,13 +279,15 @@ class _Round:
         self.folder.save(METRICS, outcome.metrics)
         return outcome.metrics
 
-    def _enough_labels(self, early: DatasetRecord) -> bool:
-        """Whether a whole round can begin, on more labels than the ``early`` one has."""
+    def _look_for_k(self, early: DatasetRecord) -> None:
+        """Raise _Overtaken when a whole round can begin, on more labels than the ``early`` one."""
         try:
-            return len(early.labels) + new_labels(self.project, early) >= self.settings.k
+            there = len(early.labels) + new_labels(self.project, early)
         except StudioError as error:  # that of the round's next step says it to people
             logger.warning("project %s: labels were not counted: %s", self.project.key, error)
-            return False
+            return
+        if there >= self.settings.k:
+            raise _Overtaken
 
     def _blocks(self, dataset: DatasetRecord, published: Published | None) -> tuple[ZBlock, ...]:
         """What is held out; of a training that is done, what it has held out."""

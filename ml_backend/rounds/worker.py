@@ -41,8 +41,6 @@ logger = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 30.0
-_STAND_BACK = 5
-"""Niceness of a job that trains on the CPU: people ask the backend and Label Studio meanwhile."""
 
 _JOBS = "ml_backend.rounds.jobs"
 ENTRY_POINTS = frozenset(
@@ -109,9 +107,10 @@ class ForkingWorker(Worker):
     def perform_job(self, job: Job, queue: Queue, execution: Execution) -> bool:
         """Run the job, in its own process. What is logged meanwhile says of which job it is, an
         error that ends it included."""
-        configure_logging(load_settings().log_level)  # in a new interpreter nobody has
+        settings = load_settings()
+        configure_logging(settings.log_level)  # in a new interpreter nobody has
         if self.device == "cpu":
-            os.nice(_STAND_BACK)
+            os.nice(settings.train_nice)
         with about(job=job.id, project=_project_of(job)):
             return super().perform_job(job, queue, execution)
 
