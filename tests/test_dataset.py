@@ -104,7 +104,7 @@ def test_each_pixel_of_a_crop_says_which_one_of_its_slice_it_is(side: int) -> No
     images = {name: rng.random((side, side + 4), dtype=np.float32) for name in "ab"}
     slices = labelled(Source(images, {n: np.ones(i.shape, np.uint8) for n, i in images.items()}))
 
-    lesson = next(crops(slices, augmentation=Augmentation.faint()))
+    lesson = next(crops(slices, augmentation=Augmentation.faint(), located=True))
 
     assert lesson.slices is not None
     assert lesson.places is not None

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from ml_backend.rounds import early as early_module
 from ml_backend.rounds import jobs, reconcile
 from ml_backend.rounds import round as round_module
 from ml_backend.rounds.artefacts import DATASET, EVIDENCE, QUEUE, ROUND
@@ -187,7 +186,7 @@ def test_rounds_come_at_one_two_and_k_labels_and_the_last_is_a_whole_one(
 def test_a_short_round_that_k_labels_overtake_is_left_for_the_whole_one(
     project: MemoryProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(early_module, "_LOOK_S", 0.0)
+    monkeypatch.setattr(round_module, "_LOOK_S", 0.0)
     first, *others = project.selection(0).chosen
     counted: list[int] = []
 
@@ -220,7 +219,7 @@ def test_who_cannot_count_labels_goes_on_with_the_short_round(
     def refused(*_: object) -> int:
         raise StudioError("GET /api/tasks: refused")
 
-    monkeypatch.setattr(early_module, "_LOOK_S", 0.0)
+    monkeypatch.setattr(round_module, "_LOOK_S", 0.0)
     monkeypatch.setattr(round_module, "new_labels", refused)
     chosen = project.selection(0).chosen
     for task in chosen[:2]:

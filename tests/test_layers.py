@@ -48,7 +48,14 @@ ALLOWED = {
 ROUNDS = (
     *("records", "advice", "artefacts", "store", "claim", "leftovers"),
     "uncertainty_pictures",  # what is kept
-    *("contention", "schedule", "slices", "service", "project"),  # what a step is handed
+    *(
+        "contention",
+        "schedule",
+        "slices",
+        "service",
+        "project",
+        "looking_up",
+    ),  # what a step is handed
     "cut_from",
     *("project_settings", "extra_params"),
     *("coverage", "effort", "source", "learners", "pseudo", "further", "training", "scoring"),  # …

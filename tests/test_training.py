@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from al_strategies.learner import IGNORE
 from ml_backend.segmentation.augmentation import Augmentation
@@ -261,3 +263,20 @@ def test_a_training_ends_in_time_with_the_smallest_learning_rate(
     assert run.steps == len(rates) == seen[-1][1] == seen[-1][2]
     assert run.steps < 3_000
     assert rates[-1] < 1e-4 * config.learning_rate
+
+
+@pytest.mark.parametrize(("steps", "studied"), [(1, False), (40, True)])
+def test_whole_slices_are_studied_where_that_saves_more_than_it_costs(
+    steps: int, studied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = build_network("hrnet_w18_small+filters", 3)
+    known: list[bool] = []
+    study = built.study
+
+    def noted(images: Iterable[Tensor]) -> bool:
+        known.append(study(images))
+        return known[-1]
+
+    monkeypatch.setattr(built, "study", noted)
+    train(built, slices(), replace(TINY, steps=steps))
+    assert known == [True] * studied

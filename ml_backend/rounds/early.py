@@ -6,23 +6,12 @@ round is a whole one, and one that still trains on fewer is left for it.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from al_strategies.learner import HearsLoss, Progress
 from ml_backend.rounds.records import DatasetRecord, Published, SelectionRecord
 from ml_backend.settings import Settings
 
-__all__ = [
-    "LookingUp",
-    "is_early",
-    "next_round_at",
-    "same_order",
-    "wanted_labels",
-]
-
-_LOOK_S = 4.0
-"""Between two questions to Label Studio, which take it a tenth of a second."""
+__all__ = ["is_early", "next_round_at", "same_order", "wanted_labels"]
 
 
 def next_round_at(learned: int, k: int, early: Sequence[int]) -> int:
@@ -67,24 +56,3 @@ def same_order(before: SelectionRecord, dataset: DatasetRecord, k: int) -> Selec
             "pseudo": [],
         }
     )
-
-
-class LookingUp:
-    """A ``progress`` beside which ``look`` is called every few seconds, which may raise something
-    that ends the work."""
-
-    def __init__(self, progress: Progress, look: Callable[[], None]) -> None:
-        self._progress, self._look = progress, look
-        self._next = time.monotonic() + _LOOK_S
-
-    def __call__(self, step: str, done: int, total: int) -> None:
-        self._progress(step, done, total)
-        if time.monotonic() >= self._next:
-            self._look()
-            self._next = time.monotonic() + _LOOK_S
-
-    def told_loss(self, loss: float) -> None:
-        """See `HearsLoss`."""
-        listening: object = self._progress
-        if isinstance(listening, HearsLoss):
-            listening.told_loss(loss)

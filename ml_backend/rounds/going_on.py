@@ -23,6 +23,7 @@ from ml_backend.rounds.artefacts import DATASET, FURTHER, FURTHER_WEIGHTS, METRI
 from ml_backend.rounds.further import TRIES, judges, known_further, may_go_on
 from ml_backend.rounds.learners import device_of, learner_config, load_learner, new_learner
 from ml_backend.rounds.live_masks import Regions
+from ml_backend.rounds.looking_up import LookingUp
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.pseudo import Mask, pseudo_slices
 from ml_backend.rounds.records import DatasetRecord, FurtherRecord, MetricsRecord, Published
@@ -87,10 +88,10 @@ class _GoingOn:
         self.folder = project.folder.round(published.round)
         self.dataset: DatasetRecord = self.folder.need(DATASET)
         self.further: FurtherRecord = known_further(self.folder)
-        self._progress = progress
-        self._began = self._looked = time.monotonic()
+        self._began = time.monotonic()
+        self._step = LookingUp(progress, self._look, _LOOK_S)
         self.source = _Source(
-            ProjectSource(self.dataset, project.folder, project.images), self._look
+            ProjectSource(self.dataset, project.folder, project.images), self._step.look_up
         )
 
     def run(self) -> bool:
@@ -108,10 +109,6 @@ class _GoingOn:
 
     def _look(self) -> None:
         """Raise _GivenWay when the worker is needed, or the time is up."""
-        moment = time.monotonic()
-        if moment - self._looked < _LOOK_S:
-            return
-        self._looked = moment
         if self.project.schedule.others_need_the_worker():
             raise _GivenWay("somebody needs the worker")
         if self.project.published != self.published:
@@ -122,10 +119,6 @@ class _GoingOn:
     @property
     def _spent(self) -> float:
         return self.further.seconds + time.monotonic() - self._began
-
-    def _step(self, step: str, done: int, total: int) -> None:
-        self._look()
-        self._progress(step, done, total)
 
     # -- training
 

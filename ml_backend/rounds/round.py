@@ -34,8 +34,9 @@ from ml_backend.rounds.artefacts import (
 )
 from ml_backend.rounds.claim import ClaimedRound, claimed
 from ml_backend.rounds.coverage import Coverage
-from ml_backend.rounds.early import LookingUp, is_early, same_order
+from ml_backend.rounds.early import is_early, same_order
 from ml_backend.rounds.live_masks import Regions
+from ml_backend.rounds.looking_up import LookingUp
 from ml_backend.rounds.project import ConnectedProject, now
 from ml_backend.rounds.publish import publish, queue_of, queue_target
 from ml_backend.rounds.reasons import BY_CLASS, UNCERTAINTIES, reasons
@@ -63,6 +64,8 @@ logger = logging.getLogger(__name__)
 
 _BACKLOGS = 4
 """How many times the reserve is ranked behind it, for top-ups."""
+_LOOK_S = 4.0
+"""Between two counts of labels while a short round trains; one takes Label Studio 0.1 s."""
 T = TypeVar("T")
 
 
@@ -270,7 +273,7 @@ class _Round:
         blocks = self._blocks(dataset, published)
         progress = self.progress
         if dataset.early and published.weights is not None:  # else somebody waits for a first mask
-            progress = LookingUp(progress, lambda: self._look_for_k(dataset))
+            progress = LookingUp(progress, lambda: self._look_for_k(dataset), _LOOK_S)
         outcome = train(self.settings, self.folder.project, dataset, published, source, blocks,
                         self._seed, progress)  # fmt: skip
         for slice_id, mask in outcome.pseudo.items():

@@ -12,7 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -223,13 +223,23 @@ def _some_pixels(chosen: npt.NDArray[np.bool_], rng: np.random.Generator) -> npt
     return np.stack(np.unravel_index(flat, chosen.shape), axis=1)
 
 
+class _Crop(NamedTuple):
+    """Of which slice it is, and image, mask and ``places`` as `Lesson` has them; those empty where
+    nobody asks for them."""
+
+    of: int
+    image: Tensor
+    mask: Tensor
+    places: Tensor
+
+
 class Crops:
     """Endless batches of random crops; the same seed gives the same batches.
 
     ``crop``: side in pixels. ``balance``: the part of the crops placed on a class chosen with equal
     chances, the others on any labelled pixel, slice after slice. Yields images
     (batch, channels, crop, crop) float32, lit and plain, and masks (batch, crop, crop) int64, on
-    ``device``.
+    ``device``; where ``located``, also which slices and places they are of.
     """
 
     def __init__(
@@ -242,8 +252,10 @@ class Crops:
         balance: float = 0.5,
         seed: int = 0,
         device: torch.device | None = None,
+        located: bool = False,
     ) -> None:
         self._slices = slices
+        self._located = located
         self._crop = crop
         self._batch = batch
         self._augmentation = augmentation
@@ -260,27 +272,24 @@ class Crops:
     def __iter__(self) -> Iterator[Lesson]:
         while True:
             crops = [self._one() for _ in range(self._batch)]
-            indices, images, masks, places = zip(*crops, strict=True)
-            plain = torch.stack(images)
-            lit = self._augmentation.relight(plain, self._noise)
-            yield Lesson(
-                lit.contiguous(memory_format=torch.channels_last),
-                torch.stack(masks),
-                plain,
-                self._augmentation.context,
-                indices,
-                torch.stack(places),
-            )
+            plain = torch.stack([crop.image for crop in crops])
+            masks = torch.stack([crop.mask for crop in crops])
+            images = self._augmentation.relight(plain, self._noise)
+            lit = images.contiguous(memory_format=torch.channels_last)
+            lesson = Lesson(lit, masks, plain, self._augmentation.context)
+            if self._located:
+                places = torch.stack([crop.places for crop in crops])
+                lesson = lesson._replace(slices=[crop.of for crop in crops], places=places)
+            yield lesson
 
-    def _one(self) -> tuple[int, Tensor, Tensor, Tensor]:
-        """Which slice, and of it image, mask and places as `Lesson` has them."""
+    def _one(self) -> _Crop:
         index, label = self._draw()
         image, mask = self._slices.pair(index)
         points = self._augmentation.grid(self._crop, self._generator, self._device)
         y, x = self._centre(self._slices.anchor(index, label, self._rng), mask.shape)
         points[..., 0] += x
         points[..., 1] += y
-        places = _places(points, mask.shape)
+        places = _places(points, mask.shape) if self._located else points.new_empty(0)
         # Only the part of the slice that the crop needs goes to the device.
         rows, columns = (
             _window(points[..., 1], mask.shape[0]),
@@ -289,7 +298,7 @@ class Crops:
         points[..., 0] -= columns.start
         points[..., 1] -= rows.start
         seen = image[:, rows, columns].to(self._device), mask[rows, columns].to(self._device)
-        return index, *resample(*seen, points), places
+        return _Crop(index, *resample(*seen, points), places)
 
     def _draw(self) -> tuple[int, int | None]:
         if self._rng.random() < self._balance:

@@ -282,6 +282,7 @@ def _train(
         balance=config.balance,
         seed=seed,
         device=device,
+        located=_worth_a_study(slices, config, device) and network.study(slices.images()),
     )
     batches = iter(crops)
     # On a CPU a thread would only take a core from the forward.
@@ -289,12 +290,19 @@ def _train(
     forked = [device] if device.type == "cuda" else []
     with closing(source), torch.random.fork_rng(devices=forked), _fast_convolutions(device):
         torch.manual_seed(seed)
-        network.study(slices.images())
         fit = StepsThatFit(config.steps, config.seconds, began)
         losses = _loop(network, source, slices, config, progress, fit)
     network.eval()
     network.trained()
     return TrainingRun(fit.steps, time.perf_counter() - started, tuple(losses), config)
+
+
+def _worth_a_study(slices: LabelledSlices, config: TrainingConfig, device: torch.device) -> bool:
+    """Whether looking at whole slices, once, costs less than what it saves at each crop: a pixel of
+    theirs takes four times as long. A GPU has other uses for its memory."""
+    height, width = slices.largest
+    seen = config.steps * config.batch * config.crop**2
+    return device.type == "cpu" and 4 * len(slices) * height * width <= seen
 
 
 def _loop(
@@ -428,7 +436,6 @@ def _made_ahead(batches: Iterator[Lesson], device: torch.device) -> Generator[Le
         for batch, ready in source:
             stream = torch.cuda.current_stream(device)
             stream.wait_event(ready)
-            for tensor in batch:
-                if isinstance(tensor, Tensor):
-                    tensor.record_stream(stream)
+            for tensor in (batch.images, batch.masks, batch.plain):
+                tensor.record_stream(stream)
             yield batch

@@ -166,9 +166,11 @@ class SegmentationNetwork(nn.Module):
         some. ``noise``: on the values of fixed filters, where the network has some."""
         return self(lesson.images), lesson.masks
 
-    def study(self, images: Iterable[Tensor]) -> None:
+    def study(self, images: Iterable[Tensor]) -> bool:
         """Before the steps: a network may look at the labelled slices whole, ``images``
-        (channels, H, W) each, in the order that `Lesson.slices` counts in."""
+        (channels, H, W) each, in the order that `Lesson.slices` counts in. Whether it did, and
+        wants to be told of which of them each crop is."""
+        return False
 
     def trained(self) -> None:
         """After a training: what is derived from the weights is derived again."""

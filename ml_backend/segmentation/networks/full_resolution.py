@@ -171,32 +171,31 @@ class FullResolutionHRNet(SegmentationNetwork):
     # -- training
 
     @torch.no_grad()
-    def study(self, images: Iterable[Tensor]) -> None:
+    def study(self, images: Iterable[Tensor]) -> bool:
         """Keep the filters at all pixels of as many ``images`` as fit (`_STUDIED`): they are made
-        once, and those of a crop alone know nothing beyond its edge. On a GPU, which makes them in
-        no time and has other uses for its memory, of none."""
+        once, and those of a crop alone know nothing beyond its edge."""
         self._studied = []
-        left = _STUDIED if self.middle.device.type == "cpu" else 0
+        left = _STUDIED
         for image in images:
-            pixels = torch.arange(image.shape[1] * image.shape[2])
+            pixels = torch.arange(image.shape[1] * image.shape[2], device=self.middle.device)
             left -= len(pixels)
             if left < 0:
-                return
-            values = self.filters_at(image, pixels)
+                break
+            values = self.filters_at(image.to(pixels.device), pixels)
             self._studied.append(values.clamp_(-_LARGEST_HALF, _LARGEST_HALF).half())
+        return bool(self._studied)
 
     def _values(self, lesson: Lesson, y: Tensor, x: Tensor) -> Tensor:
         """(B, n, F): the filters at the pixels ``y``, ``x`` (B, n) of crops."""
         batch, height, width = lesson.masks.shape
         values = self.middle.new_empty((batch, y.shape[1], len(self.middle)))
-        if lesson.slices is None or lesson.places is None:
-            strange = list(range(batch))
-        else:
+        studied = dict(enumerate(self._studied))
+        known = {i: studied[s] for i, s in enumerate(lesson.slices or ()) if s in studied}
+        if lesson.places is not None:
             places = lesson.places.flatten(1).gather(1, y * width + x)
-            strange = [i for i, index in enumerate(lesson.slices) if index >= len(self._studied)]
-            for i, index in enumerate(lesson.slices):
-                if index < len(self._studied):
-                    values[i] = self._studied[index][places[i]]
+            for i, rows in known.items():
+                values[i] = rows[places[i]]
+        strange = [i for i in range(batch) if i not in known]
         if strange:
             grid = _grid(y[strange], x[strange], height, width)[:, None]
             levels = self.filters(lesson.plain[strange])
