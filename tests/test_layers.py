@@ -48,14 +48,8 @@ ALLOWED = {
 ROUNDS = (
     *("records", "advice", "artefacts", "store", "claim", "leftovers"),
     "uncertainty_pictures",  # what is kept
-    *(
-        "contention",
-        "schedule",
-        "slices",
-        "service",
-        "project",
-        "looking_up",
-    ),  # what a step is handed
+    *("contention", "schedule", "slices", "service", "project"),  # what a step is handed
+    "looking_up",
     "cut_from",
     *("project_settings", "extra_params"),
     *("coverage", "effort", "source", "learners", "pseudo", "further", "training", "scoring"),  # …
