@@ -161,7 +161,10 @@ class _Trees:
         values, labels = known.values[::every], known.targets[::every].argmax(1)
         self._classes = classes
         self._trees = ExtraTreesClassifier(
-            config.trees, min_samples_leaf=3, n_jobs=-1, random_state=seed
+            config.trees,
+            min_samples_leaf=3,
+            n_jobs=torch.get_num_threads(),
+            random_state=seed,
         ).fit(values.cpu().numpy(), labels.cpu().numpy())
 
     def __call__(self, values: Tensor) -> Tensor:
