@@ -8,6 +8,8 @@ learn of what is submitted.
 
 from __future__ import annotations
 
+import base64
+import io
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from PIL import Image
 from playwright.sync_api import Browser, Page
 from werkzeug.serving import make_server
 
@@ -175,9 +178,13 @@ class Opened:
 
     def place(self, y: float, x: float) -> tuple[float, float]:
         """Where a pixel of the slice, which is square and as large as fits, is on the page."""
+        box, scale = largest_canvas(self.page), self.scale()
+        return box["x"] + x * scale, box["y"] + y * scale
+
+    def scale(self) -> float:
+        """Pixels of the page for one of the slice."""
         box = largest_canvas(self.page)
-        side = min(box["width"], box["height"])
-        return box["x"] + x / SIDE * side, box["y"] + y / SIDE * side
+        return min(box["width"], box["height"]) / SIDE
 
     def move(self, y: float, x: float, steps: int = 1) -> None:
         self.page.mouse.move(*self.place(y, x), steps=steps)
@@ -279,6 +286,41 @@ def test_what_a_drag_corrected_is_told_from_strokes(site: Site, page: Page) -> N
     assert repaired > 300
     assert (effort.corrected, effort.dragged) == (drawn + repaired, repaired)
     assert effort.seconds
+
+
+def test_known_strokes_cost_the_known_number_of_pixels(site: Site, page: Page) -> None:
+    """Counted without our decoder: by what changes on the page, and by Pillow in the answer."""
+    opened = Opened(site, page, bitmask_config(CLASSES))
+    opened.open()
+    before = canvas(page)
+    page.get_by_text("bone", exact=True).last.click()  # the region: strokes go into it
+    page.keyboard.press("b")
+    opened.line((8, 20), (8, 100))
+    page.keyboard.press("e")
+    opened.line((80, 40), (80, 88))
+    page.keyboard.press("Escape")
+    opened.move(2, 2)
+    page.wait_for_timeout(800)
+    changed = (np.abs(canvas(page) - before).max(-1) > 40).sum() / opened.scale() ** 2
+
+    learned = opened.submit()
+    (row,) = site.service.studio.full_tasks_by_id(opened.number, [opened.task])
+    (annotation,) = row["annotations"]
+    ((_, _, png),) = [r["value"]["imageDataURL"].partition(",") for r in annotation["result"]]
+    alpha = np.asarray(Image.open(io.BytesIO(base64.b64decode(png))).getchannel("A"))
+    painted = int(((alpha >= 128) & (opened.first == 0)).sum())
+    erased = int(((alpha < 128) & (opened.first == 1)).sum())
+    assert min(painted, erased) > 500
+    read = Annotation.model_validate(annotation)
+    effort = effort_of(opened.task, read, learned, row["predictions"], opened.config, "background")
+    assert effort is not None
+    assert effort.corrected == painted + erased == pytest.approx(changed, rel=0.02)
+    assert effort.by_class == {
+        "background": effort.corrected,
+        "bone": effort.corrected,
+        "implant": 0,
+    }
+    assert effort.dragged == 0
 
 
 def test_a_drag_that_cannot_be_answered_leaves_the_page_as_it_is(site: Site, page: Page) -> None:
