@@ -855,7 +855,7 @@ def test_the_command_writes_a_round(env: dict[str, str], tmp_path: Path) -> None
     done = nextslice("export", "7", "-o", out, "--round", "2", "--format", "numpy", **env)
 
     assert done.returncode == 0, done.stderr
-    assert "4 labels of 1 volumes, numpy" in done.stdout
+    assert "labelled slices: 4, of 1 volume, numpy" in done.stdout
     assert "4 annotated tasks as round 2 saw them" in done.stdout
     assert (tmp_path / "out" / "masks" / "bone-z.npy").exists()
     again = nextslice("export", "7", "-o", out, "--round", "2", **env)

@@ -124,8 +124,8 @@ def export_round(
             )
             warnings = report.warnings
             files = sum(volume.file is not None for volume in report.volumes)
-            content = f"{report.labels} labels of {files} volumes, {format}"
-            note("masks", "masks", content)
+            volumes = "1 volume" if files == 1 else f"{files} volumes"
+            note("masks", "masks", f"labelled slices: {report.labels}, of {volumes}, {format}")
         if "json" in parts:
             count = export_studio_json(
                 project, partial / "annotations.json", round=round, progress=progress

@@ -498,6 +498,10 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names)
 
 
+_ONE_LINE = "font-size: 14px; line-height: 1.3; margin: 0 0 4px"
+"""Of the sentence: so it, the classes and the slice are seen at once, without scrolling."""
+
+
 def _new_config(tag: str, classes: Sequence[str], *, why: bool) -> str:
     names = [name.strip() for name in classes]
     if "" in names:
@@ -505,7 +509,11 @@ def _new_config(tag: str, classes: Sequence[str], *, why: bool) -> str:
     _classes(names, "a new labelling config")
     view = ElementTree.Element("View")
     if why:  # without a name: so Label Studio does not ask for it in tasks that others import
-        ElementTree.SubElement(view, "Header", value=f"${WHY}", size="5")
+        ElementTree.SubElement(view, "Header", value=f"${WHY}", size="5", style=_ONE_LINE)
+    # Above the slice, which is made as high as the page: below it nobody sees them.
+    control = ElementTree.SubElement(view, tag, name="label", toName="image", smart="false")
+    for index, name in enumerate(names):
+        ElementTree.SubElement(control, "Label", value=name, background=_colour(index))
     # BitmaskLabels need smoothing="false", and it shows the pixels as they are for BrushLabels too.
     ElementTree.SubElement(
         view,
@@ -518,9 +526,6 @@ def _new_config(tag: str, classes: Sequence[str], *, why: bool) -> str:
         contrastControl="true",
         smoothing="false",
     )
-    control = ElementTree.SubElement(view, tag, name="label", toName="image", smart="false")
-    for index, name in enumerate(names):
-        ElementTree.SubElement(control, "Label", value=name, background=_colour(index))
     ElementTree.SubElement(
         view, "Rectangle", name=_DRAGS, toName="image", smart="true", smartOnly="true"
     )
