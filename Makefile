@@ -44,7 +44,7 @@ demo: install ## Run the whole loop on this machine; ARGS="--headless --rounds 2
 test: install ## Run every test (Label Studio is installed into .nextslice the first time)
 	@echo "==> pytest, two files at a time $(ARGS)"
 	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE \
-		$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+		$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 25 $(ARGS)
 
 # Most of a cell's time is pauses, so that more of them than there are cores run side by side.
 faults: install ## Run the whole fault matrix in real time, and write docs/reliability.md (half an hour)
