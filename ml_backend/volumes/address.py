@@ -88,7 +88,7 @@ class SliceKeys:
         secret = {_key_id(secret): secret for secret in self.secrets}.get(key)
         if secret is None:
             raise AddressRefused(
-                f"slice address: it is signed with key {key!r}, which this backend has not (any "
+                f"the address is signed with key {key!r}, which this backend has not (any "
                 "more): keep old secrets behind the new one in NEXTSLICE_SLICE_SECRET"
             )
         return hmac.compare_digest(_signature(secret, message).encode(), signature.encode())
