@@ -53,7 +53,7 @@ class VolumeAddress:
         ``now`` (seconds since 1970, default the clock's)."""
         body, _, signed = token.partition(".")
         key, _, signature = signed.partition(".")
-        if len(token) > _LONGEST or not (body and key and signature):
+        if len(token) > _LONGEST or not (token.isascii() and body and key and signature):
             raise AddressRefused("volume address: it is not signed, or is too long")
         if not keys.verify(_message(body), key, signature):
             raise AddressRefused("volume address: its signature does not fit, it was changed")

@@ -111,22 +111,30 @@ def scan_plane(volume: Volume, level: Level, place: int) -> Plane:
     last = len(along) - 1
     first, second = (place * deep + middle for middle in ((deep - 1) // 2, deep // 2))
     chosen = {min(first, last), min(second, last)}
-    with np.errstate(invalid="ignore"):  # of infinities
-        mean = sum(_averaged(along[index], rows, columns) / len(chosen) for index in sorted(chosen))
-    found = np.asarray(mean)
-    return (found if volume.dtype.kind == "f" else np.rint(found)).astype(volume.dtype)
+    with np.errstate(invalid="ignore", over="ignore"):  # of infinities
+        found = sum(_averaged(along[index], rows, columns) for index in sorted(chosen))
+        mean = np.asarray(found) / len(chosen)
+    if volume.dtype.kind != "f":
+        np.rint(mean, out=mean)
+    return mean.astype(volume.dtype)
 
 
 def _averaged(plane: Plane, rows: int, columns: int) -> npt.NDArray[np.float64]:
     """The mean of each cell of ``plane``; at the edges cells are smaller."""
     height, width = plane.shape
-    tops, lefts = np.arange(0, height, rows), np.arange(0, width, columns)
-    found = np.empty((len(tops), len(lefts)))
-    for start in range(0, len(tops), _BAND):
-        band = tops[start : start + _BAND]
-        part = plane[band[0] : band[-1] + rows]
-        sums = np.add.reduceat(part, band - band[0], axis=0, dtype=np.float64)
-        found[start : start + _BAND] = np.add.reduceat(sums, lefts, axis=1)
-    found /= np.diff(tops, append=height)[:, np.newaxis]
-    found /= np.diff(lefts, append=width)
+    found = np.empty((-(-height // rows), -(-width // columns)))
+    for top in range(0, len(found), _BAND):
+        band = plane[top * rows : (top + _BAND) * rows]
+        found[top : top + _BAND] = _sums(_sums(band, rows).T, columns).T
+    found /= np.minimum(rows, height - np.arange(0, height, rows))[:, np.newaxis]
+    found /= np.minimum(columns, width - np.arange(0, width, columns))
+    return found
+
+
+def _sums(values: Plane, step: int) -> npt.NDArray[np.float64]:
+    """Of every ``step`` rows, of fewer at the end."""
+    found = values[::step].astype(np.float64)
+    for first in range(1, step):
+        more = values[first::step]
+        found[: len(more)] += more
     return found
