@@ -17,13 +17,16 @@ from werkzeug.serving import make_server
 
 from ml_backend.api.dashboard import volumes
 from ml_backend.api.ome_zarr import planes, served
+from ml_backend.api.ome_zarr.images import scan_image
 from ml_backend.app import create_app
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.service import slice_keys
 from ml_backend.settings import Settings
 from ml_backend.studio.annotations import regions
 from ml_backend.studio.label_config import parse_label_config
+from ml_backend.volumes.volume import Volume, VolumeSpec
 from ml_backend.volumes.volume_address import VolumeAddress, last_day
+from ml_backend.volumes.window import Window
 from tests.http_studio import CONFIG, SLICES, HttpStudio, phantom_server
 from tests.served import client
 from tests.volume_project import NAME, predict, scan, volume_project
@@ -146,6 +149,26 @@ def test_every_level_is_what_it_must_be(
         np.testing.assert_allclose(found, expected, rtol=0, atol=rounding)
 
 
+@pytest.mark.parametrize("dtype", ["bool", "int8", "uint32", "int64", "float16", "float64"])
+def test_every_type_has_smaller_levels(dtype: str) -> None:
+    values = noise("float64", (5, 61, 300)) * 100
+    values = (values > 30) if dtype == "bool" else values.astype(dtype)
+    shape, kind = values.shape, values.dtype
+    volume = Volume(Path("a"), shape, kind, lambda axis, at: np.take(values, at, axis))
+    image = scan_image(VolumeSpec(shape, kind, (1.0, 1.0, 1.0)), Window(0, 1))
+    assert [level.factors for level in image.levels] == [(1, 1, 1), (2, 2, 2)]
+    found = np.stack([planes.scan_plane(volume, image.levels[1], at) for at in range(3)])
+    if dtype == "int64":  # a mean would lose digits
+        expected: Values = values[::2, ::2, ::2]
+    else:
+        expected = mean_of(values, (2, 2, 2))
+        expected = expected if kind.kind == "f" else np.rint(expected)
+    exact = 2 * float(np.finfo(kind).eps) if kind.kind == "f" else 0
+    np.testing.assert_allclose(found, expected.astype(dtype), rtol=exact, atol=exact)
+    data = np.frombuffer(Blosc().decode(image.encode(1, found[0])), image.array(1)["dtype"])
+    np.testing.assert_array_equal(data.reshape(31, 150), found[0])
+
+
 def test_what_is_known_of_the_volume_comes_back(
     make: Make, live: Callable[[ConnectedProject], str]
 ) -> None:
@@ -200,6 +223,8 @@ def test_labels_lie_on_the_scan(
     levels = range(len(group.attrs["multiscales"][0]["datasets"]))
     assert [image[f"{n}"].shape for n in levels] == [group[f"{n}"].shape for n in levels]
     np.testing.assert_array_equal(np.asarray(image["0"]), expected)
+    both = [one.attrs["multiscales"][0]["datasets"] for one in (group, image)]
+    assert both[0] == both[1], "cells of both lie on each other"
     places = [shape[along] - 1 - apart * t if axis in flip else apart * t for t in labelled]
     for level, factors in enumerate(FACTORS[: len(levels)]):
         found = np.asarray(image[f"{level}"])

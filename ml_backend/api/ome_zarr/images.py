@@ -27,11 +27,12 @@ _Three = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class _Middle(Level):
-    """Of class ids: the middle voxel, so that the cells of every level lie on each other."""
+class _Cell(Level):
+    """Of class ids, of which one of a cell is taken: it is shown where the cell lies, so that a
+    viewer paints a mask over its own slice at every level."""
 
     def offset(self, factor: int) -> float:
-        return float(factor // 2)
+        return (factor - 1) / 2
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def scan_image(spec: VolumeSpec, window: Window) -> Image:
 def label_image(name: str, scan: VolumeSpec, axis: int, classes: tuple[str, ...]) -> Image:
     """Of class ids that lie on ``scan``, from slices along ``axis``."""
     spec = replace(_in_known_units(scan), dtype=np.dtype(np.uint8), classes=classes)
-    levels = (_Middle(one.shape, one.factors, means=False) for one in levels_of(spec))
+    levels = (_Cell(one.shape, one.factors, means=False) for one in levels_of(spec))
     return Image(name, spec, tuple(levels), axis)
 
 

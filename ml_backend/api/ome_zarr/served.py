@@ -66,7 +66,7 @@ class ServedVolumes:
         self._planes = Planes(DiskCache(service.settings.cache_dir, service.settings.cache_gib))
         self._places = threading.BoundedSemaphore(CHUNKS)
         self._lock = threading.Lock()
-        self._scans: dict[VolumeAddress, tuple[float, _Scan]] = {}
+        self._opened: dict[tuple[VolumeAddress, Kind], tuple[float, Served]] = {}
 
     @contextmanager
     def place(self) -> Iterator[None]:
@@ -91,9 +91,20 @@ class ServedVolumes:
         """Raises NoSuchVolume for what is no volume of the project, or not predicted, SourceError
         for one that cannot be read as it was imported, StoreError, and NextsliceError where Label
         Studio does not say what is labelled."""
-        scan = self._scan(address)
-        if kind == "scan":
-            return scan
+        key = (address, kind)
+        with self._lock:
+            until, found = self._opened.get(key, (0.0, None))
+        if found is None or time.monotonic() >= until:
+            found = self._scan(address) if kind == "scan" else self._labels(address, kind)
+            with self._lock:
+                self._opened.pop(key, None)
+                while len(self._opened) >= _KEPT:
+                    self._opened.pop(next(iter(self._opened)))
+                self._opened[key] = time.monotonic() + _FRESH_S, found
+        return found
+
+    def _labels(self, address: VolumeAddress, kind: Kind) -> Served:
+        scan = self.open(address, "scan")
         looked = self._looked(address)
         if kind not in looked.view.tags:
             if looked.view.unanswered:
@@ -107,19 +118,7 @@ class ServedVolumes:
             raise _no_volume(address)
         return looked
 
-    def _scan(self, address: VolumeAddress) -> _Scan:
-        with self._lock:
-            until, found = self._scans.get(address, (0.0, None))
-        if found is None or time.monotonic() >= until:
-            found = self._found_scan(address)
-            with self._lock:
-                self._scans.pop(address, None)
-                while len(self._scans) >= _KEPT:
-                    self._scans.pop(next(iter(self._scans)))
-                self._scans[address] = time.monotonic() + _FRESH_S, found
-        return found
-
-    def _found_scan(self, address: VolumeAddress) -> _Scan:
+    def _scan(self, address: VolumeAddress) -> Served:
         project = self._project(address)
         stacks = self._volumes.stacks(project)
         name = stacks.find(address.volume, address.axis)
