@@ -55,7 +55,7 @@ class VolumeAddress:
         key, _, signature = signed.partition(".")
         if len(token) > _LONGEST or not (token.isascii() and body and key and signature):
             raise AddressRefused("volume address: it is not signed, or is too long")
-        if not keys.verify(_message(body), key, signature):
+        if not keys.verify(_message(body), key, signature, "volume address"):
             raise AddressRefused("volume address: its signature does not fit, it was changed")
         found = cls._read(body)
         if found.expires <= (time.time() if now is None else now):
