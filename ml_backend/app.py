@@ -8,6 +8,7 @@ from ml_backend.api.dashboard import serve_dashboard
 from ml_backend.api.description import description
 from ml_backend.api.drags import Drags
 from ml_backend.api.limits import limit_bodies
+from ml_backend.api.ome_zarr import serve_ome_zarr
 from ml_backend.api.protocol import protocol
 from ml_backend.api.serving import Serving
 from ml_backend.api.slices import serve_slices
@@ -35,5 +36,6 @@ def create_app(settings: Settings | None = None) -> Flask:
     watch(app, service, serving.metrics)
     serve_status(app, service)
     serve_dashboard(app, service)
+    serve_ome_zarr(app, service)
     app.register_blueprint(description(settings))
     return app

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import requests
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 from werkzeug.serving import make_server
@@ -159,6 +160,30 @@ def test_the_keyboard_is_enough(
     assert drawn(page, "prediction")[1] > before
     page.keyboard.press("Home")
     expect(page.locator("#open")).to_have_text(f"Open slice {SLICES - 1} in Label Studio")
+
+
+def test_the_addresses_at_full_resolution_are_copied_by_keyboard(
+    open_volume: Callable[..., Page], drawing: Browser, served: tuple[str, str]
+) -> None:
+    page = open_volume(drawing, viewport=PHONE, permissions=["clipboard-read", "clipboard-write"])
+    section = page.get_by_role("region", name="At full resolution")
+    copies = section.get_by_role("button")
+    expect(copies).to_have_count(4)  # scan, labels and prediction for neuroglancer; napari
+    copied = []
+    for button in copies.all():
+        button.focus()
+        page.keyboard.press("Enter")
+        expect(button).to_contain_text("Copied")
+        copied.append(page.evaluate("() => navigator.clipboard.readText()"))
+    scan = copied[0].removeprefix("zarr2://")
+    assert copied[1:] == [
+        f"zarr2://{scan}/labels/labels",
+        f"zarr2://{scan}/labels/prediction",
+        f"napari --plugin napari-ome-zarr {scan}",
+    ]
+    for image in (scan, f"{scan}/labels/labels", f"{scan}/labels/prediction"):
+        array = requests.get(f"{image}/0/.zarray", timeout=30).json()
+        assert array["shape"] == [SLICES, 64, 80]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -41,23 +41,29 @@ def volume_project(
     flip: str = "",
     labels: Sequence[int] = (2, 5, 9),
     name: str = NAME,
+    values: npt.NDArray[Any] | None = None,
+    axis: str = "z",
+    apart: int = 1,
     **variables: Any,
 ) -> ConnectedProject:
-    """Tasks 0, 1, 2 … of slices along z; ``labels`` are submitted, round 0 is published.
-    ``flip``: axes that were turned over for people."""
+    """Tasks 0, 1, 2 … of slices along ``axis``, each ``apart`` from the next; ``labels`` are
+    submitted, round 0 is published. ``flip``: axes that were turned over for people. ``values``:
+    (Z, Y, X), those of `scan` by default."""
     scans = folder / "scans"
     scans.mkdir(exist_ok=True)
-    values = scan()
+    if values is None:
+        values = scan()
     spec = VolumeSpec(values.shape, values.dtype, (4.0, 2.0, 2.0), "µm", affine=affine)
-    write_volume(scans / "bone.nii.gz", values, spec, overwrite=True)
+    file = "bone.nii.gz" if "link" in name else name.rpartition("/")[2]
+    write_volume(scans / file, values, spec, overwrite=True)
     given = {"NEXTSLICE_VOLUMES": scans, "NEXTSLICE_SLICE_SECRET": "a secret of the laboratory"}
     settings = make_settings(LABEL_STUDIO_URL=server.url, **given, **variables)
     keys = slice_keys(settings)
     for row in server.memory._rows.values():
-        z = row["id"]
-        address = SliceAddress(name, "z", z, WINDOW, ReadOptions(flip=flip))
+        z = apart * row["id"]
+        address = SliceAddress(name, axis, z, WINDOW, ReadOptions(flip=flip))
         image = address.url("http://127.0.0.1:9090", keys)
-        row["data"] = {"image": image, "volume": name, "axis": "z", "z": z}
+        row["data"] = {"image": image, "volume": name, "axis": axis, "z": z}
     project = phantom_project(server, make_settings, (), **given, **variables)
     config = parse_label_config(CONFIG)
     for task in labels:

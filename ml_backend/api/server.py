@@ -6,9 +6,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-__all__ = ["DRAGS", "LOG", "PREDICTIONS", "SLICES", "WORKER", "gunicorn_argv"]
+__all__ = ["CHUNKS", "DRAGS", "LOG", "PREDICTIONS", "SLICES", "WORKER", "gunicorn_argv"]
 
-_THREADS = 72
+_THREADS = 88
 WORKER = "ml_backend.api.buffering.BufferingWorker"
 """Which holds no thread for a client that is slow to send or to take."""
 LOG = "ml_backend.api.server_log.ServerLog"
@@ -19,6 +19,8 @@ DRAGS = 8
 """How many drags have a thread at once; they wait for no other prediction."""
 SLICES = 32
 """How many /slices requests have a thread at once, waiting or at work."""
+CHUNKS = 16
+"""How many /zarr requests have a thread at once: browsers ask for six at a time, zarr for ten."""
 
 
 def gunicorn_argv(
@@ -32,8 +34,8 @@ def gunicorn_argv(
     slow kinds have bounds, and 16 of the threads are left to the rest, whatever is asked for.
     Beyond `PREDICTIONS` the tasks are answered with no mask at once, as those that come too late
     are: with one forward at a time the wait would be long, and Label Studio asks again when a task
-    is opened. Beyond `SLICES` the answer is 503: a browser asks for six at a time, and does not ask
-    again by itself, so the bound is well above what a few annotators need.
+    is opened. Beyond `SLICES` and `CHUNKS` the answer is 503: a browser asks for six at a time, and
+    does not ask again by itself, so the bound is well above what a few annotators need.
 
     No preload: weights are loaded after the fork. Heartbeat files live in memory, a slow disk must
     not look like a dead worker. The control socket has one path for all of a user's gunicorns, so

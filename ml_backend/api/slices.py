@@ -30,7 +30,7 @@ from ml_backend.volumes.roots import NoSuchVolume
 from ml_backend.volumes.volume import VolumeError
 from ml_backend.volumes.window import render
 
-__all__ = ["SliceServer", "serve_slices", "slices"]
+__all__ = ["SliceServer", "for_browsers", "may_read", "serve_slices", "slices", "status_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -143,6 +143,11 @@ def _server() -> SliceServer:
     return server
 
 
+def may_read(origin: str) -> bool:
+    """Whether pages of ``origin`` may read what the current application serves to browsers."""
+    return _server().allowed(origin) is not None
+
+
 @slices.get("/slices/<path:volume>/<axis>/<int:index>.png")
 def slice_png(volume: str, axis: str, index: int) -> Response:
     """The slice of a signed address, or 304 for who has it already."""
@@ -161,8 +166,9 @@ def slice_png(volume: str, axis: str, index: int) -> Response:
 
 
 @slices.after_request
-def _for_browsers(answer: Response) -> Response:
-    """What lets Label Studio's pages show the slice and read its pixels, errors included."""
+def for_browsers(answer: Response) -> Response:
+    """What lets Label Studio's pages, and others that are allowed, read the answer, errors
+    included."""
     answer.headers["X-Content-Type-Options"] = "nosniff"
     answer.headers["Cross-Origin-Resource-Policy"] = "cross-origin"
     answer.vary.add("Origin")
@@ -182,7 +188,7 @@ def _refuse(error: Exception) -> Any:
     """One line of text, never a traceback."""
     if isinstance(error, HTTPException):
         return error
-    status = _status(error)
+    status = status_of(error)
     if status == 500:
         logger.exception("%s cannot be shown", request.path)
         text = f"the slice cannot be read ({type(error).__name__}): see the backend's log"
@@ -195,14 +201,14 @@ def _refuse(error: Exception) -> Any:
     return Response(f"nextslice: {text}\n", status, headers, mimetype="text/plain")
 
 
-def _status(error: Exception) -> int:
+def status_of(error: Exception) -> int:
     """403 not signed, 404 not there, 422 a broken file, 503 not set up or busy, 500 our fault."""
     kinds: tuple[tuple[type[Exception], int], ...] = (
         (AddressRefused, 403),
         (NoSuchVolume, 404),
         (IndexError, 404),
         (SettingsError, 503),
-        (TooManyRequests, 503),
+        (TryAgainLater, 503),
         (TiledUnavailable, 503),
         (VolumeError, 422),
     )

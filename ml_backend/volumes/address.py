@@ -80,15 +80,15 @@ class SliceKeys:
         """Id of the key that signs, and the signature."""
         return _key_id(self.secrets[0]), _signature(self.secrets[0], message)
 
-    def verify(self, message: str, key: str, signature: str) -> bool:
+    def verify(self, message: str, key: str, signature: str, what: str = "slice address") -> bool:
         """Whether ``signature`` is that of the key called ``key``, in constant time.
 
-        Raises AddressRefused when there is no such key.
+        Raises AddressRefused, which says of ``what``, when there is no such key.
         """
         secret = {_key_id(secret): secret for secret in self.secrets}.get(key)
         if secret is None:
             raise AddressRefused(
-                f"slice address: it is signed with key {key!r}, which this backend has not (any "
+                f"{what}: it is signed with key {key!r}, which this backend has not (any "
                 "more): keep old secrets behind the new one in NEXTSLICE_SLICE_SECRET"
             )
         return hmac.compare_digest(_signature(secret, message).encode(), signature.encode())

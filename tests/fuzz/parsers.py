@@ -32,6 +32,7 @@ from ml_backend.volumes.address import (
     is_slice_address,
     slice_of,
 )
+from ml_backend.volumes.volume_address import VolumeAddress
 from tests.fuzz.target import Sample, Target, unchanged
 
 __all__ = ["PARSERS"]
@@ -127,6 +128,16 @@ def address(keys: SliceKeys, sample: Sample) -> None:
     SliceAddress.parse(url, keys)
 
 
+def volume_address(keys: SliceKeys, sample: Sample) -> None:
+    """One that a viewer sends, and what it says signed by us."""
+    token = text_of(sample[""])
+    body = token.partition(".")[0]
+    if body.isascii():
+        key, signature = keys.sign(f"nextslice volume\n{body}")
+        VolumeAddress.parse(f"{body}.{key}.{signature}", keys, now=0).url("", keys)
+    VolumeAddress.parse(token, keys, now=0)
+
+
 def _configs() -> tuple[LabelConfig, ...]:
     return tuple(parse_label_config(MASKS.format(control)) for control in CONTROLS)
 
@@ -165,5 +176,11 @@ PARSERS = (
         (AddressRefused,),
         "text",
         words=_ADDRESS_WORDS,
+    ),
+    Target(
+        "volume-address",
+        lambda: unchanged(partial(volume_address, SliceKeys((SECRET,)))),
+        (AddressRefused,),
+        "text",
     ),
 )

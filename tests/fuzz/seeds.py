@@ -20,6 +20,7 @@ from ml_backend.studio.masks import encode_bitmask, encode_brush
 from ml_backend.volumes.address import SliceAddress, SliceKeys
 from ml_backend.volumes.opening import write_volume
 from ml_backend.volumes.volume import ReadOptions, VolumeSpec
+from ml_backend.volumes.volume_address import VolumeAddress
 from ml_backend.volumes.window import Window
 from tests.fuzz.instruments import INSTRUMENTS, Seeds
 from tests.fuzz.parsers import CONTROLS, HEIGHT, MASKS, SECRET, WIDTH
@@ -213,6 +214,13 @@ def _addresses() -> Seeds:
     yield "options", whole.url("https://lab.example/nextslice", keys).encode()
 
 
+def _volume_addresses() -> Seeds:
+    keys = SliceKeys((SECRET,))
+    for name, volume in ("plain", "scans/a.raw"), ("spaces", "/scans/week 4/µ.h5"):
+        found = VolumeAddress("7.1767225600", volume, "z", 4102444800).url("", keys)
+        yield name, found.removeprefix("/zarr/").encode()
+
+
 def _requests() -> Seeds:
     config, keys = bitmask_config(["bone"]), SliceKeys((WIRE_SECRET,))
     bodies: dict[str, dict[str, object]] = {
@@ -234,8 +242,10 @@ def _requests() -> Seeds:
         yield name, f"POST /{name} HTTP/1.1\r\nHost: localhost\r\n{head}\r\n{content}".encode()
     raw = ReadOptions(shape=(4, 10, 12), dtype="<u1")
     address = SliceAddress("scans/a.raw", "z", 1, None, raw).url("", keys)
+    volume = VolumeAddress(KEY, "scans/a.raw", "z", 4102444800).url("", keys)
     paths = {
         "slice": address,
+        "zarr": f"{volume}/scan.zarr/0/1/0/0",
         "health": "/health",
         "metrics": "/metrics",
         "ready": "/ready?exclude=gpu&exclude=control",
@@ -398,6 +408,7 @@ _MAKES: dict[str, Callable[[], Seeds]] = {
     "image": _images,
     "label-picture": _label_pictures,
     "address": _addresses,
+    "volume-address": _volume_addresses,
     "wire": _requests,
     "hdf5": _hdf5,
     "nifti": _nifti,

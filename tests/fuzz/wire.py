@@ -84,7 +84,7 @@ _WORDS = (
     b"[" * 3000,
     *b"""Content-Length: |Host: |X-Forwarded-For: |X-Forwarded-Proto: |Authorization: Basic |Accept:
 Range: bytes=0-|If-None-Match: |Origin: http://[|HTTP/1.0|HTTP/1.1|HEAD |OPTIONS |GET |POST |/setup
-/predict|/webhook|/versions|/ready|/metrics|/slices/|%00|%2e%2e|%ff|//|{}|[]|null|"project"|"tasks"
+/predict|/webhook|/versions|/ready|/metrics|/slices/|/zarr/|%00|%2e%2e|%ff|//|{}|[]|null|"project"|"tasks"
 "id"|application/json|text/plain|?exclude=|?project=""".replace(b"\n", b"|").split(b"|"),
 )
 

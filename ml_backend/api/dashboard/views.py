@@ -24,7 +24,7 @@ from ml_backend.studio.label_config import COLOURS, LabelConfig, parse_label_con
 from ml_backend.volumes.address import SliceAddress
 from ml_backend.volumes.volume import VolumeError
 
-__all__ = ["KINDS", "Kind", "Looked", "ShownSlice", "VolumeView", "take_look"]
+__all__ = ["KINDS", "Kind", "Looked", "ShownSlice", "VolumeView", "cut_from", "take_look"]
 
 Kind = Literal["scan", "labels", "prediction"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -105,7 +105,7 @@ def take_look(
     stack = Stack(volume, axis, *places_along(tasks))
     address, lacking = None, ""
     try:
-        address = _cut_from(project, stack, tasks)
+        address = cut_from(project, stack, tasks)
     except (SourceError, VolumeError) as error:
         lacking = str(error)
     asked = _Asked(project, [task.id for task in tasks])
@@ -141,7 +141,7 @@ def take_look(
     return Looked(view, stack, address, asked.config)
 
 
-def _cut_from(project: ConnectedProject, stack: Stack, tasks: Sequence[TaskRecord]) -> SliceAddress:
+def cut_from(project: ConnectedProject, stack: Stack, tasks: Sequence[TaskRecord]) -> SliceAddress:
     """The address of one of the slices, whose volume the stack takes for its own. Raises
     SourceError where there is none, and NoSuchVolume."""
     address = next((a for t in tasks if (a := address_of(project.service, t.image))), None)

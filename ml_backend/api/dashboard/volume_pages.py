@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
+import time
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from flask import Blueprint, Flask, Response, current_app, jsonify, request, url_for
 from werkzeug.routing import PathConverter
 
 from ml_backend.api.dashboard.answers import legend, message, page, stored, unknown
-from ml_backend.api.dashboard.views import KINDS, VolumeView
+from ml_backend.api.dashboard.views import KINDS, Kind, VolumeView
 from ml_backend.api.dashboard.volumes import ProjectVolumes, TooManyVolumes
+from ml_backend.api.slices import may_read
 from ml_backend.errors import NextsliceError, TryAgainLater
 from ml_backend.logs import without_passwords
-from ml_backend.rounds.service import Service
+from ml_backend.rounds.project import ConnectedProject
+from ml_backend.rounds.service import Service, slice_keys
 from ml_backend.volumes.volume import VolumeError
+from ml_backend.volumes.volume_address import VolumeAddress, last_day
 
-__all__ = ["serve_volumes", "volumes"]
+__all__ = ["project_volumes", "serve_volumes", "volumes"]
 
 logger = logging.getLogger(__name__)
 
 _EXTENSION = "nextslice volumes"
+_NEUROGLANCER = "https://neuroglancer-demo.appspot.com"
+"""Where everybody can use it. Whoever serves it at another address knows that."""
 _LISTED = 500
 """Slices in the table of a page: beyond that those that are labelled or predicted."""
 
@@ -43,9 +49,14 @@ def serve_volumes(app: Flask, service: Service) -> None:
     app.url_map.converters["volume"] = _VolumeName
 
 
-def _shown() -> ProjectVolumes:
-    found: ProjectVolumes = current_app.extensions[_EXTENSION]
+def project_volumes(app: Flask) -> ProjectVolumes:
+    """What `serve_volumes` has put into ``app``."""
+    found: ProjectVolumes = app.extensions[_EXTENSION]
     return found
+
+
+def _shown() -> ProjectVolumes:
+    return project_volumes(current_app)
 
 
 @volumes.get("/projects/<int:number>/volumes")
@@ -96,6 +107,7 @@ def show(number: int, volume: str) -> Answer:
         legend=legend(view.classes),
         about=_address("view_json", number, volume, view.axis),
         task_picture=url_for("dashboard.picture", number=number, task=0),
+        full=_full_resolution(found, view),
     )
 
 
@@ -109,7 +121,8 @@ def view_json(number: int, volume: str) -> Answer:
         view = _shown().view(found, volume, request.args.get("axis"))
     if view is None:
         return _nothing(f"project {number} has no volume {volume!r}")
-    return jsonify(_json(number, view))
+    full = _full_resolution(found, view)
+    return jsonify(_json(number, view) | {"ome_zarr": None if full is None else full.url})
 
 
 @volumes.get("/projects/<int:number>/volumes/<volume:volume>/<kind>.nii.gz")
@@ -173,6 +186,31 @@ def _json(number: int, view: VolumeView) -> dict[str, Any]:
         },
         "slices": [asdict(one) for one in view.slices],
     }
+
+
+@dataclass(frozen=True)
+class _FullResolution:
+    """``url``: of the OME-Zarr; ``until``: the day when it ends; ``labels``: which label images
+    there are; ``elsewhere``: where neuroglancer is that may not read it, empty where it may."""
+
+    url: str
+    until: str
+    labels: list[Kind]
+    elsewhere: str
+
+
+def _full_resolution(project: ConnectedProject, view: VolumeView) -> _FullResolution | None:
+    """Where viewers find every voxel; None where there is no scan."""
+    if "scan" not in view.tags:
+        return None
+    settings = project.service.settings
+    address = VolumeAddress(project.key, view.volume, view.axis, last_day())
+    return _FullResolution(
+        f"{address.url(settings.slices_url, slice_keys(settings))}/scan.zarr",
+        time.strftime("%-d %B %Y", time.gmtime(address.expires)),
+        [kind for kind in view.tags if kind != "scan"],
+        "" if may_read(_NEUROGLANCER) else _NEUROGLANCER,
+    )
 
 
 def _address(name: str, number: int, volume: str, axis: str, **more: str) -> str:

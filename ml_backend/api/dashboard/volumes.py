@@ -32,7 +32,9 @@ from ml_backend.volumes.opening import write_volume
 from ml_backend.volumes.turn import Affine
 from ml_backend.volumes.volume import AXES, VolumeSpec
 
-__all__ = ["Built", "ProjectVolumes", "Stacks", "TakesTooLong", "TooManyVolumes"]
+__all__ = [
+    "Built", "ProjectVolumes", "Stacks", "TakesTooLong", "TooManyVolumes", "has_mask", "mask_of",
+]  # fmt: skip
 
 _AT_ONCE = 8
 """Requests that have a thread at once, waiting or at work."""
@@ -86,6 +88,7 @@ class ProjectVolumes:
         self._places = threading.BoundedSemaphore(_AT_ONCE)
         self._builders = threading.BoundedSemaphore(_BUILT_AT_ONCE)
         self._building = tuple(threading.Lock() for _ in range(64))
+        self._looking = tuple(threading.Lock() for _ in range(64))
         self._lock = threading.Lock()
         self._stacks: dict[object, Stacks] = {}
         self._looks: dict[object, tuple[float, Looked]] = {}
@@ -120,7 +123,7 @@ class ProjectVolumes:
     def view(self, project: ConnectedProject, volume: str, axis: str | None) -> VolumeView | None:
         """What there is to see; None for a volume that is none of the project's. Raises StoreError,
         and SettingsError where the project's settings cannot be used."""
-        found = self._looked(project, volume, axis)
+        found = self.looked(project, volume, axis)
         return None if found is None else found.view
 
     def built(
@@ -136,7 +139,7 @@ class ProjectVolumes:
             data = self._cache.read(name)
             if data is not None:
                 return Built(data, int(self._cache.read(f"{name}.left-out") or 0))
-            looked = self._looked(project, volume, axis)
+            looked = self.looked(project, volume, axis)
             if looked is None or looked.view.tags.get(kind) != tag:
                 return None
             with self._builders:
@@ -146,19 +149,22 @@ class ProjectVolumes:
             self._cache.keep(name, found.data)
             return found
 
-    def _looked(self, project: ConnectedProject, volume: str, axis: str | None) -> Looked | None:
+    def looked(self, project: ConnectedProject, volume: str, axis: str | None) -> Looked | None:
+        """As `view`, with what volumes are built from."""
         stacks = self.stacks(project)
         name = stacks.find(volume, axis)
         if name is None:
             return None
         tasks = stacks.groups[name]
         key = (project.key, name)
-        with self._lock:
-            until, found = self._looks.get(key, (0.0, None))
-        if found is None or time.monotonic() >= until or len(found.view.slices) != len(tasks):
-            found = take_look(project, *name, tasks, stacks.classes)
-            self._keep(self._looks, key, (time.monotonic() + _FRESH_S, found))
-        return found
+        # who asks meanwhile waits for what is found
+        with self._looking[hash(key) % len(self._looking)]:
+            with self._lock:
+                until, found = self._looks.get(key, (0.0, None))
+            if found is None or time.monotonic() >= until or len(found.view.slices) != len(tasks):
+                found = take_look(project, *name, tasks, stacks.classes)
+                self._keep(self._looks, key, (time.monotonic() + _FRESH_S, found))
+            return found
 
     def _keep(self, among: dict[object, Any], key: object, found: object) -> None:
         with self._lock:
@@ -174,7 +180,7 @@ def _build(project: ConnectedProject, looked: Looked, kind: Kind) -> Built:
         return _scan(project, looked, check)
     grid, view, stack = looked.view.grid, looked.view, looked.stack
     assert grid is not None  # or there were no tag
-    of = {one.at: one.task for one in view.slices if _has(one, kind)}
+    of = {one.at: one.task for one in view.slices if has_mask(one, kind)}
     places = {of[at]: place for place, at in chosen_slices(grid, view.axis, of).items()}
     left_out = 0
 
@@ -183,7 +189,7 @@ def _build(project: ConnectedProject, looked: Looked, kind: Kind) -> Built:
         for row in project.studio.full_tasks_by_id(project.number, places):
             check()
             try:
-                mask = _mask(project, looked, kind, row)
+                mask = mask_of(project, looked, kind, row)
             except NextsliceError:
                 left_out += 1
                 continue
@@ -194,7 +200,8 @@ def _build(project: ConnectedProject, looked: Looked, kind: Kind) -> Built:
     return Built(_file(values, looked, grid, view.classes), left_out)
 
 
-def _has(one: ShownSlice, kind: Kind) -> bool:
+def has_mask(one: ShownSlice, kind: Kind) -> bool:
+    """Whether there is a mask of the slice in the volume of labels, or of predictions."""
     return one.labelled if kind == "labels" else one.predicted
 
 
@@ -207,7 +214,7 @@ def _scan(project: ConnectedProject, looked: Looked, check: Callable[[], None]) 
         return Built(_file(scan_planes(volume, window, grid, check), looked, grid))
 
 
-def _mask(project: ConnectedProject, looked: Looked, kind: Kind, row: Row) -> Mask | None:
+def mask_of(project: ConnectedProject, looked: Looked, kind: Kind, row: Row) -> Mask | None:
     """The label map of a task, as its slice is shown. Raises AnnotationError; None where somebody
     has taken it away."""
     source, config = looked.stack.source, looked.config

@@ -22,10 +22,10 @@ from ml_backend.volumes.formats.pyramid import Level, levels_of, reduce_into
 from ml_backend.volumes.formats.slabs import Slabs, chunk_shape, in_slabs
 from ml_backend.volumes.volume import ReadOptions, Volume, VolumeError, VolumeSpec
 
-__all__ = ["FORMAT", "read", "write"]
+__all__ = ["FORMAT", "UNITS", "metadata", "read", "write"]
 
 _EXPECTED = "a Zarr array or OME-Zarr image"
-_NAMES: Mapping[str, str] = {
+UNITS: Mapping[str, str] = {
     "µm": "micrometer", "mm": "millimeter", "nm": "nanometer", "cm": "centimeter", "m": "meter",
     "Å": "angstrom",
 }  # fmt: skip
@@ -78,7 +78,7 @@ def write(
         smaller = level(number, replace(spec, shape=one.shape))
         reduce_into(smaller, array, levels[number - 1], one)
         array = smaller
-    group.attrs.update(_metadata(spec, levels, zarr_format))
+    group.attrs.update(metadata(spec, levels, zarr_format))
 
 
 def _strange(folder: Path) -> list[str]:
@@ -108,9 +108,11 @@ FORMAT = Format(
 )
 
 
-def _metadata(spec: VolumeSpec, levels: Sequence[Level], zarr_format: int) -> dict[str, Any]:
+def metadata(spec: VolumeSpec, levels: Sequence[Level], zarr_format: int) -> dict[str, Any]:
+    """What NGFF wants said of an image, the attributes of its group: ``levels`` are its arrays 0, 1
+    … and ``zarr_format`` is 2 (NGFF 0.4) or 3 (0.5)."""
     version = "0.4" if zarr_format == 2 else "0.5"
-    unit = {"unit": _NAMES.get(spec.unit, spec.unit)} if spec.unit else {}
+    unit = {"unit": UNITS.get(spec.unit, spec.unit)} if spec.unit else {}
     size, origin = spec.voxel_size or (1.0, 1.0, 1.0), _origin(spec)
     image: dict[str, Any] = {
         "name": "volume",

@@ -40,17 +40,19 @@ class Level:
         """What NGFF calls ``type``."""
         return "mean" if self.means else "nearest"
 
+    def offset(self, factor: int) -> float:
+        """Where its voxel lies among the ``factor`` ones, along an axis, that it stands for."""
+        return (factor - 1) / 2 if self.means else 0.0
+
     def transformations(
         self, size: tuple[float, float, float], origin: tuple[float, float, float]
     ) -> list[dict[str, Any]]:
         """NGFF's: where the middle of its voxel (0, 0, 0) lies, and how far apart they are."""
         scale = [edge * factor for edge, factor in zip(size, self.factors, strict=True)]
-        start = list(origin)
-        if self.means:
-            start = [
-                at + edge * (factor - 1) / 2
-                for at, edge, factor in zip(origin, size, self.factors, strict=True)
-            ]
+        start = [
+            at + edge * self.offset(factor)
+            for at, edge, factor in zip(origin, size, self.factors, strict=True)
+        ]
         found: list[dict[str, Any]] = [{"type": "scale", "scale": scale}]
         if any(start):
             found.append({"type": "translation", "translation": start})
