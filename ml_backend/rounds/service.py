@@ -7,14 +7,14 @@ import hmac
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from ml_backend.rounds.store import Store
 from ml_backend.settings import Settings, SettingsError, absolute_address, load_settings
-from ml_backend.volumes.address import SliceKeys
 
 if TYPE_CHECKING:
     from ml_backend.rounds.schedule import Schedule
+    from ml_backend.rounds.store import Store
     from ml_backend.studio.client import Studio
     from ml_backend.studio.download import ImageHosts
+    from ml_backend.volumes.address import SliceKeys
     from ml_backend.volumes.roots import VolumeRoots
     from ml_backend.volumes.shelf import OpenVolumes
 
@@ -37,6 +37,8 @@ def slice_keys(settings: Settings) -> SliceKeys:
 
     Raises SettingsError for a secret that is too short, and when there is neither.
     """
+    from ml_backend.volumes.address import SliceKeys
+
     given = settings.slice_secret.get_secret_value()
     key = settings.label_studio_api_key.get_secret_value()
     if not given and not key:
@@ -123,6 +125,8 @@ class Service:
     @cached_property
     def store(self) -> Store:
         """The rounds' store."""
+        from ml_backend.rounds.store import Store
+
         return self._store or Store(self.settings.store)
 
     @cached_property
