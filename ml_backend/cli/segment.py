@@ -178,10 +178,6 @@ def segment(
 
     Interrupted, it goes on from the last whole slice when it is called again.
     """
-    from ml_backend.rounds.service import volume_roots
-    from ml_backend.settings import load_settings
-    from ml_backend.volumes.opening import open_volume
-
     extra = _extra(uncertainty, probability)
     if three_axes and axis != "z":
         raise OptionError(f"--three-axes predicts along all axes, but --axis is {axis!r}: give one")
@@ -191,6 +187,12 @@ def segment(
         from ml_backend.experiment.plan import check_device
 
         check_device(device, here=True)
+
+    # what is wrong on the command line has been said without these
+    from ml_backend.rounds.service import volume_roots
+    from ml_backend.settings import load_settings
+    from ml_backend.volumes.opening import open_volume
+
     stop_on_sigterm()
     settings = load_settings()
     roots = volume_roots(settings)
