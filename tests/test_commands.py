@@ -15,6 +15,8 @@ import typer
 from ml_backend import __version__, cli
 from ml_backend.cli import app, load_commands
 from ml_backend.cli.commands import COMMANDS
+from ml_backend.rounds.records import ProjectRecord
+from ml_backend.rounds.store import Store
 from tests.test_cli import nextslice
 
 CLIENTS = {"redis", "rq", "httpx", "requests", "label_studio_sdk.client"}
@@ -83,6 +85,15 @@ def test_the_help_of_a_command_imports_nothing_heavy(line: str) -> None:
 def test_the_settings_are_read_without_what_they_do_not_need(redis: str) -> None:
     ended, modules = imported("config", REDIS_URL=redis)
     assert (ended, HEAVY & modules) == (0, set())
+
+
+def test_what_the_store_answers_imports_no_clients(tmp_path: Path) -> None:
+    record = ProjectRecord(project=9, key="9.1")
+    Store(str(tmp_path)).project("ls.example", "9.1").record = record
+    env = {"NEXTSLICE_STORE": str(tmp_path), "LABEL_STUDIO_URL": "http://ls.example"}
+    for line in ("project show 9", "project show 9 --json", "rounds prune 9"):
+        ended, modules = imported(*line.split(), **env)
+        assert (ended, {*CLIENTS, "torch", "scipy", "matplotlib"} & modules) == (0, set()), line
 
 
 STRATEGY, STORE = "al_strategies.coreset", "ml_backend.rounds.store"

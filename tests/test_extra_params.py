@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from ml_backend import cli
 from ml_backend.rounds.extra_params import SOURCE, faults_of, follow, usable
-from ml_backend.rounds.overview import held_settings
+from ml_backend.rounds.held_settings import held_settings
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.project_settings import change_settings
 from ml_backend.rounds.records import ProjectRecord

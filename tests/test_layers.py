@@ -51,7 +51,7 @@ ROUNDS = (
     *("contention", "schedule", "slices", "service", "project"),  # what a step is handed
     "looking_up",
     "cut_from",
-    *("project_settings", "extra_params"),
+    *("project_settings", "extra_params", "held_settings"),
     *("coverage", "effort", "source", "learners", "pseudo", "further", "training", "scoring"),  # …
     "stacks",
     *(

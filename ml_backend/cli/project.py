@@ -80,7 +80,7 @@ def _change(project: ConnectedProject, asked: dict[str, str]) -> None:
 def _print(project: ConnectedProject, *, as_json: bool) -> None:
     from ml_backend.configuration import written
     from ml_backend.rounds.extra_params import faults_of
-    from ml_backend.rounds.overview import held_settings
+    from ml_backend.rounds.held_settings import held_settings
 
     rows = [{"setting": s.name, "value": s.value, "from": s.source} for s in held_settings(project)]
     warnings = faults_of(project)
