@@ -4,45 +4,58 @@ NumPy only. `get_strategy` makes a strategy, `Query` asks it, `Selection` is its
 `available_strategies` lists them. `al_strategies.reducers` turns logits into evidence and is the
 one module that imports torch: import it by name.
 
-Every other module of the package is imported here, so a strategy in a file of its own is found
-without a line elsewhere; those of other distributions come in through entry points.
+Every other module of the package is imported when the first of these names is asked for, or the
+first strategy, so one in a file of its own is found without a line elsewhere; those of other
+distributions come in through entry points. `al_strategies.errors` alone costs no NumPy.
 """
 
-from importlib import import_module
-from pkgutil import iter_modules
+from typing import TYPE_CHECKING
 
-from al_strategies.badge import Badge
-from al_strategies.base import (
-    Problem,
-    Query,
-    Ranking,
-    ScoreStrategy,
-    Selection,
-    Strategy,
-    StrategyInfo,
-    UnknownStrategyError,
-    available_strategies,
-    get_strategy,
-    register,
-)
-from al_strategies.ceal import CEAL, CEALConfident
-from al_strategies.class_power import ClassPower
-from al_strategies.controls import ForegroundRandom, Random, Strided
-from al_strategies.coreset import Coreset, CoresetNearest, k_center_greedy
-from al_strategies.evidence import (
-    Evidence,
-    EvidenceError,
-    Position,
-    SliceId,
-    declare_evidence,
-)
-from al_strategies.mc_dropout import MCDropout
-from al_strategies.oracle import WorstIoU
-from al_strategies.representation import MaxRepresentation
-from al_strategies.spacing import Spacing, even_spacing
-from al_strategies.stochastic import StochasticBatches
-from al_strategies.typicality import TypiClust
-from al_strategies.uncertainty import Confidence, Entropy, Margin
+if TYPE_CHECKING:
+    from al_strategies.badge import Badge
+    from al_strategies.base import (
+        Problem,
+        Query,
+        Ranking,
+        ScoreStrategy,
+        Selection,
+        Strategy,
+        StrategyInfo,
+        UnknownStrategyError,
+        available_strategies,
+        get_strategy,
+        register,
+    )
+    from al_strategies.ceal import CEAL, CEALConfident
+    from al_strategies.class_power import ClassPower
+    from al_strategies.controls import ForegroundRandom, Random, Strided
+    from al_strategies.coreset import Coreset, CoresetNearest, k_center_greedy
+    from al_strategies.evidence import (
+        Evidence,
+        EvidenceError,
+        Position,
+        SliceId,
+        declare_evidence,
+    )
+    from al_strategies.mc_dropout import MCDropout
+    from al_strategies.oracle import WorstIoU
+    from al_strategies.representation import MaxRepresentation
+    from al_strategies.spacing import Spacing, even_spacing
+    from al_strategies.stochastic import StochasticBatches
+    from al_strategies.typicality import TypiClust
+    from al_strategies.uncertainty import Confidence, Entropy, Margin
+else:
+
+    def __getattr__(name: str) -> object:
+        """One of `__all__`, from the module that it stands in."""
+        if name in __all__:
+            from al_strategies.base import own_modules
+
+            for module in own_modules():
+                if name in getattr(module, "__all__", ()):  # not yet in one that asks itself
+                    return globals().setdefault(name, getattr(module, name))
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "CEAL",
@@ -82,7 +95,3 @@ __all__ = [
     "k_center_greedy",
     "register",
 ]
-
-for _module in iter_modules(__path__):
-    if _module.name != "reducers":
-        import_module(f"{__name__}.{_module.name}")

@@ -12,6 +12,10 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
@@ -24,6 +28,7 @@ from al_strategies.spacing import Admission, Spacing
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
+    from types import ModuleType
 
 __all__ = [
     "Problem",
@@ -36,6 +41,7 @@ __all__ = [
     "UnknownStrategyError",
     "available_strategies",
     "get_strategy",
+    "own_modules",
     "register",
 ]
 
@@ -359,6 +365,7 @@ def get_strategy(name: str, **params: Any) -> Strategy:
 
     Raises `UnknownStrategyError` on an unknown name or parameter, with those that exist.
     """
+    own_modules()
     if name not in _REGISTRY:
         _load_plugins()
     if name not in _REGISTRY:
@@ -378,8 +385,17 @@ def get_strategy(name: str, **params: Any) -> Strategy:
 
 def available_strategies() -> list[StrategyInfo]:
     """Every registered strategy, by name."""
+    own_modules()
     _load_plugins()
     return [_REGISTRY[name].info for name in sorted(_REGISTRY)]
+
+
+@cache
+def own_modules() -> tuple[ModuleType, ...]:
+    """The modules of this package, whose strategies are registered then; without `reducers`, which
+    imports torch."""
+    names = [module.name for module in iter_modules([str(Path(__file__).parent)])]
+    return tuple(import_module(f"al_strategies.{name}") for name in names if name != "reducers")
 
 
 GROUP = "nextslice.strategies"

@@ -8,6 +8,7 @@ may be called as its variable is or without the prefix of all: ``NEXTSLICE_K`` o
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import tomllib
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -18,6 +19,7 @@ from typing import Any
 from dotenv import dotenv_values
 
 from ml_backend.errors import SettingsError
+from ml_backend.logs import formatter
 
 __all__ = [
     "CONFIG",
@@ -25,6 +27,9 @@ __all__ = [
     "PREFIX",
     "Given",
     "Place",
+    "asked_log_format",
+    "asked_log_level",
+    "configure_logging",
     "first_given",
     "misspelt",
     "places",
@@ -38,6 +43,7 @@ _OTHERS = frozenset(
     PREFIX + name for name in ("CONFIG", "HOME", "REQUIRE_BROWSER", "SCREENSHOTS", "FAULTS")
 )
 """Variables that are no settings: where the user's own things are, and what tests are told."""
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 _DOTENV, _TOML = ".env", "nextslice.toml"
 Value = str | int | float | bool
 
@@ -154,3 +160,39 @@ def _nearest(name: str, known: Collection[str]) -> str:
     short = {one.removeprefix(PREFIX): one for one in sorted(known)}
     near = difflib.get_close_matches(name.removeprefix(PREFIX), short, n=1)
     return f": is {short[near[0]]} meant?" if near else "."
+
+
+def configure_logging(level: str) -> None:
+    """One line a message, with time and place, to standard error, as NEXTSLICE_LOG_FORMAT asks for.
+    Done again it changes nothing.
+
+    Passwords that are part of an address are not shown.
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(formatter(asked_log_format()))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+    if not logging.getLogger().isEnabledFor(logging.DEBUG):
+        # One line per HTTP request of the SDK drowns what matters.
+        logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+def asked_log_level() -> str | None:
+    """What NEXTSLICE_LOG_LEVEL asks for; None where it is not set, or to no level. For what has to
+    know it without the other settings."""
+    level = _asked("LOG_LEVEL").upper()
+    return level if level in _LEVELS else None
+
+
+def asked_log_format() -> str:
+    """What NEXTSLICE_LOG_FORMAT asks for, text where it asks for nothing; likewise."""
+    return _asked("LOG_FORMAT").lower()
+
+
+def _asked(name: str) -> str:
+    """A setting as text; empty where it is not given, or where a file cannot be read: who reads all
+    settings says why."""
+    try:
+        given = first_given([PREFIX + name], places())
+    except SettingsError:
+        return os.environ.get(PREFIX + name, "")
+    return "" if given is None else str(given.value)

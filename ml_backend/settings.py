@@ -32,11 +32,18 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from al_strategies import available_strategies, get_strategy
-from al_strategies.evidence import STANDARD
-from ml_backend.configuration import PREFIX, Given, first_given, misspelt, places
+from ml_backend.configuration import (
+    PREFIX,
+    Given,
+    asked_log_format,
+    asked_log_level,
+    configure_logging,
+    first_given,
+    misspelt,
+    places,
+)
 from ml_backend.errors import SettingsError
-from ml_backend.logs import formatter, without_passwords
+from ml_backend.logs import without_passwords
 
 __all__ = [
     "DEVICE",
@@ -61,12 +68,14 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 DEVICE = r"cpu|cuda(:[0-9]+)?"
 """Regular expression of what a device may be called, besides ``auto``."""
 LARGEST_SEED = 2**31 - 1
 """A round adds its number, and scikit-learn takes no more than 32 bits: it would say so in the
 first training."""
+
+_PLAIN_REDIS = re.compile(r"redis://[A-Za-z0-9.-]+:[0-9]{1,4}(/[0-9]{1,4})?")
+"""Addresses in which there is nothing that could be wrong."""
 
 
 def _shared(name: str) -> AliasChoices:
@@ -396,7 +405,7 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _redis(cls, value: str) -> str:
-        if value == cls.model_fields["redis_url"].default:
+        if _PLAIN_REDIS.fullmatch(value):
             return value  # without the import, which takes as long as all the rest
         from redis.connection import parse_url
 
@@ -440,6 +449,11 @@ class Settings(BaseSettings):
     @field_validator("strategy", "cold_start")
     @classmethod
     def _runs_here(cls, value: str, info: ValidationInfo) -> str:
+        if value == cls.model_fields[str(info.field_name)].default:
+            return value  # without NumPy, which nothing else here needs
+        from al_strategies import available_strategies, get_strategy
+        from al_strategies.evidence import STANDARD
+
         strategy = get_strategy(value)
         if strategy.needs_ground_truth:
             raise ValueError("it looks at true masks, so it runs in `nextslice simulate` only")
@@ -620,39 +634,3 @@ def read_settings() -> Settings:
         return Settings()  # type: ignore[call-arg]  # every field has a default or an alias
     except ValidationError as error:
         raise SettingsError(_complaint(error)) from None
-
-
-def configure_logging(level: str) -> None:
-    """One line a message, with time and place, to standard error, as NEXTSLICE_LOG_FORMAT asks for.
-    Done again it changes nothing.
-
-    Passwords that are part of an address are not shown.
-    """
-    handler = logging.StreamHandler()
-    handler.setFormatter(formatter(asked_log_format()))
-    logging.basicConfig(level=level.upper(), handlers=[handler])
-    if not logging.getLogger().isEnabledFor(logging.DEBUG):
-        # One line per HTTP request of the SDK drowns what matters.
-        logging.getLogger("httpx").setLevel(logging.WARNING)
-
-
-def asked_log_level() -> str | None:
-    """What NEXTSLICE_LOG_LEVEL asks for; None where it is not set, or to no level. For what has to
-    know it without the other settings."""
-    level = _asked("LOG_LEVEL").upper()
-    return level if level in _LEVELS else None
-
-
-def asked_log_format() -> str:
-    """What NEXTSLICE_LOG_FORMAT asks for, text where it asks for nothing; likewise."""
-    return _asked("LOG_FORMAT").lower()
-
-
-def _asked(name: str) -> str:
-    """A setting as text; empty where it is not given, or where a file cannot be read: who reads all
-    settings says why."""
-    try:
-        given = first_given([PREFIX + name], places())
-    except SettingsError:
-        return os.environ.get(PREFIX + name, "")
-    return "" if given is None else str(given.value)

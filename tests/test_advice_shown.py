@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from ml_backend.cli.rounds import _show
+from ml_backend.cli.rounds_list import show
 from ml_backend.rounds.artefacts import METRICS, ROUND
 from ml_backend.rounds.effort import opened_with_mask
 from ml_backend.rounds.overview import project_overview
@@ -101,7 +101,7 @@ def test_it_is_json_for_programs(project: ConnectedProject) -> None:
 
 def test_rounds_list_says_it(project: ConnectedProject, capsys: pytest.CaptureFixture[str]) -> None:
     three_rounds(project)
-    _show(project, project_overview(project))
+    show(project, project_overview(project))
     assert SAID in " ".join(capsys.readouterr().err.split())
 
 

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
+import al_strategies
 from al_strategies import Evidence, EvidenceError, Position, Query, Strategy, StrategyInfo, register
 from al_strategies import base as registry
 from al_strategies import evidence as evidence_names
@@ -141,3 +144,34 @@ def test_several_broken_slices_are_counted() -> None:
     )
     with pytest.raises(ValueError, match="'entropy' of slice 3 and 1 more in the pool"):
         get_strategy("entropy").select(Query(pool, Evidence.empty(), 1))
+
+
+def run(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("package", ["al_strategies", "al_strategies.base"])
+def test_every_strategy_is_found_from_whichever_module_asks_first(package: str) -> None:
+    names = [info.name for info in al_strategies.available_strategies()]
+    listed = f"from {package} import available_strategies as a; print([i.name for i in a()])"
+    assert run(listed) == str(names)
+    assert run(f"from {package} import get_strategy; print(get_strategy('entropy'))") == "Entropy()"
+
+
+def test_a_name_is_taken_whichever_module_asks_first() -> None:
+    with_another = (
+        "from al_strategies import ScoreStrategy, StrategyInfo, register\n"
+        "try: register(StrategyInfo('entropy', 'x'))(type('Mine', (ScoreStrategy,), {}))\n"
+        "except ValueError as error: print(error)"
+    )
+    assert run(with_another).startswith("strategy 'entropy' is registered twice")
+
+
+def test_the_package_gives_its_names_when_they_are_asked_for_and_no_others() -> None:
+    assert run("import sys, al_strategies.errors; print('numpy' in sys.modules)") == "False"
+    asked = "from al_strategies import *; import al_strategies as a"
+    assert run(f"{asked}; print([n for n in a.__all__ if n not in globals()])") == "[]"
+    assert not hasattr(al_strategies, "nosuch")

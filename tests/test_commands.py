@@ -15,9 +15,23 @@ import typer
 from ml_backend import __version__, cli
 from ml_backend.cli import app, load_commands
 from ml_backend.cli.commands import COMMANDS
+from ml_backend.rounds.records import ProjectRecord
+from ml_backend.rounds.store import Store
 from tests.test_cli import nextslice
 
-HEAVY = {"numpy", "torch", "redis", "label_studio_sdk.client", "scipy", "flask", "rq"}
+CLIENTS = {"redis", "rq", "httpx", "requests", "label_studio_sdk.client"}
+HEAVY = {"numpy", "torch", "scipy", "matplotlib", "PIL", "flask", "fsspec", *CLIENTS}
+"""What takes CPU to import: a command that needs it imports it when it is called."""
+SETTINGS = "pydantic_settings"
+
+LISTING = {
+    "config": {SETTINGS},
+    "demo": {SETTINGS},  # defaults of options
+    "strategies": {SETTINGS, "numpy"},
+    "export": {"numpy"},  # the formats that there are
+    "segment": {"numpy"},
+}
+"""Command → what its help needs nonetheless."""
 
 LOADED = """
 import json, sys
@@ -31,27 +45,82 @@ print("\\n" + json.dumps([code, sorted(sys.modules)]))
 """
 
 
+def imported(*arguments: str, **env: str) -> tuple[int, set[str]]:
+    """How the command ended, and the modules that it had imported then."""
+    clean = {k: v for k, v in os.environ.items() if not k.endswith(("REDIS_URL", "_STORE"))}
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED, *arguments],
+        capture_output=True, text=True, timeout=120, check=True, env=clean | env,
+    )  # fmt: skip
+    code, modules = json.loads(done.stdout.splitlines()[-1])
+    return code, {*modules}
+
+
+def command_lines() -> list[str]:
+    """``rounds``, ``rounds list`` and so on: all that there are."""
+    load_commands()
+    found: list[str] = []
+    for name, command in typer.main.get_group(app).commands.items():
+        found += [name, *(f"{name} {part}" for part in getattr(command, "commands", ()))]
+    return found
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [(["--version"], 0), (["-h"], 0), (["--help"], 0), ([], 2), (["rouns"], 2), (["-x"], 2)],
 )
 def test_help_and_mistakes_import_nothing_heavy(arguments: list[str], code: int) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", LOADED, *arguments],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    ended, modules = json.loads(done.stdout.splitlines()[-1])
-    assert (ended, HEAVY & {*modules}) == (code, set())
+    ended, modules = imported(*arguments)
+    assert (ended, (HEAVY | {SETTINGS}) & modules) == (code, set())
 
 
-def test_the_settings_are_read_without_what_they_do_not_need() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", LOADED, "config"],
-        capture_output=True, text=True, timeout=120, check=True,
-        env={k: v for k, v in os.environ.items() if not k.endswith(("REDIS_URL", "_STORE"))},
-    )  # fmt: skip
-    ended, modules = json.loads(done.stdout.splitlines()[-1])
-    assert (ended, {"redis", "fsspec", "scipy", "torch"} & {*modules}) == (0, set())
+@pytest.mark.parametrize("line", command_lines())
+def test_the_help_of_a_command_imports_nothing_heavy(line: str) -> None:
+    ended, modules = imported(*line.split(), "-h")
+    unneeded = (HEAVY | {SETTINGS}) - LISTING.get(line, set())
+    assert (ended, unneeded & modules) == (0, set())
+
+
+@pytest.mark.parametrize("redis", ["", "redis://redis.example:6379/1"])
+def test_the_settings_are_read_without_what_they_do_not_need(redis: str) -> None:
+    ended, modules = imported("config", REDIS_URL=redis)
+    assert (ended, HEAVY & modules) == (0, set())
+
+
+def test_what_the_store_answers_imports_no_clients(tmp_path: Path) -> None:
+    record = ProjectRecord(project=9, key="9.1")
+    Store(str(tmp_path)).project("ls.example", "9.1").record = record
+    env = {"NEXTSLICE_STORE": str(tmp_path), "LABEL_STUDIO_URL": "http://ls.example"}
+    for line in ("project show 9", "project show 9 --json", "rounds prune 9"):
+        ended, modules = imported(*line.split(), **env)
+        assert (ended, {*CLIENTS, "torch", "scipy", "matplotlib"} & modules) == (0, set()), line
+
+
+STRATEGY, STORE = "al_strategies.coreset", "ml_backend.rounds.store"
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "unneeded"),
+    [
+        ("rounds list", 1, {*CLIENTS, STRATEGY}),  # no project is known
+        ("rounds list 9", 1, {*CLIENTS, STRATEGY}),
+        ("rounds prune 9", 1, {*CLIENTS, STRATEGY}),
+        ("project show 9", 1, {*CLIENTS, STRATEGY}),
+        ("segment x.tif -o y.tif --uncertainty --probability", 2, {*CLIENTS, SETTINGS}),
+        ("segment /no/such.tif -o y.tif", 1, {*CLIENTS, STRATEGY, STORE}),
+        ("simulate", 2, {*CLIENTS, SETTINGS}),
+        ("simulate --out x", 2, {*CLIENTS, SETTINGS}),  # of what data is not said
+        ("demo --strategy nosuch", 2, {*CLIENTS}),
+        ("worker nosuch", 2, {*CLIENTS, "numpy", SETTINGS}),
+        ("export 9", 2, {*CLIENTS, SETTINGS}),  # --out is missing
+    ],
+)
+def test_what_ends_early_imports_no_more_than_it_got_to(
+    line: str, code: int, unneeded: set[str], tmp_path: Path
+) -> None:
+    redis = "redis://redis.example:6379/1"
+    ended, modules = imported(*line.split(), NEXTSLICE_STORE=str(tmp_path), REDIS_URL=redis)
+    assert (ended, (unneeded | {"torch", "scipy", "matplotlib"}) & modules) == (code, set())
 
 
 def test_the_list_says_what_the_commands_say() -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ml_backend.cli.demo import _asked, _fresh, _table
+from ml_backend.cli.demo import _asked, _fresh
+from ml_backend.cli.demo_loop import _table
 from ml_backend.embedded.processes import StartError
 from ml_backend.embedded.stack import settings_from
 from ml_backend.volumes.folder import FolderSource

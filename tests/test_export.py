@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from ml_backend.cli.rounds import rounds_table
+from ml_backend.cli.rounds_list import rounds_table
 from ml_backend.export import (
     MASK_FORMATS,
     ExportError,

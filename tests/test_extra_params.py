@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from ml_backend import cli
 from ml_backend.rounds.extra_params import SOURCE, faults_of, follow, usable
-from ml_backend.rounds.overview import held_settings
+from ml_backend.rounds.held_settings import held_settings
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.project_settings import change_settings
 from ml_backend.rounds.records import ProjectRecord
@@ -124,7 +124,7 @@ def test_show_says_where_they_come_from_and_what_is_wrong(
     project: ConnectedProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     follow(project, backend({"k": 4, "strategie": "badge"}))
-    monkeypatch.setattr("ml_backend.cli.project.known_project", lambda *_: again(project))
+    monkeypatch.setattr("ml_backend.rounds.project.known_project", lambda *_: again(project))
     monkeypatch.setattr(Service, "from_environment", lambda: project.service)
     load_settings.cache_clear()
     text = CliRunner().invoke(cli.app, ["project", "show", "7"]).output

@@ -51,7 +51,7 @@ ROUNDS = (
     *("contention", "schedule", "slices", "service", "project"),  # what a step is handed
     "looking_up",
     "cut_from",
-    *("project_settings", "extra_params"),
+    *("project_settings", "extra_params", "held_settings"),
     *("coverage", "effort", "source", "learners", "pseudo", "further", "training", "scoring"),  # …
     "stacks",
     *(
@@ -141,7 +141,7 @@ def test_the_web_and_control_processes_import_no_torch(module: str) -> None:
 
 def test_strategies_import_nothing_but_numpy() -> None:
     code = (
-        "import sys, al_strategies, al_strategies.learner, al_strategies.simulation;"
+        "import sys, al_strategies; al_strategies.available_strategies();"
         "sys.exit(any(m in sys.modules for m in ('torch', 'scipy', 'flask', 'rq', 'PIL')))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -16,7 +16,7 @@ import pytest
 from werkzeug.serving import make_server
 
 from ml_backend.app import create_app
-from ml_backend.cli.rounds import rounds_table
+from ml_backend.cli.rounds_list import rounds_table
 from ml_backend.cli.tables import whole
 from ml_backend.embedded.processes import free_port
 from ml_backend.rounds import coverage, live_masks, publish, reconcile

@@ -16,7 +16,7 @@ import pytest
 from al_strategies.evidence import Evidence, Position
 from al_strategies.learner import Unreadable, UnreadableSlice
 from ml_backend.api.serving import Serving
-from ml_backend.cli.rounds import rounds_table
+from ml_backend.cli.rounds_list import rounds_table
 from ml_backend.cli.tables import whole
 from ml_backend.rounds import coverage, reconcile
 from ml_backend.rounds.artefacts import DATASET, EVIDENCE, METRICS, QUEUE, ROUND, SELECTION

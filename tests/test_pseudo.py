@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from al_strategies.evidence import Position
-from ml_backend.cli.rounds import rounds_table
+from ml_backend.cli.rounds_list import rounds_table
 from ml_backend.rounds import hold_out, training
 from ml_backend.rounds.artefacts import (
     DATASET,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ml_backend.cli.rounds import rounds_table
+from ml_backend.cli.rounds_list import rounds_table
 from ml_backend.cli.tables import whole
 from ml_backend.rounds import publish, reconcile
 from ml_backend.rounds.artefacts import DATASET, QUEUE, ROUND

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from ml_backend.cli.rounds import _begun, _labels, _step, rounds_table
+from ml_backend.cli.rounds_list import _begun, _labels, _step, rounds_table
 from ml_backend.cli.tables import whole
 from ml_backend.rounds.claim import claimed
 from ml_backend.rounds.overview import Running, project_overview

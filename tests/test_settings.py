@@ -7,9 +7,17 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 
 import pytest
+from redis.connection import parse_url
 
 from al_strategies import base, evidence
-from ml_backend.settings import Local, Settings, SettingsError, load_settings, without_passwords
+from ml_backend.settings import (
+    _PLAIN_REDIS,
+    Local,
+    Settings,
+    SettingsError,
+    load_settings,
+    without_passwords,
+)
 
 needs_no_s3fs = pytest.mark.skipif(find_spec("s3fs") is not None, reason="s3fs is installed")
 
@@ -184,3 +192,32 @@ def test_a_new_setting_is_recorded_without_being_listed() -> None:
     recorded = Later().of_a_round()
     assert recorded["smoothness"] == 0.5
     assert "proxy" not in recorded
+
+
+def test_the_defaults_that_are_not_looked_at_are_good() -> None:
+    """They are believed, since the look costs NumPy."""
+    strategy, cold_start = (
+        base.get_strategy(Settings.model_fields[name].default)
+        for name in ("strategy", "cold_start")
+    )
+    for one in (strategy, cold_start):
+        assert not one.needs_ground_truth
+        assert not one.beyond(evidence.STANDARD)
+    assert not cold_start.evidence
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://127.0.0.1:6379/0", "redis://r-1.example:1", "redis://R:9/12"]
+)
+def test_addresses_of_redis_that_are_not_looked_at_are_good(url: str) -> None:
+    assert _PLAIN_REDIS.fullmatch(url)
+    assert parse_url(url)["port"]
+    assert Settings.model_fields["redis_url"].default == "redis://127.0.0.1:6379/0"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["redis://:pw@r:1/0", "rediss://r:1/0", "redis://r:99999/0", "redis://r:1/0?db=2", "r:1", ""],
+)
+def test_all_others_are(url: str) -> None:
+    assert not _PLAIN_REDIS.fullmatch(url)

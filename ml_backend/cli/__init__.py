@@ -71,7 +71,7 @@ def _options(
 ) -> None:
     if verbose:
         os.environ["NEXTSLICE_LOG_LEVEL"] = "DEBUG"  # for the processes that are started, too
-    from ml_backend.settings import asked_log_level, configure_logging
+    from ml_backend.configuration import asked_log_level, configure_logging
 
     level = asked_log_level()
     if level is not None:  # else each command has its own
@@ -86,7 +86,7 @@ def load_commands() -> None:
 
 def as_written(text: str) -> str:
     """Foreign text for `console.print`: brackets are no markup, passwords of URLs are masked."""
-    from ml_backend.settings import without_passwords
+    from ml_backend.logs import without_passwords
 
     return escape(without_passwords(text))
 
@@ -115,9 +115,14 @@ def main() -> None:
 
 def _code(error: Exception) -> int:
     """Who was wrong, as `main` ends."""
-    from al_strategies import UnknownStrategyError
-    from ml_backend.errors import FileFault, OptionError, RedisUnavailable, TryAgainLater
-    from ml_backend.settings import SettingsError
+    from al_strategies.base import UnknownStrategyError
+    from ml_backend.errors import (
+        FileFault,
+        OptionError,
+        RedisUnavailable,
+        SettingsError,
+        TryAgainLater,
+    )
     from ml_backend.studio.failures import StudioError
 
     known = _known(error)

@@ -1,7 +1,7 @@
 """The commands by name, each imported when it is called: help and completion import none of them.
 
-What one imports takes a second of CPU and more; `nextslice --help` and a mistyped command take a
-tenth of that.
+Its module declares its options, and imports what it does when it is called: that takes a second of
+CPU and more, its help a fifth of one, `nextslice --help` a tenth.
 """
 
 from __future__ import annotations

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ml_backend.cli import app, as_written, console
 from ml_backend.errors import OptionError
-from ml_backend.rounds import adopt
-from ml_backend.rounds.imageless import unreadable
-from ml_backend.rounds.project import ConnectedProject, find_project
-from ml_backend.rounds.service import Service
-from ml_backend.settings import absolute_address, configure_logging, load_settings
-from ml_backend.studio.label_config import parse_label_config, with_drags
+
+if TYPE_CHECKING:
+    from ml_backend.rounds.project import ConnectedProject
 
 __all__ = ["connect"]
 
@@ -38,6 +35,13 @@ def connect(
 
     Needs the settings of the running service, and its Redis. Done again it changes nothing.
     """
+    from ml_backend.rounds import adopt
+    from ml_backend.rounds.imageless import unreadable
+    from ml_backend.rounds.project import find_project
+    from ml_backend.rounds.service import Service
+    from ml_backend.settings import configure_logging, load_settings
+    from ml_backend.studio.label_config import parse_label_config
+
     settings = load_settings()
     configure_logging(settings.log_level)
     if backend is not None:
@@ -66,6 +70,8 @@ def put_drags(project: ConnectedProject) -> None:
 
     Raises LabelConfigError where it cannot be put there, StudioError when Label Studio refuses it.
     """
+    from ml_backend.studio.label_config import with_drags
+
     before = project.in_studio().label_config
     after = with_drags(before)
     if after != before:
@@ -85,6 +91,8 @@ def _next(project: ConnectedProject, dead: str) -> str:
 
 
 def _address(backend: str) -> str:
+    from ml_backend.settings import absolute_address
+
     try:
         return absolute_address(backend)
     except ValueError as error:

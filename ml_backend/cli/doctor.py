@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ml_backend.cli import app
-from ml_backend.health.examination import examine
-from ml_backend.health.finding import Finding
-from ml_backend.health.projects import mend
-from ml_backend.rounds.service import Service
-from ml_backend.studio.client import StudioError
+
+if TYPE_CHECKING:
+    from ml_backend.health.finding import Finding
+    from ml_backend.rounds.service import Service
 
 __all__ = ["doctor"]
 
@@ -37,6 +36,9 @@ def doctor(
     Needs the settings of the running service. Ends with 1 where something is wrong; warnings, and
     what could not be looked at for want of something else, end with 0 by themselves.
     """
+    from ml_backend.health.examination import examine
+    from ml_backend.rounds.service import Service
+
     service = Service.from_environment()
     if fix:
         for said in _mended(service):
@@ -54,6 +56,9 @@ def doctor(
 
 
 def _mended(service: Service) -> Iterator[str]:
+    from ml_backend.health.projects import mend
+    from ml_backend.studio.failures import StudioError
+
     try:
         yield from mend(service)
     except StudioError:

@@ -11,8 +11,6 @@ from rich.table import Table
 from ml_backend.cli import app, as_written, console
 from ml_backend.cli.progress import round_progress
 from ml_backend.cli.tables import whole
-from ml_backend.rounds.service import Service
-from ml_backend.settings import configure_logging
 from ml_backend.volumes.formats.registry import mask_formats
 
 __all__ = ["export"]
@@ -45,6 +43,8 @@ def export(
     then they are those that it holds now.
     """
     from ml_backend.export import annotators, export_round, find_project
+    from ml_backend.rounds.service import Service
+    from ml_backend.settings import configure_logging
 
     service = Service.from_environment()
     configure_logging(service.settings.log_level)

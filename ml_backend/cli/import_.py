@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -24,12 +24,9 @@ from ml_backend.cli.reading import (
     reading,
 )
 from ml_backend.errors import OptionError
-from ml_backend.health.public_url import public_url
-from ml_backend.import_volume import ImportReport, ImportRequest, import_volume
-from ml_backend.rounds.service import Service
-from ml_backend.settings import configure_logging
-from ml_backend.volumes.opening import ReadOptions
-from ml_backend.volumes.window import Window
+
+if TYPE_CHECKING:
+    from ml_backend.import_volume import ImportReport
 
 __all__ = ["import_command"]
 
@@ -101,6 +98,13 @@ def import_command(
     the secret or --window changed; nothing else is changed. Slices are rendered on demand from the
     volume, which must lie in a folder of NEXTSLICE_VOLUMES.
     """
+    from ml_backend.health.public_url import public_url
+    from ml_backend.import_volume import ImportRequest, import_volume
+    from ml_backend.rounds.service import Service
+    from ml_backend.settings import configure_logging
+    from ml_backend.volumes.opening import ReadOptions
+    from ml_backend.volumes.window import Window
+
     service = Service.from_environment()
     configure_logging("WARNING")  # unless NEXTSLICE_LOG_LEVEL or --verbose has asked for another
     request = ImportRequest(

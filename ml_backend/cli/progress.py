@@ -1,16 +1,21 @@
-"""Progress bars for what a round and a demo do: one bar a step."""
+"""What a round and a demo do: a bar a step, and lines with the time of day."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from al_strategies.learner import Progress as Report
+from ml_backend.cli import console as people
 
-__all__ = ["round_progress"]
+if TYPE_CHECKING:
+    from al_strategies.learner import Progress as Report
+
+__all__ = ["round_progress", "say"]
 
 
 @contextmanager
@@ -26,3 +31,8 @@ def round_progress(console: Console) -> Iterator[Report]:
             bars.update(tasks[step], completed=done, total=total or None)  # type: ignore[arg-type]
 
         yield report
+
+
+def say(text: str) -> None:
+    """A line for people that begins with the time of day."""
+    people.print(f"[dim]{time.strftime('%H:%M:%S')}[/] {text}", highlight=False)

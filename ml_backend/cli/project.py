@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from redis.exceptions import RedisError
 
 from ml_backend.cli import app, console
-from ml_backend.configuration import written
 from ml_backend.errors import OptionError
-from ml_backend.rounds.extra_params import faults_of
-from ml_backend.rounds.overview import held_settings
-from ml_backend.rounds.project import ConnectedProject, known_project
-from ml_backend.rounds.project_settings import change_settings
-from ml_backend.rounds.service import Service
+
+if TYPE_CHECKING:
+    from ml_backend.rounds.project import ConnectedProject
 
 __all__ = ["project_app"]
 
@@ -36,6 +32,9 @@ def show(
     ] = False,
 ) -> None:
     """Show every setting of a project: what holds, and where it comes from."""
+    from ml_backend.rounds.project import known_project
+    from ml_backend.rounds.service import Service
+
     found = known_project(Service.from_environment(), project)
     _print(found, as_json=as_json)
 
@@ -51,12 +50,11 @@ def set_(
     ],
 ) -> None:
     """Give a project settings of its own. The next round goes by them, and records them."""
+    from ml_backend.rounds.project import ConnectedProject, known_project
+    from ml_backend.rounds.service import Service
+
     found = known_project(Service.from_environment(), project)
-    change_settings(found, dict(map(_pair, settings)))
-    try:
-        found.schedule.count()  # a smaller K may be reached, a pause be over
-    except RedisError as error:
-        console.print(f"It is looked at in the next half minute, not at once: Redis: {error}")
+    _change(found, dict(map(_pair, settings)))
     _print(ConnectedProject(found.service, found.key), as_json=False)  # as they are now
 
 
@@ -67,7 +65,23 @@ def _pair(text: str) -> tuple[str, str]:
     return name, value
 
 
+def _change(project: ConnectedProject, asked: dict[str, str]) -> None:
+    from redis.exceptions import RedisError
+
+    from ml_backend.rounds.project_settings import change_settings
+
+    change_settings(project, asked)
+    try:
+        project.schedule.count()  # a smaller K may be reached, a pause be over
+    except RedisError as error:
+        console.print(f"It is looked at in the next half minute, not at once: Redis: {error}")
+
+
 def _print(project: ConnectedProject, *, as_json: bool) -> None:
+    from ml_backend.configuration import written
+    from ml_backend.rounds.extra_params import faults_of
+    from ml_backend.rounds.held_settings import held_settings
+
     rows = [{"setting": s.name, "value": s.value, "from": s.source} for s in held_settings(project)]
     warnings = faults_of(project)
     if as_json:

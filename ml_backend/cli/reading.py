@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ml_backend.errors import OptionError
-from ml_backend.volumes.opening import ReadOptions
+
+if TYPE_CHECKING:
+    from ml_backend.volumes.opening import ReadOptions
 
 __all__ = [
     "ChannelOption",
@@ -48,6 +50,8 @@ def reading(
     time: int | None,
 ) -> ReadOptions:
     """The options as `open_volume` takes them. OptionError for a shape that is none."""
+    from ml_backend.volumes.opening import ReadOptions
+
     three = None if shape is None else _shape(shape)
     return ReadOptions(dataset, three, dtype, offset, oriented=True, channel=channel, time=time)
 

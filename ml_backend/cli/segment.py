@@ -35,17 +35,13 @@ from ml_backend.cli.reading import (
 from ml_backend.cli.tables import whole
 from ml_backend.embedded.processes import stop_on_sigterm
 from ml_backend.errors import OptionError
-from ml_backend.experiment.plan import check_device
-from ml_backend.rounds.artefacts import ROUND
-from ml_backend.rounds.project import ConnectedProject, stored_project, stored_projects
-from ml_backend.rounds.service import Service, volume_roots
-from ml_backend.settings import load_settings
 from ml_backend.volumes.formats.registry import written_endings
-from ml_backend.volumes.opening import open_volume
-from ml_backend.volumes.volume import Volume
 
 if TYPE_CHECKING:
+    from ml_backend.rounds.project import ConnectedProject
+    from ml_backend.rounds.service import Service
     from ml_backend.segment import Extra, SegmentationReport
+    from ml_backend.volumes.volume import Volume
 
 __all__ = ["segment"]
 
@@ -55,6 +51,8 @@ _STOPPED = 130  # what shells report for Ctrl-C
 
 def _project(service: Service, project: int | None) -> ConnectedProject:
     """The project in the store; the only one there when no number is given."""
+    from ml_backend.rounds.project import stored_project, stored_projects
+
     numbers = sorted({one.number for one in stored_projects(service)})
     if project is None and len(numbers) > 1:
         raise OptionError(f"give --project, one of {', '.join(map(str, numbers))}, or --weights")
@@ -72,6 +70,9 @@ def _project(service: Service, project: int | None) -> ConnectedProject:
 
 def _published(project: int | None) -> tuple[bytes, str]:
     """The weights that a project serves, and their model version. No call on Label Studio."""
+    from ml_backend.rounds.artefacts import ROUND
+    from ml_backend.rounds.service import Service
+
     service = Service.from_environment()
     found = _project(service, project)
     folder, published = found.folder, found.published
@@ -183,7 +184,15 @@ def segment(
     if project is not None and weights is not None:
         raise OptionError("give --project or --weights, not both")
     if device != "auto":
+        from ml_backend.experiment.plan import check_device
+
         check_device(device, here=True)
+
+    # what is wrong on the command line has been said without these
+    from ml_backend.rounds.service import volume_roots
+    from ml_backend.settings import load_settings
+    from ml_backend.volumes.opening import open_volume
+
     stop_on_sigterm()
     settings = load_settings()
     roots = volume_roots(settings)
@@ -221,6 +230,7 @@ def _segment(
 ) -> SegmentationReport:
     from ml_backend.rounds.learners import load_learner
     from ml_backend.segment import partial_folder, segment_volume
+    from ml_backend.settings import load_settings
 
     learner = load_learner(load_settings(), data, device)
     with _bars() as bars:

@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Container, Iterator
+from collections.abc import Container
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-)
-from rich.table import Table
 
-from al_strategies import available_strategies, get_strategy
-from al_strategies.evidence import STANDARD
-from ml_backend.cli import app, as_written, console
+from ml_backend.cli import app, console
 from ml_backend.cli.progress import round_progress
 from ml_backend.cli.reading import (
     ChannelOption,
@@ -31,33 +19,8 @@ from ml_backend.cli.reading import (
     LabelsTimeOption,
     TimeOption,
 )
-from ml_backend.cli.tables import whole
 from ml_backend.embedded.processes import stop_on_sigterm
-from ml_backend.embedded.stack import default_home
 from ml_backend.errors import OptionError
-from ml_backend.experiment import tables
-from ml_backend.experiment.data import (
-    Contents,
-    DataSpec,
-    load_data,
-    phantom_folder,
-    phantom_has_test_split,
-)
-from ml_backend.experiment.files import RunFiles, RunTaken
-from ml_backend.experiment.plan import (
-    Request,
-    check_device,
-    keep,
-    other_versions,
-    plan,
-)
-from ml_backend.experiment.record import FULLY_SUPERVISED, Experiment, RecordError
-from ml_backend.experiment.runner import Job, RunFailed, run_in_processes
-from ml_backend.experiment.summary import Summary
-from ml_backend.experiment.tables import effort_table, final_table
-from ml_backend.experiment.workers import gpu_workers, run_on_workers
-from ml_backend.rounds.schedule import SIMULATE, Schedule
-from ml_backend.settings import load_settings
 
 __all__ = ["simulate"]
 
@@ -69,9 +32,6 @@ _VOLUME = (
     "axis", "dataset", "labels_dataset", "channel", "time", "labels_channel", "labels_time",
 )  # fmt: skip
 """The options that say how a volume is read."""
-
-_FEW_CHOICES = 3
-"""From so many on, strategies have room to differ."""
 
 
 def _refuse(context: typer.Context, names: Container[str | None], why: str) -> None:
@@ -97,6 +57,8 @@ def _check_options(
     if (data is None) == (phantom is None):
         raise OptionError("give either --data or --phantom")
     if phantom is not None:
+        from ml_backend.experiment.data import phantom_has_test_split
+
         _refuse(context, ("labels", *_VOLUME), "with --phantom, which brings its masks")
         if phantom_has_test_split(phantom):
             why = f"with --phantom {phantom}, which has test slices of its own"
@@ -108,6 +70,8 @@ def _check_options(
 def _check_target(device: str, architecture: str | None, workers: bool) -> None:
     """Raise OptionError for a device or network that no run could use; imports torch if it must."""
     if device != "auto":
+        from ml_backend.experiment.plan import check_device
+
         check_device(device, here=not workers)
     elif workers:
         raise OptionError(
@@ -120,80 +84,11 @@ def _check_target(device: str, architecture: str | None, workers: bool) -> None:
         check_architecture(architecture, "--architecture")
 
 
-def _spec(
-    data: Path | None,
-    labels: Path | None,
-    phantom: str | None,
-    axis: int,
-    datasets: tuple[str | None, str | None],
-    chosen: tuple[int | None, int | None],
-    labels_chosen: tuple[int | None, int | None],
-    gap: float,
-    part: float,
-    centre: float,
-) -> tuple[DataSpec, str]:
-    """Where the slices are, and what to call them; a phantom is generated the first time."""
-    if data is not None:
-        path = data.resolve()
-        title = path.name
-    else:
-        assert phantom is not None
-        console.print(f"phantom {phantom}: generating what is not there yet")
-        with round_progress(console) as progress:
-            path = phantom_folder(phantom, default_home(), progress, os.cpu_count() or 1)
-        title = f"phantom {phantom}"
-    spec = DataSpec(
-        path=str(path),
-        labels=None if labels is None else str(labels.resolve()),
-        axis=axis,
-        fraction=part,
-        gap=gap,
-        centre=centre,
-        dataset=datasets[0],
-        labels_dataset=datasets[1],
-        channel=chosen[0],
-        time=chosen[1],
-        labels_channel=labels_chosen[0],
-        labels_time=labels_chosen[1],
-    )
-    return spec, title
-
-
-def _missing(contents: Contents) -> Iterator[str]:
-    """What the split makes impossible."""
-    move = "where the test slices are one block, --held-out-at moves it"
-    if contents.missing_in_test:
-        yield f"the test slices hold no {', '.join(contents.missing_in_test)}: not measured; {move}"
-    if contents.missing_in_pool:
-        yield f"the pool holds no {', '.join(contents.missing_in_pool)}: not learned; {move}"
-    if contents.unlabelled:
-        names = ", ".join(map(str, contents.unlabelled[:3]))
-        more = "" if len(contents.unlabelled) <= 3 else ", …"
-        yield (
-            f"left out, {len(contents.unlabelled)} in all, for lack of a labelled pixel in the "
-            f"mask: {names}{more}"
-        )
-
-
-def _few_choices(experiment: Experiment) -> Iterator[str]:
-    """That strategies can hardly differ, where they can hardly differ."""
-    if experiment.rounds > 1 and experiment.choices < _FEW_CHOICES:
-        number = experiment.choices
-        rounds = f"only {number} round{'' if number == 1 else 's'}" if number else "no round"
-        yield (
-            f"{experiment.labelled(1)} of {len(experiment.pool)} slices are "
-            f"annotated in round 1 and {experiment.k} in each later one, so a strategy has a "
-            f"choice in {rounds}: a smaller --k, --held-out or --gap tells more"
-        )
-
-
-def _warn(sentences: Iterator[str]) -> None:
-    for sentence in sentences:
-        console.print(f"[yellow]{as_written(sentence)}[/yellow]", highlight=False)
-
-
 def _names(text: str) -> list[str]:
     """The strategies of ``--strategies``, each once, in the order given."""
+    from al_strategies import available_strategies, get_strategy
+    from al_strategies.evidence import STANDARD
+
     if text == "all":
         names = [info.name for info in available_strategies()]
         return [name for name in names if not get_strategy(name).beyond(STANDARD)]
@@ -204,51 +99,6 @@ def _names(text: str) -> list[str]:
                 f"strategy {name!r} needs {', '.join(unknown)}, which the network does not compute"
             )
     return names
-
-
-def _device(setting: str) -> str:
-    from ml_backend.rounds.learners import device_of
-
-    return device_of(setting)
-
-
-class _Board:
-    """Progress bars of an experiment: the rounds of all runs, and where the running ones are."""
-
-    def __init__(self, out: Path, jobs: list[Job], experiment: Experiment) -> None:
-        self._files = {job: RunFiles(out, *job) for job in jobs}
-        self._rounds = {
-            job: 1 if job.strategy == FULLY_SUPERVISED else experiment.rounds for job in jobs
-        }
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        self.bars = Progress(*columns, TimeElapsedColumn(), console=console)
-        self._total = self.bars.add_task("rounds", total=sum(self._rounds.values()))
-        self._tasks: dict[Job, TaskID] = {}
-        self._done: dict[Job, int] = {}
-        self._ended: set[Job] = set()
-        self._looked = 0.0
-
-    def look(self, running: list[Job]) -> None:
-        """Draw what the files say, once a second at most."""
-        moment = time.monotonic()
-        if moment - self._looked < 1.0 and running:
-            return
-        self._looked = moment
-        for job in self._files.keys() - self._ended:
-            lines = self._files[job].lines()
-            self._done[job] = len(lines)
-            if lines and lines[-1].following is None:
-                self._ended.add(job)
-        # A run that used its pool up has fewer rounds, and none to come.
-        whole = sum(self._rounds[job] if job in self._ended else n for job, n in self._done.items())
-        self.bars.update(self._total, completed=whole)
-        for job in [job for job in self._tasks if job not in running]:
-            self.bars.remove_task(self._tasks.pop(job))
-        for job in running:
-            text = f"  {job.strategy}, seed {job.seed}: {self._files[job].status()}"
-            if job not in self._tasks:
-                self._tasks[job] = self.bars.add_task(text, total=self._rounds[job])
-            self.bars.update(self._tasks[job], description=text, completed=self._done[job])
 
 
 @app.command()
@@ -343,7 +193,9 @@ def simulate(
     if report:
         others = context.params.keys() - {"report"}
         _refuse(context, others, "with --report, which draws an experiment where it is")
-        _report(report)
+        from ml_backend.cli.experiment import show_report
+
+        show_report(report)
         return
     if out is None:
         raise OptionError("give --out, a folder for the experiment")
@@ -353,13 +205,31 @@ def simulate(
     if workers:
         _refuse(context, ("jobs",), "with --workers: as many runs go on as gpu workers listen")
     _check_target(device, architecture, workers)
-    schedule = _schedule() if workers else None
+
+    # what is wrong on the command line has been said without these
+    from ml_backend.cli.experiment import (
+        chosen_device,
+        few_choices,
+        missing,
+        run,
+        show_report,
+        spec_of,
+        warn,
+        workers_schedule,
+    )
+    from ml_backend.experiment.data import load_data
+    from ml_backend.experiment.files import RunTaken
+    from ml_backend.experiment.plan import Request, keep, other_versions, plan
+    from ml_backend.experiment.record import FULLY_SUPERVISED, RecordError
+    from ml_backend.experiment.runner import Job, RunFailed
+
+    schedule = workers_schedule() if workers else None
     if not 0 < held_out < 1 or gap < 0:
         raise OptionError(
             f"--held-out is {held_out} and --gap {gap}: expected a part between 0 and 1, and no "
             "less than 0"
         )
-    spec, title = _spec(
+    spec, title = spec_of(
         data,
         labels,
         phantom,
@@ -377,11 +247,11 @@ def simulate(
     console.print(
         f"{title}: {len(loaded.pool)} slices to choose from, {len(loaded.test)} to test on"
     )
-    target = _device(device)  # imports torch: only when nothing above is wrong
+    target = chosen_device(device)  # imports torch: only when nothing above is wrong
     processes = jobs or (1 if target.startswith("cuda") else os.cpu_count() or 1)
     with round_progress(console) as progress:
         contents = loaded.read(progress)
-    _warn(_missing(contents))
+    warn(missing(contents))
     request = Request(
         title=title, k=k, start=start, rounds=rounds, spacing=spacing, judged=judged,
         warm_start=warm_start,
@@ -391,89 +261,15 @@ def simulate(
     )  # fmt: skip
     loaded = loaded.without(contents.unlabelled)
     experiment = keep(out, plan(request, spec, loaded, contents.digest))
-    _warn(_few_choices(experiment))
-    _warn(other_versions(experiment))
+    warn(few_choices(experiment))
+    warn(other_versions(experiment))
     queue = [Job(name, seed) for seed in range(seeds) for name in names]
     if supervised:
         queue += [Job(FULLY_SUPERVISED, seed) for seed in range(seeds)]
     try:
-        _run(out, queue, experiment, processes, schedule)
+        run(out, queue, experiment, processes, schedule)
     except (RunFailed, RunTaken):
         with suppress(RecordError):  # what went wrong is that no run has a round
-            _report([out])
+            show_report([out])
         raise
-    _report([out])
-
-
-def _schedule() -> Schedule:
-    """The queues of the gpu workers, after a word on how many there are."""
-    schedule, number = gpu_workers(load_settings())
-    console.print(_workers_are(number, schedule.queue(SIMULATE).name))
-    return schedule
-
-
-def _run(
-    out: Path, queue: list[Job], experiment: Experiment, processes: int, schedule: Schedule | None
-) -> None:
-    """On the gpu workers of ``schedule``, else in processes.
-
-    Raises RunFailed, RunTaken, NoRedis.
-    """
-    open_runs = [job for job in queue if not RunFiles(out, *job).ended()]
-    console.print(f"{len(queue)} runs, {len(queue) - len(open_runs)} of them done before")
-    board = _Board(out, queue, experiment)
-    with board.bars:
-        if schedule is None:
-            run_in_processes(out, open_runs, processes, board.look)
-        else:
-            run_on_workers(schedule, out.resolve(), open_runs, board.look)
-        board.look([])
-
-
-def _workers_are(number: int, queue: str) -> str:
-    if number:
-        return f"gpu workers that listen on the queue {queue}: {number}"
-    return (
-        f"[yellow]no gpu worker listens on the queue {queue}: start `nextslice worker gpu`, here "
-        "or on a machine that sees the folder[/yellow]; this waits for one"
-    )
-
-
-def _report(folders: list[Path]) -> None:
-    """Draw the report of each folder and say what it recommends; several are compared."""
-    from ml_backend.experiment.report import compare, write_report
-
-    summaries = []
-    for folder in folders:
-        written = write_report(folder)
-        summaries.append(written.summary)
-        default = compare([written.summary]).default
-        typer.echo(whole(_standings(written.summary, default)))
-        if cost := effort_table(written.summary, default):
-            typer.echo(whole(_rich(cost, f"{written.summary.experiment.data}: what labels cost")))
-        typer.echo(written.recommendation)
-        typer.echo(f"Report: {written.page}")
-    if len(summaries) > 1:
-        comparison = compare(summaries)
-        table = Table(title=f"Mean rank by area over {', '.join(comparison.data)}")
-        for column in ("strategy", "mean rank", *comparison.data):
-            table.add_column(column, justify="left" if column == "strategy" else "right")
-        for name, mean in comparison.mean_ranks.items():
-            table.add_row(name, f"{mean:.1f}", *(f"{r:.1f}" for r in comparison.ranks[name]))
-        typer.echo(whole(table))
-        typer.echo(comparison.reason)
-
-
-def _standings(summary: Summary, default: str | None) -> Table:
-    """The report's final table, best area first."""
-    title = f"{summary.experiment.data}: test mIoU, by the area under the curve"
-    return _rich(final_table(summary, default), title)
-
-
-def _rich(content: tables.Table, title: str) -> Table:
-    table = Table(title=title)
-    for i, column in enumerate(content.head):
-        table.add_column(column, justify="right" if i else "left")
-    for row in content.rows:
-        table.add_row(*row, style="bold" if row[0] == content.marked else "")
-    return table
+    show_report([out])

@@ -5,20 +5,16 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
 
 import typer
 
-from ml_backend.api.auth import check_address
-from ml_backend.api.server import gunicorn_argv
 from ml_backend.cli import app, as_written, console
 from ml_backend.embedded.processes import ProcessGroup, StartError, check_free, stop_on_sigterm
-from ml_backend.embedded.redis_server import provide_redis
-from ml_backend.embedded.stack import start_worker, wait_for_backend
-from ml_backend.rounds.service import Service
-from ml_backend.rounds.store import StoreFault
-from ml_backend.settings import load_settings, own_redis_socket
+
+if TYPE_CHECKING:
+    from ml_backend.rounds.service import Service
 
 __all__ = ["up"]
 
@@ -47,6 +43,13 @@ def up(
     that is not set, or a Unix socket, and nothing listens there, one is started on a Unix socket,
     for this user alone; other commands find it.
     """
+    from ml_backend.api.auth import check_address
+    from ml_backend.api.server import gunicorn_argv
+    from ml_backend.embedded.redis_server import provide_redis
+    from ml_backend.embedded.stack import start_worker, wait_for_backend
+    from ml_backend.rounds.service import Service
+    from ml_backend.settings import load_settings, own_redis_socket
+
     os.umask(0o077)  # logs, Redis' file, store and cache are this user's own
     stop_on_sigterm()
     settings = load_settings()
@@ -86,6 +89,8 @@ def up(
 
 def _check_store(service: Service) -> None:
     """Raise StoreFault that names the setting where the store cannot be written."""
+    from ml_backend.rounds.store import StoreFault
+
     try:
         service.store.check_writable(service.settings.label_studio_host)
     except OSError as error:  # StoreFault is one

@@ -7,25 +7,16 @@ import os
 import threading
 from enum import StrEnum
 from importlib import import_module
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from redis.exceptions import RedisError
-from rq.serializers import JSONSerializer
 
 from ml_backend.cli import app
-from ml_backend.rounds.leftovers import sweep_leftovers
-from ml_backend.rounds.schedule import (
-    CONTROL,
-    GPU,
-    HEARTBEAT_S,
-    SIMULATE,
-    SPARE,
-    Schedule,
-    outlast_restarts,
-)
-from ml_backend.rounds.worker import ForkingWorker, OurJob, SpawningWorker, keep_working
-from ml_backend.settings import configure_logging, load_settings
+
+if TYPE_CHECKING:
+    from ml_backend.rounds.schedule import Kind as Queue
+    from ml_backend.rounds.schedule import Schedule
+    from ml_backend.rounds.worker import ForkingWorker
 
 __all__ = ["Kind", "worker"]
 
@@ -35,12 +26,15 @@ logger = logging.getLogger(__name__)
 class Kind(StrEnum):
     """The two kinds of worker."""
 
-    control = CONTROL
-    gpu = GPU
+    control = "control"
+    gpu = "gpu"
 
 
-_QUEUES = {Kind.control: (CONTROL,), Kind.gpu: (GPU, SIMULATE, SPARE)}
-"""What each kind listens to; a job of the first queue goes before one of the next."""
+def _queues(kind: Kind) -> tuple[Queue, ...]:
+    """What it listens to; a job of the first queue goes before one of the next."""
+    from ml_backend.rounds.schedule import CONTROL, GPU, SIMULATE, SPARE
+
+    return (CONTROL,) if kind is Kind.control else (GPU, SIMULATE, SPARE)
 
 
 def _tick(schedule: Schedule, every_s: float, stop: threading.Event) -> None:
@@ -50,6 +44,8 @@ def _tick(schedule: Schedule, every_s: float, stop: threading.Event) -> None:
     several control workers the job's id keeps it to one at a time. No error ends it: nobody would
     miss it until a webhook is lost.
     """
+    from redis.exceptions import RedisError
+
     while not stop.wait(every_s):
         try:
             schedule.reconcile()
@@ -62,6 +58,8 @@ def _tick(schedule: Schedule, every_s: float, stop: threading.Event) -> None:
 def _worker_class(kind: Kind, train_device: str) -> type[ForkingWorker]:
     """How jobs get a process of their own: forked where that is safe, off what is imported here,
     so that none spends seconds of its time on imports."""
+    from ml_backend.rounds.worker import ForkingWorker, SpawningWorker
+
     import_module("ml_backend.rounds.jobs")
     if kind is Kind.control:
         return ForkingWorker
@@ -77,6 +75,13 @@ def worker(
     burst: Annotated[bool, typer.Option(help="End when the queue is empty.")] = False,
 ) -> None:
     """Work off the queues of a kind. Start one or two `control`, and a `gpu` per GPU."""
+    from rq.serializers import JSONSerializer
+
+    from ml_backend.rounds.leftovers import sweep_leftovers
+    from ml_backend.rounds.schedule import HEARTBEAT_S, Schedule, outlast_restarts
+    from ml_backend.rounds.worker import OurJob, keep_working
+    from ml_backend.settings import configure_logging, load_settings
+
     os.umask(0o077)  # store and cache are this user's own
     settings = load_settings()
     configure_logging(settings.log_level)
@@ -93,7 +98,7 @@ def worker(
 
     def make() -> ForkingWorker:
         made = worker_class(
-            [schedule.queue(name) for name in _QUEUES[kind]],
+            [schedule.queue(name) for name in _queues(kind)],
             connection=schedule.connection,
             serializer=JSONSerializer,
             job_class=OurJob,

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import scipy.stats
 
 from ml_backend.experiment.notation import signed
 from ml_backend.experiment.record import (
@@ -386,11 +385,13 @@ def paired_difference(
     values: Mapping[int, float], reference: Mapping[int, float]
 ) -> Difference | None:
     """``values`` − ``reference`` over the seeds in both; None for fewer than two."""
+    from scipy.stats import t  # takes as long as all else that the command imports
+
     shared = sorted(values.keys() & reference.keys())
     if len(shared) < 2:
         return None
     differences = np.array([values[seed] - reference[seed] for seed in shared])
-    quantile = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(shared) - 1))
+    quantile = float(t.ppf((1 + CONFIDENCE) / 2, len(shared) - 1))
     half = quantile * float(differences.std(ddof=1)) / sqrt(len(shared))
     mean = float(differences.mean())
     return Difference(mean, mean - half, mean + half, len(shared))
@@ -412,11 +413,13 @@ def mean_ranks(areas: Mapping[str, Mapping[int, float]], seeds: Sequence[int]) -
     Without the strategies that lack one of the seeds, since a rank in a smaller field is another
     thing.
     """
+    from scipy.stats import rankdata
+
     names = [name for name, values in areas.items() if values.keys() >= set(seeds)]
     if not names or not seeds:
         return {}
     table = np.array([[areas[name][seed] for name in names] for seed in seeds])
-    ranks = scipy.stats.rankdata(-table, axis=1).mean(axis=0)
+    ranks = rankdata(-table, axis=1).mean(axis=0)
     return dict(zip(names, ranks.tolist(), strict=True))
 
 

@@ -11,14 +11,16 @@ import logging
 import subprocess  # nosec B404  # of ourselves
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ml_backend.configuration import written
 from ml_backend.errors import OptionError, SettingsError
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.project_settings import named_setting
 from ml_backend.settings import Settings
-from ml_backend.studio.client import Backend
+
+if TYPE_CHECKING:
+    from ml_backend.studio.client import Backend
 
 __all__ = ["SOURCE", "faults_of", "follow", "usable"]
 

@@ -13,13 +13,13 @@ from typing import Any
 
 from pydantic import Field, JsonValue
 
-from ml_backend.configuration import Given
 from ml_backend.errors import NextsliceError
 from ml_backend.rounds.advice import Advice, RoundScore, advise
 from ml_backend.rounds.artefacts import LABELS, METRICS, ROUND, SELECTION, WARNINGS
 from ml_backend.rounds.early import next_round_at, wanted_labels
 from ml_backend.rounds.effort import opened_with_mask, totals_of
-from ml_backend.rounds.extra_params import SOURCE, faults_of
+from ml_backend.rounds.extra_params import faults_of
+from ml_backend.rounds.held_settings import HeldSetting, held_settings
 from ml_backend.rounds.people import People, Seen, people_of, seen_now
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.publish import known_queue
@@ -35,7 +35,7 @@ from ml_backend.rounds.status import Condition, ProjectStatus, project_status
 from ml_backend.rounds.store import RoundFolder, StoreError
 from ml_backend.rounds.sync import finite, new_labels
 from ml_backend.rounds.uncertainty_pictures import kept_tasks
-from ml_backend.settings import given_settings, own_fields, without_passwords
+from ml_backend.settings import without_passwords
 from ml_backend.studio.client import Project, TaskRow, annotated, not_annotated, not_skipped
 
 __all__ = [
@@ -142,16 +142,6 @@ class QueuePlace(Record):
     uncertainty: bool = False
     """Whether a picture is kept of how uncertain the published network is of it."""
     label_studio: str = ""
-
-
-class HeldSetting(Record):
-    """A setting that holds for a project. ``source``: ``project``, where else it is given, or
-    ``default``."""
-
-    name: str
-    value: JsonValue
-    source: str
-    says: str
 
 
 class ProjectOverview(ProjectSummary):
@@ -439,28 +429,3 @@ def _counted(count: int, what: str) -> str:
 
 
 # -- settings
-
-
-def held_settings(project: ConnectedProject) -> list[HeldSetting]:
-    """Every setting that a project may have of its own, what holds and where it comes from."""
-    settings, given = project.settings, given_settings()
-    own, extra = project.record.settings, project.record.extra_settings
-    held: dict[str, Any] = settings.model_dump(mode="json", include=set(own_fields()))
-    fields = type(settings).model_fields
-    return [
-        HeldSetting(
-            name=name,
-            value=held[name],
-            source="project"
-            if name in own
-            else SOURCE
-            if name in extra
-            else _source(given.get(name)),
-            says=fields[name].description or "",
-        )
-        for name in own_fields()
-    ]
-
-
-def _source(given: Given | None) -> str:
-    return "default" if given is None else given.place

@@ -6,18 +6,21 @@ import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from ml_backend.errors import NextsliceError
 from ml_backend.rounds.artefacts import PROJECT
 from ml_backend.rounds.records import ProjectRecord, Published
-from ml_backend.rounds.schedule import ProjectSchedule
 from ml_backend.rounds.service import Service, slice_keys
-from ml_backend.rounds.slices import ProjectSlices
 from ml_backend.rounds.store import ProjectStore, StoreError
 from ml_backend.settings import Settings, SettingsError
-from ml_backend.studio.client import Project, Studio, StudioError
-from ml_backend.studio.images import ImageCache
-from ml_backend.studio.task_order import BackendLink
+from ml_backend.studio.failures import StudioError
+
+if TYPE_CHECKING:  # what of these is used is imported then, as the parts of `Service` are
+    from ml_backend.rounds.schedule import ProjectSchedule
+    from ml_backend.rounds.slices import ProjectSlices
+    from ml_backend.studio.client import Project, Studio
+    from ml_backend.studio.task_order import BackendLink
 
 __all__ = [
     "ConnectedProject",
@@ -99,6 +102,9 @@ class ConnectedProject:
     @cached_property
     def images(self) -> ProjectSlices:
         """Its slices: of volumes that this machine sees, or downloaded into the cache."""
+        from ml_backend.rounds.slices import ProjectSlices
+        from ml_backend.studio.images import ImageCache
+
         settings = self.service.settings
         cache = ImageCache(self.studio, settings.cache_dir, self.key, settings.cache_gib)
         keys = slice_keys(settings)
@@ -133,6 +139,8 @@ class ConnectedProject:
     @property
     def link(self) -> BackendLink:
         """How its Label Studio reaches this backend."""
+        from ml_backend.studio.task_order import BackendLink
+
         settings = self.service.settings
         url = self.record.backend_url or settings.backend_url
         return BackendLink(url.rstrip("/"), settings.basic_auth)

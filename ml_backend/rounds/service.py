@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import hmac
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-from ml_backend.rounds.schedule import Schedule
-from ml_backend.rounds.store import Store
 from ml_backend.settings import Settings, SettingsError, absolute_address, load_settings
-from ml_backend.studio.client import Studio
-from ml_backend.studio.download import ImageHosts
-from ml_backend.volumes.address import SliceKeys
-from ml_backend.volumes.roots import VolumeRoots
-from ml_backend.volumes.shelf import OpenVolumes
+
+if TYPE_CHECKING:
+    from ml_backend.rounds.schedule import Schedule
+    from ml_backend.rounds.store import Store
+    from ml_backend.studio.client import Studio
+    from ml_backend.studio.download import ImageHosts
+    from ml_backend.volumes.address import SliceKeys
+    from ml_backend.volumes.roots import VolumeRoots
+    from ml_backend.volumes.shelf import OpenVolumes
 
 __all__ = ["WEBHOOK_HEADER", "Service", "slice_keys", "volume_roots", "webhook_secret"]
 
@@ -34,6 +37,8 @@ def slice_keys(settings: Settings) -> SliceKeys:
 
     Raises SettingsError for a secret that is too short, and when there is neither.
     """
+    from ml_backend.volumes.address import SliceKeys
+
     given = settings.slice_secret.get_secret_value()
     key = settings.label_studio_api_key.get_secret_value()
     if not given and not key:
@@ -51,6 +56,8 @@ def slice_keys(settings: Settings) -> SliceKeys:
 def volume_roots(settings: Settings) -> VolumeRoots:
     """The folders that volumes may come from, and what reading them may not go beyond. Raises
     SettingsError for some that cannot be."""
+    from ml_backend.volumes.roots import VolumeRoots
+
     servers = [one.strip() for one in settings.tiled_servers.split(",") if one.strip()]
     try:
         tiled = tuple(map(absolute_address, servers))
@@ -69,7 +76,8 @@ class Service:
     """One deployment: a Label Studio, a store, a Redis and the volumes it sees.
 
     Each part is made from ``settings`` when it is first used, unless it is given: that is the seam
-    for tests, and for a program that has a client or a store of its own.
+    for tests, and for a program that has a client or a store of its own. It is imported then too: a
+    command that reads the store starts without Redis, HTTP and the formats of volumes.
     """
 
     def __init__(
@@ -95,6 +103,8 @@ class Service:
     @cached_property
     def studio(self) -> Studio:
         """Label Studio. Raises StudioError when no API key is set."""
+        from ml_backend.studio.client import Studio
+
         settings = self.settings
         return self._studio or Studio(
             settings.label_studio_url,
@@ -105,6 +115,8 @@ class Service:
 
     @property
     def _image_hosts(self) -> ImageHosts:
+        from ml_backend.studio.download import ImageHosts
+
         try:
             return ImageHosts(self.settings.image_hosts)
         except ValueError as error:
@@ -113,16 +125,22 @@ class Service:
     @cached_property
     def store(self) -> Store:
         """The rounds' store."""
+        from ml_backend.rounds.store import Store
+
         return self._store or Store(self.settings.store)
 
     @cached_property
     def schedule(self) -> Schedule:
         """The RQ queues."""
+        from ml_backend.rounds.schedule import Schedule
+
         return self._schedule or Schedule(self.settings)
 
     @cached_property
     def volumes(self) -> OpenVolumes:
         """The volumes that slices are read from. Raises SettingsError for roots that cannot be."""
+        from ml_backend.volumes.shelf import OpenVolumes
+
         if self._volumes is not None:
             return self._volumes
         return OpenVolumes(volume_roots(self.settings))
