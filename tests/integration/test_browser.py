@@ -95,10 +95,9 @@ def test_the_page_says_why_one_gets_the_slice(
     assert "Evenly spaced between what is labelled" in page.content()
     look(page, "why")
     # Sentence, classes and slice are seen at once: nobody scrolls for the classes.
-    tops = [
-        page.get_by_text(text).first.bounding_box() for text in ("Place 1 of ", CLASSES[0], "Submit")
-    ]
-    sentence, label, submit = (box["y"] for box in tops if box is not None)
+    said = ("Place 1 of ", CLASSES[0], "Submit")
+    boxes = [page.get_by_text(text).first.bounding_box() for text in said]
+    sentence, label, submit = (box["y"] for box in boxes if box is not None)
     area = largest_canvas(page)
     assert sentence < label < area["y"] < area["y"] + area["height"] < submit + 10
 
