@@ -12,8 +12,9 @@ import torch
 
 from al_strategies.learner import IGNORE, Learner, NotTrained
 from ml_backend.segmentation.checkpoints import CheckpointError
-from ml_backend.segmentation.dataset import NothingLabelled
+from ml_backend.segmentation.dataset import LabelledSlices, NothingLabelled
 from ml_backend.segmentation.learner import LearnerConfig, NetworkLearner
+from ml_backend.segmentation.preprocessing import Preprocessing
 from ml_backend.segmentation.training import TrainingConfig
 from tests.segmentation_phantom import CLASSES, Phantom
 
@@ -95,6 +96,21 @@ def test_the_report_holds_what_replays_the_training() -> None:
     assert report.settings["seed"] == 5
     assert report.settings["training"]["crop"] == 32
     assert report.settings["warm_started"] is False
+
+
+def test_classes_that_nobody_labelled_take_no_steps() -> None:
+    source = Phantom(1)
+
+    def steps(classes: int, labelled: int) -> int:
+        counts = np.zeros(classes, np.int64)
+        counts[:labelled] = 100
+        slices = LabelledSlices(source, source.ids, Preprocessing(0.0, 1.0), classes)
+        slices.counts = counts
+        learner = NetworkLearner(tuple(f"class {i}" for i in range(classes)))
+        return learner._training(slices, 8).steps
+
+    assert steps(classes=12, labelled=4) == steps(classes=4, labelled=4) == 298
+    assert steps(classes=12, labelled=8) == 596
 
 
 def test_the_same_seed_gives_the_same_weights() -> None:

@@ -201,6 +201,15 @@ def test_defaults_fit_the_device_and_the_slices() -> None:
     assert small.steps < large.steps < gpu.steps
 
 
+def test_more_classes_take_more_steps() -> None:
+    def steps(labelled: int, classes: int) -> int:
+        return TrainingConfig.at_full_resolution("cpu", (122, 101), labelled, classes).steps
+
+    assert steps(8, 1) == steps(8, 4) == 298
+    assert (steps(8, 6), steps(8, 10)) == (447, 745)
+    assert steps(384, 40) == 2000
+
+
 def walked(steps: int, seconds: float | None, *paces: float) -> tuple[list[int], int]:
     """Where each step was on the schedule of ``steps``, and how many were made, where they take
     ``paces`` seconds, the last of them again and again."""

@@ -152,7 +152,7 @@ class NetworkLearner:
             progress=progress,
             unusable=unusable,
         )
-        training = self._training(slices.largest, len(labelled))
+        training = self._training(slices, len(labelled))
         network = model.network
 
         def know_filters() -> None:
@@ -364,17 +364,18 @@ class NetworkLearner:
         around = with_neighbours(source, preprocessing.neighbours)
         return (torch.from_numpy(preprocessing(image)) for image in _readable(around, ids))
 
-    def _training(self, largest: tuple[int, int], labelled: int) -> TrainingConfig:
+    def _training(self, slices: LabelledSlices, labelled: int) -> TrainingConfig:
         training = self.config.training
         if isinstance(training, TrainingConfig):
             return training
         architecture = self.config.architecture or default_architecture(self.device)
-        defaults = (
-            TrainingConfig.at_full_resolution
-            if architecture.endswith(SUFFIX)
-            else TrainingConfig.for_device
-        )
-        chosen = replace(defaults(self.device, largest, labelled), **training)
+        device, largest = self.device, slices.largest
+        if architecture.endswith(SUFFIX):
+            classes = int((slices.counts > 0).sum())
+            usual = TrainingConfig.at_full_resolution(device, largest, labelled, classes)
+        else:
+            usual = TrainingConfig.for_device(device, largest, labelled)
+        chosen = replace(usual, **training)
         if self.config.brief:
             batch = training.get("batch", max(chosen.batch, _BRIEF_BATCH))
             chosen = replace(chosen, steps=min(chosen.steps, _BRIEF_STEPS), batch=batch)

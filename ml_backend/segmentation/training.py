@@ -59,6 +59,12 @@ class TrainingDiverged(NextsliceError, RuntimeError):
     """The loss is no longer a number; the message says at which step and what to change."""
 
 
+_FEW_CLASSES = 4
+"""The background among them: from there on a training's steps grow with the classes."""
+_MOST_STEPS = 2000
+"""Some three minutes of two cores."""
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
     """How long and how a network is trained. `TrainingConfig.for_device` gives sensible values.
@@ -128,16 +134,19 @@ class TrainingConfig:
 
     @classmethod
     def at_full_resolution(
-        cls, device: str | torch.device, slice_size: tuple[int, int], labelled: int
+        cls, device: str | torch.device, slice_size: tuple[int, int], labelled: int, classes: int
     ) -> TrainingConfig:
-        """Defaults of networks with filters, for ``labelled`` slices of ``slice_size`` (H, W).
+        """Defaults of networks with filters, for ``labelled`` slices of ``slice_size`` (H, W), in
+        which ``classes`` are labelled.
 
         The fewer slices, the sooner they are known by heart: the fewer steps of fewer crops, and
-        the more noise on what the filters say. Many are worth twice the time. Grey values and
-        textures mean something: crops are hardly lit otherwise.
+        the more noise on what the filters say. Many are worth twice the time, and many classes
+        take longer to be told apart. Grey values and textures mean something: crops are hardly lit
+        otherwise.
         """
         usual = cls.for_device(device, slice_size, labelled)
-        steps = min(1200, round(100 + 70 * labelled**0.5 + 8 * max(0, labelled - 32)))
+        steps = min(1200, 100 + 70 * labelled**0.5 + 8 * max(0, labelled - 32))
+        steps = min(_MOST_STEPS, round(steps * max(1.0, classes / _FEW_CLASSES)))
         on_cpu = torch.device(device).type == "cpu"
         batch = max(16, usual.batch)
         # On CPUs that multiply matrices of it, a step in bfloat16 takes half as long.
