@@ -2,7 +2,7 @@
 
 python docs/scripts/dashboard_pictures.py http://127.0.0.1:9090 PROJECT [FOLDER]
 
-Needs chromium on PATH. Those of the documentation are of the phantom that the tests train on.
+Needs chromium on PATH. Those of the documentation are of `nextslice demo --headless --rounds 2 --keep`.
 """
 
 from __future__ import annotations
