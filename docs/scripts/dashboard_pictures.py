@@ -2,7 +2,8 @@
 
 python docs/scripts/dashboard_pictures.py http://127.0.0.1:9090 PROJECT [FOLDER]
 
-Needs chromium on PATH. Those of the documentation are of `nextslice demo --headless --rounds 2 --keep`.
+Needs chromium on PATH. Those of the documentation are of
+`nextslice demo --headless --rounds 2 --keep`.
 """
 
 from __future__ import annotations
