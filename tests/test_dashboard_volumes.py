@@ -22,7 +22,7 @@ from ml_backend.settings import Settings
 from ml_backend.volumes.window import render
 from tests.http_studio import PHANTOM, SLICES, HttpStudio, phantom_server
 from tests.served import client
-from tests.volume_project import NAME, WINDOW, predict, scan, volume_project
+from tests.volume_project import NAME, WINDOW, predict, scan, volume_projects
 
 PAGE = f"/projects/7/volumes/{NAME}/"
 ABOUT = f"/api/projects/7/volumes/{NAME}"
@@ -41,16 +41,9 @@ def server() -> Iterator[HttpStudio]:
 def make(
     server: HttpStudio, make_settings: Callable[..., Settings], redis_url: str, tmp_path: Path
 ) -> Iterator[Make]:
-    made: list[ConnectedProject] = []
-
-    def make(**options: Any) -> ConnectedProject:
-        given = {"REDIS_URL": redis_url, "NEXTSLICE_QUEUE_PREFIX": "volumes"}
-        made.append(volume_project(server, make_settings, tmp_path, **given, **options))
-        return made[-1]
-
-    yield make
-    for project in made:
-        project.service.schedule.connection.flushall()
+    given = {"REDIS_URL": redis_url, "NEXTSLICE_QUEUE_PREFIX": "volumes"}
+    with volume_projects(server, make_settings, tmp_path, **given) as make:
+        yield make
 
 
 @pytest.fixture(autouse=True)

@@ -29,7 +29,7 @@ from ml_backend.volumes.volume_address import VolumeAddress, last_day
 from ml_backend.volumes.window import Window
 from tests.http_studio import CONFIG, SLICES, HttpStudio, phantom_server
 from tests.served import client
-from tests.volume_project import NAME, predict, scan, volume_project
+from tests.volume_project import NAME, predict, scan, volume_projects
 from tests.web_files import open_group
 
 SHAPE = (SLICES, 530, 601)
@@ -52,17 +52,10 @@ def server() -> Iterator[HttpStudio]:
 def make(
     server: HttpStudio, make_settings: Callable[..., Settings], redis_url: str, tmp_path: Path
 ) -> Iterator[Make]:
-    made: list[ConnectedProject] = []
-
-    def make(**options: Any) -> ConnectedProject:
-        given = {"REDIS_URL": redis_url, "NEXTSLICE_QUEUE_PREFIX": "ome-zarr"}
-        given |= {"NEXTSLICE_CORS_ORIGINS": ORIGIN}
-        made.append(volume_project(server, make_settings, tmp_path, **given, **options))
-        return made[-1]
-
-    yield make
-    for project in made:
-        project.service.schedule.connection.flushall()
+    given = {"REDIS_URL": redis_url, "NEXTSLICE_QUEUE_PREFIX": "ome-zarr"}
+    given |= {"NEXTSLICE_CORS_ORIGINS": ORIGIN}
+    with volume_projects(server, make_settings, tmp_path, **given) as make:
+        yield make
 
 
 @pytest.fixture

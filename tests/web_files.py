@@ -12,7 +12,7 @@ from zarr.storage import FsspecStore
 __all__ = ["open_group"]
 
 
-class _WebFiles(AsyncFileSystem):  # type: ignore[misc]
+class _WebFiles(AsyncFileSystem):  # type: ignore[misc]  # fsspec has no types
     """As fsspec's ``http``: whole files, read only."""
 
     cachable = False

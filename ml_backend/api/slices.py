@@ -10,14 +10,14 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 from flask import Blueprint, Flask, Response, current_app, request
 from werkzeug.exceptions import HTTPException
 
+from ml_backend.api.places import a_place
 from ml_backend.api.server import SLICES
 from ml_backend.disk_cache import DiskCache
 from ml_backend.errors import TryAgainLater
@@ -30,7 +30,9 @@ from ml_backend.volumes.roots import NoSuchVolume
 from ml_backend.volumes.volume import VolumeError
 from ml_backend.volumes.window import render
 
-__all__ = ["SliceServer", "for_browsers", "may_read", "serve_slices", "slices", "status_of"]
+__all__ = [
+    "SliceServer", "for_browsers", "may_read", "refusal", "serve_slices", "slices", "status_of",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -67,15 +69,10 @@ class SliceServer:
         self._renderers = threading.BoundedSemaphore(_RENDERED_AT_ONCE)
         self._places = threading.BoundedSemaphore(SLICES)
 
-    @contextmanager
-    def place(self) -> Iterator[None]:
+    def place(self) -> AbstractContextManager[None]:
         """One of the `SLICES` places for requests. Raises TooManyRequests when all are taken."""
-        if not self._places.acquire(blocking=False):
-            raise TooManyRequests(f"{SLICES} slices are asked for at once: load it again")
-        try:
-            yield
-        finally:
-            self._places.release()
+        full = TooManyRequests(f"{SLICES} slices are asked for at once: load it again")
+        return a_place(self._places, full)
 
     def address(self, url: str) -> SliceAddress:
         """What ``url`` asks for. Raises AddressRefused; SettingsError without any secret."""
@@ -195,8 +192,13 @@ def _refuse(error: Exception) -> Any:
     else:
         logger.warning("%s: %d: %s", request.path, status, error)
         text = str(error)
+    return refusal(error, status, text)
+
+
+def refusal(error: Exception, status: int, text: str) -> Response:
+    """``text`` for whom ``error`` refuses something, and when to ask again where that helps."""
     headers = {"Cache-Control": "no-store"}
-    if isinstance(error, TooManyRequests):
+    if isinstance(error, TryAgainLater):
         headers["Retry-After"] = "1"
     return Response(f"nextslice: {text}\n", status, headers, mimetype="text/plain")
 

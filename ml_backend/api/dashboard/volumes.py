@@ -7,7 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from ml_backend.api.dashboard.grid import Grid, chosen_slices, scan_planes, small_masks
 from ml_backend.api.dashboard.thumbnails import predicted
 from ml_backend.api.dashboard.views import Kind, Looked, ShownSlice, VolumeView, take_look
+from ml_backend.api.places import a_place
 from ml_backend.disk_cache import DiskCache
 from ml_backend.errors import NextsliceError, TryAgainLater
 from ml_backend.rounds.artefacts import DATASET
@@ -93,15 +94,10 @@ class ProjectVolumes:
         self._stacks: dict[object, Stacks] = {}
         self._looks: dict[object, tuple[float, Looked]] = {}
 
-    @contextmanager
-    def place(self) -> Iterator[None]:
+    def place(self) -> AbstractContextManager[None]:
         """One of the places for requests. Raises TooManyVolumes when all are taken."""
-        if not self._places.acquire(blocking=False):
-            raise TooManyVolumes(f"{_AT_ONCE} volumes are asked for at once: load the page again")
-        try:
-            yield
-        finally:
-            self._places.release()
+        full = TooManyVolumes(f"{_AT_ONCE} volumes are asked for at once: load the page again")
+        return a_place(self._places, full)
 
     def stacks(self, project: ConnectedProject) -> Stacks:
         """The project's volumes, none before a round has listed its slices. Raises StoreError."""

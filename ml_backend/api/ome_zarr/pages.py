@@ -19,8 +19,8 @@ from ml_backend.api.dashboard.views import KINDS, Kind
 from ml_backend.api.dashboard.volume_pages import project_volumes
 from ml_backend.api.ome_zarr.images import GROUP
 from ml_backend.api.ome_zarr.served import Served, ServedVolumes
-from ml_backend.api.slices import for_browsers, status_of
-from ml_backend.errors import NextsliceError, TryAgainLater
+from ml_backend.api.slices import for_browsers, refusal, status_of
+from ml_backend.errors import NextsliceError
 from ml_backend.logs import without_passwords
 from ml_backend.rounds.cut_from import SourceError
 from ml_backend.rounds.service import Service
@@ -117,7 +117,4 @@ def _refuse(error: Exception) -> Any:
         text = without_passwords(str(error))
         if status != 404:  # as most chunks of labels are
             logger.warning("%s: %d: %s", request.path, status, text)
-    headers = {"Cache-Control": "no-store"}
-    if isinstance(error, TryAgainLater):
-        headers["Retry-After"] = "1"
-    return Response(f"nextslice: {text}\n", status, headers, mimetype="text/plain")
+    return refusal(error, status, text)

@@ -7,8 +7,7 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -22,6 +21,7 @@ from ml_backend.api.dashboard.views import Kind, Looked, cut_from
 from ml_backend.api.dashboard.volumes import ProjectVolumes, TooManyVolumes, has_mask, mask_of
 from ml_backend.api.ome_zarr.images import Image, label_image, scan_image
 from ml_backend.api.ome_zarr.planes import Planes, scan_plane
+from ml_backend.api.places import a_place
 from ml_backend.api.server import CHUNKS
 from ml_backend.disk_cache import DiskCache
 from ml_backend.errors import NextsliceError
@@ -68,15 +68,10 @@ class ServedVolumes:
         self._lock = threading.Lock()
         self._opened: dict[tuple[VolumeAddress, Kind], tuple[float, Served]] = {}
 
-    @contextmanager
-    def place(self) -> Iterator[None]:
+    def place(self) -> AbstractContextManager[None]:
         """One of the `CHUNKS` places for requests. Raises TooManyVolumes when all are taken."""
-        if not self._places.acquire(blocking=False):
-            raise TooManyVolumes(f"{CHUNKS} chunks are asked for at once: ask again")
-        try:
-            yield
-        finally:
-            self._places.release()
+        full = TooManyVolumes(f"{CHUNKS} chunks are asked for at once: ask again")
+        return a_place(self._places, full)
 
     def address(self, token: str) -> VolumeAddress:
         """What ``token`` opens. Raises AddressRefused; SettingsError without any secret."""
