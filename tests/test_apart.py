@@ -22,7 +22,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from ml_backend.app import create_app
-from ml_backend.rounds.slices import may_come_back
+from ml_backend.rounds.unreadable import may_come_back
 from ml_backend.settings import Settings
 from ml_backend.volumes.address import SliceAddress, SliceKeys
 from ml_backend.volumes.apart import open_apart

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ml_backend.rounds.attempt import attempt, may_try_again
+from ml_backend.rounds.attempt import attempt
+from ml_backend.rounds.pauses import may_try_again
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import ProjectRecord
 from ml_backend.rounds.service import Service

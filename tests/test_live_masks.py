@@ -26,7 +26,7 @@ from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import Published, QueueRecord
 from ml_backend.rounds.round import run_round
 from ml_backend.rounds.schedule import GPU
-from ml_backend.rounds.slices import UnreadableSlices
+from ml_backend.rounds.unreadable import UnreadableSlices
 from ml_backend.settings import Settings
 from ml_backend.studio import download, task_order
 from tests.http_studio import HttpStudio, phantom_project, phantom_server
@@ -212,13 +212,13 @@ def test_a_backend_that_does_not_answer_is_asked_once_a_look(
 ) -> None:
     """One that hangs costs five minutes each time, and the control worker has other projects."""
     asked: list[str] = []
-    post = live_masks.requests.post
+    post = live_masks.httpx.post
 
     def spy(url: str, **options: Any) -> Any:
         asked.append(url)
         return post(url, **options)
 
-    monkeypatch.setattr(live_masks.requests, "post", spy)
+    monkeypatch.setattr(live_masks.httpx, "post", spy)
     monkeypatch.setattr(publish, "_PREDICT_CHUNK", 1)
     monkeypatch.setattr(publish, "_LARGEST_CHUNK", 1)
     delete_predictions(server, order(project))

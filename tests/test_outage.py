@@ -20,13 +20,14 @@ from ml_backend.cli.rounds_list import rounds_table
 from ml_backend.cli.tables import whole
 from ml_backend.rounds import coverage, reconcile
 from ml_backend.rounds.artefacts import DATASET, EVIDENCE, METRICS, QUEUE, ROUND, SELECTION
-from ml_backend.rounds.attempt import MAX_FAILURES, attempt
+from ml_backend.rounds.attempt import attempt
+from ml_backend.rounds.pauses import MAX_FAILURES
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.round import run_round
 from ml_backend.rounds.scoring import whole_pool
 from ml_backend.rounds.service import slice_keys
-from ml_backend.rounds.slices import UnreadableSlices
 from ml_backend.rounds.status import project_status
+from ml_backend.rounds.unreadable import UnreadableSlices
 from ml_backend.segmentation.learner import NetworkLearner
 from ml_backend.settings import Settings
 from ml_backend.studio import download

@@ -18,8 +18,8 @@ import pytest
 from ml_backend.api.serving import Serving
 from ml_backend.rounds import jobs, publish, reconcile
 from ml_backend.rounds.artefacts import DATASET, METRICS, QUEUE, ROUND, SELECTION
-from ml_backend.rounds.attempt import MAX_FAILURES, may_try_again
 from ml_backend.rounds.live_masks import LiveMasks
+from ml_backend.rounds.pauses import MAX_FAILURES, may_try_again
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import (
     DatasetRecord,
@@ -33,7 +33,7 @@ from ml_backend.rounds.schedule import GPU
 from ml_backend.rounds.service import Service, slice_keys
 from ml_backend.rounds.source import positions
 from ml_backend.rounds.sync import sync
-from ml_backend.rounds.training import UnreadableSlices
+from ml_backend.rounds.unreadable import UnreadableSlices
 from ml_backend.segmentation import inference
 from ml_backend.segmentation.dataset import NothingLabelled
 from ml_backend.segmentation.learner import NetworkLearner

@@ -18,7 +18,8 @@ from al_strategies.evidence import EMBEDDING
 from ml_backend.api.serving import Serving
 from ml_backend.rounds import reconcile
 from ml_backend.rounds.artefacts import METRICS
-from ml_backend.rounds.attempt import MAX_FAILURES, attempt
+from ml_backend.rounds.attempt import attempt
+from ml_backend.rounds.pauses import MAX_FAILURES
 from ml_backend.rounds.round import run_round
 from ml_backend.rounds.schedule import GPU
 from ml_backend.rounds.status import project_status

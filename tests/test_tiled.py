@@ -15,7 +15,7 @@ import pytest
 from ml_backend.embedded.processes import ProcessGroup, free_port
 from ml_backend.embedded.stack import default_home
 from ml_backend.rounds.service import volume_roots
-from ml_backend.rounds.slices import may_come_back
+from ml_backend.rounds.unreadable import may_come_back
 from ml_backend.settings import Settings, SettingsError
 from ml_backend.volumes.formats import tiled
 from ml_backend.volumes.formats.tiled import TiledUnavailable

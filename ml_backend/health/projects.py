@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from ml_backend.errors import NextsliceError
 from ml_backend.health.finding import FIX, Finding, Verdict
 from ml_backend.rounds import publish
-from ml_backend.rounds.adopt import connect
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.service import WEBHOOK_HEADER, Service, webhook_secret
 from ml_backend.rounds.status import State, project_status
@@ -52,6 +51,8 @@ def mend(service: Service) -> Iterator[str]:
     Nothing that people or other programs have made is changed. Raises StudioError when the projects
     cannot be listed.
     """
+    from ml_backend.rounds.adopt import connect
+
     for project, seen in _adopted(service):
         if any(f.mend == FIX for check in _CHECKS for f in _made(check, project, seen)):
             try:

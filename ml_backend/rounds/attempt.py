@@ -15,21 +15,16 @@ from ml_backend.errors import EnvironmentFault, NextsliceError
 from ml_backend.rounds.artefacts import DATASET
 from ml_backend.rounds.claim import ClaimLost, ClaimTaken
 from ml_backend.rounds.project import ConnectedProject
-from ml_backend.rounds.records import CLOCKS_DIFFER_S, ProjectRecord, RoundRecord
+from ml_backend.rounds.records import ProjectRecord, RoundRecord
 from ml_backend.rounds.round import run_round
-from ml_backend.rounds.slices import UnreadableSlices
+from ml_backend.rounds.unreadable import UnreadableSlices
 from ml_backend.studio.failures import StudioError
 
-__all__ = ["MAX_FAILURES", "attempt", "gives_up", "may_try_again", "next_attempt_at"]
+__all__ = ["attempt"]
 
 logger = logging.getLogger(__name__)
 
-MAX_FAILURES = 5
-"""After so many, K labels that no attempt has seen are the reason for the next. Not where something
-was out of reach, which other labels do not bring back: then each pause is followed by another."""
 _OUTAGES = (UnreadableSlices, StudioError, EnvironmentFault, RedisError, OSError)
-_BACKOFF_S = 30.0
-_LONGEST_BACKOFF_S = 3600.0
 
 
 def attempt(
@@ -69,28 +64,3 @@ def _note_failure(project: ConnectedProject, told: str, *, outage: bool) -> None
         project.update(lambda record: record.attempt_failed(time.time(), told, outage=outage))
     except (NextsliceError, RedisError) as error:
         logger.error("project %s: that the attempt failed cannot be noted: %s", project.key, error)
-
-
-def next_attempt_at(record: ProjectRecord) -> float:
-    """When the pause after the attempts that came to nothing is over, in seconds since 1970: 1, 2,
-    4, … minutes, at most an hour, after the last one failed, or began if nobody knows how it ended.
-
-    There is no pause after an attempt that was noted in the future: a clock was put back, and the
-    pause would last for as long.
-    """
-    attempts = record.failures + record.unended
-    if not attempts:
-        return 0.0
-    pause = min(_BACKOFF_S * 2.0 ** min(attempts, 20), _LONGEST_BACKOFF_S)
-    last = max(record.failed_at, record.began_at if record.unended else 0.0)
-    return 0.0 if last - time.time() > CLOCKS_DIFFER_S else last + pause
-
-
-def gives_up(record: ProjectRecord) -> bool:
-    """Whether time alone is no reason to try again."""
-    return record.failures >= MAX_FAILURES and not record.outage
-
-
-def may_try_again(record: ProjectRecord) -> bool:
-    """Whether that pause is over."""
-    return time.time() >= next_attempt_at(record)

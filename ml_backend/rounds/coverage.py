@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from al_strategies.learner import UnreadableSlice
-from ml_backend.rounds.slices import UnreadableSlices, may_come_back
+from ml_backend.rounds.unreadable import UnreadableSlices, may_come_back
 
 __all__ = ["Coverage"]
 

@@ -25,7 +25,7 @@ from ml_backend.rounds.pending import draw_pending
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.schedule import Schedule, outlast_restarts
 from ml_backend.rounds.service import Service
-from ml_backend.rounds.slices import UnreadableSlices
+from ml_backend.rounds.unreadable import UnreadableSlices
 from ml_backend.settings import Settings, configure_logging
 from ml_backend.studio.client import StudioError
 from ml_backend.studio.label_config import LabelConfigError

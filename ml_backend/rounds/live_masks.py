@@ -9,7 +9,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-import requests
+import httpx
 
 from ml_backend.errors import NextsliceError
 from ml_backend.rounds.project import ConnectedProject
@@ -49,16 +49,17 @@ class LiveMasks:
         config = project.in_studio().label_config
         tasks = [{"id": row.id, "data": row.data} for row in rows]
         try:
-            answer = requests.post(
+            answer = httpx.post(
                 url,
                 json={"tasks": tasks, "project": project.key, "label_config": config, "params": {}},
                 auth=project.settings.basic_auth,
                 timeout=ANSWERS_WITHIN_S,
+                follow_redirects=True,
             )
             answer.raise_for_status()
             found = zip(rows, answer.json()["results"], strict=True)
             return {row.id: self._regions(result) for row, result in found if result}
-        except (requests.RequestException, ValueError, KeyError, TypeError) as error:
+        except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
             logger.warning("project %s: no masks from %s: %s", project.key, url, error)
             self.silent = True
             return {}

@@ -16,12 +16,12 @@ from ml_backend.logs import about
 from ml_backend.rounds import extra_params, publish
 from ml_backend.rounds.adopt import protect_webhook
 from ml_backend.rounds.artefacts import DATASET, LABELS, METRICS
-from ml_backend.rounds.attempt import gives_up, may_try_again
 from ml_backend.rounds.claim import ClaimTaken
 from ml_backend.rounds.early import wanted_labels
 from ml_backend.rounds.explained import explain
 from ml_backend.rounds.further import may_go_on
 from ml_backend.rounds.imageless import look_for_images
+from ml_backend.rounds.pauses import gives_up, may_try_again
 from ml_backend.rounds.project import ConnectedProject, now
 from ml_backend.rounds.records import DatasetLabels, ProjectRecord, Published
 from ml_backend.rounds.round import run_round

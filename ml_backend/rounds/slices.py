@@ -11,28 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.errors import NextsliceError
 from ml_backend.segmentation.preprocessing import luminance
-from ml_backend.studio.failures import ImageUnavailable, StudioError
+from ml_backend.studio.failures import StudioError
 from ml_backend.studio.images import ImageCache
 from ml_backend.volumes.address import AddressRefused, SliceAddress, SliceKeys, is_slice_address
-from ml_backend.volumes.formats.tiled import TiledUnavailable
-from ml_backend.volumes.reader import ReaderTimeout
-from ml_backend.volumes.roots import NoSuchVolume
 from ml_backend.volumes.shelf import OpenVolumes
 
-__all__ = ["ProjectSlices", "UnreadableSlices", "may_come_back"]
-
-
-class UnreadableSlices(NextsliceError, RuntimeError):
-    """Too many slices cannot be read for their images to be lost: something is down."""
-
-
-def may_come_back(error: BaseException | None) -> bool:
-    """Whether a slice that could not be read for ``error`` may be there in a moment: its host is
-    down, its volume is not mounted, or its disk slow. Else it is lost, or is no image."""
-    gone = ImageUnavailable | NoSuchVolume | ReaderTimeout | TiledUnavailable | OSError
-    return isinstance(error, gone)
+__all__ = ["ProjectSlices"]
 
 
 class ProjectSlices:

@@ -15,10 +15,10 @@ from redis.exceptions import RedisError
 from rq.job import JobStatus
 
 from ml_backend.rounds.artefacts import METRICS, ROUND
-from ml_backend.rounds.attempt import gives_up, next_attempt_at
 from ml_backend.rounds.claim import Holder, last_holder
 from ml_backend.rounds.contention import FIGHT_S, fight, next_switch_at
 from ml_backend.rounds.early import wanted_labels
+from ml_backend.rounds.pauses import gives_up, next_attempt_at
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import ProjectRecord, Published, Record
 from ml_backend.rounds.schedule import GPU, RoundProgress

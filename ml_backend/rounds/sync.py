@@ -34,8 +34,8 @@ from ml_backend.rounds.records import (
     TaskRecord,
     TaskState,
 )
-from ml_backend.rounds.slices import UnreadableSlices, may_come_back
 from ml_backend.rounds.store import RoundFolder, StoreError
+from ml_backend.rounds.unreadable import UnreadableSlices, may_come_back
 from ml_backend.settings import without_passwords
 from ml_backend.studio.annotations import (
     Annotation,

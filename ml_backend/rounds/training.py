@@ -16,9 +16,9 @@ from ml_backend.rounds.further import served_metrics
 from ml_backend.rounds.learners import device_of, learner_config, load_learner, new_learner
 from ml_backend.rounds.pseudo import Mask, pseudo_labels, pseudo_slices
 from ml_backend.rounds.records import DatasetRecord, MetricsRecord, Published
-from ml_backend.rounds.slices import UnreadableSlices
 from ml_backend.rounds.source import ProjectSource, positions
 from ml_backend.rounds.store import ProjectStore
+from ml_backend.rounds.unreadable import UnreadableSlices
 from ml_backend.segmentation.validation import Split, ZBlock, compare, split_labelled
 from ml_backend.settings import Settings
 
