@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ml_backend.studio import download
+from ml_backend.studio import download, network
 from ml_backend.studio.client import Studio, StudioError
 from ml_backend.studio.download import ImageHosts
 from ml_backend.studio.failures import ImageUnavailable
@@ -248,6 +249,30 @@ def test_redirects_share_the_time(server: Server) -> None:
     with pytest.raises(ImageUnavailable, match=r"did not arrive within 0\.5 s"):
         Studio(server.url(), "token", download_s=0.5).download("/a.png", 5)
     assert time.monotonic() - begin < 5
+
+
+def test_an_address_that_swallows_packets_leaves_time_for_the_next(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As IPv6 does on a machine that has it but no way out."""
+    deaf = socket.socket()
+    deaf.bind(("127.0.0.2", server.server_port))
+    deaf.listen(0)
+    waiting = [socket.socket() for _ in range(3)]
+    for one in waiting:
+        one.setblocking(False)
+        one.connect_ex(deaf.getsockname())
+    rows = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, server.server_port))
+            for ip in ("127.0.0.2", "127.0.0.1")]  # fmt: skip
+    monkeypatch.setattr(network.socket, "getaddrinfo", lambda *a, **k: rows)
+    hosts = ImageHosts("images.lab")
+    try:
+        studio = Studio(server.url(), "token", image_hosts=hosts, download_s=3)
+        address = f"http://images.lab:{server.server_port}/a.png"
+        assert studio.download(address, 5) == b"an image"
+    finally:
+        for one in (deaf, *waiting):
+            one.close()
 
 
 def test_who_has_less_time_waits_less(server: Server) -> None:

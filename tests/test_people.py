@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -67,6 +68,15 @@ def test_corrected_is_of_slices_that_were_shown_with_a_mask() -> None:
     assert alone.corrected is None
 
 
+@pytest.mark.parametrize("bare", [{"blank": True}, {"model_version": "nextslice-r000-0"}])
+def test_a_prediction_without_a_mask_showed_nobody_one(bare: dict[str, Any]) -> None:
+    empty = label(1, 2, None, corrected=100)
+    assert empty.effort is not None
+    empty.effort = empty.effort.model_copy(update=bare)
+    (anna,) = people_of(labels(label(2, 2, None, corrected=25), empty), 1, Seen()).people
+    assert anna.corrected == 0.25
+
+
 @pytest.fixture
 def server() -> Iterator[HttpStudio]:
     with phantom_server() as server:
@@ -105,6 +115,15 @@ def test_who_submitted_or_saved_a_draft_lately_is_at_it(
         ("carl@lab.example", None, 7, 0),
     ]
     assert people.unanswered == []
+
+
+def test_who_labelled_a_slice_long_before_somebody_else_did_is_not_at_it(
+    server: HttpStudio, project: ConnectedProject
+) -> None:
+    server.memory.submit(5, [], completed_by=2, created_at=ago(60 * 24))
+    server.memory.submit(5, [], completed_by=3, created_at=ago(3))
+    server.memory.submit(6, [], completed_by=3, created_at=ago(4))
+    assert {who: task for who, (_, task) in seen_now(project.studio, 7, []).last.items()} == {3: 6}
 
 
 def test_it_costs_a_handful_of_requests_however_many_drafts_lie_about(

@@ -12,6 +12,7 @@ from datetime import timedelta
 import numpy as np
 import pytest
 
+from ml_backend.rounds.effort import opened_with_mask
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import DatasetRecord, EffortRecord
 from ml_backend.rounds.service import Service
@@ -229,6 +230,23 @@ def test_a_mask_that_was_drawn_while_the_slice_was_open_was_not_shown(project: L
     efforts = efforts_of(project.sync(0, None)[0])
 
     assert [e.corrected for task in (5, 6) if (e := efforts[task])] == [8, 2]
+    assert [e.blank for task in (5, 6) if (e := efforts[task])] == [True, False]
+
+
+def test_a_slice_whose_mask_was_still_to_come_was_opened_blank(project: Labelled) -> None:
+    """As of an early round, of one that has no weights any more, or that could not be read."""
+    shown, bare = predicted(5, 6)
+    project.memory.imported = [shown, bare | {"result": []}]
+    project.memory.submit(5, drawn(), parent_prediction=0)
+    project.memory.submit(6, drawn(), parent_prediction=1)
+    first, _ = project.sync(0, None)
+    project.memory.submit_again(6, drawn((4, 0)), parent_prediction=1)
+
+    efforts = efforts_of(project.sync(1, first)[0])
+    found = [effort for task in (5, 6) if (effort := efforts[task])]
+
+    assert [effort.blank for effort in found] == [False, True]
+    assert [effort.task for effort in opened_with_mask(found)] == [5]
 
 
 def test_a_prediction_that_cannot_be_read_leaves_the_label(project: Labelled) -> None:

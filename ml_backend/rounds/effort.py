@@ -109,6 +109,7 @@ def effort_of(
         (found or {}).get("model_version"),
         correction(opened, mask, config.classes),
         _by_drags(annotation, opened != mask, config),
+        blank=not result,
     )
 
 
@@ -128,7 +129,7 @@ def corrected_again(
         pixels=more.pixels,
     )
     dragged = before.dragged + _by_drags(annotation, earlier != mask, config)
-    return _record(before.task, annotation, before.model_version, both, dragged)
+    return _record(before.task, annotation, before.model_version, both, dragged, blank=before.blank)
 
 
 def _by_drags(annotation: Annotation, changed: npt.NDArray[np.bool_], config: LabelConfig) -> int:
@@ -148,7 +149,11 @@ def new_effort(labels: Iterable[LabelRecord], known: Iterable[LabelRecord]) -> l
 
 def opened_with_mask(efforts: Iterable[EffortRecord]) -> list[EffortRecord]:
     """Those of ``efforts`` whose annotator was shown what a training had learned."""
-    return [one for one in efforts if one.model_version and not one.model_version.startswith(_BARE)]
+    return [
+        one
+        for one in efforts
+        if one.model_version and not one.blank and not one.model_version.startswith(_BARE)
+    ]
 
 
 @dataclass(frozen=True)
@@ -194,7 +199,13 @@ def totals_of(efforts: Sequence[EffortRecord]) -> EffortTotals | None:
 
 
 def _record(
-    task: int, annotation: Annotation, version: object, found: Correction, by_drags: int
+    task: int,
+    annotation: Annotation,
+    version: object,
+    found: Correction,
+    by_drags: int,
+    *,
+    blank: bool,
 ) -> EffortRecord:
     seconds = annotation.lead_time
     known = seconds is not None and math.isfinite(seconds) and seconds >= 0
@@ -203,6 +214,7 @@ def _record(
         annotation=annotation.id,
         completed_by=annotation.completed_by,
         model_version=version if isinstance(version, str) else None,
+        blank=blank,
         pixels=found.pixels,
         corrected=found.corrected,
         by_class=found.by_class,

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 from pydantic import Field
 
-from ml_backend.rounds.effort import totals_of
+from ml_backend.rounds.effort import opened_with_mask, totals_of
 from ml_backend.rounds.records import DatasetLabels, LabelRecord, Record
 from ml_backend.settings import without_passwords
 from ml_backend.studio.client import Studio, StudioError, User, drafted, submitted_since
@@ -98,8 +98,9 @@ def seen_now(studio: Studio, project: int, first: Iterable[int]) -> Seen:
         newest_first = "-tasks:completed_at"
         rows, _ = studio.first_tasks(project, submitted_since(since), _ROWS, newest_first)
         for row in rows:
-            for who in row.annotators:
-                note(who, row.completed_at, row.id)
+            # Of several, who submitted last is not told: the others may have done so long ago.
+            if len(row.annotators) == 1:
+                note(row.annotators[0], row.completed_at, row.id)
         rows, total = studio.first_tasks(project, [drafted()], _ROWS)
         place = {task: number for number, task in enumerate(first)}
         begun = sorted((row.id for row in rows), key=lambda task: place.get(task, len(place)))
@@ -133,7 +134,7 @@ def people_of(labels: DatasetLabels | None, round_: int | None, seen: Seen) -> P
 def _person(who: int | str | None, labels: Sequence[LabelRecord], seen: Seen) -> Person:
     efforts = [label.effort for label in labels if label.effort is not None]
     seconds = [effort.seconds for effort in efforts if effort.seconds is not None]
-    totals = totals_of([effort for effort in efforts if effort.model_version is not None])
+    totals = totals_of(opened_with_mask(efforts))
     moment, task = seen.last.get(who, (None, None)) if who is not None else (None, None)
     return Person(
         user=who if isinstance(who, int) else None,

@@ -84,7 +84,10 @@ class EffortRecord(Record):
     completed_by: int | None = None
     """User number of who submitted it."""
     model_version: str | None = None
-    """Of the prediction that was shown; None: there was none, the slice was opened blank."""
+    """Of the prediction that was shown; None: there was none."""
+    blank: bool = False
+    """Nothing was drawn on the slice when it was opened: without a prediction, before its mask had
+    come, or where the network saw background alone, which looks the same."""
     pixels: int
     """Of the slice."""
     corrected: int

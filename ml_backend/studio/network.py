@@ -93,14 +93,16 @@ class _Network(httpcore.NetworkBackend):
             for address in addresses:
                 _check_public(host, address)
         failed: Exception = httpcore.ConnectError(f"{host} has no address")
-        for address in addresses:
+        for place, address in enumerate(addresses):
+            left = _left(self._until, httpcore.ConnectTimeout)
+            # One that swallows packets, as IPv6 does without a way out, leaves time for the others.
+            share = left / (len(addresses) - place)
             try:
-                left = _left(self._until, httpcore.ConnectTimeout)
                 stream = self._system.connect_tcp(
-                    address, port, left, local_address, socket_options
+                    address, port, share, local_address, socket_options
                 )
                 return _Stream(stream, self._until)
-            except httpcore.ConnectError as error:
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failed = error
         raise failed
 
