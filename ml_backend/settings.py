@@ -230,8 +230,8 @@ class Settings(BaseSettings):
     open_minutes: float = Field(
         30.0,
         ge=0,
-        description="Minutes that a slice may lie open: so long the masks of a version stay that "
-        "is no longer served, since Label Studio refuses annotations whose prediction is gone.",
+        description="How long the masks of a version stay after the next one is served, minutes: "
+        "who has a slice open with an old mask can submit it only while that mask exists.",
     )
     early_rounds: str = Field(
         "1,2,4",
@@ -342,8 +342,8 @@ class Settings(BaseSettings):
     )
     volume_timeout_s: Local[Seconds] = Field(
         30,
-        description="Seconds in which a TIFF, HDF5 or Zarr volume must be open, and each of its "
-        "slices read (ten times that across y and x).",
+        description="Seconds in which a volume must be open, and each of its slices read (ten "
+        "times that across y and x).",
     )
     tiled_servers: Local[str] = Field(
         "",

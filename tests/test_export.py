@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from al_strategies.evidence import Position
 from ml_backend.cli.rounds_list import rounds_table
 from ml_backend.export import (
     MASK_FORMATS,
@@ -940,7 +941,11 @@ def test_the_script_for_another_framework(
 
     pairs = FolderSource(tmp_path / "pairs")
     assert said == "2 slices of background, bone, implant; 255: nobody labelled it\n"
-    assert list(pairs.ids) == ["task_000002", "task_000008"]
-    np.testing.assert_array_equal(pairs.mask("task_000008"), imported.masks[8])
+    assert list(pairs.ids) == ["volume1_task_000002_z00002", "volume1_task_000008_z00008"]
+    assert [pairs.position(i) for i in pairs.ids] == [
+        Position("volume1", 2),
+        Position("volume1", 8),
+    ]
+    np.testing.assert_array_equal(pairs.mask(pairs.ids[1]), imported.masks[8])
     with open_volume(tmp_path / "scans" / "bone.tif") as volume:
-        np.testing.assert_array_equal(pairs.image("task_000008"), volume.along("y")[8])
+        np.testing.assert_array_equal(pairs.image(pairs.ids[1]), volume.along("y")[8])

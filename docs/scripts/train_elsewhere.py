@@ -1,6 +1,7 @@
 """The annotated slices of a project as images/ and masks/, for another framework.
 
-The same folder is what `nextslice simulate --data` reads. Images keep their native grey values.
+The same folder is what `nextslice simulate --data` reads, with the volume and z of each slice
+where the tasks know them. Images keep their native grey values.
 
 python docs/scripts/train_elsewhere.py PROJECT OUT
 """
@@ -27,11 +28,20 @@ def main(project: str, out: Path) -> None:
     source = ProjectSource(dataset, found.folder, found.images)
     for part in ("images", "masks"):
         (out / part).mkdir(parents=True)
+    volumes: dict[tuple[str, str], str] = {}
+    tasks = {task.id: task for task in dataset.tasks}
     for label in dataset.labels:
-        name = f"task_{label.task:06d}"
+        task = tasks[label.task]
+        name = f"task_{task.id:06d}"
+        if task.volume and task.z is not None:
+            volume = volumes.setdefault((task.volume, task.axis), f"volume{len(volumes) + 1}")
+            name = f"{volume}_{name}_z{task.z:05g}"
         tifffile.imwrite(out / "images" / f"{name}.tif", source.image(label.task))
         Image.fromarray(source.mask(label.task)).save(out / "masks" / f"{name}.png")
     (out / "classes.json").write_text(json.dumps({"names": dataset.classes}))
+    if volumes:
+        named = [{"name": name} for name in volumes.values()]
+        (out / "volumes.json").write_text(json.dumps({"volumes": named}))
     print(f"{len(dataset.labels)} slices of {', '.join(dataset.classes)}; 255: nobody labelled it")
 
 
