@@ -30,7 +30,7 @@ from ml_backend.rounds.records import (
     SwitchBack,
 )
 from ml_backend.rounds.schedule import LOCKS
-from ml_backend.rounds.store import RoundFolder, StoreError
+from ml_backend.rounds.store import ProjectStore, RoundFolder, StoreError
 from ml_backend.settings import Settings
 from ml_backend.studio import task_order
 from ml_backend.studio.client import Project, drafted, not_annotated, not_skipped
@@ -633,11 +633,19 @@ def tidy(project: ConnectedProject) -> int:
         return _tidy(project)
 
 
-def _moment(committed: RoundRecord | None) -> float:
-    """When the round was committed, in seconds since the epoch; now where nobody knows."""
-    if committed is None or not committed.committed_at:
-        return time.time()
-    return datetime.fromisoformat(committed.committed_at).timestamp()
+def _replaced(folder: ProjectStore, published: Published, number: int) -> float:
+    """A moment, in seconds since the epoch, when no version of round ``number`` was served any more
+    but what is ``published``; now where none is known.
+
+    Of switches the last alone is noted. A commit may be long before its own round's switch, but it
+    is after the switch of the round before.
+    """
+    if number >= published.round - 1:
+        moment = published.published_at
+    else:
+        later = folder.round(number + 2).load(ROUND)
+        moment = later.committed_at if later else ""
+    return datetime.fromisoformat(moment).timestamp() if moment else time.time()
 
 
 def _not_open(project: ConnectedProject, replaced: float) -> bool:
@@ -651,27 +659,24 @@ def _tidy(project: ConnectedProject) -> int:
     if published is None:
         return 0
     versions: set[str] = set()
-    replaced = _moment(folder.round(0).load(ROUND))
-    if _not_open(project, replaced):
+    if _not_open(project, _replaced(folder, published, -1)):
         versions.add(task_order.PENDING_VERSION)
-    following = None
-    for number in reversed(folder.rounds()[-_TIDIED_ROUNDS:]):
+    for number in folder.rounds()[-_TIDIED_ROUNDS:]:
         if number > published.round:
             continue
-        committed = folder.round(number).load(ROUND)
-        if _not_open(project, _moment(following)):
-            queue = known_queue(folder.round(number))
-            further = folder.round(number).load(FURTHER)
-            said = [record.model_version for record in (committed, queue, further) if record]
+        if _not_open(project, _replaced(folder, published, number)):
+            old = folder.round(number)
+            records = (old.load(ROUND), known_queue(old), old.load(FURTHER))
+            said = [record.model_version for record in records if record]
             versions.update(filter(None, said))
-        following = committed
     versions.discard(published.model_version)
     if not versions:
         return 0
     labels = folder.round(published.round).load(LABELS)
     measured = {label.task for label in labels.labels} if labels else set()
 
-    begun = {row.id for row in project.studio.tasks(project.number, [drafted(), not_annotated()])}
+    # Of annotated ones as well: where a slice gets several annotations, the next one's draft.
+    begun = {row.id for row in project.studio.tasks(project.number, [drafted()])}
 
     def spare(task: dict[str, Any]) -> bool:
         submitted = any(not found.get("was_cancelled") for found in task.get("annotations") or ())
