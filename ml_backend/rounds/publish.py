@@ -178,12 +178,14 @@ def draw_pending(
     """Give the `pending` slices their masks, as long as ``go_on`` says so and ``published`` is
     served; returns how many got one.
 
-    What ``predict`` leaves out stays without a mask and is noted so.
+    What ``predict`` leaves out stays without a mask and is noted so. What a top-up notes meanwhile
+    is left to the next time.
     """
     folder = project.folder.round(published.round)
     wanted = pending(project, published)
     still = task_order.still_open(project.studio, project.number, wanted)
     rows = iter(predict([task for task in wanted if task in still]))
+    left = {*wanted}
     drawn = 0
     while go_on():
         batch = dict(islice(rows, _DRAWN_TOGETHER))
@@ -193,12 +195,12 @@ def draw_pending(
                 break
             version = published.model_version
             task_order.draw(project.studio, project.number, version, batch)
-            if batch:
-                queue.pending = [task for task in queue.pending if task not in batch]
-            else:
-                queue.unmasked = sorted({*queue.unmasked, *still.intersection(queue.pending)})
-                queue.pending = []
+            done = batch.keys() or left.intersection(queue.pending)
+            if not batch:
+                queue.unmasked = sorted({*queue.unmasked, *still.intersection(done)})
+            queue.pending = [task for task in queue.pending if task not in done]
             folder.save(QUEUE, queue)
+        left -= done
         drawn += len(batch)
         if not batch:
             break
