@@ -589,30 +589,36 @@ def republish(
     """Serve other weights of the published round as ``version``: the rest of the queue in its
     order, with their masks. False, with nothing switched, when another version is published.
 
-    ``weights``: path relative to the project's folder. What ``predict`` leaves out gets no mask.
+    ``weights``: path relative to the project's folder. What ``predict`` leaves out gets no mask;
+    what it raises ends this with nothing stored. It is asked again for what was appended meanwhile,
+    and may take its time: no lock is held.
     """
     folder = project.folder.round(before.round)
-    first = known_queue(folder)
-    ranked = [entry.task for entry in first.entries] if first else []
-    open_tasks = task_order.still_open(project.studio, project.number, ranked)
-    drawn = dict(predict([task for task in ranked if task in open_tasks]))
+    asked: set[int] = set()
+    open_tasks: set[int] = set()
+    drawn: dict[int, Regions] = {}
+    while new := [task for task in _queued(project, before, version) if task not in asked]:
+        still = task_order.still_open(project.studio, project.number, new)
+        drawn |= dict(predict([task for task in new if task in still]))
+        asked.update(new)
+        open_tasks |= still
     with project.schedule.alone("queue", wait=True):
         if project.published != before:
             return False
-        known = known_queue(folder)
-        if known is None or known.model_version not in (before.model_version, version):
-            known = _rebuilt_queue(project, folder, before)
-        appended = [e.task for e in known.entries if e.task not in {*drawn, *ranked}]
-        drawn |= dict(predict(appended))
+        entries = _queued(project, before, version)
+        queue = QueueRecord(model_version=version, entries=[*entries.values()])
+        noted = _noted(folder, queue)
+        # Appended in this moment, or stored without a mask by an attempt before.
+        later = entries.keys() - asked | noted.bare & drawn.keys()
+        queue.pending = [entry.task for entry in queue.in_order() if entry.task in later]
+        queue.unmasked = sorted(open_tasks - drawn.keys())
+        folder.save(QUEUE, queue)  # first, as in `publish`
         task_order.store_predictions(
             project.studio,
             project.number,
             version,
-            [QueuedPrediction(e.task, e.score, drawn.get(e.task, [])) for e in known.entries],
+            [QueuedPrediction(e.task, e.score, drawn.get(e.task, [])) for e in queue.entries],
         )
-        without = sorted(open_tasks.union(appended) - drawn.keys())
-        queue = QueueRecord(model_version=version, entries=known.entries, unmasked=without)
-        folder.save(QUEUE, queue)
         record = RoundRecord(
             round=before.round,
             model_version=version,
@@ -621,6 +627,16 @@ def republish(
             weights=weights,
         )
         return _serve(project, record, before, None).model_version == version
+
+
+def _queued(project: ConnectedProject, published: Published, version: str) -> dict[int, QueueEntry]:
+    """Task → place of the ``published`` queue, also where an attempt to serve it as ``version``
+    ended after it was noted so."""
+    folder = project.folder.round(published.round)
+    queue = known_queue(folder)
+    if queue is None or queue.model_version not in (published.model_version, version):
+        queue = _rebuilt_queue(project, folder, published)
+    return {entry.task: entry for entry in queue.entries}
 
 
 def tidy(project: ConnectedProject) -> int:
