@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,19 +19,31 @@ import numpy as np
 import pytest
 
 from al_strategies.evidence import Evidence, SliceId
-from al_strategies.learner import FitReport, Maps, Metrics, Prediction
-from ml_backend.rounds import learners, publish, reconcile
+from al_strategies.learner import (
+    FitReport,
+    Maps,
+    Metrics,
+    Prediction,
+    Progress,
+    Unreadable,
+    UnreadableSlice,
+)
+from ml_backend.rounds import coverage, jobs, learners, publish, reconcile
 from ml_backend.rounds.artefacts import FURTHER, FURTHER_WEIGHTS, METRICS, QUEUE
 from ml_backend.rounds.further import JUDGES, TRIES, may_go_on
 from ml_backend.rounds.going_on import go_on
+from ml_backend.rounds.pending import draw_pending
 from ml_backend.rounds.project import ConnectedProject
-from ml_backend.rounds.records import FurtherRecord, ProjectRecord, Published
+from ml_backend.rounds.records import FurtherRecord, ProjectRecord, Published, QueueEntry
 from ml_backend.rounds.round import run_round
-from ml_backend.rounds.schedule import SPARE
+from ml_backend.rounds.schedule import SPARE, ProjectSchedule
 from ml_backend.rounds.service import Service
+from ml_backend.rounds.unreadable import UnreadableSlices
 from ml_backend.segmentation.checkpoints import CheckpointError
 from ml_backend.settings import Settings
+from ml_backend.studio import download
 from ml_backend.studio.annotations import regions
+from ml_backend.studio.failures import ImageUnavailable
 from ml_backend.studio.label_config import parse_label_config
 from tests.http_server import serving
 from tests.http_studio import CONFIG, PHANTOM, HttpStudio
@@ -41,6 +54,13 @@ SLICES = 60
 LABELLED = 40
 QUEUE_LENGTH = K + 2 * 2
 ORDER = [int(i) for i in np.random.default_rng(0).permutation(SLICES)]
+
+
+def unreadable_slice(slice_id: SliceId, why: Exception) -> UnreadableSlice:
+    """What the network tells of a slice that cannot be read."""
+    error = UnreadableSlice(slice_id, str(why))
+    error.__cause__ = why
+    return error
 
 
 class Told:
@@ -83,11 +103,18 @@ class Told:
         return Evidence(tuple(ids), tuple(source.position(i) for i in ids))
 
     def predict(
-        self, source: Any, ids: Sequence[SliceId], **_: Any
+        self, source: Any, ids: Sequence[SliceId], *, unreadable: Unreadable | None = None, **_: Any
     ) -> Iterator[tuple[SliceId, Prediction]]:
         for slice_id in ids:
             side = round(10 * self.grade)
-            mask = np.zeros(source.image(slice_id).shape, np.uint8)
+            try:
+                image = source.image(slice_id)
+            except ImageUnavailable as error:
+                if unreadable is None:
+                    raise
+                unreadable(unreadable_slice(slice_id, error))
+                continue
+            mask = np.zeros(image.shape, np.uint8)
             mask[:side, :side] = 1
             yield slice_id, Prediction(mask, 1.0)
 
@@ -378,3 +405,125 @@ def test_a_queue_of_a_version_that_is_not_served_is_made_again(make_project: Mak
 
     assert folder.need(QUEUE).model_version == served(project).model_version
     assert folder.need(QUEUE).entries == queue.entries
+
+
+# -- images out of reach while better weights are published
+
+
+@pytest.fixture
+def out_of_reach(
+    studio: HttpStudio, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[ConnectedProject, Callable[[str], bool]], Progress]:
+    """Makes a progress with whose first mask the images of the paths that are asked for go out of
+    reach, those that were there before included."""
+    monkeypatch.setattr(coverage, "_PAUSES_S", (0.01, 0.01))
+    monkeypatch.setattr(download, "_QUIET_S", 0.0)
+
+    def make(project: ConnectedProject, which: Callable[[str], bool]) -> Progress:
+        def progress(step: str, done: int, total: int) -> None:
+            if step == "publish" and done == 1:
+                shutil.rmtree(project.settings.cache_dir)
+                studio.fault = lambda path: 503 if which(path) else None
+
+        return progress
+
+    return make
+
+
+OutOfReach = Callable[[ConnectedProject, Callable[[str], bool]], Progress]
+
+
+def test_an_outage_takes_no_mask_away_and_better_weights_are_served_after_it(
+    make_project: Make, studio: HttpStudio, out_of_reach: OutOfReach,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    project = make_project()
+    before, folder = served(project), project.folder.round(1)
+    queue = folder.need(QUEUE)
+    with pytest.raises(UnreadableSlices, match=r"6 of the queue's 7 slices.*would lose the masks"):
+        go_on(project, out_of_reach(project, lambda path: True))
+
+    assert served(project) == before
+    assert folder.need(QUEUE) == queue
+    better = folder.need(FURTHER).model_version
+    assert better is not None
+    assert stored(studio, better) == {}
+    monkeypatch.setattr(jobs, "_project", lambda key: project)
+    jobs.further(project.key)
+    assert "The next attempt goes on from here" in caplog.text
+    assert may_go_on(project, before)
+
+    studio.fault = lambda path: None
+    assert go_on(project, nothing)
+    assert served(project).model_version == better
+    assert {count for _, count in stored(studio, better).values()} == {1}
+    assert folder.need(QUEUE).bare == set()
+
+
+def test_a_single_slice_that_stays_out_of_reach_holds_nothing_up(
+    make_project: Make, out_of_reach: OutOfReach
+) -> None:
+    project = make_project()
+    lost = project.folder.round(1).need(QUEUE).entries[-1].task
+
+    assert go_on(project, out_of_reach(project, lambda path: path == f"/{lost}.png"))
+
+    assert project.folder.round(1).need(QUEUE).unmasked == [lost]
+
+
+def test_an_outage_is_left_to_whoever_needs_the_worker(
+    make_project: Make, studio: HttpStudio, out_of_reach: OutOfReach,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    project = make_project()
+    monkeypatch.setattr(coverage, "_PAUSES_S", (60.0,))
+    progress = out_of_reach(project, lambda path: True)
+    with ThreadPoolExecutor(1) as pool:
+        going = pool.submit(go_on, project, progress)
+        time.sleep(2)
+        assert not going.done()
+        label(studio, ORDER[LABELLED : LABELLED + K])
+        reconcile.count(project)
+        asked = time.monotonic()
+        assert going.result(timeout=30) is False
+    assert time.monotonic() - asked < 5
+
+
+def test_what_is_appended_meanwhile_gets_its_mask_too(
+    make_project: Make, studio: HttpStudio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before all masks are made, and in the moment after, when it is left to a gpu worker."""
+    project = make_project()
+    folder = project.folder.round(1)
+    queued = [entry.task for entry in folder.need(QUEUE).entries]
+    early, late = [task for task in ORDER[LABELLED:] if task not in queued][:2]
+
+    def append(task: int) -> None:
+        queue = folder.need(QUEUE)
+        queue.entries.append(QueueEntry(task=task, score=0.1 + task / 1000, kind="top-up"))
+        folder.save(QUEUE, queue)
+
+    def progress(step: str, done: int, total: int) -> None:
+        if step == "publish" and total > 1 and done == total:
+            append(early)
+
+    alone = ProjectSchedule.alone
+
+    def in_this_moment(self: ProjectSchedule, what: Any, *, wait: bool) -> Any:
+        if what == "queue":
+            append(late)
+            monkeypatch.setattr(ProjectSchedule, "alone", alone)
+        return alone(self, what, wait=wait)
+
+    monkeypatch.setattr(ProjectSchedule, "alone", in_this_moment)
+    assert go_on(project, progress)
+
+    queue, version = folder.need(QUEUE), served(project).model_version
+    assert (queue.pending, queue.unmasked) == ([late], [])
+    counts = {task: count for task, (_, count) in stored(studio, version).items()}
+    assert counts == {**dict.fromkeys([*queued, early], 1), late: 0}
+
+    assert draw_pending(project, nothing) == 1
+
+    assert folder.need(QUEUE).bare == set()
+    assert stored(studio, version)[late][1] == 1

@@ -207,6 +207,31 @@ def test_an_outage_while_they_are_drawn_costs_none(
     assert masks(server, project) == {task: before[task] for task in waiting}
 
 
+def test_what_a_top_up_notes_while_they_are_drawn_is_drawn_next(
+    server: HttpStudio, project: ConnectedProject
+) -> None:
+    delete_predictions(server, order(project))
+    publish.top_up(project)
+    waiting = record(project).pending
+    appended: list[int] = []
+
+    def top_up(step: str, done: int, total: int) -> None:
+        if done == 1:
+            delete_predictions(server, waiting[-1:])
+            for task in waiting[:-1]:
+                server.memory.submit(task, [])
+            publish.top_up(project)
+            appended.extend(task for task in record(project).pending if task not in waiting)
+
+    draw_pending(project, top_up)
+
+    assert appended
+    assert record(project).pending == appended
+    assert record(project).unmasked == []
+    assert draw(project) == len(appended)
+    assert all(masks(server, project)[task] for task in appended)
+
+
 def test_a_backend_that_does_not_answer_is_asked_once_a_look(
     server: HttpStudio, project: ConnectedProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,12 +17,13 @@ import pytest
 from ml_backend.cli.rounds_list import rounds_table
 from ml_backend.cli.tables import whole
 from ml_backend.rounds import publish, reconcile
-from ml_backend.rounds.artefacts import DATASET, QUEUE, ROUND
+from ml_backend.rounds.artefacts import DATASET, FURTHER, QUEUE, ROUND
 from ml_backend.rounds.project import ConnectedProject
-from ml_backend.rounds.records import LabelRecord, Published, QueueEntry
+from ml_backend.rounds.records import FurtherRecord, LabelRecord, Published, QueueEntry
 from ml_backend.rounds.schedule import LOCKS
 from ml_backend.rounds.service import Service
 from ml_backend.settings import Settings
+from ml_backend.studio import task_order
 from ml_backend.studio.client import Backend
 from ml_backend.studio.label_config import bitmask_config
 from ml_backend.studio.task_order import LIVE_SCORE
@@ -347,17 +348,52 @@ def test_predictions_stay_until_what_they_cost_to_correct_is_measured(project: Q
     assert OTHERS in project.studio.imported
 
 
-def serve_another(project: Queue, replaced: datetime) -> None:
-    """Round 1 is published; at ``replaced``, as it says."""
-    committed = project.folder.round(0).need(ROUND)
-    said = {"round": 1, "model_version": "nextslice-r001-abcdef"}
-    project.folder.round(1).save(DATASET, project.folder.round(0).need(DATASET))
-    project.folder.round(1).save(
-        ROUND, committed.model_copy(update={**said, "committed_at": replaced.isoformat()})
-    )
+def test_a_draft_keeps_its_prediction_where_somebody_else_has_submitted(project: Queue) -> None:
+    """With two annotations a slice, the next person's is begun beside the first one's."""
+    old = project.version
+    task = project.handed_out()[0]
+    project.studio.submit(task, [])
+    project.studio.drafted = {task}
+    label = LabelRecord(task=task, annotation=1000 * task, updated_at="", hash="", mask="")
+    serve_another(project, datetime.now(UTC) - timedelta(minutes=31), labels=[label])
+
+    publish.tidy(project)
+
+    assert stored_of(project, old) == {task}
+
+
+def serve_another(
+    project: Queue,
+    switched: datetime,
+    *,
+    committed: datetime | None = None,
+    number: int = 1,
+    labels: Sequence[LabelRecord] = (),
+) -> None:
+    """Round ``number`` is published, ``switched`` to then; ``committed`` then, or a second before
+    the switch."""
+    dataset, first = (project.folder.round(0).need(name) for name in (DATASET, ROUND))
+    said = {"round": number, "model_version": f"nextslice-r{number:03}-abcdef"}
+    moment = committed or switched - timedelta(seconds=1)
+    folder = project.folder.round(number)
+    folder.save(DATASET, dataset.model_copy(update={"labels": [*labels]}))
+    folder.save(ROUND, first.model_copy(update={**said, "committed_at": moment.isoformat()}))
     project.folder.published = Published(
-        **said, classes=committed.classes, fingerprint=committed.fingerprint
+        **said,
+        classes=first.classes,
+        fingerprint=first.fingerprint,
+        published_at=switched.isoformat(),
     )
+
+
+def stored_of(project: Queue, version: str) -> set[int]:
+    """The tasks with a stored prediction of ``version``."""
+    return {row["task"] for row in project.studio.imported if row["model_version"] == version}
+
+
+def store(project: Queue, version: str) -> None:
+    rows = [{"task": 5, "model_version": version, "score": 0.5, "result": []}]
+    project.studio.import_predictions(project.number, rows)
 
 
 @pytest.mark.parametrize(("minutes", "stays"), [(1, True), (29, True), (31, False)])
@@ -373,3 +409,35 @@ def test_masks_of_slices_that_may_be_open_stay_half_an_hour(
 
     left = [row for row in project.studio.imported if row["model_version"] == old]
     assert len(left) == (queue if stays else 0)
+
+
+def test_the_half_hour_begins_with_the_switch_however_long_that_took(project: Queue) -> None:
+    """Masks of a large queue, or an outage, may lie between a round's commit and its switch."""
+    project.settings = project.settings.model_copy(update={"open_minutes": 30.0})
+    now = datetime.now(UTC)
+    first, unadopted = project.version, task_order.PENDING_VERSION
+    store(project, unadopted)
+    at_first = project.folder.round(0).need(ROUND)
+    long_ago = (now - timedelta(hours=5)).isoformat()
+    project.folder.round(0).save(ROUND, at_first.model_copy(update={"committed_at": long_ago}))
+    publish.tidy(project)
+    assert stored_of(project, unadopted), "round 0 was published in this moment"
+
+    serve_another(project, now, committed=now - timedelta(minutes=40))
+    publish.tidy(project)
+    assert len(stored_of(project, first)) == publish.queue_target(project.settings)
+
+    further = "nextslice-r001-fedcba"  # the training that went on after round 1 was served last
+    project.folder.round(1).save(FURTHER, FurtherRecord(model_version=further))
+    store(project, further)
+    serve_another(project, now, committed=now - timedelta(minutes=40), number=2)
+    publish.tidy(project)
+    assert stored_of(project, further)
+    assert not stored_of(project, first), "round 1 was served before round 2 was committed"
+
+    assert not stored_of(project, unadopted)
+
+    for minutes, stays in ((29, True), (31, False)):
+        serve_another(project, now, committed=now - timedelta(minutes=minutes), number=3)
+        publish.tidy(project)
+        assert bool(stored_of(project, further)) is stays

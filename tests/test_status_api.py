@@ -13,6 +13,7 @@ from rq import Worker
 from rq.serializers import JSONSerializer
 
 from ml_backend.embedded.processes import free_port
+from ml_backend.rounds.artefacts import QUEUE
 from ml_backend.rounds.attempt import attempt
 from ml_backend.rounds.claim import claimed
 from ml_backend.rounds.jobs import _JobProgress
@@ -136,6 +137,18 @@ def test_a_round_leaves_its_curve_and_says_which_class_a_slice_is_uncertain_of(
     assert first["masked"] is True
     assert "least certain of 9 slices, most where it sees " in first["why"].lower()
     assert first["score"] is not None
+
+    queue = project.folder.round(1).need(QUEUE)
+    queue.pending, queue.unmasked = [first["task"]], [found["queue"][1]["task"]]
+    project.folder.round(1).save(QUEUE, queue)
+    places = client(project).get("/api/projects/7").get_json()["queue"]
+    assert [place["masked"] for place in places[:3]] == [False, False, True]
+    page = client(project).get("/projects/7", headers={"Accept": "text/html"}).text
+    assert "with the masks that they will find" in page
+    queue.pending = [place["task"] for place in places]
+    project.folder.round(1).save(QUEUE, queue)
+    page = client(project).get("/projects/7", headers={"Accept": "text/html"}).text
+    assert "Their masks are still to come." in page
 
 
 def test_a_round_that_runs_tells_step_pace_and_loss(project: ConnectedProject) -> None:

@@ -45,13 +45,17 @@ class Coverage:
         self.failures[int(error.slice_id)] = error
 
     def passes(
-        self, ids: Sequence[int], keep: Callable[[], None] = lambda: None
+        self,
+        ids: Sequence[int],
+        keep: Callable[[], None] = lambda: None,
+        wait: Callable[[float], None] | None = None,
     ) -> Iterator[list[int]]:
         """What each pass is to read, which gives `note` what it cannot: ``ids``, then, after a
         pause each, what may come back.
 
-        ``keep``: is called before each pause and before an error. Raises UnreadableSlices after the
-        last pass, where too much of it stays unread.
+        ``keep``: is called before each pause and before an error. ``wait``: spends the seconds of a
+        pause; None: sleeps. Raises UnreadableSlices after the last pass, where too much of it stays
+        unread.
         """
         asked = list(ids)
         for pause in (*_PAUSES_S, None):
@@ -65,7 +69,7 @@ class Coverage:
             keep()
             logger.warning("%d slices are asked for again in %g s: %s", len(asked), pause,
                            self.failures[asked[0]])  # fmt: skip
-            _wait(pause)
+            (wait or _wait)(pause)
         for error in self.failures.values():
             logger.warning("left out of %s: %s", self._left_out, error)
         try:

@@ -20,6 +20,7 @@ from al_strategies.evidence import Position, SliceId
 from al_strategies.learner import IGNORE, Learner, Progress, UnreadableSlice
 from ml_backend.rounds import publish
 from ml_backend.rounds.artefacts import DATASET, FURTHER, FURTHER_WEIGHTS, METRICS
+from ml_backend.rounds.coverage import Coverage
 from ml_backend.rounds.further import TRIES, judges, known_further, may_go_on
 from ml_backend.rounds.learners import device_of, learner_config, load_learner, new_learner
 from ml_backend.rounds.live_masks import Regions
@@ -72,7 +73,8 @@ def go_on(project: ConnectedProject, progress: Progress) -> bool:
     """Train on after the published round, and publish what comes out better; whether it did.
 
     Gives way to whatever else waits for a gpu worker, and to the next round. Killed at any moment,
-    it leaves what is served.
+    it leaves what is served. Raises UnreadableSlices where so many images are out of reach that
+    something is down: what came out better is kept, and is served another time.
     """
     published = project.published
     if published is None or not may_go_on(project, published):
@@ -215,15 +217,28 @@ class _GoingOn:
         pictures = KeptPictures(self.folder, version)
 
         def predict(tasks: list[int]) -> Iterator[tuple[int, Regions]]:
-            found = learner.predict(self.source, tasks, unreadable=_name, uncertainty=True)
-            for done, (task, prediction) in enumerate(found, 1):
-                self._step("publish", done, len(tasks))
-                pictures.keep(int(task), prediction)
-                yield int(task), regions(prediction.mask, config)
+            coverage = Coverage(
+                len(tasks),
+                f"the queue's {len(tasks)} slices",
+                "people would lose the masks that they have",
+                "the masks of better weights",
+            )
+            done = 0
+            for asked in coverage.passes(tasks, wait=self._wait):
+                for task, prediction in learner.predict(
+                    self.source, asked, unreadable=coverage.note, uncertainty=True
+                ):
+                    done += 1
+                    self._step("publish", done, len(tasks))
+                    pictures.keep(int(task), prediction)
+                    yield int(task), regions(prediction.mask, config)
 
         weights = self.folder.relative(FURTHER_WEIGHTS)
         return publish.republish(self.project, self.published, weights, version, predict)
 
-
-def _name(error: UnreadableSlice) -> None:
-    logger.warning("it gets no mask: %s", error)
+    def _wait(self, seconds: float) -> None:
+        """For images that are out of reach, as long as nobody needs the worker."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self._step.look_up()
+            time.sleep(min(left, _LOOK_S))

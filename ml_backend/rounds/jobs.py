@@ -154,7 +154,12 @@ def further(key: str) -> None:
         return
     from ml_backend.rounds.going_on import go_on  # with all of torch
 
-    if go_on(project, _job_progress(project.settings)):
+    try:
+        better = go_on(project, _job_progress(project.settings))
+    except UnreadableSlices as error:  # the next look asks for it again
+        logger.warning("project %s: %s", key, error)
+        return
+    if better:
         project.schedule.tidy()
 
 

@@ -138,7 +138,7 @@ class QueuePlace(Record):
     score: float | None = None
     """The strategy's, in its own unit; None where it gives none."""
     masked: bool = False
-    """Whether a prediction with a mask was published."""
+    """Whether its prediction has a mask by now."""
     uncertainty: bool = False
     """Whether a picture is kept of how uncertain the published network is of it."""
     label_studio: str = ""
@@ -278,7 +278,7 @@ def _queue(
     why = {} if selection is None else selection.reasons
     scores = {} if selection is None else selection.scores
     pictures = kept_tasks(project.folder, published)
-    entries = queue.in_order()
+    entries, bare = queue.in_order(), queue.bare
     return [
         QueuePlace(
             place=place,
@@ -286,7 +286,7 @@ def _queue(
             kind=entry.kind,
             why=why.get(entry.task, _UNSELECTED),
             score=scores.get(entry.task),
-            masked=published.weights is not None and entry.task not in queue.unmasked,
+            masked=published.weights is not None and entry.task not in bare,
             uncertainty=entry.task in pictures,
             label_studio=project.page_of(entry.task),
             **_where(rows[entry.task]),

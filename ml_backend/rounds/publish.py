@@ -30,7 +30,7 @@ from ml_backend.rounds.records import (
     SwitchBack,
 )
 from ml_backend.rounds.schedule import LOCKS
-from ml_backend.rounds.store import RoundFolder, StoreError
+from ml_backend.rounds.store import ProjectStore, RoundFolder, StoreError
 from ml_backend.settings import Settings
 from ml_backend.studio import task_order
 from ml_backend.studio.client import Project, drafted, not_annotated, not_skipped
@@ -178,12 +178,14 @@ def draw_pending(
     """Give the `pending` slices their masks, as long as ``go_on`` says so and ``published`` is
     served; returns how many got one.
 
-    What ``predict`` leaves out stays without a mask and is noted so.
+    What ``predict`` leaves out stays without a mask and is noted so. What a top-up notes meanwhile
+    is left to the next time.
     """
     folder = project.folder.round(published.round)
     wanted = pending(project, published)
     still = task_order.still_open(project.studio, project.number, wanted)
     rows = iter(predict([task for task in wanted if task in still]))
+    left = {*wanted}
     drawn = 0
     while go_on():
         batch = dict(islice(rows, _DRAWN_TOGETHER))
@@ -193,12 +195,12 @@ def draw_pending(
                 break
             version = published.model_version
             task_order.draw(project.studio, project.number, version, batch)
-            if batch:
-                queue.pending = [task for task in queue.pending if task not in batch]
-            else:
-                queue.unmasked = sorted({*queue.unmasked, *still.intersection(queue.pending)})
-                queue.pending = []
+            done = batch.keys() or left.intersection(queue.pending)
+            if not batch:
+                queue.unmasked = sorted({*queue.unmasked, *still.intersection(done)})
+            queue.pending = [task for task in queue.pending if task not in done]
             folder.save(QUEUE, queue)
+        left -= done
         drawn += len(batch)
         if not batch:
             break
@@ -587,30 +589,36 @@ def republish(
     """Serve other weights of the published round as ``version``: the rest of the queue in its
     order, with their masks. False, with nothing switched, when another version is published.
 
-    ``weights``: path relative to the project's folder. What ``predict`` leaves out gets no mask.
+    ``weights``: path relative to the project's folder. What ``predict`` leaves out gets no mask;
+    what it raises ends this with nothing stored. It is asked again for what was appended meanwhile,
+    and may take its time: no lock is held.
     """
     folder = project.folder.round(before.round)
-    first = known_queue(folder)
-    ranked = [entry.task for entry in first.entries] if first else []
-    open_tasks = task_order.still_open(project.studio, project.number, ranked)
-    drawn = dict(predict([task for task in ranked if task in open_tasks]))
+    asked: set[int] = set()
+    open_tasks: set[int] = set()
+    drawn: dict[int, Regions] = {}
+    while new := [task for task in _queued(project, before, version) if task not in asked]:
+        still = task_order.still_open(project.studio, project.number, new)
+        drawn |= dict(predict([task for task in new if task in still]))
+        asked.update(new)
+        open_tasks |= still
     with project.schedule.alone("queue", wait=True):
         if project.published != before:
             return False
-        known = known_queue(folder)
-        if known is None or known.model_version not in (before.model_version, version):
-            known = _rebuilt_queue(project, folder, before)
-        appended = [e.task for e in known.entries if e.task not in {*drawn, *ranked}]
-        drawn |= dict(predict(appended))
+        entries = _queued(project, before, version)
+        queue = QueueRecord(model_version=version, entries=[*entries.values()])
+        noted = _noted(folder, queue)
+        # Appended in this moment, or stored without a mask by an attempt before.
+        later = entries.keys() - asked | noted.bare & drawn.keys()
+        queue.pending = [entry.task for entry in queue.in_order() if entry.task in later]
+        queue.unmasked = sorted(open_tasks - drawn.keys())
+        folder.save(QUEUE, queue)  # first, as in `publish`
         task_order.store_predictions(
             project.studio,
             project.number,
             version,
-            [QueuedPrediction(e.task, e.score, drawn.get(e.task, [])) for e in known.entries],
+            [QueuedPrediction(e.task, e.score, drawn.get(e.task, [])) for e in queue.entries],
         )
-        without = sorted(open_tasks.union(appended) - drawn.keys())
-        queue = QueueRecord(model_version=version, entries=known.entries, unmasked=without)
-        folder.save(QUEUE, queue)
         record = RoundRecord(
             round=before.round,
             model_version=version,
@@ -619,6 +627,16 @@ def republish(
             weights=weights,
         )
         return _serve(project, record, before, None).model_version == version
+
+
+def _queued(project: ConnectedProject, published: Published, version: str) -> dict[int, QueueEntry]:
+    """Task → place of the ``published`` queue, also where an attempt to serve it as ``version``
+    ended after it was noted so."""
+    folder = project.folder.round(published.round)
+    queue = known_queue(folder)
+    if queue is None or queue.model_version not in (published.model_version, version):
+        queue = _rebuilt_queue(project, folder, published)
+    return {entry.task: entry for entry in queue.entries}
 
 
 def tidy(project: ConnectedProject) -> int:
@@ -633,11 +651,19 @@ def tidy(project: ConnectedProject) -> int:
         return _tidy(project)
 
 
-def _moment(committed: RoundRecord | None) -> float:
-    """When the round was committed, in seconds since the epoch; now where nobody knows."""
-    if committed is None or not committed.committed_at:
-        return time.time()
-    return datetime.fromisoformat(committed.committed_at).timestamp()
+def _replaced(folder: ProjectStore, published: Published, number: int) -> float:
+    """A moment, in seconds since the epoch, when no version of round ``number`` was served any more
+    but what is ``published``; now where none is known.
+
+    Of switches the last alone is noted. A commit may be long before its own round's switch, but it
+    is after the switch of the round before.
+    """
+    if number >= published.round - 1:
+        moment = published.published_at
+    else:
+        later = folder.round(number + 2).load(ROUND)
+        moment = later.committed_at if later else ""
+    return datetime.fromisoformat(moment).timestamp() if moment else time.time()
 
 
 def _not_open(project: ConnectedProject, replaced: float) -> bool:
@@ -651,27 +677,24 @@ def _tidy(project: ConnectedProject) -> int:
     if published is None:
         return 0
     versions: set[str] = set()
-    replaced = _moment(folder.round(0).load(ROUND))
-    if _not_open(project, replaced):
+    if _not_open(project, _replaced(folder, published, -1)):
         versions.add(task_order.PENDING_VERSION)
-    following = None
-    for number in reversed(folder.rounds()[-_TIDIED_ROUNDS:]):
+    for number in folder.rounds()[-_TIDIED_ROUNDS:]:
         if number > published.round:
             continue
-        committed = folder.round(number).load(ROUND)
-        if _not_open(project, _moment(following)):
-            queue = known_queue(folder.round(number))
-            further = folder.round(number).load(FURTHER)
-            said = [record.model_version for record in (committed, queue, further) if record]
+        if _not_open(project, _replaced(folder, published, number)):
+            old = folder.round(number)
+            records = (old.load(ROUND), known_queue(old), old.load(FURTHER))
+            said = [record.model_version for record in records if record]
             versions.update(filter(None, said))
-        following = committed
     versions.discard(published.model_version)
     if not versions:
         return 0
     labels = folder.round(published.round).load(LABELS)
     measured = {label.task for label in labels.labels} if labels else set()
 
-    begun = {row.id for row in project.studio.tasks(project.number, [drafted(), not_annotated()])}
+    # Of annotated ones as well: where a slice gets several annotations, the next one's draft.
+    begun = {row.id for row in project.studio.tasks(project.number, [drafted()])}
 
     def spare(task: dict[str, Any]) -> bool:
         submitted = any(not found.get("was_cancelled") for found in task.get("annotations") or ())

@@ -275,6 +275,11 @@ class QueueRecord(Record):
     """Slices whose mask is still to come, first place first: of an early round, or stored while the
     backend did not answer."""
 
+    @property
+    def bare(self) -> set[int]:
+        """Slices that are stored for their place alone: without a mask, for now or for good."""
+        return {*self.unmasked, *self.pending}
+
     def in_order(self) -> list[QueueEntry]:
         """Its entries, first place first."""
         return sorted(self.entries, key=lambda entry: entry.score)

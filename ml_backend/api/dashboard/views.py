@@ -17,7 +17,7 @@ from ml_backend.logs import without_passwords
 from ml_backend.rounds.cut_from import SourceError, address_of, source_of
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.publish import known_queue
-from ml_backend.rounds.records import Published, TaskRecord
+from ml_backend.rounds.records import TaskRecord
 from ml_backend.rounds.stacks import Stack, places_along
 from ml_backend.studio.client import TaskRow, annotated, with_version
 from ml_backend.studio.label_config import COLOURS, LabelConfig, parse_label_config
@@ -178,18 +178,13 @@ class _Asked:
             self.labelled = {row.id: row for row in rows}
             if published is not None and masked:
                 stored = with_version(published.model_version)
-                without = _without_mask(project, published)
+                queue = known_queue(project.folder.round(published.round))
+                without = set() if queue is None else queue.bare
                 rows = studio.tasks_by_id(number, ids, [stored])
                 self.predicted = {row.id: row for row in rows if row.id not in without}
             self.config = config
         except NextsliceError as error:
             self.unanswered = without_passwords(str(error))
-
-
-def _without_mask(project: ConnectedProject, published: Published) -> set[int]:
-    """Slices that are stored for their place in the queue alone."""
-    queue = known_queue(project.folder.round(published.round))
-    return set() if queue is None else {*queue.unmasked, *queue.pending}
 
 
 def _versions(rows: Mapping[int, TaskRow]) -> list[tuple[int, str]]:
