@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
 from typing import Any
 
 import numpy as np
@@ -146,6 +147,56 @@ def test_a_setting_that_cannot_be_used_changes_nothing_and_stays_in_the_form(
     assert "Nothing was changed. k: found &#39;&lt;b&gt;&#39;" in answer.text
     assert 'name="k" value="&lt;b&gt;"' in answer.text
     assert again(project).record.settings == {}
+
+
+class Form(HTMLParser):
+    """What a browser sends of the settings as they stand on a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.sent: dict[str, str] = {}
+        self._inside = False
+        self._select = ""
+        self._chosen = False
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        said = {name: value or "" for name, value in attrs}
+        if tag == "form":
+            self._inside = said["action"].endswith("/settings")
+        elif self._inside and tag == "input":
+            self.sent[said["name"]] = said["value"]
+        elif self._inside and tag == "select":
+            self._select = said["name"]
+            self.sent[self._select] = ""
+        elif tag == "option":
+            self._chosen = "selected" in said
+
+    def handle_data(self, data: str) -> None:
+        if self._inside and self._chosen:
+            self.sent[self._select] = data
+            self._chosen = False
+
+
+def test_a_page_that_was_opened_long_ago_changes_what_was_changed_on_it_alone(
+    project: ConnectedProject,
+) -> None:
+    asked = client(project)
+    change_settings(project, {"reserve": "4", "strategy": "entropy", "seed": "2"})
+    opened = Form(asked.get("/projects/7", headers=HTML).text).sent
+    assert (opened["reserve"], opened["strategy"], opened["k"]) == ("4", "entropy", "")
+    elsewhere = {"pause": "true", "k": "5", "reserve": "", "strategy": "margin"}
+    change_settings(again(project), elsewhere)
+    wrong = asked.post("/projects/7/settings", data=opened | {"train_steps": "many", "seed": ""})
+    assert wrong.status_code == 400
+    shown = Form(wrong.text).sent
+    assert (shown["train_steps"], shown["was-train_steps"]) == ("many", "")
+    assert (shown["seed"], shown["was-seed"]) == ("", "2")
+    assert (shown["k"], shown["was-k"]) == ("5", "5")
+    answer = asked.post("/projects/7/settings", data=opened | {"train_steps": "77", "seed": ""})
+    assert answer.status_code == 303
+    settings = {"pause": True, "k": 5, "strategy": "margin", "train_steps": 77}
+    assert again(project).record.settings == settings
 
 
 def test_the_form_offers_what_may_be_chosen(project: ConnectedProject) -> None:

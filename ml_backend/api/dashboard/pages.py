@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from flask import (
@@ -133,11 +134,11 @@ def train(number: int) -> Response | tuple[Response, int]:
 
 @dashboard.post("/projects/<int:number>/settings")
 def settings(number: int) -> Response | tuple[Response, int]:
-    """Settings of the project's own; an empty field takes one back."""
+    """Settings of the project's own; an emptied field takes one back."""
     found = stored(number)
     if found is None:
         return unknown(number)
-    given = {name: request.form[name] for name in own_fields() if name in request.form}
+    given = {name: request.form[name] for name in own_fields() if _changed(request.form, name)}
     try:
         change_settings(found, given)
         found.schedule.count()
@@ -147,6 +148,12 @@ def settings(number: int) -> Response | tuple[Response, int]:
         said = without_passwords(f"The settings cannot be kept: {error}")
         return _project_page(number, wrong=said, given=given, code=503)
     return _back(found, "settings")
+
+
+def _changed(form: Mapping[str, str], name: str) -> bool:
+    """Whether ``name`` is not as the page showed it when it was opened: the browser sends every
+    field, and another page or a shell may have set it meanwhile. Programs do not say what was."""
+    return name in form and form[name].strip() != form.get(f"was-{name}")
 
 
 @dashboard.get("/projects/<int:number>/slices/<int:task>.png")
@@ -199,7 +206,7 @@ def _project_page(
         curve=learning_curve(found.rounds, found.classes),
         fields=fields,
         extra_params=SOURCE,
-        given=given or {field.name: field.own for field in fields},
+        given={field.name: field.own for field in fields} | (given or {}),
         shown=found.queue[:_SHOWN],
         uncertain=request.args.get("show") == _UNCERTAINTY,
         colours=legend(found.classes),
