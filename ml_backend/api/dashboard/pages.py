@@ -26,8 +26,8 @@ from ml_backend.api.dashboard.forms import settings_form
 from ml_backend.api.dashboard.thumbnails import NoSuchSlice, Thumbnails, uncertainty
 from ml_backend.api.dashboard.volume_pages import serve_volumes, volumes
 from ml_backend.api.protocol import health
-from ml_backend.api.status import looks
-from ml_backend.errors import NextsliceError, OptionError
+from ml_backend.api.status import CANNOT_LOOK, looks
+from ml_backend.errors import NextsliceError, OptionError, TryAgainLater
 from ml_backend.logs import without_passwords
 from ml_backend.rounds.extra_params import SOURCE
 from ml_backend.rounds.project import ConnectedProject
@@ -105,11 +105,10 @@ def root() -> Response | tuple[Response, int]:
     """The service, for a browser; for programs as /health."""
     if request.accept_mimetypes.best_match(["application/json", "text/html"]) != "text/html":
         return health()
-    found = looks().service_status()
-    if found is None:
-        said = "The first look at the service has not ended yet. Load this page again."
-        return message("nextslice", said, 503)
-    return page("service.html", status=found)
+    try:
+        return page("service.html", status=looks().service_status())
+    except TryAgainLater as error:
+        return _not_now("nextslice", error)
 
 
 @dashboard.get("/projects/<int:number>")
@@ -183,6 +182,13 @@ def _back(project: ConnectedProject, done: str) -> Response:
     return make_response(redirect(to, 303))
 
 
+def _not_now(title: str, error: Exception) -> tuple[Response, int]:
+    answer, code = message(title, without_passwords(str(error)), 503)
+    if isinstance(error, TryAgainLater):
+        answer.headers["Retry-After"] = "2"
+    return answer, code
+
+
 def _project_page(
     number: int,
     *,
@@ -193,9 +199,8 @@ def _project_page(
 ) -> Response | tuple[Response, int]:
     try:
         found = looks().project(number)
-    except (NextsliceError, OSError) as error:
-        said = without_passwords(str(error))
-        return message(f"Project {number} cannot be shown", said, 503)
+    except CANNOT_LOOK as error:
+        return _not_now(f"Project {number} cannot be shown", error)
     if found is None:
         return unknown(number)
     fields = settings_form(found.settings)
