@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import io
 import re
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from typing import Any
 
@@ -13,9 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ml_backend.api.dashboard import thumbnails
 from ml_backend.api.dashboard.curve import learning_curve
 from ml_backend.api.dashboard.forms import settings_form
 from ml_backend.api.dashboard.thumbnails import thumbnail
+from ml_backend.app import create_app
 from ml_backend.embedded.processes import free_port
 from ml_backend.rounds.overview import HeldSetting, RoundSummary, held_settings
 from ml_backend.rounds.project import ConnectedProject
@@ -23,6 +27,7 @@ from ml_backend.rounds.project_settings import change_settings
 from ml_backend.settings import Settings
 from tests.http_studio import HttpStudio, phantom_server
 from tests.served import client, look_each_time, phantom_loop
+from tests.volume_project import predict
 
 HTML = {"Accept": "text/html"}
 
@@ -226,6 +231,54 @@ def test_pictures_are_of_the_slice_and_its_mask(
     gone = asked.get("/projects/7/slices/6.png")
     assert gone.status_code == 503
     assert b"/6.png" in gone.data
+
+
+def test_a_picture_without_its_mask_is_not_kept(
+    project: ConnectedProject, server: HttpStudio
+) -> None:
+    version = predict(server, project, [])
+    pending: dict[str, Any] = {"task": 5, "model_version": version, "result": [], "score": 0}
+    server.memory.imported.append(pending)
+    asked = client(project)
+    before = asked.get("/projects/7/slices/5.png")
+    assert before.headers["Cache-Control"] == "private, no-cache"
+    predict(server, project, [5])
+    server.memory.imported.remove(pending)
+    after = asked.get("/projects/7/slices/5.png")
+    assert after.data != before.data
+    assert after.headers["Cache-Control"] == "private, max-age=300"
+    server.memory.imported.clear()
+    assert asked.get("/projects/7/slices/5.png").data == after.data
+
+
+def test_pictures_wait_for_label_studio_in_a_few_threads_alone(
+    project: ConnectedProject, server: HttpStudio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever comes then is told to come again; what is kept already is shown."""
+    monkeypatch.setattr(thumbnails, "PICTURES", 2)
+    app = create_app(project.service.settings)
+    kept = app.test_client().get("/projects/7/slices/4.png")
+    asked, answer_now = threading.Semaphore(0), threading.Event()
+
+    def hang(path: str) -> None:
+        if path.endswith(".png"):
+            asked.release()
+            answer_now.wait(60)
+
+    server.fault = hang
+    pictures = [f"/projects/7/slices/{task}.png" for task in (5, 6)]
+    with ThreadPoolExecutor(2) as browser:
+        slow = browser.map(lambda path: app.test_client().get(path).status_code, pictures)
+        try:
+            assert all(asked.acquire(timeout=30) for _ in pictures)
+            for path in ("/projects/7/slices/7.png", "/projects/7/slices/7.png?show=uncertainty"):
+                answer = app.test_client().get(path)
+                assert (answer.status_code, answer.headers.get("Retry-After")) == (503, "1"), path
+                assert b"2 pictures are asked for at once" in answer.data
+            assert app.test_client().get("/projects/7/slices/4.png").data == kept.data
+        finally:
+            answer_now.set()
+        assert list(slow) == [200, 200]
 
 
 def test_classes_are_painted_over_the_slice() -> None:

@@ -23,9 +23,10 @@ from ml_backend.api.auth import refuse
 from ml_backend.api.dashboard.answers import legend, message, page, stored, unknown
 from ml_backend.api.dashboard.curve import learning_curve
 from ml_backend.api.dashboard.forms import settings_form
-from ml_backend.api.dashboard.thumbnails import NoSuchSlice, Thumbnails, uncertainty
+from ml_backend.api.dashboard.thumbnails import NoSuchSlice, Picture, Thumbnails, uncertainty
 from ml_backend.api.dashboard.volume_pages import serve_volumes, volumes
 from ml_backend.api.protocol import health
+from ml_backend.api.slices import refusal
 from ml_backend.api.status import CANNOT_LOOK, looks
 from ml_backend.errors import NextsliceError, OptionError, TryAgainLater
 from ml_backend.logs import without_passwords
@@ -156,7 +157,7 @@ def _changed(form: Mapping[str, str], name: str) -> bool:
 
 
 @dashboard.get("/projects/<int:number>/slices/<int:task>.png")
-def picture(number: int, task: int) -> Response | tuple[Response, int]:
+def picture(number: int, task: int) -> Response:
     """A slice of the project with the published mask, small; ``?show=uncertainty``: how uncertain
     the published network is of it."""
     thumbnails: Thumbnails = current_app.extensions[_EXTENSION]
@@ -164,15 +165,16 @@ def picture(number: int, task: int) -> Response | tuple[Response, int]:
         found = stored(number)
         if found is None:
             raise NoSuchSlice(f"project {number} is not known here")
-        wanted = request.args.get("show") == _UNCERTAINTY
-        data = uncertainty(found, task) if wanted else thumbnails.png(found, task)
-    except NoSuchSlice as error:
-        return Response(f"{error}\n", 404, mimetype="text/plain"), 404
+        if request.args.get("show") == _UNCERTAINTY:
+            with thumbnails.place():
+                shown = Picture(uncertainty(found, task))
+        else:
+            shown = thumbnails.picture(found, task)
     except (NextsliceError, OSError) as error:
-        said = without_passwords(str(error))
-        return Response(f"{said}\n", 503, mimetype="text/plain"), 503
-    answer = Response(data, mimetype="image/png")
-    answer.headers["Cache-Control"] = "private, max-age=300"
+        status = 404 if isinstance(error, NoSuchSlice) else 503
+        return refusal(error, status, without_passwords(str(error)))
+    answer = Response(shown.png, mimetype="image/png")
+    answer.headers["Cache-Control"] = f"private, {'max-age=300' if shown.lasting else 'no-cache'}"
     return answer
 
 
