@@ -166,7 +166,7 @@ def configure_logging(level: str) -> None:
     """One line a message, with time and place, to standard error, as NEXTSLICE_LOG_FORMAT asks for.
     Done again it changes nothing.
 
-    Passwords that are part of an address are not shown.
+    Passwords and signatures that are part of an address are not shown.
     """
     handler = logging.StreamHandler()
     handler.setFormatter(formatter(asked_log_format()))

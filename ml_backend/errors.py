@@ -12,6 +12,7 @@ several raise stand here.
     + ClaimTaken                another worker holds this round
     + TooManyRequests           more slices are asked for at once than have threads
     + TooManyVolumes            more volumes are asked for at once than have threads
+    + TooManyPictures           more small pictures are asked for at once than have threads
   x EnvironmentFault          what we stand on does not do its part
     + FileFault                 a file, folder or connection: missing, not permitted, disk full
       - StoreFault                … of the store of rounds; names it

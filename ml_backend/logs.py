@@ -17,6 +17,11 @@ from datetime import UTC, datetime
 __all__ = ["JsonLines", "TextLines", "about", "formatter", "mention", "without_passwords"]
 
 _PASSWORD = re.compile(r"(?<=://)([^/\s:@]*):[^/\s]*@|(?<=[?&]password=)[^&\s]+")
+_SIGNATURE = re.compile(
+    r"((?<=[?&;])(?:sig|(?:X-(?:Amz|Goog)-)?Signature|token)=)[^&\s\"')>]+|(/zarr/[\w-]+\.\w+\.)\w+",
+    re.IGNORECASE,
+)
+"""Of our addresses of slices and volumes, and of those of storages."""
 _SUBJECT: ContextVar[dict[str, str | int]] = ContextVar("nextslice_subject")
 """What this thread is at. Unset: nothing that has a name."""
 
@@ -24,6 +29,11 @@ _SUBJECT: ContextVar[dict[str, str | int]] = ContextVar("nextslice_subject")
 def without_passwords(text: str) -> str:
     """``text`` with ``***`` for the password of each URL in it, as in redis://:***@host:6379/0."""
     return _PASSWORD.sub(lambda found: f"{found[1]}:***@" if found[0][-1] == "@" else "***", text)
+
+
+def _without_secrets(text: str) -> str:
+    """As `without_passwords`; nor does it show what is seen by whoever has a signed address."""
+    return _SIGNATURE.sub(lambda found: f"{found[1] or found[2]}***", without_passwords(text))
 
 
 def mention(project: str | None = None, round: int | None = None, job: str | None = None) -> None:
@@ -52,7 +62,7 @@ def about(
 class TextLines(logging.Formatter):
     """Lines for people: time, level, place and message, then a traceback where there is one.
 
-    Without the passwords of the addresses in them, as every line of ours.
+    Without the passwords and signatures of the addresses in them, as every line of ours.
     """
 
     def __init__(self) -> None:
@@ -60,7 +70,7 @@ class TextLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
-        return without_passwords(super().format(record))
+        return _without_secrets(super().format(record))
 
 
 class JsonLines(logging.Formatter):
@@ -71,19 +81,19 @@ class JsonLines(logging.Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line. Passwords are taken out of each text before it is quoted."""
+        """The line. Passwords and signatures are taken out of each text before it is quoted."""
         moment = datetime.fromtimestamp(record.created, UTC)
         line: dict[str, str | int] = {
             "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "level": record.levelname,
             "logger": record.name,
-            "message": without_passwords(record.getMessage()),
+            "message": _without_secrets(record.getMessage()),
             **_SUBJECT.get({}),
         }
         if record.exc_info:
-            line["exception"] = without_passwords(self.formatException(record.exc_info))
+            line["exception"] = _without_secrets(self.formatException(record.exc_info))
         if record.stack_info:
-            line["stack"] = without_passwords(self.formatStack(record.stack_info))
+            line["stack"] = _without_secrets(self.formatStack(record.stack_info))
         return json.dumps(line, ensure_ascii=False)
 
 

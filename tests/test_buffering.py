@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import resource
 import signal
 import socket
 import subprocess
@@ -10,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +20,7 @@ from typing import Any
 import psutil
 import pytest
 import requests
+from waitress import wasyncore
 
 from ml_backend.api import buffering
 from ml_backend.api.limits import BODY_BYTES
@@ -104,6 +107,69 @@ def test_a_body_of_300_mb_is_refused_and_not_kept(port: int, length: str) -> Non
     assert healthy(port)
 
 
+def ok(environ: dict[str, Any], start: Callable[..., Any]) -> list[bytes]:
+    """A WSGI application."""
+    start("200 OK", [("Content-Length", "2")])
+    return [b"ok"]
+
+
+def served_with_files(
+    stack: ExitStack, folder: Path, soft: int, hard: int
+) -> tuple[int, psutil.Process]:
+    """Port and process of a backend that may have so many files open."""
+    port, log = free_port(), stack.enter_context((folder / "log").open("wb"))
+    process = subprocess.Popen(
+        gunicorn_argv(f"127.0.0.1:{port}", "tests.test_buffering:ok"),
+        cwd=REPOSITORY,
+        stdout=log,
+        stderr=log,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard)),
+    )
+    stack.callback(process.wait, 20)
+    stack.callback(process.terminate)
+    wait_until(lambda: healthy(port), "the server to answer", 60)
+    (worker,) = psutil.Process(process.pid).children()
+    return port, worker
+
+
+LARGE_BODY = HALF + b"Content-Length: 1000000\r\n\r\n" + bytes(600_000)
+"""Begun, and so far already more than is kept in memory."""
+
+
+def hold(stack: ExitStack, port: int, count: int) -> list[socket.socket]:
+    """Connections that have sent a `LARGE_BODY`, or as much of it as is taken of them."""
+    clients = []
+    for _ in range(count):
+        client = connected(stack, port, b"")
+        client.settimeout(0.05)
+        with suppress(TimeoutError):
+            client.sendall(LARGE_BODY)
+        clients.append(client)
+    return clients
+
+
+def test_large_bodies_do_not_take_every_file_where_more_may_be_opened(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        port, worker = served_with_files(stack, tmp_path, 256, 4096)
+        hold(stack, port, 150)
+        wait_until(lambda: worker.num_fds() > 300, "the bodies to be received", 20)
+        assert healthy(port)
+    assert "Too many open files" not in (tmp_path / "log").read_text()
+
+
+def test_no_more_connections_are_taken_than_there_is_a_file_for(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        port, worker = served_with_files(stack, tmp_path, 256, 300)
+        clients = hold(stack, port, 150)
+        assert worker.num_fds() < 150
+        for client in clients:
+            client.close()
+        wait_until(lambda: healthy(port), "the server to answer again", 20)
+    said = (tmp_path / "log").read_text()
+    assert "25 connections are taken at once instead of 800" in said
+    assert "Traceback" not in said
+
+
 class Waiting:
     """A server of our kind in this process, with short times."""
 
@@ -113,17 +179,12 @@ class Waiting:
         self.worker = buffering.BufferingWorker.__new__(buffering.BufferingWorker)
         settings = SimpleNamespace(threads=2, graceful_timeout=1)
         parts: dict[str, Any] = {
-            "wsgi": self._app, "cfg": settings, "sockets": [SimpleNamespace(sock=self.socket)],
+            "wsgi": ok, "cfg": settings, "sockets": [SimpleNamespace(sock=self.socket)],
             "alive": True, "ppid": psutil.Process().ppid(), "notify": lambda: None,
         }  # fmt: skip
         for name, part in parts.items():
             setattr(self.worker, name, part)
         self.thread = threading.Thread(target=self.worker.run, daemon=True)
-
-    @staticmethod
-    def _app(environ: dict[str, Any], start: Callable[..., Any]) -> list[bytes]:
-        start("200 OK", [("Content-Length", "2")])
-        return [b"ok"]
 
 
 @pytest.fixture
@@ -166,6 +227,26 @@ def test_a_connection_may_be_used_again(impatient: Waiting) -> None:
     with requests.Session() as session:
         for _ in range(5):
             assert session.get(f"http://127.0.0.1:{impatient.port}/", timeout=5).text == "ok"
+
+
+def test_without_a_file_for_a_connection_it_rests(
+    monkeypatch: pytest.MonkeyPatch, impatient: Waiting, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Instead of asking for it again, and failing, as fast as it can."""
+    asked: list[float] = []
+
+    def accept(server: object) -> None:
+        asked.append(time.monotonic())
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as full, ExitStack() as stack:
+        full.setattr(wasyncore.dispatcher, "accept", accept)
+        connected(stack, impatient.port, b"")
+        time.sleep(1.5)
+    assert 1 <= len(asked) <= 2
+    assert "Traceback" not in caplog.text
+    url = f"http://127.0.0.1:{impatient.port}/"
+    assert requests.get(url, timeout=5).text == "ok"
 
 
 def held(folder: str) -> Callable[..., list[bytes]]:

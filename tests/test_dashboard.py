@@ -5,16 +5,21 @@ from __future__ import annotations
 
 import io
 import re
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from html.parser import HTMLParser
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from ml_backend.api.dashboard import thumbnails
 from ml_backend.api.dashboard.curve import learning_curve
 from ml_backend.api.dashboard.forms import settings_form
 from ml_backend.api.dashboard.thumbnails import thumbnail
+from ml_backend.app import create_app
 from ml_backend.embedded.processes import free_port
 from ml_backend.rounds.overview import HeldSetting, RoundSummary, held_settings
 from ml_backend.rounds.project import ConnectedProject
@@ -22,6 +27,7 @@ from ml_backend.rounds.project_settings import change_settings
 from ml_backend.settings import Settings
 from tests.http_studio import HttpStudio, phantom_server
 from tests.served import client, look_each_time, phantom_loop
+from tests.volume_project import predict
 
 HTML = {"Accept": "text/html"}
 
@@ -148,6 +154,56 @@ def test_a_setting_that_cannot_be_used_changes_nothing_and_stays_in_the_form(
     assert again(project).record.settings == {}
 
 
+class Form(HTMLParser):
+    """What a browser sends of the settings as they stand on a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.sent: dict[str, str] = {}
+        self._inside = False
+        self._select = ""
+        self._chosen = False
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        said = {name: value or "" for name, value in attrs}
+        if tag == "form":
+            self._inside = said["action"].endswith("/settings")
+        elif self._inside and tag == "input":
+            self.sent[said["name"]] = said["value"]
+        elif self._inside and tag == "select":
+            self._select = said["name"]
+            self.sent[self._select] = ""
+        elif tag == "option":
+            self._chosen = "selected" in said
+
+    def handle_data(self, data: str) -> None:
+        if self._inside and self._chosen:
+            self.sent[self._select] = data
+            self._chosen = False
+
+
+def test_a_page_that_was_opened_long_ago_changes_what_was_changed_on_it_alone(
+    project: ConnectedProject,
+) -> None:
+    asked = client(project)
+    change_settings(project, {"reserve": "4", "strategy": "entropy", "seed": "2"})
+    opened = Form(asked.get("/projects/7", headers=HTML).text).sent
+    assert (opened["reserve"], opened["strategy"], opened["k"]) == ("4", "entropy", "")
+    elsewhere = {"pause": "true", "k": "5", "reserve": "", "strategy": "margin"}
+    change_settings(again(project), elsewhere)
+    wrong = asked.post("/projects/7/settings", data=opened | {"train_steps": "many", "seed": ""})
+    assert wrong.status_code == 400
+    shown = Form(wrong.text).sent
+    assert (shown["train_steps"], shown["was-train_steps"]) == ("many", "")
+    assert (shown["seed"], shown["was-seed"]) == ("", "2")
+    assert (shown["k"], shown["was-k"]) == ("5", "5")
+    answer = asked.post("/projects/7/settings", data=opened | {"train_steps": "77", "seed": ""})
+    assert answer.status_code == 303
+    settings = {"pause": True, "k": 5, "strategy": "margin", "train_steps": 77}
+    assert again(project).record.settings == settings
+
+
 def test_the_form_offers_what_may_be_chosen(project: ConnectedProject) -> None:
     change_settings(project, {"k": "5"})
     fields = {field.name: field for field in settings_form(held_settings(again(project)))}
@@ -175,6 +231,54 @@ def test_pictures_are_of_the_slice_and_its_mask(
     gone = asked.get("/projects/7/slices/6.png")
     assert gone.status_code == 503
     assert b"/6.png" in gone.data
+
+
+def test_a_picture_without_its_mask_is_not_kept(
+    project: ConnectedProject, server: HttpStudio
+) -> None:
+    version = predict(server, project, [])
+    pending: dict[str, Any] = {"task": 5, "model_version": version, "result": [], "score": 0}
+    server.memory.imported.append(pending)
+    asked = client(project)
+    before = asked.get("/projects/7/slices/5.png")
+    assert before.headers["Cache-Control"] == "private, no-cache"
+    predict(server, project, [5])
+    server.memory.imported.remove(pending)
+    after = asked.get("/projects/7/slices/5.png")
+    assert after.data != before.data
+    assert after.headers["Cache-Control"] == "private, max-age=300"
+    server.memory.imported.clear()
+    assert asked.get("/projects/7/slices/5.png").data == after.data
+
+
+def test_pictures_wait_for_label_studio_in_a_few_threads_alone(
+    project: ConnectedProject, server: HttpStudio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever comes then is told to come again; what is kept already is shown."""
+    monkeypatch.setattr(thumbnails, "PICTURES", 2)
+    app = create_app(project.service.settings)
+    kept = app.test_client().get("/projects/7/slices/4.png")
+    asked, answer_now = threading.Semaphore(0), threading.Event()
+
+    def hang(path: str) -> None:
+        if path.endswith(".png"):
+            asked.release()
+            answer_now.wait(60)
+
+    server.fault = hang
+    pictures = [f"/projects/7/slices/{task}.png" for task in (5, 6)]
+    with ThreadPoolExecutor(2) as browser:
+        slow = browser.map(lambda path: app.test_client().get(path).status_code, pictures)
+        try:
+            assert all(asked.acquire(timeout=30) for _ in pictures)
+            for path in ("/projects/7/slices/7.png", "/projects/7/slices/7.png?show=uncertainty"):
+                answer = app.test_client().get(path)
+                assert (answer.status_code, answer.headers.get("Retry-After")) == (503, "1"), path
+                assert b"2 pictures are asked for at once" in answer.data
+            assert app.test_client().get("/projects/7/slices/4.png").data == kept.data
+        finally:
+            answer_now.set()
+        assert list(slow) == [200, 200]
 
 
 def test_classes_are_painted_over_the_slice() -> None:

@@ -224,7 +224,7 @@ def test_an_annotation_that_cannot_be_read_is_counted(make: Make, server: HttpSt
 def test_who_comes_when_all_places_are_taken_is_told_to_come_again(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(volumes, "_AT_ONCE", 0)
+    monkeypatch.setattr(volumes, "VOLUMES", 0)
     answer = client(make()).get(f"{PAGE}scan.nii.gz")
     assert answer.status_code == 503
     assert answer.headers["Retry-After"] == "2"

@@ -16,7 +16,7 @@ from numcodecs import Blosc
 from werkzeug.serving import make_server
 
 from ml_backend.api.dashboard import volumes
-from ml_backend.api.ome_zarr import planes, served
+from ml_backend.api.ome_zarr import pages, planes, served
 from ml_backend.api.ome_zarr.images import scan_image
 from ml_backend.app import create_app
 from ml_backend.rounds.project import ConnectedProject
@@ -423,6 +423,26 @@ def test_who_comes_when_all_places_are_taken_is_told_to_come_again(
     project = make()
     answer = client(project).get(f"{address(project)}/0/0/0/0")
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+
+
+def test_a_refusal_is_logged_without_the_address_that_opens_the_volume(
+    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    project = make()
+    signature = address(project).split("/")[2].rpartition(".")[2]
+    asked = client(project)
+    monkeypatch.setattr(served, "CHUNKS", 0)
+    full = client(project)
+    assert full.get(f"{address(project)}/0/0/0/0").status_code == 503
+    monkeypatch.setattr(pages, "_chunk", lambda *given: 1 // 0)
+    assert asked.get(f"{address(project)}/0/0/0/0").status_code == 500
+    assert asked.get(f"{address(project, expires=1)}/.zattrs").status_code == 403
+    where = f"scan.zarr/0/0/0/0 of {NAME} in project {project.key}"
+    assert f"{where}: 503: 0 chunks are asked for at once" in caplog.text
+    assert f"{where} cannot be shown" in caplog.text
+    assert "scan.zarr/.zattrs: 403: volume address: it has expired" in caplog.text
+    assert signature not in caplog.text
+    assert "/zarr/" not in caplog.text
 
 
 # -- what it costs

@@ -1,11 +1,17 @@
-"""No password of an address in a log or a record."""
+"""No password of an address in a log or a record, and no signature in a log."""
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 
+import pytest
+
+from ml_backend.logs import formatter
 from ml_backend.rounds.records import ProjectRecord
+from ml_backend.volumes.address import SliceAddress, SliceKeys
+from ml_backend.volumes.volume_address import VolumeAddress
 
 _SAYS = """
 import logging
@@ -26,6 +32,35 @@ def test_a_log_shows_no_password_of_an_address() -> None:
     assert "ValueError: redis://:***@127.0.0.1" in done.stderr
     assert done.stderr.count("raise ValueError") <= 1
     assert "secret" not in done.stderr
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("/slices/a.h5/z/8.png?high=2&key=1f0c93aa&sig=", ""),
+        ("/slices/a.h5/z/8.png?sig=", "&key=1f0c93aa"),
+        ("/zarr/WyI3LjEiLCAiYSIsICJ6IiwgMV0.1f0c93aa.", "/scan.zarr/0/0/0/0"),
+        ("https://s3.example/1.png?X-Amz-Expires=60&X-Amz-Signature=", "&X-Amz-Date=1"),
+        ("https://blob.example/1.png?se=2026&sig=", ""),
+    ],
+)
+def test_a_log_shows_no_signature_of_an_address(form: str, before: str, after: str) -> None:
+    """Whoever has the signed address sees what it is of."""
+    secret = "5ecede4f00c0ffee"
+    message = f"The image of task 5 ({before}{secret}{after}) cannot be read"
+    record = logging.LogRecord("ours", logging.WARNING, "", 0, message, None, None)
+    line = formatter(form).format(record)
+    assert f"({before}***{after}) cannot be read" in line
+
+
+def test_addresses_of_ours_are_logged_without_their_signature() -> None:
+    keys = SliceKeys(("a secret of sixteen characters",))
+    slice_, volume = SliceAddress("a.h5", "z", 8), VolumeAddress("7.1", "a.h5", "z", 2_000_000_000)
+    for url in (slice_.url("http://here", keys), volume.url("http://here", keys)):
+        record = logging.LogRecord("ours", logging.WARNING, "", 0, f"{url}: no", None, None)
+        assert url[-16:] not in formatter("text").format(record)
+        assert url[:-40] in formatter("text").format(record)
 
 
 def test_a_record_of_a_failure_shows_no_password_of_an_address() -> None:

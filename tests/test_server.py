@@ -4,8 +4,19 @@ from __future__ import annotations
 
 import pytest
 
+from ml_backend.api import server
 from ml_backend.api.server import gunicorn_argv
 from ml_backend.settings import asked_log_level
+
+
+def test_threads_are_left_whatever_is_asked_for() -> None:
+    """The kinds of request that may wait for somebody else, at their most, and 16 for the rest."""
+    kinds = (
+        server.PREDICTIONS, server.DRAGS, server.SLICES, server.CHUNKS, server.VOLUMES,
+        server.PICTURES, server.LOOKS,
+    )  # fmt: skip
+    argv = gunicorn_argv("127.0.0.1:9090")
+    assert int(argv[argv.index("--threads") + 1]) == sum(kinds) + 16
 
 
 def test_gunicorn_logs_as_the_service_does() -> None:

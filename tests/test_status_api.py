@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
 from rq import Worker
 from rq.serializers import JSONSerializer
 
-from ml_backend.embedded.processes import free_port
+from ml_backend.api import status
+from ml_backend.embedded.processes import free_port, wait_until
 from ml_backend.rounds.artefacts import QUEUE
 from ml_backend.rounds.attempt import attempt
 from ml_backend.rounds.claim import claimed
 from ml_backend.rounds.jobs import _JobProgress
+from ml_backend.rounds.overview import ProjectOverview, project_overview
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.project_settings import change_settings
 from ml_backend.rounds.schedule import CONTROL, GPU
@@ -190,6 +195,74 @@ def test_what_is_not_there_and_what_cannot_be_read_say_so(project: ConnectedProj
     assert answer.status_code == 503
     assert "nextslice project set 7 k=" in answer.get_json()["error"]
     assert project.key in asked.get("/api/status").get_json()["unreadable"]
+
+
+def test_a_look_that_takes_long_is_no_missing_project(
+    project: ConnectedProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status, "_WAIT_S", 0.1)
+    over = threading.Event()
+
+    def slow(project: ConnectedProject) -> ProjectOverview:
+        over.wait(60)
+        return project_overview(project)
+
+    monkeypatch.setattr(status, "project_overview", slow)
+    monkeypatch.setattr(status, "examine_parts", lambda service: over.wait(60) and [])
+    asked = client(project)
+    try:
+        for path in ("/api/projects/7", "/projects/7", "/api/status", "/"):
+            answer = asked.get(path, headers={"Accept": "text/html"})
+            assert answer.status_code == 503, path
+            assert "has not ended yet" in answer.text, path
+            assert answer.headers["Retry-After"] == "2", path
+        assert asked.get("/api/projects/8").status_code == 404
+    finally:
+        over.set()
+    monkeypatch.setattr(status, "_WAIT_S", 30.0)
+    assert asked.get("/api/projects/7").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(5, "Input/output error"), RedisConnectionError("Redis is at lunch")]
+)
+def test_what_a_look_meets_is_said(
+    project: ConnectedProject, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(project: ConnectedProject) -> ProjectOverview:
+        raise error
+
+    monkeypatch.setattr(status, "project_overview", fail)
+    for path in ("/api/projects/7", "/projects/7"):
+        answer = client(project).get(path)
+        assert answer.status_code == 503
+        assert str(error) in answer.text
+
+
+def test_few_wait_for_a_look_and_the_others_see_what_was_seen_last(
+    project: ConnectedProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status, "LOOKS", 1)
+    asked, over = client(project), threading.Event()
+    before = asked.get("/api/projects/7").get_json()
+
+    def slow(project: ConnectedProject) -> ProjectOverview:
+        over.wait(60)
+        return project_overview(project)
+
+    monkeypatch.setattr(status, "project_overview", slow)
+    monkeypatch.setattr(status, "_WAIT_S", 60.0)
+    with ThreadPoolExecutor(1) as browser:
+        waits = browser.submit(lambda: asked.application.test_client().get("/api/projects/7"))
+        try:
+            looking = asked.application.extensions["nextslice status"]._look(project.key)
+            wait_until(lambda: not looking.over, "the look to begin", 30)
+            began = time.monotonic()
+            assert asked.get("/api/projects/7").get_json() == before
+            assert time.monotonic() - began < 10
+        finally:
+            over.set()
+        assert waits.result().status_code == 200
 
 
 def test_the_login_is_that_of_the_rest(project: ConnectedProject) -> None:

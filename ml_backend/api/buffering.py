@@ -8,8 +8,10 @@ process, watches it and starts it again.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import resource
 import socket
 import sys
 import time
@@ -29,7 +31,7 @@ from ml_backend.settings import SettingsError, load_settings
 __all__ = ["CONNECTIONS", "IDLE_S", "RECEIVED_WITHIN_S", "BufferingWorker"]
 
 CONNECTIONS = 800
-"""At once; below the 1,024 files that a process may have open."""
+"""At once, or as many as the limit of open files allows."""
 IDLE_S = 30
 """A connection on which nothing is sent or taken for so long is closed."""
 RECEIVED_WITHIN_S = 60
@@ -37,6 +39,16 @@ RECEIVED_WITHIN_S = 60
 _LOOK_EVERY_S = 5
 _WAIT_S = 0.5
 _NEVER = 1 << 40
+_FILES = 4096
+"""Open at once, where the hard limit lets us raise the soft one, which is 1,024 as a rule."""
+_OWN_FILES = 224
+"""Of these for what is no connection: store, cache, volumes, Redis, Label Studio."""
+_FILES_EACH = 3
+"""Of a connection: its socket, and temporary ones for a large body and a large answer."""
+_FEWEST_CONNECTIONS = 16
+_NO_FILE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_REST_S = 1.0
+"""No connection is taken for so long after one could not be for want of a file."""
 _REFUSED = 3
 """The status with which a worker tells gunicorn not to start it again."""
 
@@ -57,6 +69,21 @@ class _Channel(HTTPChannel):  # type: ignore[misc]
 
 class _Server(TcpWSGIServer):  # type: ignore[misc]
     channel_class = _Channel
+    rests_until = 0.0
+
+    def readable(self) -> bool:
+        return bool(super().readable()) and time.monotonic() >= self.rests_until
+
+    def accept(self) -> Any:
+        try:
+            return super().accept()
+        except OSError as error:
+            if error.errno not in _NO_FILE:
+                raise
+            # the connection goes on waiting, so the loop would be back here at once, for ever
+            self.rests_until = time.monotonic() + _REST_S
+            self.logger.warning("no connection is taken for %g s: %s", _REST_S, error.strerror)
+            return None
 
     def maintenance(self, now: float) -> None:
         super().maintenance(now)
@@ -78,6 +105,12 @@ class BufferingWorker(Worker):  # type: ignore[misc]
         except SettingsError as error:
             self.log.error("%s", error)
             sys.exit(_REFUSED)
+        _raise_file_limit()
+        if _connections() < CONNECTIONS:
+            self.log.warning(
+                "%d connections are taken at once instead of %d: more files must be allowed to be "
+                "open (ulimit -Hn)", _connections(), CONNECTIONS,
+            )  # fmt: skip
         super().init_process()
 
     def run(self) -> None:
@@ -105,7 +138,7 @@ class BufferingWorker(Worker):  # type: ignore[misc]
             sockets=[sock],
             threads=self.cfg.threads,
             ident=None,
-            connection_limit=CONNECTIONS,
+            connection_limit=_connections(),
             channel_timeout=IDLE_S,
             cleanup_interval=_LOOK_EVERY_S,
             asyncore_use_poll=True,
@@ -128,6 +161,21 @@ class BufferingWorker(Worker):  # type: ignore[misc]
             bind_socket=False,
             sockinfo=where,
         )
+
+
+def _raise_file_limit() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def _connections() -> int:
+    """How many there may be at once, so that none takes the last file."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return CONNECTIONS
+    return max(_FEWEST_CONNECTIONS, min(CONNECTIONS, (soft - _OWN_FILES) // _FILES_EACH))
 
 
 def _busy(one: Any) -> bool:

@@ -6,9 +6,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-__all__ = ["CHUNKS", "DRAGS", "LOG", "PREDICTIONS", "SLICES", "WORKER", "gunicorn_argv"]
+__all__ = [
+    "CHUNKS", "DRAGS", "LOG", "LOOKS", "PICTURES", "PREDICTIONS", "SLICES", "VOLUMES", "WORKER",
+    "gunicorn_argv",
+]  # fmt: skip
 
-_THREADS = 88
 WORKER = "ml_backend.api.buffering.BufferingWorker"
 """Which holds no thread for a client that is slow to send or to take."""
 LOG = "ml_backend.api.server_log.ServerLog"
@@ -21,6 +23,14 @@ SLICES = 32
 """How many /slices requests have a thread at once, waiting or at work."""
 CHUNKS = 16
 """How many /zarr requests have a thread at once: browsers ask for six at a time, zarr for ten."""
+VOLUMES = 8
+"""How many volumes of the dashboard have a thread at once, waiting or at work."""
+PICTURES = 8
+"""How many of its small pictures have one that are not kept already."""
+LOOKS = 8
+"""How many requests wait at once for a look at the service or at a project."""
+_OTHERS = 16
+_THREADS = PREDICTIONS + DRAGS + SLICES + CHUNKS + VOLUMES + PICTURES + LOOKS + _OTHERS
 
 
 def gunicorn_argv(
@@ -31,11 +41,13 @@ def gunicorn_argv(
 
     One process holds one copy of the weights and one lock around the forward; threads keep
     /webhook and /health quick while predictions run. A request that waits holds its thread, so the
-    slow kinds have bounds, and 16 of the threads are left to the rest, whatever is asked for.
+    slow kinds have bounds, and `_OTHERS` of the threads are left to the rest, whatever is asked
+    for.
     Beyond `PREDICTIONS` the tasks are answered with no mask at once, as those that come too late
     are: with one forward at a time the wait would be long, and Label Studio asks again when a task
-    is opened. Beyond `SLICES` and `CHUNKS` the answer is 503: a browser asks for six at a time, and
-    does not ask again by itself, so the bound is well above what a few annotators need.
+    is opened. Beyond `SLICES`, `CHUNKS`, `VOLUMES` and `PICTURES` the answer is 503: a browser asks
+    for six at a time, and in Label Studio's pages does not ask again by itself, so the bound of
+    slices is well above what a few annotators need. Beyond `LOOKS` it is what was seen last.
 
     No preload: weights are loaded after the fork. Heartbeat files live in memory, a slow disk must
     not look like a dead worker. The control socket has one path for all of a user's gunicorns, so

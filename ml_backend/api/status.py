@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 from flask import Blueprint, Flask, Response, current_app, jsonify, request
 from pydantic import BaseModel, Field
@@ -20,7 +20,8 @@ from redis.exceptions import RedisError
 from ml_backend import __version__
 from ml_backend.api.auth import refuse
 from ml_backend.api.look import Look
-from ml_backend.errors import NextsliceError
+from ml_backend.api.server import LOOKS
+from ml_backend.errors import NextsliceError, TryAgainLater
 from ml_backend.health.examination import examine_parts
 from ml_backend.logs import without_passwords
 from ml_backend.rounds.overview import (
@@ -33,7 +34,7 @@ from ml_backend.rounds.project import ConnectedProject, stored_project, stored_p
 from ml_backend.rounds.service import Service
 from ml_backend.studio.client import Project
 
-__all__ = ["ServiceStatus", "StatusLooks", "looks", "serve_status"]
+__all__ = ["CANNOT_LOOK", "ServiceStatus", "StatusLooks", "looks", "serve_status"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,11 @@ _RESTS = 3.0
 """Looking takes a quarter of the time at most, however long it takes."""
 _WAIT_S = 10.0
 _LOOKS_KEPT = 64
+
+CANNOT_LOOK = (NextsliceError, OSError, RedisError)
+"""What a look meets, of Label Studio, store and Redis, that says why there is nothing to see."""
+Overview = ProjectOverview | NextsliceError | OSError | RedisError
+T = TypeVar("T")
 
 status = Blueprint("status", __name__)
 
@@ -68,34 +74,44 @@ class StatusLooks:
     def __init__(self, service: Service) -> None:
         self.service = service
         self._whole: Look[ServiceStatus] = Look(self._service_status, _FRESH_S, rests=_RESTS)
-        self._projects: dict[str, Look[ProjectOverview | NextsliceError]] = {}
+        self._projects: dict[str, Look[Overview]] = {}
         self._lock = threading.Lock()
+        self._waiting = threading.BoundedSemaphore(LOOKS)
 
-    def service_status(self) -> ServiceStatus | None:
-        """The newest; None where the first look has not ended within `_WAIT_S`."""
-        seen = self._whole.newest(time.monotonic() + _WAIT_S)
-        return None if seen is None else seen.found
+    def service_status(self) -> ServiceStatus:
+        """The newest. Raises TryAgainLater where the first look has not ended within `_WAIT_S`."""
+        return self._newest(self._whole, "the service")
 
     def project(self, number: int) -> ProjectOverview | None:
-        """Project ``number``; None where the store has none, or the first look has not ended.
+        """Project ``number``; None where the store has none.
 
-        Raises NextsliceError where it cannot be looked at.
+        Raises one of `CANNOT_LOOK` where it cannot be looked at, TryAgainLater as `service_status`.
         """
         found = stored_project(self.service, number)
         if found is None:
             return None
-        seen = self._look(found.key).newest(time.monotonic() + _WAIT_S)
-        overview = None if seen is None else seen.found
-        if isinstance(overview, NextsliceError):
+        overview = self._newest(self._look(found.key), f"project {number}")
+        if isinstance(overview, Exception):
             raise overview
         return overview
+
+    def _newest(self, look: Look[T], what: str) -> T:
+        waits = self._waiting.acquire(blocking=False)
+        try:
+            seen = look.newest(time.monotonic() + (_WAIT_S if waits else 0.0))
+        finally:
+            if waits:
+                self._waiting.release()
+        if seen is None:
+            raise TryAgainLater(f"The first look at {what} has not ended yet: ask again.")
+        return seen.found
 
     def forget(self, key: str) -> None:
         """Something was changed: look anew."""
         with self._lock:
             self._projects.pop(key, None)
 
-    def _look(self, key: str) -> Look[ProjectOverview | NextsliceError]:
+    def _look(self, key: str) -> Look[Overview]:
         with self._lock:
             if key not in self._projects:
                 while len(self._projects) >= _LOOKS_KEPT:
@@ -103,10 +119,10 @@ class StatusLooks:
                 self._projects[key] = Look(lambda: self._overview(key), _FRESH_S, rests=_RESTS)
             return self._projects[key]
 
-    def _overview(self, key: str) -> ProjectOverview | NextsliceError:
+    def _overview(self, key: str) -> Overview:
         try:
             return project_overview(ConnectedProject(self.service, key))
-        except NextsliceError as error:
+        except CANNOT_LOOK as error:
             return error
 
     def _service_status(self) -> ServiceStatus:
@@ -148,7 +164,7 @@ class StatusLooks:
             try:
                 seen = titles.get(project.key)
                 yield project.key, project_summary(project, seen, redis=redis)
-            except (NextsliceError, OSError, RedisError) as error:
+            except CANNOT_LOOK as error:
                 yield project.key, without_passwords(str(error))
 
 
@@ -171,10 +187,12 @@ def _authorise() -> Response | None:
 
 
 @status.get("/api/status")
-def service_status() -> Response | tuple[Response, int]:
+def service_status() -> Response:
     """The health of each part, and where every project stands."""
-    found = looks().service_status()
-    return _slow() if found is None else _json(found)
+    try:
+        return _json(looks().service_status())
+    except TryAgainLater as error:
+        return _not_now(error)
 
 
 @status.get("/api/projects/<int:number>")
@@ -182,8 +200,8 @@ def project_status_(number: int) -> Response | tuple[Response, int]:
     """One project: labels, queue, rounds, settings, warnings."""
     try:
         found = looks().project(number)
-    except (NextsliceError, OSError) as error:
-        return jsonify(error=without_passwords(str(error))), 503
+    except CANNOT_LOOK as error:
+        return _not_now(error)
     if found is None:
         return jsonify(error=f"project {number} is not known here"), 404
     return _json(found)
@@ -194,6 +212,9 @@ def _json(found: BaseModel) -> Response:
     return jsonify(answer)
 
 
-def _slow() -> tuple[Response, int]:
-    said = f"the first look has not ended within {_WAIT_S:g} s: ask again"
-    return jsonify(error=said), 503
+def _not_now(error: Exception) -> Response:
+    answer = jsonify(error=without_passwords(str(error)))
+    answer.status_code = 503
+    if isinstance(error, TryAgainLater):
+        answer.headers["Retry-After"] = "2"
+    return answer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from flask import (
@@ -22,11 +23,12 @@ from ml_backend.api.auth import refuse
 from ml_backend.api.dashboard.answers import legend, message, page, stored, unknown
 from ml_backend.api.dashboard.curve import learning_curve
 from ml_backend.api.dashboard.forms import settings_form
-from ml_backend.api.dashboard.thumbnails import NoSuchSlice, Thumbnails, uncertainty
+from ml_backend.api.dashboard.thumbnails import NoSuchSlice, Picture, Thumbnails, uncertainty
 from ml_backend.api.dashboard.volume_pages import serve_volumes, volumes
 from ml_backend.api.protocol import health
-from ml_backend.api.status import looks
-from ml_backend.errors import NextsliceError, OptionError
+from ml_backend.api.slices import refusal
+from ml_backend.api.status import CANNOT_LOOK, looks
+from ml_backend.errors import NextsliceError, OptionError, TryAgainLater
 from ml_backend.logs import without_passwords
 from ml_backend.rounds.extra_params import SOURCE
 from ml_backend.rounds.project import ConnectedProject
@@ -104,11 +106,10 @@ def root() -> Response | tuple[Response, int]:
     """The service, for a browser; for programs as /health."""
     if request.accept_mimetypes.best_match(["application/json", "text/html"]) != "text/html":
         return health()
-    found = looks().service_status()
-    if found is None:
-        said = "The first look at the service has not ended yet. Load this page again."
-        return message("nextslice", said, 503)
-    return page("service.html", status=found)
+    try:
+        return page("service.html", status=looks().service_status())
+    except TryAgainLater as error:
+        return _not_now("nextslice", error)
 
 
 @dashboard.get("/projects/<int:number>")
@@ -133,11 +134,11 @@ def train(number: int) -> Response | tuple[Response, int]:
 
 @dashboard.post("/projects/<int:number>/settings")
 def settings(number: int) -> Response | tuple[Response, int]:
-    """Settings of the project's own; an empty field takes one back."""
+    """Settings of the project's own; an emptied field takes one back."""
     found = stored(number)
     if found is None:
         return unknown(number)
-    given = {name: request.form[name] for name in own_fields() if name in request.form}
+    given = {name: request.form[name] for name in own_fields() if _changed(request.form, name)}
     try:
         change_settings(found, given)
         found.schedule.count()
@@ -149,8 +150,14 @@ def settings(number: int) -> Response | tuple[Response, int]:
     return _back(found, "settings")
 
 
+def _changed(form: Mapping[str, str], name: str) -> bool:
+    """Whether ``name`` is not as the page showed it when it was opened: the browser sends every
+    field, and another page or a shell may have set it meanwhile. Programs do not say what was."""
+    return name in form and form[name].strip() != form.get(f"was-{name}")
+
+
 @dashboard.get("/projects/<int:number>/slices/<int:task>.png")
-def picture(number: int, task: int) -> Response | tuple[Response, int]:
+def picture(number: int, task: int) -> Response:
     """A slice of the project with the published mask, small; ``?show=uncertainty``: how uncertain
     the published network is of it."""
     thumbnails: Thumbnails = current_app.extensions[_EXTENSION]
@@ -158,15 +165,16 @@ def picture(number: int, task: int) -> Response | tuple[Response, int]:
         found = stored(number)
         if found is None:
             raise NoSuchSlice(f"project {number} is not known here")
-        wanted = request.args.get("show") == _UNCERTAINTY
-        data = uncertainty(found, task) if wanted else thumbnails.png(found, task)
-    except NoSuchSlice as error:
-        return Response(f"{error}\n", 404, mimetype="text/plain"), 404
+        if request.args.get("show") == _UNCERTAINTY:
+            with thumbnails.place():
+                shown = Picture(uncertainty(found, task))
+        else:
+            shown = thumbnails.picture(found, task)
     except (NextsliceError, OSError) as error:
-        said = without_passwords(str(error))
-        return Response(f"{said}\n", 503, mimetype="text/plain"), 503
-    answer = Response(data, mimetype="image/png")
-    answer.headers["Cache-Control"] = "private, max-age=300"
+        status = 404 if isinstance(error, NoSuchSlice) else 503
+        return refusal(error, status, without_passwords(str(error)))
+    answer = Response(shown.png, mimetype="image/png")
+    answer.headers["Cache-Control"] = f"private, {'max-age=300' if shown.lasting else 'no-cache'}"
     return answer
 
 
@@ -174,6 +182,13 @@ def _back(project: ConnectedProject, done: str) -> Response:
     looks().forget(project.key)
     to = url_for("dashboard.project", number=project.number, done=done)
     return make_response(redirect(to, 303))
+
+
+def _not_now(title: str, error: Exception) -> tuple[Response, int]:
+    answer, code = message(title, without_passwords(str(error)), 503)
+    if isinstance(error, TryAgainLater):
+        answer.headers["Retry-After"] = "2"
+    return answer, code
 
 
 def _project_page(
@@ -186,9 +201,8 @@ def _project_page(
 ) -> Response | tuple[Response, int]:
     try:
         found = looks().project(number)
-    except (NextsliceError, OSError) as error:
-        said = without_passwords(str(error))
-        return message(f"Project {number} cannot be shown", said, 503)
+    except CANNOT_LOOK as error:
+        return _not_now(f"Project {number} cannot be shown", error)
     if found is None:
         return unknown(number)
     fields = settings_form(found.settings)
@@ -199,7 +213,7 @@ def _project_page(
         curve=learning_curve(found.rounds, found.classes),
         fields=fields,
         extra_params=SOURCE,
-        given=given or {field.name: field.own for field in fields},
+        given={field.name: field.own for field in fields} | (given or {}),
         shown=found.queue[:_SHOWN],
         uncertain=request.args.get("show") == _UNCERTAINTY,
         colours=legend(found.classes),

@@ -5,14 +5,18 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ml_backend.api.places import a_place
+from ml_backend.api.server import PICTURES
 from ml_backend.disk_cache import DiskCache
-from ml_backend.errors import NextsliceError
+from ml_backend.errors import NextsliceError, TryAgainLater
 from ml_backend.grey import finite_sample, from_low, grey_window
 from ml_backend.pictures import encode_png, small_size
 from ml_backend.rounds.artefacts import UNCERTAINTY
@@ -22,15 +26,31 @@ from ml_backend.rounds.uncertainty_pictures import picture_name
 from ml_backend.studio.annotations import label_map
 from ml_backend.studio.label_config import COLOURS, LabelConfig, parse_label_config
 
-__all__ = ["NoSuchSlice", "Thumbnails", "predicted", "thumbnail", "uncertainty"]
+__all__ = [
+    "NoSuchSlice", "Picture", "Thumbnails", "TooManyPictures", "predicted", "thumbnail",
+    "uncertainty",
+]  # fmt: skip
 
 _OPACITY = 0.5
 _WAIT_S = 10.0
-_AT_ONCE = 4
+_DRAWN_AT_ONCE = 4
+"""Each takes the memory of its slice, and a core."""
 
 
 class NoSuchSlice(NextsliceError, LookupError):
     """The project has no such task, or the task no image."""
+
+
+class TooManyPictures(TryAgainLater, RuntimeError):
+    """More pictures are asked for at once than have threads; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG of a slice. ``lasting``: as long as its version is published it stays as it is."""
+
+    png: bytes
+    lasting: bool = True
 
 
 class Thumbnails:
@@ -39,25 +59,37 @@ class Thumbnails:
     def __init__(self, service: Service) -> None:
         settings = service.settings
         self._cache = DiskCache(settings.cache_dir, settings.cache_gib)
-        self._places = threading.BoundedSemaphore(_AT_ONCE)
+        self._places = threading.BoundedSemaphore(PICTURES)
+        self._drawing = threading.BoundedSemaphore(_DRAWN_AT_ONCE)
 
-    def png(self, project: ConnectedProject, task: int) -> bytes:
+    def place(self) -> AbstractContextManager[None]:
+        """One of the `PICTURES` places. Raises TooManyPictures when all are taken."""
+        full = TooManyPictures(f"{PICTURES} pictures are asked for at once: load it again")
+        return a_place(self._places, full)
+
+    def picture(self, project: ConnectedProject, task: int) -> Picture:
         """The slice of ``task`` with what is published of it. Raises NextsliceError where it cannot
-        be had, NoSuchSlice where there is none."""
+        be had, NoSuchSlice where there is none, TooManyPictures as `place`."""
         published = project.published
         version = "none" if published is None else published.model_version
         name = f"thumbnails/{project.key}/{version}/{task}.png"
         data = self._cache.read(name)
-        if data is None:
-            with self._places:
-                data = self._cache.read(name)
-                if data is None:
-                    data = _drawn(project, task, version)
-                    self._cache.keep(name, data)
-        return data
+        if data is not None:
+            return Picture(data)
+        with self.place(), self._drawing:
+            data = self._cache.read(name)
+            if data is not None:
+                return Picture(data)
+            data, masked = _drawn(project, task, version)
+            # a network's mask may be on its way, and comes under the same version
+            lasting = masked or published is None or published.weights is None
+            if lasting:
+                self._cache.keep(name, data)
+            return Picture(data, lasting)
 
 
-def _drawn(project: ConnectedProject, task: int, version: str) -> bytes:
+def _drawn(project: ConnectedProject, task: int, version: str) -> tuple[bytes, bool]:
+    """The picture, and whether a mask is stored of it."""
     row = next(iter(project.studio.full_tasks_by_id(project.number, [task])), None)
     config = parse_label_config(project.in_studio().label_config)
     url = None if row is None else config.image_of(row["data"])
@@ -65,7 +97,8 @@ def _drawn(project: ConnectedProject, task: int, version: str) -> bytes:
         raise NoSuchSlice(f"task {task} of project {project.number} is not there, or has no image")
     image = project.images.image(task, url, _WAIT_S)
     result = predicted(row, version)
-    return thumbnail(image, None if result is None else _mask(result, config, image))
+    mask = None if result is None else _mask(result, config, image)
+    return thumbnail(image, mask), bool(result)
 
 
 def predicted(row: Mapping[str, Any], version: str | None) -> Any:

@@ -19,6 +19,7 @@ from ml_backend.api.dashboard.grid import Grid, chosen_slices, scan_planes, smal
 from ml_backend.api.dashboard.thumbnails import predicted
 from ml_backend.api.dashboard.views import Kind, Looked, ShownSlice, VolumeView, take_look
 from ml_backend.api.places import a_place
+from ml_backend.api.server import VOLUMES
 from ml_backend.disk_cache import DiskCache
 from ml_backend.errors import NextsliceError, TryAgainLater
 from ml_backend.rounds.artefacts import DATASET
@@ -37,8 +38,6 @@ __all__ = [
     "Built", "ProjectVolumes", "Stacks", "TakesTooLong", "TooManyVolumes", "has_mask", "mask_of",
 ]  # fmt: skip
 
-_AT_ONCE = 8
-"""Requests that have a thread at once, waiting or at work."""
 _BUILT_AT_ONCE = 2
 """Each takes a slice of the volume, `MOST_VOXELS` bytes, and a core."""
 _WITHIN_S = 300.0
@@ -86,7 +85,7 @@ class ProjectVolumes:
     def __init__(self, service: Service) -> None:
         settings = service.settings
         self._cache = DiskCache(settings.cache_dir, settings.cache_gib)
-        self._places = threading.BoundedSemaphore(_AT_ONCE)
+        self._places = threading.BoundedSemaphore(VOLUMES)
         self._builders = threading.BoundedSemaphore(_BUILT_AT_ONCE)
         self._building = tuple(threading.Lock() for _ in range(64))
         self._looking = tuple(threading.Lock() for _ in range(64))
@@ -95,8 +94,8 @@ class ProjectVolumes:
         self._looks: dict[object, tuple[float, Looked]] = {}
 
     def place(self) -> AbstractContextManager[None]:
-        """One of the places for requests. Raises TooManyVolumes when all are taken."""
-        full = TooManyVolumes(f"{_AT_ONCE} volumes are asked for at once: load the page again")
+        """One of the `VOLUMES` places for requests. Raises TooManyVolumes when all are taken."""
+        full = TooManyVolumes(f"{VOLUMES} volumes are asked for at once: load the page again")
         return a_place(self._places, full)
 
     def stacks(self, project: ConnectedProject) -> Stacks:

@@ -12,7 +12,7 @@ import logging
 import re
 from typing import Any
 
-from flask import Blueprint, Flask, Response, current_app, request
+from flask import Blueprint, Flask, Response, current_app, g, request
 from werkzeug.exceptions import HTTPException
 
 from ml_backend.api.dashboard.views import KINDS, Kind
@@ -53,7 +53,7 @@ def serve_ome_zarr(app: Flask, service: Service) -> None:
 def zarr_file(token: str, file: str) -> Response:
     """A file of the OME-Zarr that a signed address opens, or 304 for who has it already."""
     served: ServedVolumes = current_app.extensions[_EXTENSION]
-    address = served.address(token)
+    address = g.volume_address = served.address(token)
     with served.place():
         answer = _answer(served, address, file)
     answer.add_etag()
@@ -111,10 +111,18 @@ def _refuse(error: Exception) -> Any:
     if status == 500 and isinstance(error, NextsliceError):
         status = 503  # Label Studio or the store does not answer
     if status == 500:
-        logger.exception("%s cannot be shown", request.path)
+        logger.exception("%s cannot be shown", _asked())
         text = f"the volume cannot be read ({type(error).__name__}): see the backend's log"
     else:
         text = without_passwords(str(error))
         if status != 404:  # as most chunks of labels are
-            logger.warning("%s: %d: %s", request.path, status, text)
+            logger.warning("%s: %d: %s", _asked(), status, text)
     return refusal(error, status, text)
+
+
+def _asked() -> str:
+    """What is asked for, without the address that opens it to everybody."""
+    file = (request.view_args or {}).get("file", "a volume")
+    address: VolumeAddress | None = g.get("volume_address")
+    where = "" if address is None else f" of {address.volume} in project {address.project}"
+    return f"{file}{where}"

@@ -1,4 +1,4 @@
-// Keeps the page fresh, copies commands, and looks whether this browser reaches PUBLIC_URL.
+// Keeps the page fresh, asks again for pictures, copies commands, and looks whether this browser reaches PUBLIC_URL.
 "use strict";
 
 const EVERY_MS = 4000;
@@ -21,10 +21,31 @@ document.addEventListener("click", async (event) => {
   setTimeout(() => { button.firstChild.textContent = "Copy"; }, 1500);
 });
 
+// -- pictures
+
+const TRIES = 5;
+const failed = new WeakMap();
+
+// Only so many are drawn at once, and a browser does not ask again by itself.
+document.addEventListener("error", ({ target }) => {
+  if (!(target instanceof HTMLImageElement)) return;
+  const src = target.getAttribute("src");
+  const last = failed.get(target);
+  const times = last?.src === src ? last.times + 1 : 1;
+  failed.set(target, { src, times });
+  if (times > TRIES) return;
+  setTimeout(() => {
+    if (target.getAttribute("src") === src) target.setAttribute("src", src);
+  }, 500 * 2 ** times);
+}, true);
+
 // -- fresh
 
+let refreshing = false;
+
 async function refresh() {
-  if (document.hidden) return;
+  if (document.hidden || refreshing) return;
+  refreshing = true;
   let fresh;
   try {
     const answer = await fetch(location.pathname + location.search, { headers: { Accept: "text/html" } });
@@ -32,6 +53,8 @@ async function refresh() {
     fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
   } catch {
     return; // the backend is away: what was seen last stays
+  } finally {
+    refreshing = false;
   }
   for (const part of document.querySelectorAll("[data-live]")) {
     const newer = fresh.getElementById(part.id);
