@@ -46,7 +46,7 @@ ALLOWED = {
 """For each part, the parts of ours that it may import. `cli` may import all."""
 
 ROUNDS = (
-    *("records", "advice", "artefacts", "store", "claim", "leftovers"),
+    *("records", "advice", "artefacts", "store", "claim", "leftovers", "pauses", "unreadable"),
     "uncertainty_pictures",  # what is kept
     *("contention", "schedule", "slices", "service", "project"),  # what a step is handed
     "looking_up",
