@@ -76,6 +76,11 @@ class MemoryStudio:
         changes = {"result": result, "updated_at": self._now.isoformat(), **fields}
         row["annotations"][-1] |= changes
 
+    def skip(self, task: int) -> None:
+        """Somebody skips ``task``."""
+        self._now += timedelta(minutes=1)
+        self._rows[task] |= {"updated_at": self._now, "cancelled_annotations": 1}
+
     def delete_annotations(self, tasks: Iterable[int]) -> None:
         for task in tasks:
             self._rows[task]["annotations"].clear()
@@ -134,6 +139,7 @@ class MemoryStudio:
                 data=row["data"],
                 updated_at=row["updated_at"],
                 total_annotations=len(row["annotations"]),
+                cancelled_annotations=row.get("cancelled_annotations", 0),
             )
 
     def tasks_by_id(
@@ -194,7 +200,10 @@ class MemoryStudio:
         if field == "completed_at":
             done = self.completed_at(row)
             return done is not None and done >= datetime.fromisoformat(value)
-        found = {"total_annotations": len(row["annotations"]), "cancelled_annotations": 0}[field]
+        found = {
+            "total_annotations": len(row["annotations"]),
+            "cancelled_annotations": row.get("cancelled_annotations", 0),
+        }[field]
         return bool(found > value if condition["operator"] == "greater" else found == value)
 
     def completed_at(self, row: dict[str, Any]) -> datetime | None:

@@ -21,11 +21,13 @@ from ml_backend.rounds.records import (
     TaskRecord,
     TaskState,
 )
+from ml_backend.rounds.round import UnusableLabels
 from ml_backend.rounds.schedule import GPU
 from ml_backend.rounds.sync import new_labels
+from ml_backend.segmentation.learner import NetworkLearner
 from ml_backend.settings import Settings
 from ml_backend.studio.failures import StudioError
-from tests.test_recovery import IMPLICIT, KEY, MemoryProject
+from tests.test_recovery import IMPLICIT, KEY, STRANGE, MemoryProject, raising
 
 K = 4
 RESERVE = 2
@@ -237,3 +239,47 @@ def test_who_asks_for_a_training_gets_a_whole_one(project: MemoryProject) -> Non
 
     assert not project.dataset(1).early
     assert project.folder.round(1).has(EVIDENCE)
+
+
+@pytest.mark.parametrize("usable", [True, False], ids=["image out of reach", "label unusable"])
+def test_who_asks_for_a_training_gets_a_whole_one_also_where_it_fails_at_first(
+    project: MemoryProject, monkeypatch: pytest.MonkeyPatch, usable: bool
+) -> None:
+    first = project.selection(0).chosen[0]
+    if usable:
+        project.label([first])
+    else:
+        project.studio.submit(first, STRANGE[0][0])
+    reconcile.request_start(project)
+    with monkeypatch.context() as patch:
+        patch.setattr(NetworkLearner, "fit", raising(OSError("the images are out of reach")))
+        with pytest.raises(OSError if usable else UnusableLabels):
+            project.job()
+    assert project.record.start_requested_at is None
+
+    project.label([first])
+    project.job()
+
+    assert project.published.round == 1
+    assert not project.dataset(1).early
+    assert project.folder.round(1).has(EVIDENCE)
+    assert asked(project) == []
+
+
+def test_a_short_round_that_goes_on_is_not_the_one_that_was_asked_for(
+    project: MemoryProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.label(project.selection(0).chosen[:1])
+    with monkeypatch.context() as patch:
+        patch.setattr(round_module, "queue_of", raising(ValueError("of the queue")))
+        with pytest.raises(ValueError, match="of the queue"):
+            project.job()
+    reconcile.request_start(project)
+    project.job()
+    assert project.dataset(1).early
+    assert asked(project) == ["round"]
+    project.job()
+
+    assert not project.dataset(2).early
+    assert project.folder.round(2).has(EVIDENCE)
+    assert "round" not in asked(project)

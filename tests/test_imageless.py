@@ -16,6 +16,7 @@ from ml_backend.rounds import adopt as adoption
 from ml_backend.rounds import imageless, reconcile
 from ml_backend.rounds.artefacts import DATASET
 from ml_backend.rounds.project import ConnectedProject
+from ml_backend.rounds.schedule import GPU
 from ml_backend.rounds.service import Service
 from ml_backend.rounds.status import project_status
 from ml_backend.settings import Settings
@@ -125,6 +126,22 @@ def test_a_field_that_no_task_has_is_said_once_with_those_there_are(
 
     assert conditions(project) == []
     assert project.published is not None
+
+
+def test_a_training_asked_for_before_there_are_slices_follows_the_first_order(
+    make_project: MakeProject,
+) -> None:
+    project = make_project("image", lambda i: {"picture": f"{i}.png"})
+    adopted(project)
+    project.studio.submit(0, [])
+    project.studio.show_in("picture")
+
+    reconcile.request_start(project)
+    reconcile.count(project)
+
+    assert project.published is not None
+    (job,) = project.service.schedule.queue(GPU).jobs
+    assert job.args == [KEY, "start training", 1]
 
 
 def test_the_command_shows_it(make_project: MakeProject) -> None:

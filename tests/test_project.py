@@ -94,6 +94,14 @@ def test_attempts_are_counted_until_one_succeeds(service: Service) -> None:
     assert record.last_error is None
 
 
+def test_a_request_that_is_met_takes_no_later_one_along(service: Service) -> None:
+    project = ConnectedProject(service, KEY)
+    project.update(lambda record: record.asked_to_train("now"))
+    project.update(lambda record: record.asked_to_train("later"))
+    assert project.update(lambda record: record.request_met("now")).start_requested_at == "later"
+    assert project.update(lambda record: record.request_met("later")).start_requested_at is None
+
+
 def test_of_two_projects_of_one_number_the_youngest_has_it(service: Service) -> None:
     for key in ("7.1763865028", "7.1863865028", "8.1"):
         ConnectedProject(service, key).update(lambda record: None)

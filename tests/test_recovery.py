@@ -17,7 +17,9 @@ import pytest
 
 from ml_backend.api.serving import Serving
 from ml_backend.rounds import jobs, publish, reconcile
-from ml_backend.rounds.artefacts import DATASET, METRICS, QUEUE, ROUND, SELECTION
+from ml_backend.rounds import round as round_module
+from ml_backend.rounds.artefacts import DATASET, METRICS, QUEUE, ROUND, SELECTION, File
+from ml_backend.rounds.claim import ClaimedRound
 from ml_backend.rounds.live_masks import LiveMasks
 from ml_backend.rounds.pauses import MAX_FAILURES, may_try_again
 from ml_backend.rounds.project import ConnectedProject
@@ -32,6 +34,7 @@ from ml_backend.rounds.round import UnusableLabels, run_round
 from ml_backend.rounds.schedule import GPU
 from ml_backend.rounds.service import Service, slice_keys
 from ml_backend.rounds.source import positions
+from ml_backend.rounds.store import StoreFault
 from ml_backend.rounds.sync import sync
 from ml_backend.rounds.unreadable import UnreadableSlices
 from ml_backend.segmentation import inference
@@ -192,6 +195,95 @@ def test_after_a_request_the_labels_are_read_again_too(make_project: MakeProject
     project.job()
 
     assert project.published.round == 1
+
+
+def fails_after_its_training(project: MemoryProject) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(round_module, "queue_of", raising(ValueError("of the queue")))
+        with pytest.raises(ValueError, match="of the queue"):
+            project.job()
+    project.note(failures=MAX_FAILURES)
+    project.wait(3600)
+    assert not project.starts_a_round()
+
+
+def test_a_request_after_a_failure_is_met_by_the_round_that_goes_on(
+    make_project: MakeProject,
+) -> None:
+    """Else the very same labels would be trained once more."""
+    project = make_project()
+    project.label(range(K))
+    fails_after_its_training(project)
+
+    reconcile.request_start(project)
+    assert project.starts_a_round()
+    project.job()
+
+    assert project.published.round == 1
+    assert project.record.start_requested_at is None
+    assert not project.starts_a_round()
+
+
+def test_a_request_for_labels_that_the_failed_round_lacks_is_met_by_the_next(
+    make_project: MakeProject,
+) -> None:
+    project = make_project()
+    project.label(range(K))
+    fails_after_its_training(project)
+
+    project.label([K])
+    reconcile.request_start(project)
+    project.job()
+    assert project.published.round == 1
+    assert project.starts_a_round()
+    project.job()
+
+    assert [label.task for label in project.dataset(2).labels] == [*range(K + 1)]
+    assert not project.starts_a_round()
+
+
+def test_a_request_while_a_round_trains_asks_for_another(
+    make_project: MakeProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = make_project()
+    project.label(range(K))
+    fit = NetworkLearner.fit
+
+    def pressed(self: NetworkLearner, *args: Any, **kwargs: Any) -> Any:
+        reconcile.request_start(project)
+        return fit(self, *args, **kwargs)
+
+    monkeypatch.setattr(NetworkLearner, "fit", pressed)
+    project.job()
+
+    assert project.published.round == 1
+    assert project.starts_a_round()
+
+
+def test_a_request_outlives_an_attempt_whose_dataset_cannot_be_kept(
+    make_project: MakeProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = make_project()
+    project.label([0])
+    reconcile.request_start(project)
+    write = ClaimedRound.write
+
+    def full(self: ClaimedRound, file: File, data: bytes) -> None:
+        if file.name == DATASET.name:
+            raise StoreFault("No space left on device")
+        write(self, file, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ClaimedRound, "write", full)
+        with pytest.raises(StoreFault):
+            project.job()
+    assert not project.starts_a_round(), "there is a pause first"
+    project.wait(60)
+    assert project.starts_a_round()
+    project.job()
+
+    assert project.published.round == 1
+    assert not project.starts_a_round()
 
 
 def test_k_new_labels_are_a_reason_to_try_again_what_failed_too_often(

@@ -6,7 +6,7 @@ tests/test_recovery.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 
 import numpy as np
@@ -14,11 +14,12 @@ import pytest
 
 from ml_backend.rounds.effort import opened_with_mask
 from ml_backend.rounds.project import ConnectedProject
-from ml_backend.rounds.records import DatasetRecord, EffortRecord
+from ml_backend.rounds.records import DatasetRecord, EffortRecord, TaskState
 from ml_backend.rounds.service import Service
-from ml_backend.rounds.sync import sync
+from ml_backend.rounds.sync import new_labels, sync
 from ml_backend.settings import Settings
 from ml_backend.studio.annotations import mask_region, regions
+from ml_backend.studio.client import TaskRow
 from ml_backend.studio.label_config import bitmask_config, parse_label_config
 from tests.memory_studio import FIRST_MOMENT, MemoryStudio
 
@@ -74,6 +75,10 @@ def labels_of(dataset: DatasetRecord) -> set[int]:
     return {label.task for label in dataset.labels}
 
 
+def state_of(dataset: DatasetRecord, task: int) -> TaskState:
+    return next(found.state for found in dataset.tasks if found.id == task)
+
+
 def test_the_first_lists_all_tasks_once(project: Labelled) -> None:
     """Also where one has no image, and where somebody submits meanwhile."""
     project.label_meanwhile(9)
@@ -109,7 +114,7 @@ def test_deleted_annotations_are_noticed_without_listing_all_tasks(project: Labe
     dataset, listings = project.sync(1, first)
     assert listings == 0
     assert labels_of(dataset) == {0, 2}
-    assert next(task.state for task in dataset.tasks if task.id == 1) == "pool"
+    assert state_of(dataset, 1) == "pool"
 
 
 def test_deleted_tasks_are_noticed(project: Labelled) -> None:
@@ -118,6 +123,69 @@ def test_deleted_tasks_are_noticed(project: Labelled) -> None:
     dataset, _ = project.sync(1, first)
     assert tasks_of(dataset) == {*range(SLICES - 1)} - {1}
     assert labels_of(dataset) == {0, 2}
+
+
+def test_a_slice_whose_draft_is_discarded_is_what_it_was_before(project: Labelled) -> None:
+    """That touches no task in Label Studio (`AnnotationDraft.delete`)."""
+    project.memory.skip(4)
+    project.memory.drafted = {3, 4, 5}
+    first, _ = project.sync(0, None)
+    assert {state_of(first, task) for task in (3, 4, 5)} == {"drafted"}
+
+    project.memory.drafted = {5}
+    project.label([9])
+    dataset, listings = project.sync(1, first)
+
+    assert listings == 0
+    assert [state_of(dataset, task) for task in (3, 4, 5)] == ["pool", "skipped", "drafted"]
+    assert labels_of(dataset) == {0, 1, 2, 9}
+
+
+def test_what_is_submitted_while_begun_slices_are_read_is_not_missed(project: Labelled) -> None:
+    project.memory.drafted = {5}
+    first, _ = project.sync(0, None)
+    read = project.memory.tasks_by_id
+
+    def late(number: int, ids: Iterable[int]) -> Iterator[TaskRow]:
+        if submitted := [task for task in ids if task == 5]:
+            project.label([9, *submitted])
+        return read(number, ids)
+
+    project.memory.tasks_by_id = late  # type: ignore[method-assign, assignment]
+    second, _ = project.sync(1, first)
+
+    assert labels_of(second) == {0, 1, 2, 5, 9}
+
+
+# -- new labels
+
+
+def test_annotations_of_tasks_without_an_image_are_no_new_labels(project: Labelled) -> None:
+    """Those that the dataset knows, also by another change of theirs, and those that come."""
+    last = SLICES - 1
+    project.label([last])
+    dataset, _ = project.sync(0, None)
+    assert new_labels(project, dataset) == 0
+
+    project.label([last])
+    project.memory.request("PATCH", "api/tasks/8/", json={"data": {"other": 1}})
+    project.label([8])
+    assert new_labels(project, dataset) == 0
+    project.label([9])
+    assert new_labels(project, dataset) == 1
+
+
+@pytest.mark.parametrize("config", ["", CONFIG.replace("$image", "$picture")])
+def test_whether_a_task_has_an_image_is_as_the_labelling_config_has_it_now(
+    project: Labelled, config: str
+) -> None:
+    """Where that cannot be used, as the dataset has it."""
+    dataset, _ = project.sync(0, None)
+    project.memory.request("PATCH", "api/tasks/8/", json={"data": {"picture": "/8.png"}})
+    project.label([8])
+    project.memory.fields["label_config"] = config
+
+    assert new_labels(project, dataset) == (1 if config else 0)
 
 
 # -- effort

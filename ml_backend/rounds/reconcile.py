@@ -23,7 +23,7 @@ from ml_backend.rounds.further import may_go_on
 from ml_backend.rounds.imageless import look_for_images
 from ml_backend.rounds.pauses import gives_up, may_try_again
 from ml_backend.rounds.project import ConnectedProject, now
-from ml_backend.rounds.records import DatasetLabels, ProjectRecord, Published
+from ml_backend.rounds.records import DatasetLabels, Published
 from ml_backend.rounds.round import run_round
 from ml_backend.rounds.service import Service
 from ml_backend.rounds.store import RoundFolder
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 def request_start(project: ConnectedProject) -> None:
-    """Remember that a person asked for a training; the next round's sync forgets it."""
+    """Remember that a person asked for a training, until a round has the labels for it."""
     project.update(lambda record: record.asked_to_train(now()))
 
 
@@ -96,12 +96,13 @@ def _reason(project: ConnectedProject, published: Published) -> str | None:
         return _new_reason(project, following)
     if following.has(DATASET):
         return "go on with the round that a worker left"
-    if record.start_requested_at is not None:
+    requested = record.start_requested_at
+    if requested is not None:
         if project.studio.count_tasks(project.number, [annotated()]):
             return "start training"
         logger.warning("project %s: asked to train, but nobody has annotated a slice yet",
                        project.key)  # fmt: skip
-        project.update(ProjectRecord.request_met)
+        project.update(lambda record: record.request_met(requested))
         return None
     there = _labels(project.folder.round(published.round))
     fresh = new_labels(project, there)

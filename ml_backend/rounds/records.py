@@ -129,6 +129,8 @@ class DatasetLabels(Record):
     """Annotated tasks that no label came of; None: not noted, as before this was."""
     early: bool = False
     """Whether this is a short round, before there are K labels: see `ml_backend.rounds.early`."""
+    asked: bool = False
+    """Whether a person asked for the round: then it is a whole one, however often it is tried."""
 
 
 class DatasetWarnings(Record):
@@ -386,9 +388,10 @@ class ProjectRecord(Record):
         self.start_requested_at = moment
         self.failures = self.unended = 0
 
-    def request_met(self) -> None:
-        """What was asked for is under way, or cannot be."""
-        self.start_requested_at = None
+    def request_met(self, moment: str) -> None:
+        """What was asked for at ``moment`` is under way, or cannot be; a later request stays."""
+        if self.start_requested_at == moment:
+            self.start_requested_at = None
 
     def attempt_began(self, moment: float) -> None:
         """An attempt is counted before it begins: a process that is killed notes nothing more."""

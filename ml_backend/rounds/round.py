@@ -43,7 +43,6 @@ from ml_backend.rounds.reasons import BY_CLASS, UNCERTAINTIES, reasons
 from ml_backend.rounds.records import (
     DatasetRecord,
     MetricsRecord,
-    ProjectRecord,
     Published,
     RoundRecord,
     SelectionRecord,
@@ -165,6 +164,7 @@ class _Round:
         if done is not None:
             outdated = self._outdated(done, config)
             if outdated is None:
+                self._meet_with(done)
                 return done
             logger.warning("project %s: %s: round %d begins again", self.project.key, outdated,
                            self.folder.number)  # fmt: skip
@@ -172,16 +172,34 @@ class _Round:
         previous = self.folder.project.round(published.round).load(DATASET) if published else None
         dataset = sync(self.project, seen, self.folder, previous, self.progress)
         self.folder.claim.check()
-        if self.project.record.start_requested_at is not None:
-            self.project.update(ProjectRecord.request_met)
-        elif self.folder.number:
+        requested = self._requested()
+        if self.folder.number:
             settings = self.settings
-            dataset.early = is_early(len(dataset.labels), settings.k, settings.early_labels)
+            dataset.asked = requested is not None or (done is not None and done.asked)
+            early = is_early(len(dataset.labels), settings.k, settings.early_labels)
+            dataset.early = early and not dataset.asked
         if _annotated(dataset) or (dataset.tasks and not self.folder.number):
             self.folder.save(DATASET, dataset)
         else:
             self.folder.remove(DATASET)  # of an attempt whose annotations are gone
+        self._meet(requested)
         return dataset
+
+    def _requested(self) -> str | None:
+        """When a person asked for a training that is not under way; None in round 0, which is
+        none."""
+        return self.project.record.start_requested_at if self.folder.number else None
+
+    def _meet(self, requested: str | None) -> None:
+        """Forget the request: only once the dataset is kept, so that no failure loses it."""
+        if requested is not None:
+            self.project.update(lambda record: record.request_met(requested))
+
+    def _meet_with(self, done: DatasetRecord) -> None:
+        """Forget the request if the whole round that goes on has all labels: it asked for that."""
+        requested = self._requested()
+        if requested is not None and not done.early and not new_labels(self.project, done):
+            self._meet(requested)
 
     def _outdated(self, done: DatasetRecord, config: LabelConfig) -> str | None:
         """Why the dataset of an earlier attempt is not gone on with, or None."""

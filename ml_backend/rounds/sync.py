@@ -55,7 +55,7 @@ from ml_backend.studio.client import (
     not_annotated,
 )
 from ml_backend.studio.failures import ImageUnavailable
-from ml_backend.studio.label_config import LabelConfig, parse_label_config
+from ml_backend.studio.label_config import LabelConfig, LabelConfigError, parse_label_config
 from ml_backend.volumes.address import is_slice_address, slice_of
 
 __all__ = ["chosen_annotation", "finite", "new_labels", "reading", "sync"]
@@ -84,10 +84,16 @@ def _state(row: TaskRow) -> TaskState:
     return "skipped" if row.cancelled_annotations else "pool"
 
 
+def _image(row: TaskRow, config: LabelConfig) -> str | None:
+    """The address of the task's image; None when it has none."""
+    image = config.image_of(row.data)
+    return image if isinstance(image, str) and image else None
+
+
 def _record(row: TaskRow, config: LabelConfig) -> TaskRecord | None:
     """The task as the dataset keeps it; None when it has no image."""
-    image = config.image_of(row.data)
-    if not isinstance(image, str) or not image:
+    image = _image(row, config)
+    if image is None:
         return None
     z = row.data.get("z")
     return TaskRecord(
@@ -147,6 +153,9 @@ class _Sync:
         if previous:
             self.without_image = dict(previous.without_image)
             began = _moment(previous.synced_at)
+            # A draft that is discarded touches no task. What else changes meanwhile is read below.
+            begun = [task.id for task in known.values() if task.state == "drafted"]
+            self._update(known, self.studio.tasks_by_id(self.id, begun), began)
         else:
             began = self.studio.newest_change(self.id) or datetime.fromtimestamp(0, UTC)
         changed = [changed_since(began - _OVERLAP)]
@@ -435,12 +444,14 @@ def _before(found: dict[str, Any], chosen: Annotation) -> bool:
 def new_labels(project: ConnectedProject, dataset: DatasetLabels) -> int:
     """How many tasks have a label now that the dataset does not have: new ones and changed ones.
 
-    Skips do not count. Only tasks touched since the dataset are looked at.
+    Neither skips count, nor tasks without an image. Only tasks touched since the dataset are looked
+    at.
     """
     since = changed_since(_moment(dataset.synced_at) - _OVERLAP)
     known = {label.task: label for label in dataset.labels}
     unusable = set(dataset.unusable or ())
-    touched = [row.id for row in project.studio.tasks(project.number, [since, annotated()])]
+    rows = list(project.studio.tasks(project.number, [since, annotated()]))
+    touched = _with_image(project, dataset, rows)
     # Storing and deleting predictions touches tasks too: only another annotation is a change.
     again = [task for task in touched if task in known or task in unusable]
     changed = 0
@@ -460,3 +471,14 @@ def new_labels(project: ConnectedProject, dataset: DatasetLabels) -> int:
             ):
                 changed += 1
     return len(touched) - len(again) + changed
+
+
+def _with_image(
+    project: ConnectedProject, dataset: DatasetLabels, rows: Sequence[TaskRow]
+) -> list[int]:
+    """The tasks among ``rows`` that have an image. No sync takes the others."""
+    config = parse_label_config(dataset.label_config)
+    if not all(_image(row, config) for row in rows):
+        with suppress(LabelConfigError):  # it reads another field by now, or cannot be used
+            config = parse_label_config(project.in_studio().label_config)
+    return [row.id for row in rows if _image(row, config)]
