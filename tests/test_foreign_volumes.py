@@ -317,6 +317,17 @@ class TestHdf5:
         volume = opened_as(tmp_path / "a.h5", GREY)
         assert (volume.voxel_size, volume.unit) == ((4.0, 2.0, 1.0), "µm")
 
+    @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+    def test_units_in_either_encoding(self, tmp_path: Path, encoding: str) -> None:
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            file["g/data"] = GREY
+            file["g"].attrs["axes"] = ["z", "y", "x"]
+            for name, length in zip("zyx", GREY.shape, strict=True):
+                file[f"g/{name}"] = 2 * np.arange(length)
+                file[f"g/{name}"].attrs["units"] = np.bytes_("µm".encode(encoding))
+        volume = opened_as(tmp_path / "a.h5", GREY)
+        assert (volume.voxel_size, volume.unit) == ((2.0, 2.0, 2.0), "µm")
+
     def test_uneven_axes_are_no_voxel_size(self, tmp_path: Path) -> None:
         with h5py.File(tmp_path / "a.h5", "w") as file:
             file["g/data"] = GREY
