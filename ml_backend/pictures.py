@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -130,11 +131,20 @@ def as_shown(image: Image.Image, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return values
 
 
-def as_stored(image: Image.Image, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Class ids ``values`` of ``image`` as they are in the file, whatever is said of white."""
+def as_stored(image: Image.Image) -> npt.NDArray[Any]:
+    """The class ids of ``image`` as they are in the file: Pillow turns those over where 0 is white,
+    and spreads those of 2 or 4 bits over 8."""
+    step = _step(image)  # which Pillow knows until it decodes
+    values = np.array(image)
     if values.dtype in (np.bool_, np.uint8) and _white_is_zero(image):
-        return np.asarray(~values)
-    return values
+        values = ~values
+    return values if step == 1 else values // np.uint8(step)
+
+
+def _step(image: Image.Image) -> int:
+    """Between two values that differ by one in the file."""
+    packed = re.search(r"\bL;([24])", str(getattr(image, "tile", [])[:1]))
+    return 255 // (2 ** int(packed[1]) - 1) if packed else 1
 
 
 def _white_is_zero(image: Image.Image) -> bool:

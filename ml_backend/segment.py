@@ -28,7 +28,7 @@ import numpy.typing as npt
 from al_strategies.evidence import Position, SliceId
 from al_strategies.learner import Learner, Maps, Progress, UnreadableSlice
 from ml_backend.durable import Scratch, move_whole, write_whole
-from ml_backend.grey import PERCENTILES, middles
+from ml_backend.grey import PERCENTILES, finite_sample, middles
 from ml_backend.volumes.formats.registry import split_ending
 from ml_backend.volumes.opening import check_target, write_volume
 from ml_backend.volumes.partial import PartialFolder, Place
@@ -338,8 +338,7 @@ class _Segmentation:
         # Along z: cut along y or x, most formats are read whole for each slice.
         along_z = job.volume.along("z")
         seen = middles(len(along_z), _LOOKED_AT)
-        values = np.concatenate([np.ravel(along_z[index]) for index in seen])
-        finite = values[np.isfinite(values)]
+        finite = np.concatenate([finite_sample(along_z[index]) for index in seen])
         low, high = np.percentile(finite, PERCENTILES) if finite.size else (0.0, 0.0)
         ratio = (high - low) / (white - black)
         apart = high < black or low > white

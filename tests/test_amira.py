@@ -81,6 +81,15 @@ def test_types(tmp_path: Path, dtype: str, packed: bool) -> None:
         assert (volume.voxel_size, volume.unit) == ((2.0, 1.5, 2.0), "µm")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_the_unit_in_either_encoding(tmp_path: Path, encoding: str) -> None:
+    path = saved(tmp_path / "a.am", "ushort", GREY.tobytes())
+    path.write_bytes(path.read_bytes().replace("µ".encode("latin-1"), "µ".encode(encoding), 1))
+    with open_volume(path) as volume:
+        assert_holds(volume, GREY)
+        assert (volume.voxel_size, volume.unit) == ((2.0, 1.5, 2.0), "µm")
+
+
 def test_avizo_and_big_endian(tmp_path: Path) -> None:
     data = GREY.astype(">u2").tobytes()
     with open_volume(saved(tmp_path / "a.am", "ushort", data, form="BINARY")) as volume:

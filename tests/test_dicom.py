@@ -196,6 +196,41 @@ def test_an_image_says_where_each_of_its_frames_lies(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("down", "start", "offsets", "places"),
+    [
+        (1, -30, [0, 2, 4, 6, 8, 10], [-30, -28, -26, -24, -22, -20]),
+        (1, -30, [-30, -28, -26, -24, -22, -20], [-30, -28, -26, -24, -22, -20]),
+        (1, 0, [0, 2, 4, 6, 8, 10], [0, 2, 4, 6, 8, 10]),
+        (1, 100, [100, 98, 96, 94, 92, 90], [100, 98, 96, 94, 92, 90]),
+        (-1, -30, [0, 2, 4, 6, 8, 10], [-30, -32, -34, -36, -38, -40]),
+        (-1, -30, [-30, -28, -26, -24, -22, -20], [-30, -28, -26, -24, -22, -20]),
+    ],
+    ids=["relative", "absolute", "both", "absolute and falling", "along the normal", "along z"],
+)
+def test_where_the_planes_of_a_dose_lie(
+    tmp_path: Path, down: int, start: int, offsets: list[int], places: list[int]
+) -> None:
+    """Either form of PS3.3 C.8.8.3.2: offsets along the normal of the first plane, or z in the
+    patient, which begin with that of the first plane. ``down``: the y of columns, so the normal is
+    z or against it."""
+    one = image(
+        GREY, ImageOrientationPatient=[1, 0, 0, 0, down, 0], ImagePositionPatient=[1, 2, start],
+        GridFrameOffsetVector=[float(offset) for offset in offsets],
+    )  # fmt: skip
+    save(tmp_path / "dose.dcm", one)
+    with open_volume(tmp_path / "dose.dcm", STORED) as volume:
+        order = np.argsort(down * np.array(places))
+        assert_holds(volume, hounsfield()[order])
+        assert volume.affine is not None
+        steps = np.array(volume.affine)
+        assert volume.voxel_size == (2.0, 0.5, 0.25)
+    # the columns of z, y, x and of the place of the first voxel
+    assert [float(steps[2, 3] + z * steps[2, 0]) for z in range(6)] == sorted(
+        places, key=lambda place: down * place
+    )
+
+
+@pytest.mark.parametrize(
     "name",
     [
         "CT_small.dcm", "MR_small.dcm", "MR_small_bigendian.dcm", "MR_small_implicit.dcm",

@@ -767,6 +767,47 @@ def test_an_earlier_export_with_something_added_is_kept(
     assert (tmp_path / "out" / added).read_text() == "hours of work"
 
 
+@pytest.mark.parametrize(
+    ("format", "added"),
+    [
+        ("png", "bone/my-corrected.png"),
+        ("png", "bone/z2.png"),
+        ("png", "bone/mine/z0.png"),
+        ("ome-zarr", "bone-z.zarr/notes.txt"),
+        ("ome-zarr", "bone-z.zarr/0/mine.npy"),
+    ],
+)
+def test_what_was_added_to_earlier_masks_is_kept(
+    store: ExportStore, tmp_path: Path, format: str, added: str
+) -> None:
+    curve_rounds(store)
+    export_round(store, tmp_path / "out", round=1, parts=["masks"], format=format)
+    mine = tmp_path / "out" / "masks" / added
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("hours of work")
+
+    with pytest.raises(ExportError, match="other things in it"):
+        export_round(store, tmp_path / "out", round=2, overwrite=True)
+    with pytest.raises(ExportError, match="other things in it"):
+        export_masks(store.folder.round(2), tmp_path / "out" / "masks", overwrite=True)
+    assert mine.read_text() == "hours of work"
+
+
+@pytest.mark.parametrize("name", ["record.json", "masks/labels.csv", "masks/bone-z.tif"])
+def test_a_folder_in_the_place_of_a_file_is_kept(
+    store: ExportStore, tmp_path: Path, name: str
+) -> None:
+    curve_rounds(store)
+    export_round(store, tmp_path / "out", round=2)
+    (tmp_path / "out" / name).unlink()
+    (tmp_path / "out" / name).mkdir()
+    (tmp_path / "out" / name / "thesis.tex").write_text("years of work")
+
+    with pytest.raises(ExportError, match=r"other things in it .*thesis\.tex"):
+        export_round(store, tmp_path / "out", round=1, overwrite=True)
+    assert (tmp_path / "out" / name / "thesis.tex").read_text() == "years of work"
+
+
 def test_what_is_added_while_an_export_is_written_is_kept(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+import tifffile
 from PIL import Image
 
 from al_strategies.evidence import Position
@@ -17,6 +18,7 @@ from ml_backend.volumes.folder import (
     FolderSource,
     MissingMaskError,
 )
+from tests.test_foreign_volumes import packed_png
 
 IMAGE = np.arange(24, dtype=np.uint8).reshape(4, 6)
 MASK = (IMAGE % 3).astype(np.uint8)
@@ -149,6 +151,25 @@ def test_palette_mask_is_read_by_index(root: Path) -> None:
     palette.putpalette([255, 255, 255, 200, 0, 0, 0, 0, 200])  # turns mode L into P
     palette.save(root / "masks" / "0050.png")
     np.testing.assert_array_equal(FolderSource(root).mask("0050"), MASK)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+@pytest.mark.parametrize("white", [False, True])
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_a_mask_of_few_bits_is_read_as_it_is_stored(
+    tmp_path: Path, bits: int, white: bool, ending: str
+) -> None:
+    ids = (IMAGE % 2**bits).astype(np.uint8)
+    save(tmp_path / "images" / "0.png", IMAGE)
+    (tmp_path / "masks").mkdir()
+    if ending == "png":
+        (tmp_path / "masks" / "0.png").write_bytes(packed_png(ids, bits))
+    else:
+        tifffile.imwrite(
+            tmp_path / "masks" / "0.tif", ids, bitspersample=bits, compression=None,
+            photometric="miniswhite" if white else "minisblack", metadata=None,
+        )  # fmt: skip
+    np.testing.assert_array_equal(FolderSource(tmp_path).mask("0"), ids)
 
 
 def test_hidden_and_foreign_files_are_left_out(root: Path) -> None:

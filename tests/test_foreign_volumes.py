@@ -7,6 +7,7 @@ import json
 import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,23 @@ from tests.test_formats import SHAPE, assert_holds, values, write
 
 GREY = values("u2", (5, 16, 32))
 NOT_SHOWN_BY_BROWSERS = ("DICOM", "EDF", "JPEG 2000")
+
+
+def packed_png(image: np.ndarray, bits: int) -> bytes:
+    """A grey PNG of ``bits`` a pixel, which Pillow reads and does not write."""
+    each = np.unpackbits(image[..., None].astype("u1"), axis=2)[..., -bits:]
+    rows = np.packbits(each.reshape(len(image), -1), axis=1)
+    height, width = image.shape
+    chunks = {
+        b"IHDR": struct.pack(">2I5B", width, height, bits, 0, 0, 0, 0),
+        b"IDAT": zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows)),
+        b"IEND": b"",
+    }
+    parts = (
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks.items()
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def opened_as(path: Path, array: np.ndarray, options: ReadOptions | None = None) -> Any:
@@ -299,6 +317,17 @@ class TestHdf5:
         volume = opened_as(tmp_path / "a.h5", GREY)
         assert (volume.voxel_size, volume.unit) == ((4.0, 2.0, 1.0), "µm")
 
+    @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+    def test_units_in_either_encoding(self, tmp_path: Path, encoding: str) -> None:
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            file["g/data"] = GREY
+            file["g"].attrs["axes"] = ["z", "y", "x"]
+            for name, length in zip("zyx", GREY.shape, strict=True):
+                file[f"g/{name}"] = 2 * np.arange(length)
+                file[f"g/{name}"].attrs["units"] = np.bytes_("µm".encode(encoding))
+        volume = opened_as(tmp_path / "a.h5", GREY)
+        assert (volume.voxel_size, volume.unit) == ((2.0, 2.0, 2.0), "µm")
+
     def test_uneven_axes_are_no_voxel_size(self, tmp_path: Path) -> None:
         with h5py.File(tmp_path / "a.h5", "w") as file:
             file["g/data"] = GREY
@@ -540,6 +569,17 @@ class TestPng:
                 assert image.mode == mode
                 image.save(folder / f"{z}.png")
             opened_as(folder, array)
+
+    @pytest.mark.parametrize("bits", [1, 2, 4])
+    def test_few_bits_are_spread_over_grey_and_kept_of_labels(
+        self, tmp_path: Path, bits: int
+    ) -> None:
+        array = values("u1") % 2**bits
+        for z, page in enumerate(array):
+            (tmp_path / f"{z}.png").write_bytes(packed_png(page, bits))
+        kind = "?" if bits == 1 else "u1"
+        opened_as(tmp_path, array.astype(kind), ReadOptions(labels=True))
+        opened_as(tmp_path, (array * (1 if bits == 1 else 255 // (2**bits - 1))).astype(kind))
 
     def test_jpeg_is_read(self, tmp_path: Path) -> None:
         for z in range(3):

@@ -15,9 +15,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 
 from ml_backend.volumes.formats import ome_zarr
 from ml_backend.volumes.formats.format import DTYPES, Format
@@ -395,6 +397,44 @@ def test_what_was_added_to_a_volume_is_not_removed_with_it(tmp_path: Path, name:
     write(tmp_path / name, values("u1"))
     (tmp_path / name / "labels").mkdir()
     refuse_to_overwrite(tmp_path / name, r"holds something else \(labels\)")
+
+
+@pytest.mark.parametrize("added", ["0/notes.txt", "0/c/0/mine.npy", "7/zarr.json", "0/1/0"])
+def test_what_was_added_inside_an_ome_zarr_is_not_removed_with_it(
+    tmp_path: Path, added: str
+) -> None:
+    write(tmp_path / "a.zarr", values("u1"))
+    (tmp_path / "a.zarr" / added).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "a.zarr" / added).write_text("hours of work")
+    refuse_to_overwrite(tmp_path / "a.zarr", "holds something else")
+
+
+def foreign_zarr(path: Path, kind: str) -> None:
+    """As zarr itself, or another program on top of it, lays out what is read from such a folder."""
+    if kind.startswith("array"):
+        keys: Any = {"name": "v2" if "v2" in kind else "default", "separator": "/"}
+        zarr.create_array(path, data=values("u2"), chunks=(2, 7, 6), chunk_key_encoding=keys)
+        return
+    group = zarr.create_group(path)
+    group.create_array("0", data=values("u2"), chunks=(2, 7, 6))
+    scale = {"type": "scale", "scale": [1, 1, 1]}
+    image = {
+        "axes": [{"name": name, "type": "space"} for name in "zyx"],
+        "datasets": [{"path": "0", "coordinateTransformations": [scale]}],
+    }
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [image]}
+    if kind == "image with a note by hand":
+        group.attrs["nextslice"] = {"looked at": True}
+
+
+@pytest.mark.parametrize(
+    "kind", ["image", "image with a note by hand", "array", "array with keys of v2"]
+)
+def test_an_ome_zarr_of_another_program_is_not_overwritten(tmp_path: Path, kind: str) -> None:
+    foreign_zarr(tmp_path / "a.zarr", kind)
+    refuse_to_overwrite(tmp_path / "a.zarr", "holds something else")
+    with open_volume(tmp_path / "a.zarr") as volume:
+        assert_holds(volume, values("u2"))
 
 
 NOTES = {"voxel_size": None, "unit": "", "classes": None}

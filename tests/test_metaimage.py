@@ -50,6 +50,24 @@ def test_big_endian(tmp_path: Path, key: str) -> None:
         assert_holds(volume, GREY)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_the_unit_in_either_encoding(tmp_path: Path, encoding: str) -> None:
+    path = changed(saved(tmp_path / "a.mha", GREY), "DistanceUnits = ?m")
+    path.write_bytes(path.read_bytes().replace(b"= ?m", "= µm".encode(encoding), 1))
+    with open_volume(path) as volume:
+        assert (volume.voxel_size, volume.unit) == ((2.0, 0.25, 0.5), "µm")
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_values_in_a_file_whose_name_is_not_english(tmp_path: Path, many: bool) -> None:
+    path = changed(saved(tmp_path / "a.mhd", GREY), "ElementDataFile = größe.raw")
+    if many:
+        changed(path, "ElementDataFile = LIST\ngröße.raw")
+    (tmp_path / "a.raw").rename(tmp_path / "größe.raw")
+    with open_volume(path) as volume:
+        assert_holds(volume, GREY)
+
+
 def test_a_unit_and_an_unknown_size(tmp_path: Path) -> None:
     path = changed(saved(tmp_path / "a.mha", GREY), "DistanceUnits = um")
     with open_volume(path) as volume:

@@ -34,6 +34,35 @@ def test_types_and_encodings(tmp_path: Path, dtype: str, encoding: str, name: st
         assert (volume.voxel_size, volume.unit) == ((4.25, 2.5, 1.5), "mm")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+@pytest.mark.parametrize("field", ["units", "space units"])
+def test_the_unit_in_either_encoding(tmp_path: Path, encoding: str, field: str) -> None:
+    """pynrrd drops what is not ASCII: metres were read for micrometres."""
+    lines = [
+        "NRRD0005", "type: uint16", "dimension: 3", "sizes: 32 16 5", "encoding: raw",
+        "endian: little", f'{field}: "µm" "µm" "µm"',
+    ]  # fmt: skip
+    lines += (
+        ["spacings: 1.5 2.5 4"]
+        if field == "units"
+        else ["space dimension: 3", "space directions: (1.5,0,0) (0,2.5,0) (0,0,4)"]
+    )
+    text = "\n".join(lines) + "\n\n"
+    (tmp_path / "a.nrrd").write_bytes(text.encode(encoding) + GREY.astype("<u2").tobytes())
+    with open_volume(tmp_path / "a.nrrd") as volume:
+        assert_holds(volume, GREY)
+        assert (volume.voxel_size, volume.unit) == ((4.0, 2.5, 1.5), "µm")
+
+
+def test_values_in_a_file_whose_name_is_not_english(tmp_path: Path) -> None:
+    saved(tmp_path / "a.nhdr", GREY, {"encoding": "raw"})
+    (tmp_path / "a.raw").rename(tmp_path / "größe.raw")
+    text = (tmp_path / "a.nhdr").read_text().replace("a.raw", "größe.raw")
+    (tmp_path / "a.nhdr").write_text(text, encoding="utf-8")
+    with open_volume(tmp_path / "a.nhdr") as volume:
+        assert_holds(volume, GREY)
+
+
 @pytest.mark.parametrize("encoding", ["raw", "gzip"])
 def test_big_endian(tmp_path: Path, encoding: str) -> None:
     array = GREY.astype(">u2")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -453,6 +454,20 @@ def test_grey_values_of_another_scale_are_refused(
 
     segment_volume(learner, other, tmp_path / "a.npy", any_scale=True)
     assert np.load(tmp_path / "a.npy").shape == SHAPE
+
+
+def test_grey_values_are_compared_without_all_slices_that_say_them_in_memory(
+    tmp_path: Path, learner: NetworkLearner
+) -> None:
+    slices = np.ones((5, 1024, 1024), np.float32) * np.linspace(0, 1, 1024, dtype=np.float32)
+    volume = written(tmp_path / "wide.npy", slices)
+    size = slices.nbytes // len(slices)
+    del slices
+    tracemalloc.start()
+    refused("has grey values from about 0.00", learner, volume, tmp_path / "a.npy")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * size  # of five, joined and without what is not finite, sixteen
 
 
 def test_one_slice_does_not_stand_for_the_grey_values_of_a_volume(

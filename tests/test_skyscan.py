@@ -52,6 +52,14 @@ def test_jpeg_2000(tmp_path: Path, ending: str, array: np.ndarray) -> None:
         assert (volume.voxel_size, volume.unit) == ((9.94, 9.94, 9.94), "µm")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_the_log_in_either_encoding(tmp_path: Path, encoding: str) -> None:
+    folder = jpeg2000(tmp_path / "rec", BYTES)
+    (folder / "bone_rec.log").write_text(LOG.replace("(um)", "(µm)"), encoding=encoding)
+    with open_volume(folder) as volume:
+        assert (volume.voxel_size, volume.unit) == ((9.94, 9.94, 9.94), "µm")
+
+
 def test_pillow_writes_jpeg_2000_too(tmp_path: Path) -> None:
     for z, page in enumerate(BYTES):
         Image.fromarray(page).save(tmp_path / f"{z}.jp2", irreversible=False)

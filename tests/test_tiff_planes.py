@@ -164,10 +164,14 @@ class TestMicroManager:
             "img_{t:09}_{dye}_{z:03}.tif",
         ],
     )
-    def test_a_folder_of_single_images(self, tmp_path: Path, name: str) -> None:
+    @pytest.mark.parametrize(("first", "began"), [(0, 0), (998, 999_999_999)])
+    def test_a_folder_of_single_images(
+        self, tmp_path: Path, name: str, first: int, began: int
+    ) -> None:
         for (t, z, c), page in zip(PLACES, self.pages(), strict=True):
             dye = ("DAPI", "FITC", "Cy 5")[c]
-            tifffile.imwrite(tmp_path / name.format(t=t, z=z, c=c, dye=dye), page)
+            file = name.format(t=began + t, z=first + z, c=c, dye=dye)
+            tifffile.imwrite(tmp_path / file, page)
         number = 0 if "dye" in name else 2  # names of dyes stand in the order of their letters
         assert_holds(opened(tmp_path, channel=number, time=1), SEVERAL[1, 2])
         with pytest.raises(VolumeError, match="only one channel: choose it with --channel, 0 to 2"):
@@ -175,6 +179,20 @@ class TestMicroManager:
         next(tmp_path.glob("*.tif")).unlink()
         with pytest.raises(VolumeError, match="has 23 pages at 23 places"):
             opened(tmp_path, channel=0, time=0)
+
+    def test_a_file_that_has_no_place_among_channels_is_named(self, tmp_path: Path) -> None:
+        for c in range(2):
+            for z, page in enumerate(GREY):
+                tifffile.imwrite(tmp_path / f"img_000000000_{c}_{z:03}.tif", page)
+        tifffile.imwrite(tmp_path / "overview.tif", GREY[0])
+        with pytest.raises(VolumeError, match=r"overview\.tif is called otherwise"):
+            opened(tmp_path, channel=0)
+
+    def test_a_file_beside_one_channel_is_a_slice_as_in_any_folder(self, tmp_path: Path) -> None:
+        for z, page in enumerate(GREY):
+            name = f"img_000000000_DAPI_{z:03}.tif" if z < 3 else "img_last.tif"
+            tifffile.imwrite(tmp_path / name, page)
+        assert_holds(opened(tmp_path), GREY)
 
     def test_ndtiff_names_its_axes(self, tmp_path: Path) -> None:
         axes = [{"z": z, "channel": ("DAPI", "FITC", "Cy5")[c], "time": t} for t, z, c in PLACES]

@@ -56,6 +56,14 @@ def test_types(tmp_path: Path, dtype: str, skip: int) -> None:
         assert (volume.voxel_size, volume.unit) == ((0.05, 0.025, 0.0125), "mm")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1"])
+def test_the_unit_in_any_encoding(tmp_path: Path, encoding: str) -> None:
+    path = saved(tmp_path / "a.vgi", GREY)
+    path.write_bytes(path.read_text().replace("unit = mm", "unit = µm").encode(encoding))
+    with open_volume(path) as volume:
+        assert (volume.voxel_size, volume.unit) == ((0.05, 0.025, 0.0125), "µm")
+
+
 def test_a_name_of_another_machine_is_looked_for_beside_it(tmp_path: Path) -> None:
     with open_volume(saved(tmp_path / "a.vgi", GREY, name=r"D:\Scans\bone\scan.vol")) as volume:
         assert_holds(volume, GREY)

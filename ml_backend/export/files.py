@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ __all__ = ["ExportError", "file_name", "to_json", "whole"]
 
 _INDEXES = {"export.json": "nextslice export", "labels.json": "nextslice masks"}
 """Name of an index → its ``format``. What it names in its folder may be replaced."""
+
+_Strange = Callable[[Path], list[Path]]
+"""What is in a folder that was not written there."""
 
 
 class ExportError(NextsliceError, ValueError):
@@ -58,29 +62,55 @@ def _check_free(path: Path, overwrite: bool) -> None:
 
 def _strange(folder: Path) -> list[Path]:
     """What is in ``folder`` and not of an earlier export, as the export's own index has it."""
-    written = _written(folder)
-    strange = [path for path in sorted(folder.iterdir()) if path.name not in written]
-    if "export.json" in written and "masks" in written and (folder / "masks").is_dir():
-        strange += _strange(folder / "masks")
+    return _besides(_written(folder), folder)
+
+
+def _besides(written: Mapping[str, _Strange], folder: Path) -> list[Path]:
+    strange: list[Path] = []
+    for path in sorted(folder.iterdir()):
+        if path.name not in written:
+            strange.append(path)
+        elif path.is_dir():
+            strange += written[path.name](path)
     return strange
 
 
-def _written(folder: Path) -> set[str]:
-    """The names that an index of ours in ``folder`` says were written there."""
+_a_file: _Strange = partial(_besides, {})
+"""Of a name under which a file was written: all that is in a folder there."""
+
+
+def _written(folder: Path) -> dict[str, _Strange]:
+    """The names that an index of ours in ``folder`` says were written there, and what is strange in
+    those that are folders."""
     export, masks = (_index(folder / name) for name in _INDEXES)
     if export is not None:
-        return {"export.json", *(row["file"] for row in export["files"])}
+        names = dict.fromkeys(("export.json", *(row["file"] for row in export["files"])), _a_file)
+        return names | {"masks": _strange} if "masks" in names else names
     if masks is not None:
-        files = [row["file"] for row in masks["volumes"] if row["file"] is not None]
-        sidecars = [f"{file}.json" for file in files if _has_sidecar(file)]
-        return {"labels.json", "labels.csv", *files, *sidecars}
-    return set()
+        labels = {row["file"] for row in masks["labels"]}
+        names = dict.fromkeys(("labels.json", "labels.csv"), _a_file)
+        for row in masks["volumes"]:
+            if row["file"] is not None:
+                names |= _of_volume(row["file"], labels)
+        return names
+    return {}
 
 
-def _has_sidecar(file: str) -> bool:
-    """Whether its voxel size is written beside it, as an array's."""
+def _of_volume(file: str, labels: Set[str]) -> dict[str, _Strange]:
+    """The same of what was written of one volume; ``labels``: where each label is."""
+    if file not in labels:  # a folder with a file a label
+        inside = [label for label in labels if label.startswith(f"{file}/")]
+        names = (label.removeprefix(f"{file}/") for label in inside)
+        return {file: partial(_besides, dict.fromkeys(names, _a_file))}
     written = format_by_ending(file)
-    return written is not None and written.sidecar
+    if written is None or written.strange is None:
+        beside = [f"{file}.json"] if written is not None and written.sidecar else []
+        return dict.fromkeys((file, *beside), _a_file)
+    return {file: partial(_strange_names, written.strange)}
+
+
+def _strange_names(strange: Callable[[Path], list[str]], folder: Path) -> list[Path]:
+    return [folder / name for name in strange(folder)]
 
 
 def _index(path: Path) -> dict[str, Any] | None:

@@ -228,7 +228,7 @@ def _read_mask(path: Path) -> npt.NDArray[np.uint8]:
                     " class id"
                 )
             # a palette image is read by index, as annotation tools write it
-            values = as_stored(image, np.asarray(image))
+            values = as_stored(image)
     except FolderError:
         raise
     except BROKEN_PICTURE as error:

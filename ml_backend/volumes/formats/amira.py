@@ -23,7 +23,7 @@ from ml_backend.volumes.formats.axes import choose_axes
 from ml_backend.volumes.formats.checks import number_type, reading
 from ml_backend.volumes.formats.flat import Cut, cut_out
 from ml_backend.volumes.formats.format import Format
-from ml_backend.volumes.formats.notes import Notes
+from ml_backend.volumes.formats.notes import Notes, as_text
 from ml_backend.volumes.formats.unpacked import HIGHEST_RATIO, Source, Unpacked, ZlibStream
 from ml_backend.volumes.limits import HEADER_BYTES
 from ml_backend.volumes.volume import ReadOptions, Volume, VolumeError
@@ -102,7 +102,7 @@ def _head(path: Path) -> tuple[str, int]:
     with path.open("rb") as file:
         data = file.read(HEADER_BYTES)
     found = re.search(rb"\n@1\r?\n", data)
-    head = data[: found.start() if found else 4096].decode("latin-1")
+    head = as_text(data[: found.start() if found else 4096])
     if not _MAGIC.match(head) or found is None:
         raise VolumeError(
             f"{path} has no AmiraMesh header with values behind @1, expected {_EXPECTED}"

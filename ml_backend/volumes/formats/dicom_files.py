@@ -6,6 +6,7 @@ kinds is decoded by imagecodecs, run lengths by pydicom.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ _DECODERS = {
     "1.2.840.10008.1.2.4.203": "htj2k",
 }  # fmt: skip
 _RUN_LENGTHS = "1.2.840.10008.1.2.5"
+_ROUNDED = 1e-3
+"""Millimetres by which one place may differ that is written down twice."""
 
 Vector = tuple[float, ...]
 
@@ -268,11 +271,15 @@ def _frame(places: Sequence[Any], index: int, count: int) -> Frame:
 
 
 def _moved(header: Any, origin: Vector | None, across: Vector | None, index: int) -> Vector | None:
-    """As radiotherapy doses have it: an offset of each image along the normal of the first."""
+    """As radiotherapy doses have it (PS3.3 C.8.8.3.2): an offset of each image from the first along
+    its normal, from 0 on, or z in the patient, from that of the first on."""
     offsets = header.get("GridFrameOffsetVector", None)
     if offsets is None or origin is None or across is None:
         return None
-    return tuple(o + a * float(offsets[index]) for o, a in zip(origin, across, strict=True))
+    first = float(offsets[0])
+    absolute = first != 0 and math.isclose(first, origin[2], abs_tol=_ROUNDED)
+    way, step = (0.0, 0.0, 1.0) if absolute else across, float(offsets[index]) - first
+    return tuple(o + w * step for o, w in zip(origin, way, strict=True))
 
 
 def _vector(value: Any, length: int) -> Vector | None:

@@ -20,7 +20,7 @@ __all__ = ["chosen_files"]
 
 _NAMES = (
     re.compile(r"img_channel(?P<channel>\d+)_position(?P<position>\d+)_time(?P<time>\d+)_z(?P<z>\d+)\."),
-    re.compile(r"img_(?P<time>\d{9})_(?P<channel>.+)_(?P<z>\d{3})\."),
+    re.compile(r"img_(?P<time>\d{9,})_(?P<channel>.+)_(?P<z>\d{3,})\."),
 )  # fmt: skip
 
 
@@ -44,16 +44,22 @@ def _planes(folder: Path, files: Sequence[Path]) -> Planes | None:
     """None where neither names nor OME-XML say more than an order."""
     for pattern in _NAMES:
         found = [pattern.match(path.name) for path in files]
-        if all(found):
-            places = {
-                page: {
-                    axis: int(text) if text.isdecimal() else text
-                    for axis, text in match.groupdict().items()
-                }
-                for page, match in enumerate(found)
-                if match is not None
+        places = {
+            page: {
+                axis: int(text) if text.isdecimal() else text
+                for axis, text in match.groupdict().items()
             }
+            for page, match in enumerate(found)
+            if match is not None
+        }
+        if len(places) == len(files):
             return table_of(folder, "Micro-Manager", places)
+        if len({tuple((place | {"z": 0}).values()) for place in places.values()}) > 1:
+            other = files[found.index(None)]
+            raise VolumeError(
+                f"{folder} has {len(places)} files that Micro-Manager names as several channels or "
+                f"times, and {other.name} is called otherwise: expected no other"
+            )
     said = ome_files(files[0])
     there = {page: said[path.name] for page, path in enumerate(files) if path.name in said}
     if len(there) == len(files):

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ml_backend.volumes.formats.axes import letter_of
+from ml_backend.volumes.formats.notes import as_text
 from ml_backend.volumes.volume import VolumeError
 
 __all__ = ["axis_names", "text"]
@@ -42,7 +43,7 @@ def axis_names(path: Path, dataset: Any, group: Any, name: str) -> Sequence[str]
 def text(value: Any) -> str:
     """What an attribute says."""
     value = value[0] if isinstance(value, np.ndarray) and value.size == 1 else value
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    return as_text(value) if isinstance(value, bytes) else str(value)
 
 
 def _agree(one: Sequence[str], other: Sequence[str]) -> bool:

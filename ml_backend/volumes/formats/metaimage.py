@@ -22,7 +22,7 @@ from ml_backend.volumes.formats.axes import choose_axes
 from ml_backend.volumes.formats.checks import number_type, reading
 from ml_backend.volumes.formats.flat import Cut, cut_out
 from ml_backend.volumes.formats.format import EVERYTHING, Format
-from ml_backend.volumes.formats.notes import Notes, our_classes, our_note
+from ml_backend.volumes.formats.notes import Notes, as_text, our_classes, our_note
 from ml_backend.volumes.formats.pieces import Pieces, numbered
 from ml_backend.volumes.formats.unpacked import Source, Unpacked, ZlibStream
 from ml_backend.volumes.geometry import LEFT_POSTERIOR, is_default, placed
@@ -142,7 +142,7 @@ def _header(path: Path) -> tuple[dict[str, str], int, list[str] | None]:
     header: dict[str, str] = {}
     with path.open("rb") as file:
         while line := file.readline(TEXT_BYTES):
-            name, equals, value = line.decode("latin-1").partition("=")
+            name, equals, value = as_text(line).partition("=")
             if not equals or file.tell() > TEXT_BYTES:
                 break
             header[name.strip()] = value.strip()
@@ -164,7 +164,7 @@ def _header(path: Path) -> tuple[dict[str, str], int, list[str] | None]:
 
 def _files(path: Path, said: str, file: BinaryIO) -> list[str] | None:
     if said.split()[:1] == ["LIST"]:
-        text = file.read(TEXT_BYTES).decode("utf-8", "replace")
+        text = as_text(file.read(TEXT_BYTES))
         return [line.strip() for line in text.splitlines() if line.strip()]
     return numbered(path, said) if "%" in said else None
 

@@ -22,6 +22,7 @@ from ml_backend.volumes.volume import Read, Volume, VolumeError, VolumeSpec
 
 __all__ = [
     "Notes",
+    "as_text",
     "length_in",
     "our_classes",
     "our_note",
@@ -50,9 +51,17 @@ _FAR = 1e100
 """Places from here on are none: headers may claim any number."""
 
 
+def as_text(said: bytes) -> str:
+    """What a header says: UTF-8, and where it is none Latin-1, as programs wrote it before."""
+    try:
+        return said.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return said.decode("latin-1")
+
+
 def unit_symbol(text: object) -> str:
     """ "µm" for "micrometer", "um", …; what is no known length as it stands."""
-    name = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text or "")
+    name = as_text(text) if isinstance(text, bytes) else str(text or "")
     name = name.strip()
     for symbol, names in _SYMBOLS.items():
         if name == symbol or name.lower() in names:

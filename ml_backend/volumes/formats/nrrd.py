@@ -25,7 +25,13 @@ from ml_backend.volumes.formats.axes import choose_axes, letter_of
 from ml_backend.volumes.formats.checks import number_type, reading
 from ml_backend.volumes.formats.flat import Cut, cut_out
 from ml_backend.volumes.formats.format import EVERYTHING, Format
-from ml_backend.volumes.formats.notes import Notes, our_classes, our_note, sizes_in_one_unit
+from ml_backend.volumes.formats.notes import (
+    Notes,
+    as_text,
+    our_classes,
+    our_note,
+    sizes_in_one_unit,
+)
 from ml_backend.volumes.formats.pieces import Pieces, numbered
 from ml_backend.volumes.formats.unpacked import HIGHEST_RATIO, Source, Unpacked
 from ml_backend.volumes.geometry import LEFT_POSTERIOR, is_default, placed
@@ -165,20 +171,20 @@ def _header(path: Path) -> tuple[dict[str, Any], int, list[str] | None]:
             raise VolumeError(f"{path} is no NRRD file, expected one that begins with NRRD")
         file.seek(0)
         lines, size = [], 0
-        while (line := file.readline(TEXT_BYTES)).strip():
-            lines.append(line)
-            size += len(line)
+        while (raw := file.readline(TEXT_BYTES)).strip():
+            lines.append(as_text(raw))  # of bytes pynrrd drops what is not ASCII
+            size += len(raw)
             if size > TEXT_BYTES:
                 raise VolumeError(f"{path} has a header without an end, expected an empty line")
         start = file.tell()
     files = None
     for number, line in enumerate(lines):
-        name, _, value = line.decode("utf-8", "replace").partition(":")
+        name, _, value = line.partition(":")
         value = value.strip()
         if name not in ("data file", "datafile"):
             continue
         if value.split()[:1] == ["LIST"]:
-            files = [one.decode("utf-8", "replace").strip() for one in lines[number + 1 :]]
+            files = [one.strip() for one in lines[number + 1 :]]
             lines = lines[: number + 1]
             break
         if "%" in value:

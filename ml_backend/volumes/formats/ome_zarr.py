@@ -6,6 +6,8 @@ Of an image the full resolution is read; `pyramid` writes the others. Class name
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,10 +84,25 @@ def write(
 
 
 def _strange(folder: Path) -> list[str]:
-    names = sorted(one.name for one in folder.iterdir())
-    if "zarr.json" not in names:
-        return names
-    return [name for name in names if name != "zarr.json" and not name.isdecimal()]
+    levels = _written_levels(folder)
+    if not levels:  # any program writes such names: our attribute has to be there
+        return sorted(one.name for one in folder.iterdir())
+    level = "|".join(map(re.escape, levels))
+    ours = re.compile(rf"zarr\.json|(?:{level})(?:/zarr\.json|/c(?:/\d+)*)?")
+    there = (one.relative_to(folder).as_posix() for one in folder.rglob("*"))
+    return sorted(name for name in there if not ours.fullmatch(name))
+
+
+def _written_levels(folder: Path) -> list[str]:
+    """The arrays of an image that `write` has written; none of anything else."""
+    try:
+        group = json.loads((folder / "zarr.json").read_bytes())
+        attributes = group["attributes"]
+        if group["node_type"] != "group" or attributes["nextslice"].keys() != {"sized", "classes"}:
+            return []
+        return [str(one["path"]) for one in attributes["ome"]["multiscales"][0]["datasets"]]
+    except (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError):
+        return []
 
 
 FORMAT = Format(

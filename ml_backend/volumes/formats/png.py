@@ -84,7 +84,7 @@ def _strange(folder: Path) -> list[str]:
 FORMAT = Format(
     name="png",
     title="images",
-    summary="a folder of grey PNG (8 or 16 bit), JPEG, WebP, GIF or BMP files",
+    summary="a folder of grey PNG (1 to 16 bit), JPEG, WebP, GIF or BMP files",
     endings=("_png",),
     read=read,
     chooses=True,
@@ -123,14 +123,14 @@ def _look(path: Path, options: ReadOptions) -> Look:
 
 
 def _image(path: Path, check: Callable[[Look], None], options: ReadOptions) -> npt.NDArray[Any]:
-    from ml_backend.pictures import open_picture
+    from ml_backend.pictures import as_stored, open_picture
 
     with reading(path, _EXPECTED), open_picture(path, tuple(_IMAGES)) as image:
         check(((image.height, image.width), _type(path, image, options)))
         if _has_colours(image):
             return _grey(path, image, options)
         grey = image.convert("L") if _is_shown_grey(image) else image
-        values = native(np.array(grey))
+        values = native(as_stored(grey) if options.labels else np.array(grey))
         palette = _grey_palette(grey, options)
         return values if palette is None else palette[values]
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ml_backend.volumes.enclosure import check_inside
-from ml_backend.volumes.formats.notes import Notes
+from ml_backend.volumes.formats.notes import Notes, as_text
 from ml_backend.volumes.formats.pages import files_in
 from ml_backend.volumes.limits import TEXT_BYTES
 from ml_backend.volumes.volume import ReadOptions, VolumeError
@@ -57,7 +57,7 @@ def _logs(folder: Path) -> list[Path]:
 def _size(log: Path, folder: Path, options: ReadOptions) -> tuple[float, str] | None:
     check_inside(log, folder, options)
     with log.open("rb") as file:
-        text = file.read(TEXT_BYTES).decode("latin-1")
+        text = as_text(file.read(TEXT_BYTES))
     # the last one is that of the reconstruction: a scan's own comes before it
     said = _SIZE.findall(text)
     if not said:

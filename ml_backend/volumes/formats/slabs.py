@@ -17,7 +17,7 @@ __all__ = ["Slabs", "chunk_shape", "in_slabs"]
 Array = npt.NDArray[Any]
 
 _KEPT = 128 * 2**20
-"""Bytes of a slab that is kept in memory; of larger ones only the slice is read."""
+"""Bytes of a slab that is kept in memory: a row of chunks, or the part of one that fits."""
 
 
 class Slabs:
@@ -32,12 +32,13 @@ class Slabs:
         block: Callable[[int, int, int], Array],
     ) -> None:
         self._shape, self._block = shape, block
+        self._chunks = chunks or (1, 1, 1)
         self._thickness = [1, 1, 1]
         for axis, length in enumerate(shape):
-            thickness = min(chunks[axis], length) if chunks else 1
+            row = min(self._chunks[axis], length)
             others = math.prod(n for i, n in enumerate(shape) if i != axis)
-            if thickness * others * itemsize <= _KEPT:
-                self._thickness[axis] = thickness
+            parts = math.ceil(row / max(1, _KEPT // (others * itemsize)))
+            self._thickness[axis] = math.ceil(row / parts)
         self._lock = threading.Lock()
         self._at = (-1, -1)
         self._slab: Array | None = None
@@ -47,11 +48,12 @@ class Slabs:
         thickness = self._thickness[axis]
         if thickness == 1:
             return np.ascontiguousarray(self._block(axis, index, index + 1).squeeze(axis))
-        start = index - index % thickness
+        within = index % self._chunks[axis]
+        start, left = index - within % thickness, self._chunks[axis] - within
         with self._lock:
             if self._slab is None or self._at != (axis, start):
                 self._slab = None  # before the next one needs the memory
-                stop = min(start + thickness, self._shape[axis])
+                stop = min(start + thickness, index + left, self._shape[axis])
                 self._slab, self._at = self._block(axis, start, stop), (axis, start)
             part: Array = self._slab.take(index - start, axis)
             return part

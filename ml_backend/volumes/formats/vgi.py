@@ -27,7 +27,7 @@ from ml_backend.volumes.enclosure import check_inside
 from ml_backend.volumes.formats.checks import number_type, reading, three_axes
 from ml_backend.volumes.formats.flat import Flat
 from ml_backend.volumes.formats.format import Format
-from ml_backend.volumes.formats.notes import Notes
+from ml_backend.volumes.formats.notes import Notes, as_text
 from ml_backend.volumes.limits import TEXT_BYTES
 from ml_backend.volumes.volume import ReadOptions, Volume, VolumeError
 
@@ -81,7 +81,7 @@ def _sections(path: Path) -> list[tuple[str, dict[str, str]]]:
     """Name and entries of each ``[section]`` in order, both in lower case but for the values."""
     found: list[tuple[str, dict[str, str]]] = []
     with path.open("rb") as file:
-        text = file.read(TEXT_BYTES).decode("utf-8-sig", "replace")
+        text = as_text(file.read(TEXT_BYTES))
     for line in text.splitlines():
         name, equals, value = line.partition("=")
         if section := re.fullmatch(r"\s*\[(.+)\]\s*", line):
