@@ -3,8 +3,11 @@ what is believed of the slice is put where it would be kept."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,7 @@ import pytest
 from flask import Flask
 
 from al_strategies.learner import Beliefs
-from ml_backend.api.opened import SliceName
+from ml_backend.api.opened import SliceName, StillComputing
 from ml_backend.api.serving import Serving
 from ml_backend.app import create_app
 from ml_backend.rounds.records import Published
@@ -241,6 +244,239 @@ def test_a_drag_that_changes_nothing_is_answered_with_a_region_as_it_stands(app:
                     {"params": {"context": {"result": [{"type": "brush"}]}}}):  # fmt: skip
         (found,) = page.ask(*OVER, **changed)["result"]
         assert found in page._prediction
+
+
+# -- what somebody's work is when nobody says what the page shows
+
+
+@pytest.fixture
+def of_bone(app: Flask, monkeypatch: pytest.MonkeyPatch) -> Flask:
+    """A project of bone and background, of which no drag can paint anything new."""
+    here = __name__
+    monkeypatch.setattr(f"{here}.XML", bitmask_config(["bone"]))
+    monkeypatch.setattr(f"{here}.CONFIG", config := parse_label_config(XML))
+    scores = np.stack([np.where(BONE, np.where(MISSED, 2.0, -4.0), 6.0), np.where(BONE, 3.0, -4.0)])
+    believed = (scores - np.log(np.exp(scores).sum(0))).astype(np.float16)
+    found = Beliefs(believed.argmax(0).astype(np.uint8), believed)
+    monkeypatch.setattr(f"{here}.beliefs", lambda: found)
+    serving: Serving = app.extensions["nextslice"]
+    weights = "round-001/weights.safetensors"
+    serving.project(KEY).folder.published = Published(
+        round=1, model_version=VERSION, classes=list(config.classes),
+        fingerprint=config.fingerprint, weights=weights,
+    )  # fmt: skip
+    serving.opened.keep(SliceName(KEY, weights, 1, IMAGE), found)
+    return app
+
+
+def reopened(app: Flask) -> Page:
+    """Of somebody who opens their own annotation again, one of two that are wanted: the region of
+    the prediction, with half of it taken away and a rim added, under its id."""
+    page = Page(app)
+    (bone,) = page.regions
+    (mine,) = regions(((BONE & (X < 45)) | (Y < 4)).astype(np.uint8), CONFIG)
+    page.regions = {bone: {**mine, "id": bone}}
+    submitted = {"id": 3, "result": list(page.regions.values()),
+                 "updated_at": "2026-11-01T00:00:00Z"}  # fmt: skip
+    page.others = {"annotations": [submitted], "overlap": 2}
+    return page
+
+
+def test_an_annotation_that_was_opened_again_is_not_made_the_prediction(of_bone: Flask) -> None:
+    page = reopened(of_bone)
+    before = page.shown
+    (empty,) = page.drag(*OVER)
+    assert (page.shown == before).all()
+    assert empty not in {r["id"] for r in page._prediction}
+
+
+@pytest.mark.parametrize("picked", [None, "bone"])
+def test_nor_by_a_drag_that_fails(of_bone: Flask, picked: str | None) -> None:
+    while of_bone.extensions["nextslice drags"]._places.acquire(blocking=False):
+        pass
+    page = reopened(of_bone)
+    page.picked = picked
+    before = page.shown
+    (empty,) = page.drag(*OVER)
+    assert (page.shown == before).all()
+    assert page.regions[empty]["value"]["bitmasklabels"] == ["bone"]
+    assert page.regions[empty]["original_width"] == SIDE
+
+
+def of_two_rounds(app: Flask) -> tuple[Page, list[dict[str, Any]], list[dict[str, Any]]]:
+    """A page of a slice that has masks of two rounds; those of the earlier and of the later one."""
+    page = Page(app)
+    new = page._prediction
+    shown = (Y >= 20) & (Y < 56) & (X >= 8) & (X < 40)
+    old = regions(shown.astype(np.uint8), CONFIG)
+    page.others = {"predictions": [
+        {"id": 1, "model_version": "nextslice-r000-000000", "result": old},
+        {"id": 2, "model_version": VERSION, "result": new},
+    ]}  # fmt: skip
+    return page, old, new
+
+
+def test_a_drag_that_fails_brings_no_mask_of_a_round_that_came_after_the_slice_was_opened(
+    of_bone: Flask,
+) -> None:
+    page, old, _ = of_two_rounds(of_bone)
+    page.regions = {str(r["id"]): r for r in old}
+    while of_bone.extensions["nextslice drags"]._places.acquire(blocking=False):
+        pass
+    before = page.shown
+    page.drag(*OVER)
+    assert (page.shown == before).all()
+
+
+@pytest.mark.parametrize("drawn", [None, BONE & (X < 30)])
+def test_a_first_drag_takes_away_on_a_slice_that_has_masks_of_two_rounds(
+    of_bone: Flask, drawn: npt.NDArray[np.bool_] | None
+) -> None:
+    """As most of a queue have for half an hour."""
+    page, _, new = of_two_rounds(of_bone)
+    page.regions = {str(r["id"]): r for r in new}
+    if drawn is not None:
+        page.stroke(drawn)
+        page.save()
+    assert page.shown[30, 30]
+    page.drag(*OVER)
+    assert page.shown[30, 30] == 0
+
+
+def test_a_drag_that_fails_does_not_undo_the_one_before_it(of_bone: Flask) -> None:
+    """No draft holds that yet."""
+    page = Page(of_bone)
+    page.drag(*OVER)
+    before = page.shown
+    assert before[30, 30] == 0
+    while of_bone.extensions["nextslice drags"]._places.acquire(blocking=False):
+        pass
+    page.drag(*OVER)
+    assert (page.shown == before).all()
+
+
+# -- what was painted and saved since the last drag on a spot
+
+
+def bone_of(page: Page) -> str:
+    return next(i for i, r in page.regions.items() if r["value"]["bitmasklabels"] == ["bone"])
+
+
+def extended(page: Page, name: str, painted: npt.NDArray[np.bool_]) -> None:
+    """A stroke into a region, which a draft holds."""
+    kept = label_map([page.regions[name]], CONFIG, SIDE, SIDE).mask
+    (found,) = regions(np.where(painted, kept.max(), kept), CONFIG)
+    page.regions[name] = {**found, "id": name}
+    page.save()
+
+
+FAR = X < 5
+
+
+def test_another_drag_on_the_spot_keeps_what_was_painted_into_the_region_elsewhere(
+    app: Flask,
+) -> None:
+    page = Page(app)
+    page.drag(*OVER)
+    page.drag(*OVER)  # takes background out of the bone
+    page.save()
+    extended(page, bone_of(page), FAR)
+    for middle in (1, 2, 0, 1):
+        page.drag(*OVER)
+        assert page.shown[30, 30] == middle, "the next guess"
+        assert (page.shown[FAR] == 1).all()
+
+
+def test_nor_is_what_was_painted_into_the_answer_lost(app: Flask) -> None:
+    page = Page(app)
+    (patch,) = page.drag(*OVER)
+    extended(page, patch, FAR)
+    for middle in (0, 1, 2, 0):
+        page.drag(*OVER)
+        assert page.shown[30, 30] == middle
+        assert (page.shown[FAR] == 2).all()
+
+
+def test_back_at_the_beginning_a_region_is_what_it_was_to_the_letter(app: Flask) -> None:
+    page = Page(app)
+    first = dict(page.regions)
+    for _ in range(3):
+        page.drag(*OVER)
+    assert {i: page.regions[i] for i in first} == first
+
+
+# -- what a drag may take
+
+
+def test_a_page_of_too_many_regions_is_left_as_it_is_and_the_log_says_why(
+    app: Flask, caplog: pytest.LogCaptureFixture
+) -> None:
+    page = Page(app)
+    value = {"points": [[1, 1], [9, 1], [9, 9]], "polygonlabels": ["bone"]}
+    outline = {"type": "polygonlabels", "from_name": "label", "to_name": "image", "value": value}
+    page.regions |= {f"{i}": {**outline, "id": f"{i}"} for i in range(600)}
+    page.save()
+    before = dict(page.regions)
+    assert page.drag(*OVER) == ["599"]
+    assert page.regions == before
+    assert "expected at most 500 regions on a page that is dragged on, found 601" in caplog.text
+
+
+def test_regions_that_take_too_long_to_be_read_end_a_drag(
+    app: Flask, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = iter(range(0, 10_000, 40))
+    monkeypatch.setattr("ml_backend.api.drags._seconds", lambda: next(clock))
+    page = Page(app)
+    for i in range(3):
+        page.stroke(i == X)
+    page.save()
+    before = page.shown
+    page.drag(*OVER)
+    assert (page.shown == before).all()
+    assert "its 4 regions are still being read after 60 s" in caplog.text
+
+
+def test_a_slice_that_is_slow_to_come_holds_up_no_drag_on_another(
+    app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serving: Serving = app.extensions["nextslice"]
+    asked, go = threading.Event(), threading.Event()
+    left: list[float] = []
+
+    class Slices:
+        def around(self, task: int, url: str, neighbours: int, within_s: float) -> Any:
+            left.append(within_s)
+            if task == 11:
+                asked.set()
+                assert go.wait(30)
+            return np.zeros((SIDE, SIDE), np.uint8)
+
+    class Network:
+        neighbours = 0
+
+        def believe_image(self, image: Any) -> Beliefs:
+            return beliefs()
+
+    monkeypatch.setattr(serving, "_load", lambda *_: Network())
+    monkeypatch.setattr(serving, "project", lambda _: SimpleNamespace(images=Slices()))
+    with ThreadPoolExecutor(2) as people:
+        names = [SliceName(KEY, "w", 11, "/slow.png"), SliceName("8.1", "w", 12, "/quick.png")]
+        slow = people.submit(serving.opened.get, names[0], 20.0)
+        assert asked.wait(10)
+        quick = people.submit(serving.opened.get, names[1], 20.0)
+        try:
+            assert quick.result(10)
+        finally:
+            go.set()
+        assert slow.result(10)
+    assert all(0 < within_s <= 20 for within_s in left)
+
+
+def test_a_network_that_is_at_others_for_long_is_not_waited_for(app: Flask) -> None:
+    serving: Serving = app.extensions["nextslice"]
+    with serving._watching[False], pytest.raises(StillComputing, match="task 11 waits"):
+        serving.opened.get(SliceName(KEY, "w", 11, IMAGE), 0.05)
 
 
 @pytest.mark.parametrize("task", [{"id": 1}, {"id": "x", "data": {}}, {"id": 1, "data": 7}, {}])

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from ml_backend.studio.annotations import label_map, painted_layer, regions
+from ml_backend.studio.annotations import (
+    AnnotationError,
+    Layer,
+    label_map,
+    painted_layer,
+    regions,
+)
 from ml_backend.studio.interactive import (
     Canvas,
     Layers,
+    PackedLayer,
     Prompt,
     answer,
-    emptied,
+    nothing,
     prompt_of,
+    put_back,
+    size_of,
     standing,
     taken,
 )
@@ -96,6 +106,15 @@ def test_the_prediction_that_the_page_opens_with_stands_first() -> None:
     other = {"id": 2, "model_version": "sam", "result": [{"id": "of another model"}]}
     found = standing({"predictions": [other, PREDICTION], "drafts": [], "annotations": []}, "v")
     assert (found.ids, found.draft, found.certain) == ({"of the prediction"}, None, True)
+
+
+def test_a_draft_says_what_a_slice_shows_that_was_opened_before_the_last_round() -> None:
+    older = {**PREDICTION, "id": 0, "model_version": "u", "result": [{"id": "of the last round"}]}
+    task = {"predictions": [older, PREDICTION], "annotations": []}
+    assert standing({**task, "drafts": []}, "v").several
+    assert not standing({**task, "drafts": [DRAFT]}, "v").several
+    bare = {**older, "result": []}
+    assert not standing({"predictions": [bare, PREDICTION]}, "v").several, "it showed nothing"
 
 
 def test_the_newest_draft_stands_before_all_else() -> None:
@@ -191,11 +210,55 @@ def test_nothing_is_answered_where_the_page_shows_it() -> None:
     assert answer(page, page.map.copy(), "new") == {}
 
 
-def test_a_region_that_is_emptied_paints_nothing_and_keeps_its_id() -> None:
+def repainted(result: dict[str, Any], shown: npt.NDArray[np.uint8]) -> dict[str, Any]:
+    (found,) = regions(shown, CONFIG)
+    return {**found, "id": result["id"]}
+
+
+HOLE = (slice(8, 14), slice(8, 14))
+WINDOW = (slice(6, 16), slice(6, 16))
+
+
+def test_what_is_put_back_is_what_was_there_and_outside_of_it_what_is_there_now() -> None:
     (bone,) = regions(drawn((1, 5, 5, 30, 30)), CONFIG)
-    empty = emptied(bone, CONFIG)
-    assert empty["id"] == bone["id"]
-    assert not label_map([empty], CONFIG, H, W).mask.any()
+    holed = drawn((1, 5, 5, 30, 30), (0, 8, 8, 14, 14), (1, 0, 50, 40, 60))
+    added = {**repainted(bone, drawn((1, 9, 9, 12, 12), (1, 35, 0, 40, 5))), "id": "new"}
+    page = Canvas([repainted(bone, holed), added], CONFIG, (H, W))
+    changed = put_back(page, {bone["id"]: bone, "new": None, "gone": bone}, WINDOW)
+    assert set(changed) == {bone["id"], "new"}
+    now = page.taking(changed)
+    assert (now.map == drawn((1, 5, 5, 30, 30), (1, 0, 50, 40, 60), (1, 35, 0, 40, 5))).all()
+    assert put_back(now, {bone["id"]: bone, "new": None}, WINDOW) == {}
+
+
+def test_what_nothing_else_was_done_to_is_put_back_to_the_letter() -> None:
+    outline = triangle("o", 50)
+    page = Canvas([outline], CONFIG, (H, W))
+    wanted = page.map.copy()
+    wanted[HOLE] = 0
+    once = page.taking(answer(page, wanted, "new") or {})
+    assert (once.map == wanted).all()
+    assert put_back(once, {"o": outline}, WINDOW)["o"]["value"] == outline["value"]
+
+
+def test_nothing_is_a_new_region_that_paints_nothing() -> None:
+    for config, label in ((CONFIG, "bone"), (BRUSH, "implant"), (NAMED, "background")):
+        one, other = nothing(config, label, (H, W)), nothing(config, label, (H, W))
+        assert one["id"] != other["id"]
+        assert one["value"][f"{config.kind}labels"] == [label]
+        assert not label_map([one], config, H, W, "background").mask.any()
+    for label in (None, "gone"):
+        assert nothing(CONFIG, label, (H, W))["value"]["bitmasklabels"] == ["bone"]
+
+
+def test_the_size_of_a_slice_is_that_of_its_prompts_or_else_its_regions() -> None:
+    def of(height: object, width: object) -> dict[str, Any]:
+        return {"original_height": height, "original_width": width}
+
+    assert size_of({"result": [of(3, 4)]}, [of(5, 6)]) == (3, 4)
+    assert size_of({"result": [prompt()]}, [{}, of(5, 6)]) == (5, 6)
+    for no in ((0, 4), (-2, -2), ("3", 4), (None, None), (1 << 20, 1 << 20)):
+        assert size_of(None, [of(*no)]) is None
 
 
 def test_prompts_and_what_cannot_be_read_paint_nothing_and_stay() -> None:
@@ -216,7 +279,7 @@ def test_a_region_is_read_once_and_what_is_kept_is_bounded(monkeypatch: pytest.M
     monkeypatch.setattr("ml_backend.studio.interactive.painted_layer", reading)
     drawings = [drawn((1, 0, 0, 5, width)) for width in (5, 6, 7)]
     pages = [regions(one, CONFIG) for one in drawings]
-    layers = Layers(2 * H * W // 8)
+    layers = Layers(2 * 5)  # five rows of a byte each
     for page, wanted in [*zip(pages, drawings, strict=True)] * 2:
         assert (Canvas(page, CONFIG, (H, W), layers).map == wanted).all()
     assert len(read) == 6  # two are kept, and each comes when it is gone
@@ -232,3 +295,51 @@ def test_the_same_mask_under_another_name_or_label_is_another() -> None:
     prompt_ = {**bone, "from_name": "fix"}
     found = [Canvas([one], CONFIG, (H, W), layers).map.max() for one in (bone, implant, prompt_)]
     assert found == [1, 2, 0]
+
+
+def triangle(name: str, right: int) -> dict[str, Any]:
+    value = {"points": [[1, 1], [right, 1], [right, 60]], "polygonlabels": ["bone"]}
+    named = {"id": name, "type": "polygonlabels", "from_name": "label", "to_name": "image"}
+    return {**named, "value": value}
+
+
+def test_regions_take_no_memory_of_a_slice_each() -> None:
+    side = 1024
+    tracemalloc.start()
+    try:
+        page = Canvas([triangle(f"{i}", 2 + i % 8) for i in range(200)], CONFIG, (side, side))
+        page.taking({"0": triangle("0", 50)})
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * side**2, "before, 201 bytes a pixel"
+
+
+@pytest.mark.parametrize(
+    "window", [(0, 40, 0, 60), (3, 20, 5, 30), (8, 9, 11, 12), (30, 40, 50, 60)]
+)
+def test_a_packed_layer_is_the_layer_in_every_window(window: tuple[int, int, int, int]) -> None:
+    top, bottom, left, right = window
+    rng = np.random.default_rng(3)
+    for first, last in ((2, 30), (11, 12), (0, 60)):
+        painted = np.zeros((H, W), np.bool_)
+        painted[5:25, first:last] = rng.random((20, last - first)) < 0.4
+        packed = PackedLayer.of(Layer(2, painted))
+        found = packed.within((slice(top, bottom), slice(left, right)))
+        assert (found == painted[top:bottom, left:right]).all()
+        mask = np.ones((H, W), np.uint8)
+        packed.paint(mask)
+        assert (mask == np.where(painted, 2, 1)).all()
+
+
+def test_more_regions_than_anybody_reads_are_no_canvas() -> None:
+    with pytest.raises(AnnotationError, match="at most 500 regions on a page"):
+        Canvas([triangle("x", 9)] * 501, CONFIG, (H, W))
+
+
+def test_nor_are_regions_that_paint_too_much_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ml_backend.studio.interactive._MOST_BYTES", 3 * H * 8)
+    wide = [{**r, "id": f"{i}"} for i, r in enumerate(regions(drawn((1, 0, 0, H, W)), CONFIG) * 4)]
+    assert Canvas(wide[:3], CONFIG, (H, W)).map.all()
+    with pytest.raises(AnnotationError, match="found 4 that take more"):
+        Canvas(wide, CONFIG, (H, W))

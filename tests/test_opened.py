@@ -29,7 +29,7 @@ class Computing:
         self.go = threading.Event()
         self.go.set()
 
-    def __call__(self, name: SliceName, ahead: bool) -> Beliefs:
+    def __call__(self, name: SliceName, ahead: bool, within_s: float) -> Beliefs:
         self.asked.append((name.task, ahead))
         assert self.go.wait(30)
         if name.task == 13:
@@ -70,7 +70,7 @@ def test_what_is_larger_than_the_limit_is_not_kept() -> None:
 def test_keeping_a_slice_again_takes_its_room_once() -> None:
     opened = OpenedSlices(Computing(), 10 * BYTES)
     for _ in range(3):
-        opened.keep(slice_(1), Computing()(slice_(1), False))
+        opened.keep(slice_(1), Computing()(slice_(1), False, 30))
     assert opened.bytes == BYTES
 
 
@@ -120,3 +120,18 @@ def test_a_prefetch_that_failed_leaves_room_for_the_next() -> None:
     wait_until(lambda: not opened._busy, "the prefetch to end", 10)
     opened.prefetch(lambda: [slice_(2)])
     wait_until(lambda: slice_(2) in opened, "the next", 10)
+
+
+def test_what_computes_a_slice_has_what_is_left_of_the_time() -> None:
+    left: list[float] = []
+
+    def compute(name: SliceName, ahead: bool, within_s: float) -> Beliefs:
+        left.append(within_s)
+        return Computing()(name, ahead, within_s)
+
+    opened = OpenedSlices(compute, 10 * BYTES)
+    opened.get(slice_(1), 5)
+    opened.prefetch(lambda: [slice_(2)])
+    wait_until(lambda: slice_(2) in opened, "the slice ahead", 10)
+    assert 4 < left[0] <= 5
+    assert 59 < left[1] <= 60

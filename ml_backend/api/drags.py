@@ -4,12 +4,13 @@ Label Studio asks /predict with a ``context`` for each prompt that a person draw
 the page shows is not sent, and drafts are saved some 5 s late: so what we answered a moment ago is
 remembered, by person, as far as drafts tell them apart. An answer is never an error and, where
 there is any region, never empty: Label Studio would leave the box on the page without a word. Where
-nothing changes it is a region as it stands.
+nothing changes it is a region as it stands; a new one without a pixel, where that is not certain.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -17,32 +18,31 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
 
 from al_strategies.learner import Beliefs
 from ml_backend.api.metrics import DragOutcome
-from ml_backend.api.opened import SliceName
+from ml_backend.api.opened import SliceName, StillComputing
 from ml_backend.api.server import DRAGS
 from ml_backend.api.serving import Serving, usable
 from ml_backend.errors import NextsliceError
 from ml_backend.segmentation.repair import Box, repair
 from ml_backend.studio.interactive import (
-    DRAG_PREFIX,
     Canvas,
     Layers,
     Prompt,
     Result,
     Standing,
     answer,
-    emptied,
     label_of,
+    new_id,
     nothing,
     prompt_of,
+    put_back,
+    size_of,
     standing,
-    taken,
 )
 from ml_backend.studio.label_config import LabelConfig, parse_label_config
 from ml_backend.studio.task_order import LIVE_SCORE, PENDING_VERSION
@@ -66,17 +66,17 @@ _MOST_TURNS = 64
 
 @dataclass(frozen=True)
 class _Spot:
-    """The place dragged last. ``towards``: the class that was picked; ``base``: the regions
-    before the first drag there; ``turn``: how often it was dragged since; ``answered``: what the
-    page was told last; ``shown``: what it shows in ``around`` since then."""
+    """The place dragged last. ``towards``: the class that was picked; ``turn``: how often it was
+    dragged since the first drag there; ``before``: the regions that were answered, as they were
+    before that, None for what was not there; ``shown``: what the page shows in ``around`` since the
+    last answer."""
 
     box: Box
     towards: int | None
     around: Box
-    base: tuple[Result, ...]
     turn: int
     patch: str
-    answered: Mapping[str, Result]
+    before: Mapping[str, Result | None]
     shown: npt.NDArray[np.uint8]
 
 
@@ -118,7 +118,7 @@ class Drags:
     def predict(
         self, key: str, tasks: list[dict[str, Any]], label_config: str, context: object
     ) -> list[dict[str, Any]]:
-        """One result per task, in order: the regions that change, or one that stands there."""
+        """One result per task, in order: the regions that change, or one that changes nothing."""
         return [self._answer(key, task, label_config, context) for task in tasks]
 
     def _answer(
@@ -130,10 +130,12 @@ class Drags:
         outcome: DragOutcome = "failed"
         found: dict[str, Result] = {}
         prompt: Prompt | None = None
+        read: LabelConfig | None = None
         try:
             stands = standing(task, version)
             config, reason = usable(published, label_config)
-            prompt = prompt_of(context, config or parse_label_config(label_config))
+            read = config or parse_label_config(label_config)
+            prompt = prompt_of(context, read)
             if config is None or published is None or published.weights is None:
                 logger.info("project %s: a drag changes nothing: %s", key, reason)
                 outcome = "none"
@@ -150,8 +152,11 @@ class Drags:
         except Exception:  # the page would keep the box, without a word
             logger.exception("project %s: a drag on task %s", key, task.get("id"))
         self._serving.metrics.dragged(outcome)
-        label = None if prompt is None else prompt.label
-        result = [*found.values()] or _as_it_stands(stands.results, label)
+        result = [*found.values()]
+        if not result:
+            certain = _is_known(stands) and not self._told_lately(key, task)
+            label = None if prompt is None else prompt.label
+            result = _unchanged(stands, certain, label, read, context)
         return {"result": result, "score": LIVE_SCORE, "model_version": version}
 
     @contextmanager
@@ -168,10 +173,16 @@ class Drags:
     ) -> tuple[dict[str, Result], DragOutcome]:
         arrived = _seconds()
         beliefs = self._serving.opened.get(name, _WITHIN_S)
+        shape = (beliefs.mask.shape[0], beliefs.mask.shape[1])
+
+        def look() -> None:
+            if _seconds() - arrived > _WITHIN_S:
+                said = f"its {len(stands.results)} regions are still being read"
+                raise StillComputing(f"{said} after {_WITHIN_S:.0f} s")
+
+        known = Canvas(stands.results, config, shape, self._layers, look)
         with self._page(name, stands, arrived) as page:
-            lagging = {i: region for i, (_, region) in page.given.items()}
-            shape = (beliefs.mask.shape[0], beliefs.mask.shape[1])
-            shown = Canvas(taken(stands.results, lagging), config, shape, self._layers)
+            shown = known.taking({i: region for i, (_, region) in page.given.items()})
             towards = None if prompt.label is None else config.class_index(prompt.label)
             box = _box(prompt, shape)
             spot, changed = _drag(page.spot, shown, beliefs, box, towards, stands.certain)
@@ -180,12 +191,29 @@ class Drags:
             page.spot, page.prompt, page.at = spot, prompt.id, _seconds()
             page.given |= {i: (page.at, region) for i, region in changed.items()}
             outcome: DragOutcome = "changed" if changed else "same"
-            found = overtaken | (changed or _one_that_stands(shown, spot.box))
+            if not changed and _is_known(stands):
+                changed = _one_that_stands(shown, spot.box)
+            found = overtaken | changed
             if prompt.label is not None:  # which the page gives to all of them
                 found = {i: r for i, r in found.items() if label_of(r) == prompt.label}
-                empty = f"{DRAG_PREFIX}{uuid4().hex[:10]}"
-                found = found or {empty: nothing(config, prompt.label, shape, empty)}
+            if not found and (prompt.label is not None or not _is_known(stands)):
+                empty = nothing(config, prompt.label, shape)
+                found = {str(empty["id"]): empty}
             return found, outcome
+
+    def _told_lately(self, key: str, task: Mapping[str, Any]) -> bool:
+        """Whether a page of the slice may show what we told it, and no draft holds yet."""
+        try:
+            slice_ = key, int(task["id"])
+        except (KeyError, TypeError, ValueError):
+            return False
+        with self._lock:
+            pages = self._pages.get(slice_)
+        if pages is None:
+            return False
+        with pages.lock:
+            told = [when for page in pages.known for when, _ in page.given.values()]
+        return _seconds() - max(told, default=-math.inf) < _LAG_S
 
     @contextmanager
     def _page(self, name: SliceName, stands: Standing, now: float) -> Iterator[_Page]:
@@ -251,16 +279,15 @@ def _drag(
 ) -> tuple[_Spot, dict[str, Result]]:
     """The spot as it is after a drag of ``box``, and the regions that change, by id."""
     believed = beliefs.log_probabilities
-    again = before is not None and _still_stands(before, shown, box, towards)
-    if before is not None and again:
-        base = shown.showing(before.base)
-        spot, first = before, before.turn + 1
+    if before is not None and _still_stands(before, shown, box, towards, in_place):
+        back = put_back(shown, before.before, before.around.window)
+        base = shown.taking(back)
+        spot, first = replace(before, patch=_patch(before.patch, base)), before.turn + 1
     else:
-        base, first = shown, 0
+        back, base, first = {}, shown, 0
         box = box.on(shown.shape)
         around = box.around(shown.shape)
-        patch = f"{DRAG_PREFIX}{uuid4().hex[:10]}"
-        spot = _Spot(box, towards, around, shown.results, 0, patch, {}, _cut(shown, around))
+        spot = _Spot(box, towards, around, 0, new_id(), {}, _cut(shown, around))
     kinds = len(believed)
     turns = 1 + (kinds * (kinds - 1) if towards is None else kinds)  # then they begin again
     for turn in range(first, first + min(turns, _MOST_TURNS)):
@@ -268,25 +295,33 @@ def _drag(
         changed = answer(base, wanted, spot.patch, in_place=in_place)
         if changed is None or (wanted[spot.around.window] == spot.shown).all():
             continue
-        changed = _taken_back(spot, base) | changed
+        changed = back | changed
+        known = {str(result.get("id")): result for result in base.results}
+        were = {i: known.get(i) for i in changed} | dict(spot.before)
         shows = wanted[spot.around.window].copy()
-        return replace(spot, turn=turn, answered=dict(changed), shown=shows), changed
+        return replace(spot, turn=turn, before=were, shown=shows), changed
     return spot, {}
 
 
-def _still_stands(spot: _Spot, shown: Canvas, box: Box, towards: int | None) -> bool:
-    """Whether ``box`` is a drag on the same spot, where nothing was changed since."""
+def _still_stands(
+    spot: _Spot, shown: Canvas, box: Box, towards: int | None, in_place: bool
+) -> bool:
+    """Whether ``box`` is a drag on the same spot, where nothing was changed since, and what was
+    answered there may be taken back."""
     same = box.overlap(spot.box) >= _SAME_SPOT and towards == spot.towards
-    return same and bool((_cut(shown, spot.around) == spot.shown).all())
+    may = in_place or not any(spot.before.values())
+    return same and may and bool((_cut(shown, spot.around) == spot.shown).all())
 
 
-def _taken_back(spot: _Spot, base: Canvas) -> dict[str, Result]:
-    """What makes the page show ``base`` again after the last answer on the spot."""
-    known = {str(result.get("id")): result for result in base.results}
-    return {
-        i: known[i] if i in known else emptied(region, base.config)
-        for i, region in spot.answered.items()
-    }
+def _patch(last: str, base: Canvas) -> str:
+    """The id of the next answer's region: the last one's, unless somebody has painted into that or
+    above it since."""
+    ids = [str(result.get("id")) for result in base.results]
+    if last not in ids:
+        return last
+    layer = base.layers[-1]
+    unused = ids.index(last) == len(ids) - 1 and layer is not None and not layer.bits.size
+    return last if unused else new_id()
 
 
 def _cut(canvas: Canvas, box: Box) -> npt.NDArray[np.uint8]:
@@ -309,11 +344,18 @@ def _box(prompt: Prompt, shape: tuple[int, int]) -> Box:
     )
 
 
+def _is_known(stands: Standing) -> bool:
+    """Whether a region may be answered as it stands, without another mask coming onto the page."""
+    return stands.certain and not stands.several
+
+
 def _one_that_stands(shown: Canvas, box: Box) -> dict[str, Result]:
     """A region as it stands, of those with the least in the box: people draw where they drag, and
     what they drew a moment ago is not known."""
     counts = {
-        layer.place: int(np.count_nonzero(layer.painted[box.window])) for layer in shown.layers
+        place: int(np.count_nonzero(layer.within(box.window)))
+        for place, layer in enumerate(shown.layers)
+        if layer is not None
     }
     if not counts:
         return {}
@@ -322,8 +364,21 @@ def _one_that_stands(shown: Canvas, box: Box) -> dict[str, Result]:
     return {str(result.get("id")): result}
 
 
-def _as_it_stands(results: tuple[Result, ...], label: str | None) -> list[Result]:
-    return [r for r in results if r.get("id") and label in (None, label_of(r))][-1:]
+def _unchanged(
+    stands: Standing,
+    certain: bool,
+    label: str | None,
+    config: LabelConfig | None,
+    context: object,
+) -> list[Result]:
+    """What changes nothing on the page: the last region as it stands, where that is ``certain``,
+    else a new one without a pixel. Of ``label``, where one is picked."""
+    if certain:
+        named = [r for r in stands.results if r.get("id") and label in (None, label_of(r))]
+        if named or label is None:
+            return named[-1:]
+    size = size_of(context, stands.results)
+    return [] if config is None or size is None else [nothing(config, label, size)]
 
 
 def _image(config: LabelConfig, task: Mapping[str, Any]) -> str:

@@ -35,8 +35,11 @@ class SliceName(NamedTuple):
     image: str
 
 
-Compute = Callable[[SliceName, bool], Beliefs]
-"""``compute(slice, ahead)``; ahead: nobody waits for it yet."""
+Compute = Callable[[SliceName, bool, float], Beliefs]
+"""``compute(slice, ahead, within_s)``; ahead: nobody waits for it yet."""
+
+_AHEAD_WITHIN_S = 60.0
+"""So long a slice that nobody waits for may hold up the next one."""
 
 
 class OpenedSlices:
@@ -66,7 +69,7 @@ class OpenedSlices:
 
     def get(self, name: SliceName, within_s: float, *, ahead: bool = False) -> Beliefs:
         """What is believed of a slice. Raises StillComputing after ``within_s`` where another
-        thread is at it, and what ``compute`` raises."""
+        thread is at it, and what ``compute`` raises, which has what is left of that."""
         until = time.monotonic() + within_s
         while True:
             with self._lock:
@@ -83,7 +86,7 @@ class OpenedSlices:
                     f"task {name.task} is still being computed after {within_s:.0f} s"
                 )
         try:
-            found = self._compute(name, ahead)
+            found = self._compute(name, ahead, until - time.monotonic())
             self.keep(name, found)
             return found
         finally:
@@ -118,9 +121,9 @@ class OpenedSlices:
             try:
                 for name in names():
                     if name not in self:
-                        self.get(name, 0, ahead=True)
+                        self.get(name, _AHEAD_WITHIN_S, ahead=True)
             except StillComputing:
-                pass  # by a drag, which is as good
+                pass  # somebody who drags there will wait for it
             except Exception as error:  # a drag will say what is wrong
                 logger.info("no slice is looked at ahead: %s", error)
             finally:

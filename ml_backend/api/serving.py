@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from al_strategies.learner import Beliefs, Learner
 from ml_backend.api.metrics import Metrics, Outcome
-from ml_backend.api.opened import OpenedSlices, SliceName
+from ml_backend.api.opened import OpenedSlices, SliceName, StillComputing
 from ml_backend.api.pace import Pace
 from ml_backend.api.server import PREDICTIONS
 from ml_backend.errors import NextsliceError
@@ -187,17 +187,32 @@ class Serving:
 
         self.opened.prefetch(names)
 
-    def _believe(self, name: SliceName, ahead: bool) -> Beliefs:
+    def _believe(self, name: SliceName, ahead: bool, within_s: float) -> Beliefs:
         """What `OpenedSlices` keeps of a slice. In learners of their own, one for those that
-        somebody waits for and one for those ahead: neither waits for other predictions."""
-        with self._watching[ahead]:
-            key, known = (name.project, name.weights), self._watchers.get(ahead)
+        somebody waits for and one for those ahead: neither waits for other predictions, and none
+        waits while another's image is read. Raises StillComputing where the network is not to be
+        had in ``within_s``."""
+        until = _seconds() + within_s
+        with self._watcher(name, ahead, until) as learner:
+            neighbours = learner.neighbours
+        slices = self.project(name.project).images
+        image = slices.around(name.task, name.image, neighbours, until - _seconds())
+        with self._watcher(name, ahead, until) as learner:
+            return learner.believe_image(image)
+
+    @contextmanager
+    def _watcher(self, name: SliceName, ahead: bool, until: float) -> Iterator[Learner]:
+        """The learner for the slice, alone with it."""
+        lock, key = self._watching[ahead], (name.project, name.weights)
+        if not lock.acquire(timeout=max(0.0, until - _seconds())):
+            raise StillComputing(f"task {name.task} waits for the network, which is at others")
+        try:
+            known = self._watchers.get(ahead)
             if known is None or known[0] != key:
                 known = self._watchers[ahead] = key, self._load(*key)
-            learner = known[1]
-            slices = self.project(name.project).images
-            image = slices.around(name.task, name.image, learner.neighbours)
-            return learner.believe_image(image)
+            yield known[1]
+        finally:
+            lock.release()
 
     def _predict_one(
         self,

@@ -12,14 +12,17 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
 
+from ml_backend.pictures import MOST_PIXELS
 from ml_backend.studio.annotations import (
     AnnotationError,
     Layer,
@@ -33,17 +36,21 @@ from ml_backend.studio.label_config import LabelConfig
 __all__ = [
     "DRAG_HELP",
     "DRAG_PREFIX",
+    "MOST_REGIONS",
     "Canvas",
     "Layers",
+    "PackedLayer",
     "Prompt",
     "Result",
     "Standing",
     "answer",
     "dragged",
-    "emptied",
     "label_of",
+    "new_id",
     "nothing",
     "prompt_of",
+    "put_back",
+    "size_of",
     "standing",
     "taken",
 ]
@@ -113,9 +120,35 @@ def label_of(result: Mapping[str, Any]) -> str | None:
     return str(labels[0]) if isinstance(labels, list) and len(labels) == 1 else None
 
 
-def nothing(config: LabelConfig, label: str, shape: tuple[int, int], name: str) -> Result:
-    """A region of ``label`` without a painted pixel on a slice of ``shape``, called ``name``."""
-    return mask_region(np.zeros(shape, np.bool_), config, config.class_index(label) or 0, name)
+def nothing(config: LabelConfig, label: str | None, shape: tuple[int, int]) -> Result:
+    """A region of ``label``, or the first one, without a painted pixel on a slice of ``shape``. It
+    is a new one: it replaces nothing on the page."""
+    index = None if label is None else config.class_index(label)
+    if index is None:
+        index = config.classes.index(config.labels[0])
+    return mask_region(np.zeros(shape, np.bool_), config, index, new_id())
+
+
+def new_id() -> str:
+    """Of a region that is answered to a drag, and that is not on the page."""
+    return f"{DRAG_PREFIX}{uuid4().hex[:10]}"
+
+
+def size_of(context: object, results: Iterable[Result]) -> tuple[int, int] | None:
+    """(H, W) of the slice as the request's prompts say, or else its regions; None where none
+    does."""
+    prompts = context.get("result") if isinstance(context, Mapping) else None
+    for result in (*_rows(prompts), *results):
+        height, width = (_count(result, f"original_{side}") for side in ("height", "width"))
+        if 0 < height * width <= MOST_PIXELS:
+            return height, width
+    return None
+
+
+def _count(result: Mapping[str, Any], name: str) -> int:
+    """A number of ``result``, 0 where it has none that counts something."""
+    found = result.get(name)
+    return max(0, found) if isinstance(found, int) else 0
 
 
 def _prompt(result: Mapping[str, Any]) -> Prompt | None:
@@ -151,13 +184,15 @@ def _prompt(result: Mapping[str, Any]) -> Prompt | None:
 class Standing:
     """What the page is believed to show: ``results`` in painting order. ``draft``: the id of the
     draft that they are of, which was last ``saved`` then; None where they are of an annotation or a
-    prediction. ``certain``: False where it may be another's annotation or the prediction that is
-    shown."""
+    prediction. ``certain``: False where it may be an annotation that is shown. ``several``: there
+    are predictions of several versions, and a slice that was opened before the last one came shows
+    another; nobody has worked on that yet, or there would be a draft."""
 
     results: tuple[Result, ...] = ()
     draft: int | None = None
     saved: datetime | None = None
     certain: bool = True
+    several: bool = False
 
     @property
     def ids(self) -> set[str]:
@@ -186,7 +221,8 @@ def standing(task: Mapping[str, Any], model_version: str) -> Standing:
     ours = [p for p in predictions if p.get("model_version") == model_version]
     prediction = _newest(ours or predictions)
     shown = () if prediction is None else _results(prediction)
-    return Standing(shown, certain=annotation is None)
+    versions = {str(p.get("model_version")) for p in predictions if p.get("result")}
+    return Standing(shown, certain=annotation is None, several=len(versions) > 1)
 
 
 def _rows(value: object) -> list[Mapping[str, Any]]:
@@ -219,55 +255,119 @@ def _results(row: Mapping[str, Any]) -> tuple[Result, ...]:
 # -- what is answered
 
 
-class _Painted(NamedTuple):
-    """``place``: of the region among the page's."""
+Window = tuple[slice, slice]
+"""Rows and columns of a slice, with their beginnings and ends."""
 
-    place: int
+MOST_REGIONS = 500
+"""Of a page that is dragged on: each takes time to be read, and the first drag reads them all."""
+_MOST_BYTES = 128 << 20
+"""Of what a page's regions paint, an eighth of a byte a pixel of the boxes around them."""
+
+
+class PackedLayer(NamedTuple):
+    """A `Layer` in an eighth of a byte a pixel. ``bits``: of the rows from ``top`` on, of the
+    ``width`` columns from ``left`` on; outside of them it paints nothing."""
+
     class_index: int
-    painted: npt.NDArray[np.bool_]
+    top: int
+    left: int
+    width: int
+    bits: npt.NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, layer: Layer) -> PackedLayer:
+        """``layer``, packed."""
+        down, across = _around(layer.painted)
+        bits = np.packbits(layer.painted[down, across], axis=1)
+        return cls(layer.class_index, down.start, across.start, across.stop - across.start, bits)
+
+    @property
+    def window(self) -> Window:
+        """The box around all that it paints."""
+        bottom, right = self.top + len(self.bits), self.left + self.width
+        return slice(self.top, bottom), slice(self.left, right)
+
+    def within(self, window: Window) -> npt.NDArray[np.bool_]:
+        """Where it paints in ``window``."""
+        found = np.zeros([side.stop - side.start for side in window], np.bool_)
+        down, across = map(_shared, window, self.window)
+        if down.start < down.stop and across.start < across.stop:
+            rows = np.unpackbits(self.bits[_from(down, self.top)], axis=1, count=self.width)
+            part = rows.view(np.bool_)[:, _from(across, self.left)]
+            found[_from(down, window[0].start), _from(across, window[1].start)] = part
+        return found
+
+    def paint(self, mask: npt.NDArray[np.uint8]) -> None:
+        """Write its class into ``mask`` (H, W), where it paints."""
+        painted = np.unpackbits(self.bits, axis=1, count=self.width).view(np.bool_)
+        np.copyto(mask[self.window], np.uint8(self.class_index), where=painted)
+
+
+def _around(painted: npt.NDArray[np.bool_]) -> Window:
+    """The smallest window with all that is painted; an empty one where nothing is."""
+    rows = np.flatnonzero(painted.any(axis=1))
+    if not rows.size:
+        return slice(0, 0), slice(0, 0)
+    down = slice(int(rows[0]), int(rows[-1]) + 1)
+    columns = np.flatnonzero(painted[down].any(axis=0))
+    return down, slice(int(columns[0]), int(columns[-1]) + 1)
+
+
+def _shared(one: slice, other: slice) -> slice:
+    return slice(max(one.start, other.start), min(one.stop, other.stop))
+
+
+def _from(side: slice, first: int) -> slice:
+    """``side``, counted from ``first`` on."""
+    return slice(side.start - first, side.stop - first)
 
 
 class Layers:
     """What regions paint, read once: the same ones come with every drag on a slice.
 
-    ``limit_bytes`` of them at most, an eighth of a byte a pixel. Safe to use from many threads.
+    ``limit_bytes`` of them at most. Safe to use from many threads.
     """
 
     def __init__(self, limit_bytes: int = 64 << 20) -> None:
         self._limit, self._bytes = limit_bytes, 0
-        self._kept: OrderedDict[object, tuple[int, npt.NDArray[np.uint8]] | None] = OrderedDict()
+        self._kept: OrderedDict[object, PackedLayer | None] = OrderedDict()
         self._lock = threading.Lock()
 
-    def layer(self, result: Result, config: LabelConfig, shape: tuple[int, int]) -> Layer | None:
+    def layer(
+        self, result: Result, config: LabelConfig, shape: tuple[int, int]
+    ) -> PackedLayer | None:
         """`painted_layer`. Raises AnnotationError for a region that cannot be read."""
         name = (label_hash([result]), str(result.get("from_name")), config, shape)
         with self._lock:
             if name in self._kept:
                 self._kept.move_to_end(name)
-                found = self._kept[name]
-                if found is None:
-                    return None
-                painted = np.unpackbits(found[1], count=shape[0] * shape[1])
-                return Layer(found[0], painted.view(np.bool_).reshape(shape))
+                return self._kept[name]
         layer = painted_layer(result, config, *shape)
-        kept = None if layer is None else (layer.class_index, np.packbits(layer.painted))
+        packed = None if layer is None else PackedLayer.of(layer)
         with self._lock:
             if name not in self._kept:
-                self._kept[name] = kept
-                self._bytes += 0 if kept is None else kept[1].nbytes
+                self._kept[name] = packed
+                self._bytes += _bytes(packed)
             while self._bytes > self._limit or len(self._kept) > _LAYERS:
                 _, dropped = self._kept.popitem(last=False)
-                self._bytes -= 0 if dropped is None else dropped[1].nbytes
-        return layer
+                self._bytes -= _bytes(dropped)
+        return packed
 
 
 _LAYERS = 4096
 
 
+def _bytes(layer: PackedLayer | None) -> int:
+    return 0 if layer is None else layer.bits.nbytes
+
+
 class Canvas:
     """The regions of a page on a slice (H, W): which class is on top where, and of which regions.
 
-    A region that cannot be read is not looked at, and stays. ``layers``: what reads them.
+    A region that cannot be read is not looked at, and stays. ``reader``: what reads them; ``look``
+    is called before each that is read, and may raise. ``layers``: of each of ``results``, None for
+    one that paints nothing that we know. Raises AnnotationError for more than `MOST_REGIONS`, and
+    where they paint too much to be kept.
     """
 
     def __init__(
@@ -275,27 +375,50 @@ class Canvas:
         results: Sequence[Result],
         config: LabelConfig,
         shape: tuple[int, int],
-        layers: Layers | None = None,
+        reader: Layers | None = None,
+        look: Callable[[], None] = lambda: None,
+        known: Mapping[int, PackedLayer | None] = MappingProxyType({}),
     ) -> None:
+        if len(results) > MOST_REGIONS:
+            raise AnnotationError(
+                f"expected at most {MOST_REGIONS} regions on a page that is dragged on, found "
+                f"{len(results)}: correct it with the brush"
+            )
         self.results, self.config, self.shape = tuple(results), config, shape
-        self._known = layers or Layers()
-        self.layers = tuple(self._layers())
+        self._reader, self._look = reader or Layers(), look
+        self.layers = tuple(self._read(known))
         self.map = np.zeros(shape, np.uint8)
-        for layer in self.layers:
-            np.copyto(self.map, np.uint8(layer.class_index), where=layer.painted)
+        for layer in filter(None, self.layers):
+            layer.paint(self.map)
 
-    def _layers(self) -> Iterator[_Painted]:
-        for place, result in enumerate(self.results):
-            try:
-                layer = self._known.layer(result, self.config, self.shape)
-            except AnnotationError:
-                continue
-            if layer is not None and layer.class_index < len(self.config.classes):
-                yield _Painted(place, *layer)
+    def _read(self, known: Mapping[int, PackedLayer | None]) -> Iterator[PackedLayer | None]:
+        """Those of ``known`` (by the identity of the result) are not read again."""
+        left = _MOST_BYTES
+        for result in self.results:
+            layer = known[id(result)] if id(result) in known else self.layer(result)
+            left -= _bytes(layer)
+            if left < 0:
+                raise AnnotationError(
+                    f"expected regions that take {_MOST_BYTES >> 20} MiB at most on a page that is "
+                    f"dragged on, found {len(self.results)} that take more: correct it with the "
+                    "brush"
+                )
+            yield layer
 
-    def showing(self, results: Sequence[Result]) -> Canvas:
-        """The same slice with other regions."""
-        return Canvas(results, self.config, self.shape, self._known)
+    def layer(self, result: Result) -> PackedLayer | None:
+        """What a region would paint here; None where that is nothing that we know."""
+        self._look()
+        try:
+            layer = self._reader.layer(result, self.config, self.shape)
+        except AnnotationError:
+            return None
+        return layer if layer and layer.class_index < len(self.config.classes) else None
+
+    def taking(self, changed: Mapping[str, Result]) -> Canvas:
+        """The page after it has taken ``changed``, as `taken` says."""
+        known = {id(r): layer for r, layer in zip(self.results, self.layers, strict=True)}
+        results = taken(self.results, changed)
+        return Canvas(results, self.config, self.shape, self._reader, self._look, known)
 
 
 def taken(results: Sequence[Result], changed: Mapping[str, Result]) -> tuple[Result, ...]:
@@ -317,21 +440,62 @@ def answer(
     """
     config = canvas.config
     changed = wanted != canvas.map
+    window = _around(changed)
     found: dict[str, Result] = {}
     for index in np.unique(wanted[changed]):
-        there = changed & (wanted == index)
+        there = changed[window] & (wanted[window] == index)
         if index or config.has_background_label:
             name = patch if patch not in found else f"{patch}-{index}"
-            found[name] = mask_region(there, config, int(index), name)
+            painted = np.zeros(canvas.shape, np.bool_)
+            painted[window] = there
+            found[name] = mask_region(painted, config, int(index), name)
             continue
-        for layer in canvas.layers:
-            if (layer.painted & there).any():
-                result = canvas.results[layer.place]
+        for result, layer in zip(canvas.results, canvas.layers, strict=True):
+            if layer is not None and (layer.within(window) & there).any():
                 name = str(result.get("id") or "")
                 if not in_place or not name:
                     return None
-                found[name] = _repainted(result, layer.painted & ~there, config, layer.class_index)
+                rest = layer.within(_whole(canvas.shape))
+                rest[window] &= ~there
+                found[name] = _repainted(result, rest, config, layer.class_index)
     return found
+
+
+def put_back(
+    canvas: Canvas, before: Mapping[str, Result | None], window: Window
+) -> dict[str, Result]:
+    """The regions, by id, that make ``window`` hold again what those of ``before`` painted there
+    (None: nothing). Outside of it they paint what they paint now, whoever painted that. Left out:
+    those that hold it already, and those that are not on ``canvas`` any more."""
+    found: dict[str, Result] = {}
+    for result, layer in zip(canvas.results, canvas.layers, strict=True):
+        name = str(result.get("id"))
+        if layer is None or name not in before:
+            continue
+        former = before[name]
+        was = None if former is None else canvas.layer(former)
+        now = layer.within(window)
+        then = np.zeros_like(now) if was is None else was.within(window)
+        if (now == then).all():
+            continue
+        painted = layer.within(_whole(canvas.shape))
+        painted[window] = then
+        if former is not None and _paints(was, layer.class_index, painted):
+            found[name] = {**result, **former}  # nothing else was done to it: as it was
+        else:
+            found[name] = _repainted(result, painted, canvas.config, layer.class_index)
+    return found
+
+
+def _paints(layer: PackedLayer | None, index: int, painted: npt.NDArray[np.bool_]) -> bool:
+    """Whether it paints class ``index``, there and nowhere else."""
+    if layer is None or layer.class_index != index:
+        return False
+    return bool((layer.within(_whole(painted.shape)) == painted).all())
+
+
+def _whole(shape: tuple[int, ...]) -> Window:
+    return slice(0, shape[0]), slice(0, shape[1])
 
 
 def dragged(
@@ -348,14 +512,6 @@ def dragged(
         if layer is not None:
             found[layer.painted] = region.id.startswith(DRAG_PREFIX)
     return found
-
-
-def emptied(result: Result, config: LabelConfig) -> Result:
-    """The region of `answer` without a painted pixel: nothing deletes one."""
-    height, width = int(result["original_height"]), int(result["original_width"])
-    (label,) = result["value"][result["type"]]
-    index = config.class_index(str(label)) or 0
-    return _repainted(result, np.zeros((height, width), np.bool_), config, index)
 
 
 def _repainted(
