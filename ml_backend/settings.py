@@ -89,8 +89,9 @@ def absolute_address(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise ValueError(expected)
-    try:
-        parts.port  # noqa: B018  # looked at here, or it is an error wherever it is first needed
+    try:  # looked at here, or it is an error wherever it is first needed
+        parts.port  # noqa: B018
+        (parts.hostname or "").encode("idna")
     except ValueError as error:
         raise ValueError(f"{error}: {expected}") from None
     return value.rstrip("/")

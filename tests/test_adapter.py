@@ -6,6 +6,7 @@ import importlib.util
 import os
 import shutil
 import sqlite3
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,6 +38,15 @@ def test_no_file_shadows_a_module(path: Path) -> None:
     assert path.stem not in sys.stdlib_module_names
     if path.stem != "__init__":
         assert importlib.util.find_spec(path.stem) is None
+
+
+@pytest.mark.parametrize("port", ["99999", "0", "http"])
+def test_a_port_that_is_none_is_a_usage_error(port: str) -> None:
+    argv = [sys.executable, "-m", "ml_backend.adapter._wsgi", "--port", port]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert "argument -p/--port: " in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 KEY = "7.1763865028"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 from rq import Worker
 from rq.serializers import JSONSerializer
 from werkzeug.serving import make_server
@@ -176,6 +176,25 @@ def test_nothing_comes_from_another_host_and_no_error_is_logged(
     page.context.close()
 
 
+def test_a_picture_that_finds_no_place_is_asked_for_again(loop: Loop, browser: Browser) -> None:
+    page = browser.new_page()
+    asked: list[str] = []
+
+    def answer(route: Route) -> None:
+        asked.append(route.request.url)
+        if asked.count(route.request.url) == 1:
+            route.fulfill(status=503, headers={"Retry-After": "1"}, body="all places are taken")
+        else:
+            route.continue_()
+
+    page.route("**/slices/*.png*", answer)
+    page.goto(loop.page_url)
+    page.locator(".queue img").first.scroll_into_view_if_needed()
+    page.wait_for_function("() => document.querySelector('.queue img').naturalWidth > 0")
+    assert asked.count(asked[0]) == 2
+    page.context.close()
+
+
 def focused(page: Page) -> str:
     found: str = page.evaluate(
         "() => document.activeElement.innerText || document.activeElement.id"
@@ -248,8 +267,11 @@ def test_the_page_keeps_itself_fresh_but_for_who_is_in_it(
         expect(page.get_by_text("no round begins")).to_be_visible(timeout=20_000)
         assert page.title().startswith("Explant 8")
         assert page.get_by_label("train_steps").input_value() == "77"
+        page.get_by_role("button", name="Keep").click()
+        expect(page.get_by_role("status")).to_contain_text("The settings are kept.")
+        assert loop.again().record.settings == {"pause": True, "train_steps": 77}
     finally:
-        change_settings(loop.again(), {"pause": ""})
+        change_settings(loop.again(), {"pause": "", "train_steps": ""})
 
 
 def test_a_public_url_that_this_browser_does_not_reach_is_named(

@@ -54,6 +54,8 @@ def test_our_own_name_wins(monkeypatch: pytest.MonkeyPatch) -> None:
         ("NEXTSLICE_K", "many", r"NEXTSLICE_K: found 'many'.*integer"),
         ("REDIS_URL", "localhost:6379", r"REDIS_URL: found .*expected one such as redis://"),
         ("LABEL_STUDIO_URL", "http://host:port", r"LABEL_STUDIO_URL: found .*expected an address"),
+        ("LABEL_STUDIO_URL", "http://host..example", "LABEL_STUDIO_URL: .*expected an address"),
+        ("PUBLIC_URL", "http://host:99999", r"PUBLIC_URL: found .*expected an address"),
         ("NEXTSLICE_LOG_LEVEL", "chatty", r"NEXTSLICE_LOG_LEVEL: found 'CHATTY'.*'DEBUG', 'INFO'"),
         ("BASIC_AUTH_USER", "ann", r"BASIC_AUTH_USER and BASIC_AUTH_PASS: found one of them"),
         ("LABEL_STUDIO_URL", "labelstudio:8080", r"\. LABEL_STUDIO_URL: found 'labelstudio:8080'"),

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import requests
 
-from ml_backend.embedded.processes import ProcessGroup, free_port
+from ml_backend.embedded.processes import ProcessGroup, free_port, split_address
 from ml_backend.embedded.redis_server import redis_answers
+from ml_backend.errors import OptionError
 from ml_backend.rounds.schedule import CONTROL, Schedule
 from ml_backend.settings import Settings
 from tests.test_cli import nextslice
@@ -110,6 +111,42 @@ def test_up_does_not_listen_beyond_this_machine_without_credentials(
     )
     assert done.returncode == 78
     assert "BASIC_AUTH_USER" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1:99999", "127.0.0.1:0", "127.0.0.1:-1", "127.0.0.1:", "127.0.0.1", "9090",
+        "127.0.0.1:http", "::1:9090", "[::1:9090", "a..b:9090", "127.0.0.1:٩٠٩٠",
+    ],
+)  # fmt: skip
+def test_an_address_that_is_none_is_a_mistake_of_who_gave_it(address: str) -> None:
+    with pytest.raises(OptionError, match=r"--bind: found .*, expected an address and a port"):
+        split_address(address)
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("127.0.0.1:9090", ("127.0.0.1", 9090)),
+        ("[::1]:65535", ("::1", 65535)),
+        (":9090", ("", 9090)),
+        ("lab.example:1", ("lab.example", 1)),
+    ],
+)
+def test_an_address_is_a_host_and_a_port(address: str, expected: tuple[str, int]) -> None:
+    assert split_address(address) == expected
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:99999", "127.0.0.1"])
+def test_up_refuses_such_an_address_as_a_usage_error(tmp_path: Path, address: str) -> None:
+    done = nextslice(
+        "up", "--bind", address, "--data", str(tmp_path / "data"), LABEL_STUDIO_API_KEY="token"
+    )
+    assert done.returncode == 2
+    assert f"--bind: found '{address}', expected" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "data").exists()
 

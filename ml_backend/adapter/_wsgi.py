@@ -69,9 +69,16 @@ def create_app() -> Flask:
     return app
 
 
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 < port < 1 << 16:
+        raise argparse.ArgumentTypeError(f"found {text}, expected a port from 1 to 65535")
+    return port
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="nextslice, served by label-studio-ml")
-    parser.add_argument("-p", "--port", type=int, default=9090)
+    parser.add_argument("-p", "--port", type=_port, default=9090)
     # as upstream; without credentials the worker refuses it
     parser.add_argument("--host", default="0.0.0.0")  # nosec
     parser.add_argument("--log-level", choices=["DEBUG", "INFO", "WARNING", "ERROR"])

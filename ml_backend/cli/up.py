@@ -11,7 +11,13 @@ from urllib.parse import urlsplit
 import typer
 
 from ml_backend.cli import app, as_written, console
-from ml_backend.embedded.processes import ProcessGroup, StartError, check_free, stop_on_sigterm
+from ml_backend.embedded.processes import (
+    ProcessGroup,
+    StartError,
+    check_free,
+    split_address,
+    stop_on_sigterm,
+)
 
 if TYPE_CHECKING:
     from ml_backend.rounds.service import Service
@@ -54,7 +60,8 @@ def up(
     stop_on_sigterm()
     settings = load_settings()
     address = bind or f"127.0.0.1:{urlsplit(settings.backend_url).port or _PORT}"
-    check_address(settings, address.rpartition(":")[0])
+    host, _ = split_address(address)
+    check_address(settings, host)
     check_free(address)
     service = Service(settings)
     _check_store(service)

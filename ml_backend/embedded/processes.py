@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,7 +18,7 @@ from typing import NamedTuple
 
 import psutil
 
-from ml_backend.errors import EnvironmentFault
+from ml_backend.errors import EnvironmentFault, OptionError
 
 __all__ = [
     "ProcessGroup",
@@ -25,11 +26,13 @@ __all__ = [
     "check_free",
     "free_port",
     "kill_tree",
+    "split_address",
     "stop_on_sigterm",
     "wait_until",
 ]
 
 _PR_SET_PDEATHSIG = 1
+_ADDRESS = re.compile(r"(\[[^\[\]\s]+\]|[^\[\]\s:]*):([0-9]{1,5})")
 
 
 class StartError(EnvironmentFault, RuntimeError):
@@ -50,17 +53,37 @@ def free_port() -> int:
         return port
 
 
+def split_address(address: str) -> tuple[str, int]:
+    """Host, without its brackets, and port of ``address`` (host:port), to listen at. Raises
+    OptionError for another form."""
+    found = _ADDRESS.fullmatch(address)
+    host, port = ("", 0) if found is None else (found[1].strip("[]"), int(found[2]))
+    if not 0 < port < 1 << 16 or not _is_host(host):
+        raise OptionError(
+            f"--bind: found {address!r}, expected an address and a port from 1 to 65535, as "
+            "127.0.0.1:9090, 0.0.0.0:9090 or [::1]:9090"
+        )
+    return host, port
+
+
+def _is_host(name: str) -> bool:
+    try:
+        name.encode("idna")
+    except UnicodeError:  # a part is empty or too long
+        return False
+    return True
+
+
 def check_free(address: str) -> None:
     """Raise StartError where something listens at ``address`` (host:port) already, or where this
-    machine has no such address."""
-    host, _, port = address.rpartition(":")
-    host = host.strip("[]")
+    machine has no such address; OptionError as `split_address`."""
+    host, port = split_address(address)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         # as gunicorn does: what ended a moment ago is in nobody's way
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host, int(port)))
+            probe.bind((host, port))
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise StartError(
