@@ -517,7 +517,8 @@ def test_the_record_holds_all_that_the_round_left(store: ExportStore, tmp_path: 
     assert found["round"]["settings"] == {"seed": 40, "k": 2}
     assert found["seeds"] == {"project": 40, "round": 41}
     effort = {
-        "task": 101, "annotation": 1101, "completed_by": 2, "boundary": 15, "dragged": 0,
+        "task": 101, "annotation": 1101, "completed_by": 2, "blank": False,
+        "boundary": 15, "dragged": 0,
         "seconds": 101.0,
         "model_version": "nextslice-r000-abcdef", "pixels": int(np.prod(SIZES["z"])),
         "corrected": 30, "by_class": {"bone": 30},
