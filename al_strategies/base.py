@@ -78,7 +78,8 @@ class Query:
     ``pool``: the candidates. ``labelled``: the labelled slices, none of them in the pool; may be
     empty. ``k``: how many slices to choose. ``reserve``: how many more to give after those, in
     queue order. ``round`` of ``rounds``, from 1 (0: before there is a model), for strategies with a
-    schedule; a round past the last counts as the last. ``seed``: at least 0. ``spacing`` and
+    schedule; a round past the last counts as the last. ``taken``: how many slices the strategy was
+    given to choose in all rounds before; None: K in each. ``seed``: at least 0. ``spacing`` and
     ``deferred`` hold under every strategy, see `Admission`; deferred ids that are not in the pool
     are passed over.
 
@@ -93,6 +94,7 @@ class Query:
     round: int = 1
     rounds: int = 10
     seed: int = 0
+    taken: int | None = None
     spacing: Spacing | None = None
     deferred: frozenset[SliceId] = frozenset()
 
@@ -112,8 +114,8 @@ class Query:
 
     @property
     def chosen_before(self) -> int:
-        """How many slices the strategy chose in the rounds before this one, K in each."""
-        return max(self.round - 1, 0) * self.k
+        """How many slices the strategy chose in the rounds before this one."""
+        return max(self.round - 1, 0) * self.k if self.taken is None else self.taken
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,14 @@ def hand_out(strategy: Strategy, query: Query, blocks: tuple[ZBlock, ...]) -> Se
     done = inside(labelled.ids, dict(zip(labelled.ids, labelled.positions, strict=True)), blocks)
     wanted = query.k + query.reserve
     due = held_out_places(wanted, len(labelled), len(done)) if held else (False,) * wanted
-    judging = sum(due[: query.k])
+    judging = min(sum(due[: query.k]), len(held))
     chosen = strategy.select(
-        replace(query, pool=_part(pool, held, within=False), k=query.k - judging)
+        replace(
+            query,
+            pool=_part(pool, held, within=False),
+            k=query.k - judging,
+            taken=len(labelled) - len(done) if blocks else None,
+        )
     )
     spread = get_strategy("strided").select(
         replace(

@@ -105,6 +105,12 @@ def test_weights_of_other_classes_say_what_does_not_fit(data: bytes) -> None:
     ("change", "message"),
     [
         ({"architecture": "hrnet_w99"}, "cannot be built here"),
+        ({"architecture": "unet:tu-not_there"}, "cannot be built here"),
+        ({"architecture": "unet:tu-hf-hub:a/b"}, "nothing is fetched for a file"),
+        ({"channels": "1000000000"}, "channels: expected 1 to 64"),
+        ({"channels": "0"}, "channels: expected 1 to 64"),
+        ({"classes": "[[1], [2], [3]]"}, "classes: expected names"),
+        ({"classes": '"abc"'}, "classes: expected names"),
         ({"classes": "bone"}, "metadata is damaged"),
         ({"preprocessing": "{}"}, "metadata is damaged"),
         ({"seed": None}, "metadata is damaged"),

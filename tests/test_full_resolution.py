@@ -68,6 +68,41 @@ def test_filters_are_about_one_wide_on_what_they_were_fitted_on() -> None:
     assert values.std(0).max() < 2
 
 
+@pytest.mark.parametrize("size", [(4096, 64), (64, 4096), (512, 512)])
+def test_filters_are_fitted_on_all_of_a_slice(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every so many pixels, counted row by row, may all be of one column."""
+    network, seen = trained(), []
+    taken = network.filters_at
+
+    def spy(image: Tensor, pixels: Tensor) -> Tensor:
+        seen.append(pixels)
+        return taken(image, pixels)
+
+    monkeypatch.setattr(network, "filters_at", spy)
+    network.fit_filters([texture(1, size=size)[0]])
+    (pixels,) = seen
+    assert len(pixels) <= 2 * module._FITTED
+    for places, length in ((pixels // size[1], size[0]), (pixels % size[1], size[1])):
+        found = places.unique()
+        step = -(-(max(size[0] * size[1], 1) ** 0.5) // module._FITTED**0.5)
+        assert len(found) >= length / step - 1
+        assert found.diff().max() <= step
+
+
+def test_what_is_rare_in_a_constant_slice_is_taught_as_it_is_served() -> None:
+    """Nearly all of it is one value, as where what is outside of a sample is set to zero."""
+    network = trained()
+    slices = torch.zeros(3, 1, 64, 96)
+    slices[:, :, 20:30, 40:44] = 1.0
+    network.fit_filters(slices)
+    network.study(slices)
+    served = torch.cat([network.filters_at(one, torch.arange(64 * 96)) for one in slices])
+    studied = torch.cat(network._studied).float()
+    torch.testing.assert_close(studied, served, rtol=1e-3, atol=1e-2)
+
+
 def test_of_a_slice_with_neighbours_the_one_in_the_middle_has_filters() -> None:
     network, images = trained(channels=3), texture(2, channels=3)
     changed = images.clone()

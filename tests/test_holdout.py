@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from al_strategies.evidence import Position, SliceId
+from al_strategies.base import Problem, Query, Ranking, Strategy, StrategyInfo, get_strategy
+from al_strategies.evidence import Evidence, Position, SliceId
+from al_strategies.handing_out import hand_out
 from al_strategies.holdout import (
     ZBlock,
     fixed_blocks,
@@ -189,3 +192,48 @@ def test_blocks_give_way_where_nothing_else_is_labelled() -> None:
 
     assert (split.train, split.validation) == (("v002",), ())
     assert split.blocks == (ZBlock("v", 7, 8),)
+
+
+# -- handing out
+
+
+def without_evidence(zs: Sequence[int]) -> Evidence:
+    return Evidence(tuple(zs), tuple(Position("v", float(z)) for z in zs))
+
+
+def rounds_of(
+    strategy: Strategy, slices: int, blocks: tuple[ZBlock, ...], k: int
+) -> list[list[int]]:
+    """What each round hands out, until nothing is left."""
+    pool, found = list(range(slices)), list[list[int]]()
+    while pool:
+        labelled = [z for chosen in found for z in chosen]
+        query = Query(without_evidence(pool), without_evidence(labelled), k, round=len(found) + 1)
+        found.append([int(i) for i in hand_out(strategy, query, blocks).chosen])
+        pool = [z for z in pool if z not in found[-1]]
+    return found
+
+
+@pytest.mark.parametrize("held", [1, 3, 11])
+def test_a_round_is_whole_also_where_few_slices_are_left_that_judge(held: int) -> None:
+    blocks = (ZBlock("v", 0.0, float(held - 1)),)
+    found = rounds_of(get_strategy("random"), 60, blocks, 8)
+    assert [len(chosen) for chosen in found] == [8] * 7 + [4]
+
+
+def test_a_strategy_is_told_how_many_slices_it_has_chosen() -> None:
+    """So that its turns go on where they stopped: how many judge differs from round to round."""
+    told: list[int] = []
+
+    class Listening(Strategy):
+        info = StrategyInfo("listening", "What it is told.")
+
+        def rank(self, problem: Problem) -> Ranking:
+            told.append(problem.query.chosen_before)
+            rows = problem.admission.pick_in_order(np.arange(len(problem)), problem.count)
+            return Ranking(rows, np.zeros(len(rows)))
+
+    found = rounds_of(Listening(), 60, (ZBlock("v", 40.0, 51.0),), 8)
+    taught = [sum(not 40 <= z <= 51 for z in chosen) for chosen in found]
+    assert len(set(taught)) > 1
+    assert told == [sum(taught[:before]) for before in range(len(told))]

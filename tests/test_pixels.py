@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from al_strategies.evidence import Position
+from ml_backend.segmentation import pixels
 from ml_backend.segmentation.dataset import LabelledSlices
 from ml_backend.segmentation.networks import build_network
 from ml_backend.segmentation.networks.full_resolution import FullResolutionHRNet
@@ -66,6 +67,28 @@ def shown(slice_id: str) -> torch.Tensor:
 
 def believed(expert: PixelReader, network: FullResolutionHRNet, slice_id: str) -> torch.Tensor:
     return expert.believe(network.filters_at(shown(slice_id), torch.arange(64 * 64)))
+
+
+class Crack(Textures):
+    """A third class of 20 pixels in a slice of the first."""
+
+    def mask(self, slice_id: str) -> np.ndarray:
+        mask = super().mask(slice_id)
+        mask[30, 10:30] = 2
+        return mask
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_class_of_few_pixels_is_learned_from_all_of_them(
+    network: FullResolutionHRNet, seed: int
+) -> None:
+    slices = LabelledSlices(Crack(), Crack.ids[:2], preprocessing(), 3)
+    config = PixelConfig(per_slice=2000)
+    known = pixels._labelled(network, slices, config, np.random.default_rng(seed))
+    assert known.targets.sum(0)[2] == 2 * 20
+    assert len(known.targets) == 2 * 2000
+    drawn = known.targets[20:2000].mean(0)
+    assert abs(drawn[0] - 0.5) < 0.05, "the others as they come"
 
 
 @pytest.mark.parametrize("pool", [[], ["t1", "t2"]], ids=["labels alone", "with a pool"])

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from ml_backend.experiment.data import DataSpec, load_data
 from ml_backend.experiment.files import RunFiles
 from ml_backend.experiment.plan import check_device, keep, other_versions
 from ml_backend.experiment.record import load_experiment
 from ml_backend.experiment.runner import run_one
 from ml_backend.segmentation.checks import check_architecture
+from ml_backend.segmentation.dataset import LabelledSlices
+from ml_backend.segmentation.learner import LearnerConfig, NetworkLearner
+from ml_backend.segmentation.preprocessing import Preprocessing
 from tests.tiny_experiment import experiment, write_slices
 
 
@@ -73,6 +78,26 @@ def test_the_ceiling_has_the_steps_of_the_rounds_that_a_pool_has_slices_for(
         run_one(str(tmp_path / "9"), "random", 0)
         lines = RunFiles(tmp_path / "9", "random", 0).lines()
         assert sum(line.steps for line in lines) == long.full_steps
+
+
+@pytest.mark.parametrize("architecture", ["hrnet_w18_small", "hrnet_w18_small+filters", None])
+def test_the_ceiling_has_the_steps_that_its_network_takes(
+    slices: Path, tmp_path: Path, architecture: str | None
+) -> None:
+    options: dict[str, Any] = {"steps": None, "full_steps": None, "architecture": architecture}
+    planned = load_experiment(experiment(tmp_path, slices, rounds=2, k=6, **options))
+    data = load_data(DataSpec(**planned.source))
+    learner = NetworkLearner(data.classes, LearnerConfig(architecture=architecture))
+    taken = 0
+    for labelled in (6, 12):
+        held = LabelledSlices(
+            data.source, data.pool[:labelled],
+            Preprocessing.fit([data.source.image(data.pool[0])], channels=1, neighbours=0),
+            len(data.classes),
+        )  # fmt: skip
+        assert len(held.present()) == len(data.classes)
+        taken += learner._training(held, labelled).steps
+    assert planned.full_steps == taken
 
 
 def test_other_versions_are_named_and_the_record_stays(slices: Path, tmp_path: Path) -> None:

@@ -152,11 +152,16 @@ def _whole_run(request: Request, data: Data) -> int:
     labelled = _labelled(request, len(data.pool))
     if request.steps is not None:
         return request.steps * len(labelled)
+    from ml_backend.segmentation.networks import default_architecture
     from ml_backend.segmentation.training import TrainingConfig
 
+    architecture = request.architecture or default_architecture(request.device)
     height, width = data.source.image(data.pool[0]).shape[:2]
     return sum(
-        TrainingConfig.for_device(request.device, (height, width), n).steps for n in labelled
+        TrainingConfig.usual(
+            architecture, request.device, (height, width), n, len(data.classes)
+        ).steps
+        for n in labelled
     )
 
 

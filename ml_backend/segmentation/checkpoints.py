@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from ml_backend.errors import NextsliceError
 from ml_backend.segmentation.model import Model
-from ml_backend.segmentation.networks import UnknownArchitecture, build_network
+from ml_backend.segmentation.networks import SegmentationNetwork, build_network
 from ml_backend.segmentation.preprocessing import Preprocessing
 from ml_backend.segmentation.room import within
 
@@ -25,6 +25,8 @@ __all__ = ["FORMAT", "CheckpointError", "from_bytes", "read_metadata", "to_bytes
 
 FORMAT = "nextslice-model-1"
 
+_MOST_CHANNELS = 64
+"""More than a slice of colours with its neighbours has."""
 _LIBRARIES = ("torch", "timm", "segmentation-models-pytorch")
 
 
@@ -100,14 +102,14 @@ def from_bytes(data: bytes, device: str | torch.device = "cpu") -> Model:
             f"damaged: {error}"
         ) from error
     try:
-        classes = tuple(json.loads(metadata["classes"]))
-        network = build_network(
-            metadata["architecture"], len(classes), channels=int(metadata["channels"])
-        )
+        classes, channels = _named(json.loads(metadata["classes"])), int(metadata["channels"])
+        if not 1 <= channels <= _MOST_CHANNELS:
+            raise ValueError(f"channels: expected 1 to {_MOST_CHANNELS}, found {channels}")
+        network = _built(metadata["architecture"], len(classes), channels)
         preprocessing = Preprocessing.from_json(metadata["preprocessing"])
         seed = int(metadata["seed"])
-    except UnknownArchitecture as error:
-        raise CheckpointError(f"The checkpoint cannot be built here: {error}") from error
+    except CheckpointError:
+        raise
     except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"The checkpoint's metadata is damaged: {error!r}") from error
     _check_tensors(network.state_dict(), tensors, metadata)
@@ -119,6 +121,25 @@ def from_bytes(data: bytes, device: str | torch.device = "cpu") -> Model:
         return Model(network, preprocessing, classes, seed)
     except ValueError as error:
         raise CheckpointError(f"The checkpoint's metadata is damaged: {error}") from error
+
+
+def _named(classes: object) -> tuple[str, ...]:
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ValueError(f"classes: expected names, found {str(classes)[:60]}")
+    return tuple(classes)
+
+
+def _built(architecture: str, classes: int, channels: int) -> SegmentationNetwork:
+    """Raises CheckpointError for what cannot be built, or would be asked of the network."""
+    if ":" in architecture.partition(":")[2]:
+        raise CheckpointError(
+            f"The checkpoint cannot be built here: its encoder {architecture!r} is described "
+            "elsewhere, and nothing is fetched for a file"
+        )
+    try:
+        return build_network(architecture, classes, channels=channels)
+    except Exception as error:  # timm and smp raise what they like
+        raise CheckpointError(f"The checkpoint cannot be built here: {error}") from error
 
 
 def _check_tensors(

@@ -37,7 +37,7 @@ from ml_backend.segmentation.inference import InferenceConfig
 from ml_backend.segmentation.model import Model
 from ml_backend.segmentation.neighbourhood import with_neighbours
 from ml_backend.segmentation.networks import Pretrained, build_network, default_architecture
-from ml_backend.segmentation.networks.full_resolution import SUFFIX, FullResolutionHRNet
+from ml_backend.segmentation.networks.full_resolution import FullResolutionHRNet
 from ml_backend.segmentation.pixels import PixelConfig
 from ml_backend.segmentation.preprocessing import Preprocessing
 from ml_backend.segmentation.room import or_on_cpu, within
@@ -369,12 +369,8 @@ class NetworkLearner:
         if isinstance(training, TrainingConfig):
             return training
         architecture = self.config.architecture or default_architecture(self.device)
-        device, largest = self.device, slices.largest
-        if architecture.endswith(SUFFIX):
-            classes = int((slices.counts > 0).sum())
-            usual = TrainingConfig.at_full_resolution(device, largest, labelled, classes)
-        else:
-            usual = TrainingConfig.for_device(device, largest, labelled)
+        largest, classes = slices.largest, len(slices.present())
+        usual = TrainingConfig.usual(architecture, self.device, largest, labelled, classes)
         chosen = replace(usual, **training)
         if self.config.brief:
             batch = training.get("batch", max(chosen.batch, _BRIEF_BATCH))

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from sklearn.ensemble import ExtraTreesClassifier
 from torch import Tensor
@@ -29,6 +30,8 @@ __all__ = ["PixelConfig", "learn"]
 
 _TEACHERS = 64
 """Width of the small networks that teach."""
+_OF_A_CLASS = 200
+"""Pixels of a class in a slice that are learned from, however rare it is there."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,11 @@ class PixelConfig:
     """How the pixel expert is learned; see the module.
 
     ``per_slice``: pixels of a labelled slice at most, 2,000 at least where there are so many, and
-    ``labelled`` in all. ``unlabelled``: pixels of the pool in all, so ``per_unlabelled`` of each of
-    its slices, within the same bounds. ``trees`` are ``grown`` on so many pixels. Teachers take
-    ``steps`` of ``batch`` pixels, the expert twice as many under half the noise. ``noise`` on
-    values that are about 1 wide keeps eight slices from being learned by heart; two need more.
+    ``labelled`` in all; more where a slice has many rare classes. ``unlabelled``: pixels of the
+    pool in all, so ``per_unlabelled`` of each of its slices, within the same bounds. ``trees`` are
+    ``grown`` on so many pixels. Teachers take ``steps`` of ``batch`` pixels, the expert twice as
+    many under half the noise. ``noise`` on values that are about 1 wide keeps eight slices from
+    being learned by heart; two need more.
     """
 
     per_slice: int = 40_000
@@ -107,10 +111,25 @@ def _labelled(
         image, mask = slices.pair(index)
         flat = mask.flatten()
         there = torch.nonzero(flat < network.classes).flatten().numpy()
-        pixels = torch.from_numpy(rng.permutation(there)[:each])
+        pixels = torch.from_numpy(_some_of_each(rng.permutation(there), flat.numpy(), each))
         classes = F.one_hot(flat[pixels].long(), network.classes).float()
         found.append(_Taught(_filters(network, image, pixels), classes.to(network.middle.device)))
     return _Taught(*(torch.cat(column) for column in zip(*found, strict=True)))
+
+
+def _some_of_each(
+    pixels: npt.NDArray[np.int64], classes: npt.NDArray[np.uint8], number: int
+) -> npt.NDArray[np.int64]:
+    """The first ``number`` of ``pixels``, but of each of their ``classes`` `_OF_A_CLASS` or all: a
+    crack of 50 pixels would not be among them."""
+    if len(pixels) <= number:
+        return pixels
+    found = classes[pixels]
+    few = [pixels[found == label][:_OF_A_CLASS] for label in np.unique(found)]
+    rows = np.concatenate([*few, pixels])
+    _, first = np.unique(rows, return_index=True)
+    kept: npt.NDArray[np.int64] = rows[np.sort(first)][: max(number, sum(map(len, few)))]
+    return kept
 
 
 def _unlabelled(

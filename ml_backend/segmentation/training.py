@@ -26,6 +26,7 @@ from ml_backend.errors import NextsliceError
 from ml_backend.segmentation.augmentation import Augmentation
 from ml_backend.segmentation.dataset import Crops, LabelledSlices, prefetch
 from ml_backend.segmentation.networks import MULTIPLE, Lesson, SegmentationNetwork
+from ml_backend.segmentation.networks.full_resolution import SUFFIX
 from ml_backend.segmentation.room import Room
 
 __all__ = [
@@ -108,6 +109,21 @@ class TrainingConfig:
             raise ValueError(
                 f"precision must be auto, float32 or bfloat16, found {self.precision!r}."
             )
+
+    @classmethod
+    def usual(
+        cls,
+        architecture: str,
+        device: str | torch.device,
+        slice_size: tuple[int, int],
+        labelled: int,
+        classes: int,
+    ) -> TrainingConfig:
+        """Defaults of ``architecture`` for ``labelled`` slices of ``slice_size`` (H, W), in which
+        ``classes`` are labelled."""
+        if architecture.endswith(SUFFIX):
+            return cls.at_full_resolution(device, slice_size, labelled, classes)
+        return cls.for_device(device, slice_size, labelled)
 
     @classmethod
     def for_device(

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from label_studio_sdk import LabelStudio
 
 from ml_backend.export import annotators, export_studio_json
 from ml_backend.studio.annotations import label_map, parse_task, regions
@@ -43,7 +44,9 @@ def test_the_latest_json_is_what_label_studio_itself_exports(
     count = export_studio_json(project, tmp_path / "a.json")
 
     found = json.loads((tmp_path / "a.json").read_text())
-    own: list[dict[str, Any]] = project.service.studio.sdk.projects.exports.as_json(project.number)
+    studio = project.service.studio
+    sdk = LabelStudio(base_url=studio.url, api_key="unused", httpx_client=studio._http)
+    own: list[dict[str, Any]] = sdk.projects.exports.as_json(project.number)
     assert count == len(found) == 2
     for task, expected in zip(found, own, strict=False):
         annotations, theirs = task.pop("annotations"), expected.pop("annotations")

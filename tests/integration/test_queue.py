@@ -15,6 +15,7 @@ from ml_backend.embedded.stack import Stack
 from ml_backend.rounds import publish, reconcile
 from ml_backend.rounds.adopt import adopt
 from ml_backend.rounds.artefacts import DATASET, QUEUE, ROUND
+from ml_backend.rounds.project_settings import change_settings
 from ml_backend.rounds.service import WEBHOOK_HEADER, Service, webhook_secret
 from ml_backend.studio import task_order
 from ml_backend.studio.client import StudioError, not_annotated, with_version
@@ -82,6 +83,8 @@ def test_interleaved_annotators_get_the_order_and_never_a_404(
     make_project: MakeProject, session: Session
 ) -> None:
     project = make_project(30)
+    # As in a real one: slices are open while rounds are published.
+    change_settings(project, {"open_minutes": "30"})
     people = invite(session, ["ann", "ben", "cem", "dee"])
     assert len(people) <= RESERVE
     annotators = [project.annotator(person) for person in people]

@@ -13,6 +13,7 @@ the work, and twice as far around.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
@@ -65,6 +66,8 @@ _REACH = 64
 1/4 to be enlarged. A multiple of 4."""
 _FITTED = 4096
 """Pixels of an image that the filters are fitted on."""
+_LEAST_SPREAD = 1e-3
+"""Of grey values whose window is 2 wide."""
 _CONTEXT_DROPOUT = 0.5
 """Of HRNet's features, in training."""
 _DROPOUT = 0.1
@@ -122,19 +125,25 @@ class FullResolutionHRNet(SegmentationNetwork):
 
     def fit_filters(self, images: Iterable[Tensor]) -> None:
         """Take middle and spread of each filter from ``images`` (channels, H, W): the median, and
-        a quarter of what lies between the 3rd and the 97th percentile."""
+        a quarter of what lies between the 3rd and the 97th percentile, a thousandth at least: where
+        nearly all of a slice is one value, what is not would be millions wide."""
         self.middle.zero_()
         self.spread.fill_(1)
         values = []
         for image in images:
-            count = image.shape[1] * image.shape[2]
-            pixels = torch.arange(0, count, -(-count // _FITTED), device=self.middle.device)
+            height, width = image.shape[1:]
+            step = math.ceil(math.sqrt(height * width / _FITTED))
+            rows, columns = (
+                torch.arange(0, length, step, device=self.middle.device)
+                for length in (height, width)
+            )
+            pixels = (rows[:, None] * width + columns).flatten()
             values.append(self.filters_at(image.to(pixels.device), pixels))
         found = torch.cat(values)
         found = found[:: -(-len(found) // (1 << 18))]  # torch.quantile takes no more than 2^24
         low, middle, high = torch.quantile(found, found.new_tensor([0.03, 0.5, 0.97]), dim=0)
         self.middle.copy_(middle)
-        self.spread.copy_((high - low) / 4 + 1e-6)
+        self.spread.copy_(((high - low) / 4).clamp_min(_LEAST_SPREAD))
 
     def filters(self, images: Tensor) -> Levels:
         """The filters' values of ``images`` (B, channels, H, W), each around 0 and about 1 wide.
