@@ -141,7 +141,9 @@ def test_a_slice_whose_draft_is_discarded_is_what_it_was_before(project: Labelle
     assert labels_of(dataset) == {0, 1, 2, 9}
 
 
-def test_what_is_submitted_while_begun_slices_are_read_is_not_missed(project: Labelled) -> None:
+def test_what_is_submitted_while_begun_slices_are_read_is_not_missed(
+    project: Labelled, monkeypatch: pytest.MonkeyPatch
+) -> None:
     project.memory.drafted = {5}
     first, _ = project.sync(0, None)
     read = project.memory.tasks_by_id
@@ -151,7 +153,7 @@ def test_what_is_submitted_while_begun_slices_are_read_is_not_missed(project: La
             project.label([9, *submitted])
         return read(number, ids)
 
-    project.memory.tasks_by_id = late  # type: ignore[method-assign, assignment]
+    monkeypatch.setattr(project.memory, "tasks_by_id", late)
     second, _ = project.sync(1, first)
 
     assert labels_of(second) == {0, 1, 2, 5, 9}

@@ -25,6 +25,7 @@ import numpy.typing as npt
 from al_strategies.learner import Beliefs
 from ml_backend.api.metrics import DragOutcome
 from ml_backend.api.opened import SliceName, StillComputing
+from ml_backend.api.places import a_place
 from ml_backend.api.server import DRAGS
 from ml_backend.api.serving import Serving, usable
 from ml_backend.errors import NextsliceError
@@ -143,7 +144,7 @@ class Drags:
                 outcome = "none"
             else:
                 name = SliceName(key, published.weights, int(task["id"]), _image(config, task))
-                with self._place():
+                with a_place(self._places, _Busy()):
                     found, outcome = self._repaired(name, stands, prompt, config)
         except _Busy:
             logger.warning("project %s: %d drags are being answered already", key, DRAGS)
@@ -154,19 +155,10 @@ class Drags:
         self._serving.metrics.dragged(outcome)
         result = [*found.values()]
         if not result:
-            certain = _is_known(stands) and not self._told_lately(key, task)
+            certain = stands.known and not self._told_lately(key, task)
             label = None if prompt is None else prompt.label
             result = _unchanged(stands, certain, label, read, context)
         return {"result": result, "score": LIVE_SCORE, "model_version": version}
-
-    @contextmanager
-    def _place(self) -> Iterator[None]:
-        if not self._places.acquire(blocking=False):
-            raise _Busy
-        try:
-            yield
-        finally:
-            self._places.release()
 
     def _repaired(
         self, name: SliceName, stands: Standing, prompt: Prompt, config: LabelConfig
@@ -191,12 +183,12 @@ class Drags:
             page.spot, page.prompt, page.at = spot, prompt.id, _seconds()
             page.given |= {i: (page.at, region) for i, region in changed.items()}
             outcome: DragOutcome = "changed" if changed else "same"
-            if not changed and _is_known(stands):
+            if not changed and stands.known:
                 changed = _one_that_stands(shown, spot.box)
             found = overtaken | changed
             if prompt.label is not None:  # which the page gives to all of them
                 found = {i: r for i, r in found.items() if label_of(r) == prompt.label}
-            if not found and (prompt.label is not None or not _is_known(stands)):
+            if not found and (prompt.label is not None or not stands.known):
                 empty = nothing(config, prompt.label, shape)
                 found = {str(empty["id"]): empty}
             return found, outcome
@@ -342,11 +334,6 @@ def _box(prompt: Prompt, shape: tuple[int, int]) -> Box:
         pixel(prompt.bottom, height),
         pixel(prompt.right, width),
     )
-
-
-def _is_known(stands: Standing) -> bool:
-    """Whether a region may be answered as it stands, without another mask coming onto the page."""
-    return stands.certain and not stands.several
 
 
 def _one_that_stands(shown: Canvas, box: Box) -> dict[str, Result]:

@@ -62,6 +62,7 @@ def plan(request: Request, spec: DataSpec, data: Data, data_hash: str) -> Experi
     """The experiment of ``request`` on ``data``."""
     from ml_backend.segmentation.networks import default_architecture
 
+    architecture = request.architecture or default_architecture(request.device)
     return Experiment(
         data=request.title,
         source=dict(vars(spec)),
@@ -76,9 +77,9 @@ def plan(request: Request, spec: DataSpec, data: Data, data_hash: str) -> Experi
         spacing=request.spacing,
         judged=request.judged,
         warm_start=request.warm_start,
-        architecture=request.architecture or default_architecture(request.device),
+        architecture=architecture,
         steps=request.steps,
-        full_steps=request.full_steps or _whole_run(request, data),
+        full_steps=request.full_steps or _whole_run(request, data, architecture),
         training=dict(request.training),
         device=request.device,
         threads=_threads(request.processes),
@@ -147,15 +148,13 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
-def _whole_run(request: Request, data: Data) -> int:
+def _whole_run(request: Request, data: Data, architecture: str) -> int:
     """Optimiser steps of all rounds of a run together."""
     labelled = _labelled(request, len(data.pool))
     if request.steps is not None:
         return request.steps * len(labelled)
-    from ml_backend.segmentation.networks import default_architecture
     from ml_backend.segmentation.training import TrainingConfig
 
-    architecture = request.architecture or default_architecture(request.device)
     height, width = data.source.image(data.pool[0]).shape[:2]
     return sum(
         TrainingConfig.usual(

@@ -105,13 +105,12 @@ def from_bytes(data: bytes, device: str | torch.device = "cpu") -> Model:
         classes, channels = _named(json.loads(metadata["classes"])), int(metadata["channels"])
         if not 1 <= channels <= _MOST_CHANNELS:
             raise ValueError(f"channels: expected 1 to {_MOST_CHANNELS}, found {channels}")
-        network = _built(metadata["architecture"], len(classes), channels)
+        architecture = metadata["architecture"]
         preprocessing = Preprocessing.from_json(metadata["preprocessing"])
         seed = int(metadata["seed"])
-    except CheckpointError:
-        raise
     except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"The checkpoint's metadata is damaged: {error!r}") from error
+    network = _built(architecture, len(classes), channels)
     _check_tensors(network.state_dict(), tensors, metadata)
     network.load_state_dict(tensors)
     network.eval().to(memory_format=torch.channels_last)

@@ -195,6 +195,12 @@ class Standing:
     several: bool = False
 
     @property
+    def known(self) -> bool:
+        """Whether a region may be answered as it stands, without another mask coming onto the
+        page."""
+        return self.certain and not self.several
+
+    @property
     def ids(self) -> set[str]:
         """Those of its regions, prompts that were not accepted included."""
         return {str(result.get("id")) for result in self.results}
