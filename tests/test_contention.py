@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from ml_backend.rounds import publish, reconcile
+from ml_backend.rounds import reconcile, switching
 from ml_backend.rounds.contention import FIGHT, fight, next_switch_at
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import ProjectRecord, SwitchBack
@@ -39,7 +39,7 @@ class Backend(ConnectedProject):
         return self.published.model_version
 
     def look(self) -> None:
-        publish.repair(self, self.in_studio())
+        switching.repair(self, self.in_studio())
 
     def later(self, seconds: float) -> None:
         """So much time passes."""

@@ -28,7 +28,7 @@ from al_strategies.learner import (
     Unreadable,
     UnreadableSlice,
 )
-from ml_backend.rounds import coverage, jobs, learners, publish, reconcile
+from ml_backend.rounds import coverage, jobs, learners, reconcile, switching
 from ml_backend.rounds.artefacts import FURTHER, FURTHER_WEIGHTS, METRICS, QUEUE
 from ml_backend.rounds.further import JUDGES, TRIES, may_go_on
 from ml_backend.rounds.going_on import go_on
@@ -358,7 +358,7 @@ def test_killed_at_any_moment_it_leaves_what_is_served(
         now = served(project)
         seen.add(now.model_version)
         _loads(project, now)
-        publish.repair(project, project.in_studio())
+        switching.repair(project, project.in_studio())
         reconcile.count(project)
         assert project.in_studio().model_version == now.model_version
         assert folder.need(QUEUE).model_version == now.model_version

@@ -19,7 +19,7 @@ from ml_backend.app import create_app
 from ml_backend.cli.rounds_list import rounds_table
 from ml_backend.cli.tables import whole
 from ml_backend.embedded.processes import free_port
-from ml_backend.rounds import coverage, live_masks, publish, reconcile
+from ml_backend.rounds import coverage, filling, live_masks, publish, reconcile
 from ml_backend.rounds.artefacts import QUEUE
 from ml_backend.rounds.pending import draw_pending
 from ml_backend.rounds.project import ConnectedProject
@@ -124,10 +124,10 @@ def test_what_was_deleted_waits_for_the_backend_while_there_are_slices_enough(
     gone = order(project)[:2]
     delete_predictions(server, gone)
 
-    publish.top_up(project)
+    filling.top_up(project)
     assert not set(gone) & set(stored(server, project)), "without a mask, for good"
     with backend(project):
-        publish.top_up(project)
+        filling.top_up(project)
 
     assert stored(server, project) == before
 
@@ -139,7 +139,7 @@ def test_annotators_go_on_without_masks_and_get_them_drawn(
     before, places = stored(server, project), order(project)
     delete_predictions(server, places)
 
-    publish.top_up(project)
+    filling.top_up(project)
 
     bare = stored(server, project)
     assert all(regions == [] for rows in bare.values() for _, regions in rows)
@@ -150,7 +150,7 @@ def test_annotators_go_on_without_masks_and_get_them_drawn(
     assert project.service.schedule.length(GPU) == (1, 0)
     assert draw(project) == len(bare)
     with backend(project):
-        publish.top_up(project)
+        filling.top_up(project)
 
     assert stored(server, project) == before
     assert record(project).pending == []
@@ -176,12 +176,12 @@ def test_one_that_is_killed_while_it_fills_the_queue_forgets_no_mask(
     with monkeypatch.context() as patch:
         patch.setattr(task_order, "store_predictions", killed)
         with pytest.raises(KeyboardInterrupt):
-            publish.top_up(project)
+            filling.top_up(project)
 
-    publish.top_up(project)
+    filling.top_up(project)
     draw(project)
     with backend(project):
-        publish.top_up(project)
+        filling.top_up(project)
     assert stored(server, project) == before
 
 
@@ -190,7 +190,7 @@ def test_an_outage_while_they_are_drawn_costs_none(
 ) -> None:
     before, places = masks(server, project), order(project)
     delete_predictions(server, places)
-    publish.top_up(project)
+    filling.top_up(project)
     waiting = record(project).pending
     forget_images(project)
     monkeypatch.setattr(coverage, "_wait", lambda seconds: None)
@@ -211,7 +211,7 @@ def test_what_a_top_up_notes_while_they_are_drawn_is_drawn_next(
     server: HttpStudio, project: ConnectedProject
 ) -> None:
     delete_predictions(server, order(project))
-    publish.top_up(project)
+    filling.top_up(project)
     waiting = record(project).pending
     appended: list[int] = []
 
@@ -220,7 +220,7 @@ def test_what_a_top_up_notes_while_they_are_drawn_is_drawn_next(
             delete_predictions(server, waiting[-1:])
             for task in waiting[:-1]:
                 server.memory.submit(task, [])
-            publish.top_up(project)
+            filling.top_up(project)
             appended.extend(task for task in record(project).pending if task not in waiting)
 
     draw_pending(project, top_up)
@@ -244,11 +244,11 @@ def test_a_backend_that_does_not_answer_is_asked_once_a_look(
         return post(url, **options)
 
     monkeypatch.setattr(live_masks.httpx, "post", spy)
-    monkeypatch.setattr(publish, "_PREDICT_CHUNK", 1)
-    monkeypatch.setattr(publish, "_LARGEST_CHUNK", 1)
+    monkeypatch.setattr(filling, "_PREDICT_CHUNK", 1)
+    monkeypatch.setattr(filling, "_LARGEST_CHUNK", 1)
     delete_predictions(server, order(project))
 
-    publish.top_up(project)
+    filling.top_up(project)
 
     assert len(stored(server, project)) > 1
     assert len(asked) == 1
@@ -278,11 +278,11 @@ def test_a_slice_that_cannot_be_predicted_is_named_and_not_asked_for_again(
     server.fault = lambda path: 404 if path == f"/{first}.png" else None
 
     with backend(project):
-        publish.top_up(project)
+        filling.top_up(project)
         assert [regions for _, regions in stored(server, project)[first]] == [[]]
         assert record(project).unmasked == [first]
         assert record(project).pending == []
-        assert publish.top_up(project) == 0
+        assert filling.top_up(project) == 0
 
 
 def test_a_record_that_is_lost_leaves_nobody_without_a_mask(
@@ -290,11 +290,11 @@ def test_a_record_that_is_lost_leaves_nobody_without_a_mask(
 ) -> None:
     masks_before, places = masks(server, project), order(project)
     delete_predictions(server, places)
-    publish.top_up(project)
+    filling.top_up(project)
     project.folder.round(1).remove(QUEUE)
 
     with backend(project):
-        publish.top_up(project)
+        filling.top_up(project)
     draw(project)
 
     assert order(project) == places
@@ -311,7 +311,7 @@ def test_classes_that_changed_and_changed_back_leave_the_queue_filled(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(publish, "_serve", killed)
+        patch.setattr(publish, "serve", killed)
         with pytest.raises(KeyboardInterrupt):
             publish.retire(project, "another class", ["background", "screw"], "f" * 8)
     left = record(project).model_version
@@ -321,7 +321,7 @@ def test_classes_that_changed_and_changed_back_leave_the_queue_filled(
 
     with backend(project):
         for _ in range(2):
-            publish.top_up(project)
+            filling.top_up(project)
 
     assert record(project) == before
     assert gone in stored(server, project)

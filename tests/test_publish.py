@@ -16,7 +16,7 @@ import pytest
 
 from ml_backend.cli.rounds_list import rounds_table
 from ml_backend.cli.tables import whole
-from ml_backend.rounds import publish, reconcile
+from ml_backend.rounds import filling, publish, queue, reconcile, switching, tidying
 from ml_backend.rounds.artefacts import DATASET, FURTHER, QUEUE, ROUND
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import FurtherRecord, LabelRecord, Published, QueueEntry
@@ -87,7 +87,7 @@ class Queue(ConnectedProject):
 
     def look(self) -> None:
         """What reconcile does at a project every half minute."""
-        publish.repair(self, self.in_studio())
+        switching.repair(self, self.in_studio())
         reconcile.count(self)
 
 
@@ -161,7 +161,7 @@ def test_a_slice_that_was_opened_live_is_topped_up_to_its_place(project: Queue) 
     for task in before[K:]:
         project.studio.submit(task, [])
 
-    publish.top_up(project)
+    filling.top_up(project)
 
     scores = {entry.task: entry.score for entry in project.entries}
     assert min(project.stored()[waiting]) == scores[waiting] < LIVE_SCORE
@@ -175,28 +175,28 @@ def test_a_queue_is_filled_in_large_chunks_where_that_is_quick(
 ) -> None:
     """Of 100 slices that are missing; a chunk is predicted in one request, and stored in a few."""
     clock = itertools.count(0, seconds)
-    monkeypatch.setattr(publish.time, "monotonic", lambda: next(clock))
-    assert [len(chunk) for chunk in publish._chunks(range(100), math.inf)] == sizes
+    monkeypatch.setattr(filling.time, "monotonic", lambda: next(clock))
+    assert [len(chunk) for chunk in filling._chunks(range(100), math.inf)] == sizes
 
 
 def test_a_top_up_ends_before_its_lock_is_void(
     project: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where each request takes minutes; the next look goes on."""
-    before, clock, store = project.handed_out(), [0.0], publish._store
+    before, clock, store = project.handed_out(), [0.0], filling._store
     project.delete_predictions(set(before))
 
     def slow(*arguments: Any, **options: Any) -> int:
         clock[0] += 250.0
         return store(*arguments, **options)
 
-    monkeypatch.setattr(publish, "_PREDICT_CHUNK", 1)
-    monkeypatch.setattr(publish, "_store", slow)
-    monkeypatch.setattr(publish.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(filling, "_PREDICT_CHUNK", 1)
+    monkeypatch.setattr(filling, "_store", slow)
+    monkeypatch.setattr(filling.time, "monotonic", lambda: clock[0])
 
-    assert publish.top_up(project) < len(before)
+    assert filling.top_up(project) < len(before)
     assert clock[0] < LOCKS["top-up"]
-    while publish.top_up(project):
+    while filling.top_up(project):
         pass
     assert project.handed_out() == before
 
@@ -206,7 +206,7 @@ def test_top_ups_that_overlap_keep_what_each_has_noted(
 ) -> None:
     """The lock of one that lost Redis for half a minute is void, and another one begins."""
     folder, theirs = project.folder.round(0), QueueEntry(task=99, score=0.5, kind="top-up")
-    real = publish._append
+    real = filling._append
 
     def append(*arguments: Any, **options: Any) -> int:
         there = folder.need(QUEUE)
@@ -214,12 +214,12 @@ def test_top_ups_that_overlap_keep_what_each_has_noted(
             folder.save(QUEUE, there.model_copy(update={"entries": [*there.entries, theirs]}))
         return real(*arguments, **options)
 
-    monkeypatch.setattr(publish, "_append", append)
+    monkeypatch.setattr(filling, "_append", append)
     for task in project.handed_out()[:-1]:
         project.studio.submit(task, [])
 
     before = len(project.entries)
-    appended = publish.top_up(project)
+    appended = filling.top_up(project)
 
     noted = [entry.task for entry in project.entries]
     assert appended > 0
@@ -260,7 +260,7 @@ def test_what_else_reads_a_damaged_record_goes_on_without_it(project: Queue) -> 
     version, queue = project.version, folder.need(QUEUE)
     lose_the_record(project, damaged=True)
 
-    assert publish.tidy(project) == 0
+    assert tidying.tidy(project) == 0
     assert version in whole(rounds_table(project.folder))
     trained = folder.need(ROUND).model_copy(update={"weights": "round-0000/weights.safetensors"})
     publish.publish(project, folder, trained, queue, before, lambda _: [])
@@ -278,7 +278,7 @@ def test_it_is_topped_up_again(project: Queue) -> None:
         project.look()
 
     assert project.handed_out()[0] == order[-1]
-    assert len(project.handed_out()) >= publish.queue_target(project.settings)
+    assert len(project.handed_out()) >= queue.queue_target(project.settings)
     assert [e.kind for e in project.entries][: len(order)] == ["chosen"] * K + ["reserve"] * (
         len(order) - K
     )
@@ -341,7 +341,7 @@ def test_predictions_stay_until_what_they_cost_to_correct_is_measured(project: Q
     )
     project.folder.published = now_there
 
-    publish.tidy(project)
+    tidying.tidy(project)
 
     left = {row["task"] for row in project.studio.imported if row["model_version"] == old}
     assert left == {late, begun}
@@ -357,7 +357,7 @@ def test_a_draft_keeps_its_prediction_where_somebody_else_has_submitted(project:
     label = LabelRecord(task=task, annotation=1000 * task, updated_at="", hash="", mask="")
     serve_another(project, datetime.now(UTC) - timedelta(minutes=31), labels=[label])
 
-    publish.tidy(project)
+    tidying.tidy(project)
 
     assert stored_of(project, old) == {task}
 
@@ -405,7 +405,7 @@ def test_masks_of_slices_that_may_be_open_stay_half_an_hour(
     old, queue = project.version, len(project.stored())
     serve_another(project, datetime.now(UTC) - timedelta(minutes=minutes))
 
-    publish.tidy(project)
+    tidying.tidy(project)
 
     left = [row for row in project.studio.imported if row["model_version"] == old]
     assert len(left) == (queue if stays else 0)
@@ -420,18 +420,18 @@ def test_the_half_hour_begins_with_the_switch_however_long_that_took(project: Qu
     at_first = project.folder.round(0).need(ROUND)
     long_ago = (now - timedelta(hours=5)).isoformat()
     project.folder.round(0).save(ROUND, at_first.model_copy(update={"committed_at": long_ago}))
-    publish.tidy(project)
+    tidying.tidy(project)
     assert stored_of(project, unadopted), "round 0 was published in this moment"
 
     serve_another(project, now, committed=now - timedelta(minutes=40))
-    publish.tidy(project)
-    assert len(stored_of(project, first)) == publish.queue_target(project.settings)
+    tidying.tidy(project)
+    assert len(stored_of(project, first)) == queue.queue_target(project.settings)
 
     further = "nextslice-r001-fedcba"  # the training that went on after round 1 was served last
     project.folder.round(1).save(FURTHER, FurtherRecord(model_version=further))
     store(project, further)
     serve_another(project, now, committed=now - timedelta(minutes=40), number=2)
-    publish.tidy(project)
+    tidying.tidy(project)
     assert stored_of(project, further)
     assert not stored_of(project, first), "round 1 was served before round 2 was committed"
 
@@ -439,5 +439,5 @@ def test_the_half_hour_begins_with_the_switch_however_long_that_took(project: Qu
 
     for minutes, stays in ((29, True), (31, False)):
         serve_another(project, now, committed=now - timedelta(minutes=minutes), number=3)
-        publish.tidy(project)
+        tidying.tidy(project)
         assert bool(stored_of(project, further)) is stays

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pytest
 
 from ml_backend.api.serving import Serving
-from ml_backend.rounds import jobs, publish, reconcile
+from ml_backend.rounds import filling, jobs, publish, reconcile, switching
 from ml_backend.rounds import round as round_module
 from ml_backend.rounds.artefacts import DATASET, METRICS, QUEUE, ROUND, SELECTION, File
 from ml_backend.rounds.claim import ClaimedRound
@@ -762,7 +762,7 @@ def test_a_rest_that_cannot_be_read_does_not_hold_a_round_up(make_project: MakeP
 
     assert project.published.round == 1
     assert project.selection().chosen == []
-    publish.top_up(project)
+    filling.top_up(project)
     assert set(project.stored()) == project.studio.unreadable
 
 
@@ -940,7 +940,7 @@ def test_the_last_labels_make_a_round_that_is_published(
     if connected:
         assert project.studio.fields["model_version"] == record.model_version
         assert project.studio.backend.title == record.model_version
-    publish.repair(project, project.in_studio())
+    switching.repair(project, project.in_studio())
     assert project.published == published
 
 
@@ -987,7 +987,7 @@ def test_a_queue_that_is_retired_meanwhile_is_not_filled(
     monkeypatch.setattr(LiveMasks, "of", retires)
     before = len([r for r in project.studio.imported if r["model_version"] == old.model_version])
 
-    assert publish.top_up(project) == 0
+    assert filling.top_up(project) == 0
 
     queue = folder.need(QUEUE)
     assert queue.model_version == project.published.model_version != old.model_version
@@ -1006,7 +1006,7 @@ def test_one_project_that_fails_does_not_stop_the_others(
         raise ValueError("something nobody thought of")
 
     monkeypatch.setattr(reconcile, "count", count)
-    monkeypatch.setattr(publish, "repair", lambda *_: None)
+    monkeypatch.setattr(switching, "repair", lambda *_: None)
     monkeypatch.setattr(reconcile, "protect_webhook", lambda *_: False)
     here = project.studio.project(7)
     other = here.model_copy(update={"id": 8})

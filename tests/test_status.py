@@ -20,7 +20,7 @@ from rq import Worker
 from rq.serializers import JSONSerializer
 
 from ml_backend.embedded.processes import free_port
-from ml_backend.rounds import publish, reconcile
+from ml_backend.rounds import reconcile, switching
 from ml_backend.rounds.artefacts import METRICS
 from ml_backend.rounds.claim import claimed
 from ml_backend.rounds.project import ConnectedProject
@@ -204,7 +204,7 @@ def test_backends_that_fight_over_a_project_are_named(
     for time_ in range(3):
         assert not project_status(project).has("contended"), time_
         studio.update_project(7, model_version=theirs)
-        publish.repair(project, project.in_studio())
+        switching.repair(project, project.in_studio())
 
     text = said(project_status(project), "contended")
     assert text.startswith("Another nextslice, with a store of its own, switches project 7 away")

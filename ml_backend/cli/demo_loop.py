@@ -30,7 +30,7 @@ from ml_backend.grey import grey_window
 from ml_backend.rounds.artefacts import METRICS, ROUND, SELECTION
 from ml_backend.rounds.effort import EffortTotals, totals_of
 from ml_backend.rounds.project import find_project
-from ml_backend.rounds.publish import pending
+from ml_backend.rounds.queue import pending
 from ml_backend.rounds.records import Published
 from ml_backend.rounds.service import Service
 from ml_backend.studio.client import Studio

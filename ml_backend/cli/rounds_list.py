@@ -14,7 +14,7 @@ from ml_backend.rounds.artefacts import METRICS, ROUND
 from ml_backend.rounds.effort import EffortTotals, totals_of
 from ml_backend.rounds.overview import ProjectOverview, Running
 from ml_backend.rounds.project import ConnectedProject
-from ml_backend.rounds.publish import known_queue
+from ml_backend.rounds.queue import known_queue
 from ml_backend.rounds.records import MetricsRecord, Published, QueueRecord, RoundRecord
 from ml_backend.rounds.status import NO_GPU_WORKER
 from ml_backend.rounds.store import ProjectStore

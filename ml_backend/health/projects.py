@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from ml_backend.errors import NextsliceError
 from ml_backend.health.finding import FIX, Finding, Verdict
-from ml_backend.rounds import publish
+from ml_backend.rounds import switching
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.service import WEBHOOK_HEADER, Service, webhook_secret
 from ml_backend.rounds.status import State, project_status
@@ -58,7 +58,7 @@ def mend(service: Service) -> Iterator[str]:
             try:
                 project.studio.set_webhook(project.number, f"{project.link.url}/webhook")
                 connect(project)
-                publish.repair(project, project.in_studio())
+                switching.repair(project, project.in_studio())
             except NextsliceError as error:
                 yield f"{_name(seen)} could not be mended: {without_passwords(str(error))}"
             else:

@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from ml_backend.rounds.artefacts import SELECTION
 from ml_backend.rounds.project import ConnectedProject
-from ml_backend.rounds.publish import known_queue
+from ml_backend.rounds.queue import known_queue
 from ml_backend.rounds.records import QueueEntry, QueueRecord, SelectionRecord
 from ml_backend.studio.client import StudioError, TaskRow
 from ml_backend.studio.label_config import WHY, shows_why

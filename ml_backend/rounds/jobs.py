@@ -17,8 +17,8 @@ from rq.serializers import JSONSerializer
 
 from al_strategies.learner import Progress
 from ml_backend.rounds import adopt as adoption
-from ml_backend.rounds import publish
 from ml_backend.rounds import reconcile as reconciliation
+from ml_backend.rounds import tidying
 from ml_backend.rounds.attempt import attempt
 from ml_backend.rounds.claim import ClaimLost, ClaimTaken
 from ml_backend.rounds.pending import draw_pending
@@ -133,7 +133,7 @@ def tidy(key: str) -> None:
     """Remove what is no longer served."""
     project = _ours(key)
     if project is not None:
-        publish.tidy(project)
+        tidying.tidy(project)
 
 
 def masks(key: str) -> None:

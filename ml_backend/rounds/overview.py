@@ -22,7 +22,7 @@ from ml_backend.rounds.extra_params import faults_of
 from ml_backend.rounds.held_settings import HeldSetting, held_settings
 from ml_backend.rounds.people import People, Seen, people_of, seen_now
 from ml_backend.rounds.project import ConnectedProject
-from ml_backend.rounds.publish import known_queue
+from ml_backend.rounds.queue import known_queue
 from ml_backend.rounds.records import (
     DatasetLabels,
     MetricsRecord,

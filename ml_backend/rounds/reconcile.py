@@ -13,7 +13,7 @@ from rq.timeouts import JobTimeoutException
 
 from ml_backend.errors import NextsliceError
 from ml_backend.logs import about
-from ml_backend.rounds import extra_params, publish
+from ml_backend.rounds import extra_params, filling, publish, queue, switching
 from ml_backend.rounds.adopt import protect_webhook
 from ml_backend.rounds.artefacts import DATASET, LABELS, METRICS
 from ml_backend.rounds.claim import ClaimTaken
@@ -61,11 +61,11 @@ def count(project: ConnectedProject, seen: Project | None = None) -> None:
     reason = None if project.settings.pause else _reason(project, published)
     if reason is not None:
         project.schedule.round(reason, published.round + 1)
-    elif publish.pending(project, published):
+    elif queue.pending(project, published):
         project.schedule.masks()
     elif may_go_on(project, published):
         project.schedule.further()
-    publish.top_up(project)
+    filling.top_up(project)
     if reason is None:  # the round that begins or runs puts another queue there, and needs the CPU
         explain(project, seen.label_config)
 
@@ -156,7 +156,7 @@ def _look(project: ConnectedProject, seen: Project) -> None:
     """One project's turn of `reconcile`: its errors end here."""
     try:
         extra_params.follow(project, project.studio.find_backend(project.number, project.link.url))
-        publish.repair(project, seen)
+        switching.repair(project, seen)
         protect_webhook(project)
         count(project, seen)
     except NextsliceError as error:

@@ -38,7 +38,8 @@ from ml_backend.rounds.early import is_early, same_order
 from ml_backend.rounds.live_masks import Regions
 from ml_backend.rounds.looking_up import LookingUp
 from ml_backend.rounds.project import ConnectedProject, now
-from ml_backend.rounds.publish import publish, queue_of, queue_target
+from ml_backend.rounds.publish import publish
+from ml_backend.rounds.queue import queue_of, queue_target
 from ml_backend.rounds.reasons import BY_CLASS, UNCERTAINTIES, reasons
 from ml_backend.rounds.records import (
     DatasetRecord,

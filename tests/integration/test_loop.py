@@ -14,7 +14,7 @@ from ml_backend.embedded.label_studio import Session
 from ml_backend.embedded.processes import ProcessGroup, kill_tree, wait_until
 from ml_backend.embedded.stack import Stack, settings_from, start_worker
 from ml_backend.rounds.artefacts import DATASET, QUEUE, ROUND, WEIGHTS
-from ml_backend.rounds.publish import pending
+from ml_backend.rounds.queue import pending
 from ml_backend.rounds.service import Service
 from ml_backend.rounds.source import ProjectSource
 from ml_backend.studio.client import StudioError, annotated

@@ -12,7 +12,7 @@ import requests
 from ml_backend.embedded.label_studio import Session
 from ml_backend.embedded.processes import wait_until
 from ml_backend.embedded.stack import Stack
-from ml_backend.rounds import publish, reconcile
+from ml_backend.rounds import filling, reconcile
 from ml_backend.rounds.adopt import adopt
 from ml_backend.rounds.artefacts import DATASET, QUEUE, ROUND
 from ml_backend.rounds.project_settings import change_settings
@@ -291,7 +291,7 @@ def test_the_queue_is_topped_up_after_its_last_score(make_project: MakeProject) 
         return task_order.queue_length(project.service.studio, project.number, version)
 
     wait_until(lambda: free() >= ahead, "the top-up", 60)
-    wait_until(lambda: publish.top_up(project) == 0, "the end of the top-up", 60)
+    wait_until(lambda: filling.top_up(project) == 0, "the end of the top-up", 60)
 
     entries = folder.need(QUEUE).entries
     assert len(entries) > ahead

@@ -16,7 +16,7 @@ from ml_backend.errors import NextsliceError
 from ml_backend.logs import without_passwords
 from ml_backend.rounds.cut_from import SourceError, address_of, source_of
 from ml_backend.rounds.project import ConnectedProject
-from ml_backend.rounds.publish import known_queue
+from ml_backend.rounds.queue import known_queue
 from ml_backend.rounds.records import TaskRecord
 from ml_backend.rounds.stacks import Stack, places_along
 from ml_backend.studio.client import TaskRow, annotated, with_version
