@@ -62,8 +62,15 @@ MOST_PIXELS = 1 << 27
 """Of a picture: 134 million, as 16,384 × 8,192."""
 
 
-_PNG_PIXELS_PER_BYTE = 8 * 1032
-"""At most: deflate makes no more than 1,032 bytes of one, and a byte holds no more than 8."""
+_PIXELS_PER_BYTE = {
+    "PNG": 8 * 1032,
+    "raw": 8,
+    "packbits": 8 * 64,
+    "tiff_deflate": 8 * 1032,
+    "tiff_adobe_deflate": 8 * 1032,
+}
+"""Of a PNG, and of a TIFF by its compression, at most: a byte holds no more than 8, deflate makes
+no more than 1,032 bytes of one and PackBits 64. Of the others nothing is known."""
 
 
 class TooManyPixels(NextsliceError, ValueError):
@@ -103,18 +110,25 @@ def open_picture(
     """The picture in ``source``, a context manager, of which no pixel is decoded yet.
 
     Raises one of `BROKEN_PICTURE`, as decoding it may: TooManyPixels for one of more than
-    ``most_pixels``, or a PNG of more than its bytes can hold, before memory is taken for them.
+    ``most_pixels``, or than its bytes can hold, before memory is taken for them.
     """
     image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
     width, height = image.size
     most = most_pixels
-    if image.format == "PNG":  # Pillow decodes one that ends early, the rest black
+    # Pillow takes memory for all that is claimed; a PNG that ends early it decodes, the rest black.
+    packed = _PIXELS_PER_BYTE.get(_packing(image))
+    if packed is not None:
         size = len(source) if isinstance(source, bytes) else source.stat().st_size
-        most = min(most, _PNG_PIXELS_PER_BYTE * size)
+        most = min(most, packed * size)
     if width * height > most:
         image.close()
         raise TooManyPixels(f"it is {width} × {height} pixels, at most {most} are read")
     return image
+
+
+def _packing(image: Image.Image) -> str:
+    """The format, of a TIFF its compression."""
+    return str(image.info.get("compression") if image.format == "TIFF" else image.format)
 
 
 def decode_label_map(data: bytes) -> LabelMap:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from PIL import Image
 
 from ml_backend.pictures import (
     BROKEN_PICTURE,
@@ -82,3 +84,35 @@ def test_of_so_many_classes_others_are_none_but_unlabelled() -> None:
     assert class_ids(np.array([[0, 2, 255]]), classes=3) is not None
     assert class_ids(np.array([[0, 3]]), classes=3) is None
     assert class_ids(np.zeros((0, 3))) is not None
+
+
+@pytest.mark.parametrize(
+    ("compression", "per_byte"), [("raw", 8), ("packbits", 512), ("tiff_adobe_deflate", 8256)]
+)
+def test_a_tiff_that_claims_more_than_its_bytes_can_hold_is_refused_before_it_is_decoded(
+    compression: str, per_byte: int
+) -> None:
+    image = Image.fromarray(np.linspace(0, 1, 32 * 24, dtype=np.float32).reshape(24, 32))
+    stream = io.BytesIO()
+    image.save(stream, "TIFF", compression=compression)
+    with open_picture(stream.getvalue()) as fine:
+        np.testing.assert_array_equal(np.asarray(fine), np.asarray(image))
+
+    data = bytearray(stream.getvalue())
+    struct.pack_into("<HHII", data, _entry(data, _HEIGHT), _HEIGHT, 4, 1, 2_097_176)
+
+    with pytest.raises(
+        TooManyPixels, match=rf"32 × 2097176 pixels, at most {len(data) * per_byte} "
+    ):
+        open_picture(bytes(data))
+
+
+_HEIGHT = 257  # tag of TIFF
+
+
+def _entry(data: bytearray, tag: int) -> int:
+    """Where the entry of ``tag`` begins in the directory of a little-endian TIFF."""
+    (first,) = struct.unpack_from("<I", data, 4)
+    (count,) = struct.unpack_from("<H", data, first)
+    places = range(first + 2, first + 2 + 12 * count, 12)
+    return next(i for i in places if struct.unpack_from("<H", data, i)[0] == tag)
