@@ -183,3 +183,14 @@ def test_less_noise_is_learned_under_where_unseen_slices_are_known_better_so(
     assert (learned.noise < QUICK.noise) is less
     assert len(learned.unseen) == 2
     assert learn(network, slices, [], QUICK, seed=0)[1:] == (QUICK.noise, ())
+
+
+def test_classes_that_nobody_labels_do_not_dilute_what_teaches_the_classes_alike() -> None:
+    logits, targets = torch.randn(64, 3), torch.nn.functional.one_hot(torch.arange(64) % 3, 3)
+    more = torch.nn.functional.pad(logits, (0, 7), value=-30.0)
+    none = torch.nn.functional.pad(targets, (0, 7))
+
+    few = pixels._soft_loss(torch.ones(3), 3)(logits, targets)
+    many = pixels._soft_loss(torch.ones(10), 3)(more, none)
+
+    torch.testing.assert_close(many, few)

@@ -245,7 +245,7 @@ def _teachers(
     networks = []
     for balanced in (False, True):
         teacher = PixelReader(classes, _TEACHERS).to(counts.device)
-        loss = _soft_loss(weights) if balanced else _soft_entropy
+        loss = _soft_loss(weights, int((counts > 0).sum())) if balanced else _soft_entropy
         _train(teacher, [known], loss, config, progress)
         networks.append(teacher.believe)
     return [*networks, _Trees(known, classes, config, seed)]
@@ -322,14 +322,15 @@ def _soft_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return -(targets * F.log_softmax(logits, 1)).sum() / len(targets)
 
 
-def _soft_loss(weights: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """Cross-entropy under ``weights`` (classes,), and the Dice loss of the classes there are."""
+def _soft_loss(weights: Tensor, present: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """Cross-entropy under ``weights`` (classes,), and the mean Dice loss of the classes, of which
+    so many are labelled anywhere."""
 
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
         entropy = -(targets * weights * F.log_softmax(logits, 1)).sum() / len(targets)
         p = logits.softmax(1)
         held = targets.sum(0)
         dice = 1 - 2 * (p * targets).sum(0) / (p.sum(0) + held).clamp_min(1e-7)
-        return entropy + (dice * (held > 1)).mean()
+        return entropy + (dice * (held > 1)).sum() / present
 
     return loss
