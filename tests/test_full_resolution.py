@@ -12,11 +12,12 @@ from torch.nn import functional as F
 
 from al_strategies.evidence import Position
 from al_strategies.learner import IGNORE
-from ml_backend.segmentation.inference import _pad, _padded, fold_batch_norm
+from ml_backend.segmentation.inference import fold_batch_norm
 from ml_backend.segmentation.learner import LearnerConfig, NetworkLearner
 from ml_backend.segmentation.networks import Lesson, build_network
 from ml_backend.segmentation.networks import full_resolution as module
 from ml_backend.segmentation.networks.full_resolution import FullResolutionHRNet
+from ml_backend.segmentation.tiles import pad, padded_size
 
 
 def trained(channels: int = 1) -> FullResolutionHRNet:
@@ -186,12 +187,12 @@ def test_it_draws_what_a_quarter_of_the_resolution_cannot() -> None:
 @pytest.mark.parametrize("side", [7, 20, 100])
 def test_the_filters_that_are_learned_from_are_those_that_are_served(side: int) -> None:
     network, image = trained(), texture(1, size=(side, side))[0]
-    height, width = _padded(image.shape[1:])
+    height, width = padded_size(image.shape[1:])
     with torch.no_grad():
         learned = network.filters_at(image, torch.arange(side * side))
-        padded = torch.from_numpy(_pad(image.numpy(), height, width))
+        shown = torch.from_numpy(pad(image.numpy(), height, width))
         places = (torch.arange(side)[:, None] * width + torch.arange(side)).flatten()
-        served = network.filters_at(padded, places)
+        served = network.filters_at(shown, places)
     torch.testing.assert_close(learned, served, rtol=0, atol=1e-4)
 
 

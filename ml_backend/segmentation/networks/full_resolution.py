@@ -3,9 +3,10 @@
 HRNet's features are drawn at a part of the resolution, too coarse for an edge. The filters of a
 pixel classifier (`filters`) are drawn at full resolution. Two small readers look at them: one
 together with what HRNet makes of the surroundings, the other alone, which
-`ml_backend.segmentation.pixels` teaches. Their geometric mean is the mean of their logits: one 1×1
-convolution over the features of both, behind a channel dropout as in every network here. So there
-is one set of probabilities, and MC dropout, embeddings and BADGE mean what they do elsewhere.
+`ml_backend.segmentation.pixels` teaches. Their geometric mean, each by its share
+(`ml_backend.segmentation.agreement`), is the mean of their logits: one 1×1 convolution over the
+features of both, behind a channel dropout as in every network here. So there is one set of
+probabilities, and MC dropout, embeddings and BADGE mean what they do elsewhere.
 
 Since the filters see what is fine, HRNet is shown the slice at half the resolution: a quarter of
 the work, and twice as far around.
@@ -52,6 +53,9 @@ _SHRUNK = 2
 _SAMPLED = 1024
 """Pixels of a crop that a training step looks at: all of them cost four times as much and taught no
 more."""
+_SPARSE = 1 / 8
+"""Where less of the crops is labelled, as by strokes, only what is labelled is looked at: drawn
+blindly it would hardly be met. Where slices are smaller than crops it was no better (vertebrae)."""
 _HARDLY = 1e-6
 """How likely such a pixel is that nobody labelled: a crop may have none that somebody did."""
 _BAND = 1 << 14
@@ -65,7 +69,7 @@ _STUDIED = 1 << 24
 _LARGEST_HALF = 65504.0
 _REACH = 64
 """How far a filter looks: 5 pixels, and as it is made of that 6 of 1/2, 8 of 1/4, and one more of
-1/4 to be enlarged. A multiple of 4."""
+1/4 to be enlarged. A multiple of `MULTIPLE`."""
 _FITTED = 4096
 """Pixels of an image that the filters are fitted on."""
 _LEAST_SPREAD = 1e-3
@@ -170,7 +174,8 @@ class FullResolutionHRNet(SegmentationNetwork):
         counted row by row."""
         height, width = image.shape[1:]
         y, x = pixels // width, pixels % width
-        step = max(1, _FILTERED // (width * SCORING_STRIDE)) * SCORING_STRIDE
+        # Whole multiples, so that the last band is mirrored as the whole slice is.
+        step = max(1, _FILTERED // (width * MULTIPLE)) * MULTIPLE
         if height <= step:
             return self._filters_at(image, y, x)
         found = self.middle.new_empty((len(pixels), len(self.middle)))
@@ -236,7 +241,7 @@ class FullResolutionHRNet(SegmentationNetwork):
         if lesson.warped:
             warp = random_warp(batch, (seen.shape[2], seen.shape[3]), seen.device)
             seen = F.grid_sample(seen, warp, padding_mode="reflection", align_corners=False)
-        if (lesson.masks == IGNORE).any():  # or strokes would hardly be met
+        if (lesson.masks != IGNORE).float().mean() < _SPARSE:
             every = torch.arange(height * width, device=picked.device).expand(batch, -1)
             labelled = _stood(lesson.masks, warp, every).targets != IGNORE
             picked = torch.multinomial(labelled + _HARDLY, _SAMPLED, replacement=True)
