@@ -18,6 +18,7 @@ __all__ = [
     "from_low",
     "grey_window",
     "middles",
+    "scales_apart",
 ]
 
 PERCENTILES = (0.5, 99.5)
@@ -26,6 +27,9 @@ SAMPLED_SLICES = 24
 """Of a volume."""
 _SAMPLED_PIXELS = 1 << 16
 """Of a slice."""
+
+_SCALES_APART = 8.0
+"""Windows whose widths differ by such a factor are of different scales."""
 
 Values = npt.NDArray[Any]
 
@@ -64,6 +68,14 @@ def grey_window(
     if not math.isfinite(high):
         low, high = float(np.nextafter(low, 0.0)), low
     return low, high
+
+
+def scales_apart(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Whether two windows (low, high) have nothing in common, as of 8-bit pictures and native
+    values: what is within the one says nothing to who knows the other."""
+    ratio = (one[1] - one[0]) / (other[1] - other[0])
+    outside = one[1] < other[0] or one[0] > other[1]
+    return outside or not 1 / _SCALES_APART < ratio < _SCALES_APART
 
 
 def from_low(values: Values, low: float, factor: float) -> Values:

@@ -28,7 +28,7 @@ import numpy.typing as npt
 from al_strategies.evidence import Position, SliceId
 from al_strategies.learner import Learner, Maps, Progress, UnreadableSlice
 from ml_backend.durable import Scratch, move_whole, write_whole
-from ml_backend.grey import PERCENTILES, finite_sample, middles
+from ml_backend.grey import PERCENTILES, finite_sample, middles, scales_apart
 from ml_backend.volumes.formats.registry import split_ending
 from ml_backend.volumes.opening import check_target, write_volume
 from ml_backend.volumes.partial import PartialFolder, Place
@@ -44,8 +44,6 @@ part of its maximum ln C. Both are [0, 1] as uint8 0 … 255."""
 
 _FLUSH_EVERY_S = 2.0
 """What a kill costs at most, besides one batch. A flush waits for the disk."""
-_SCALES_APART = 8.0
-"""How many times wider than the other one of two windows is for their scales to be different."""
 _LOOKED_AT = 5
 """Slices that say what grey values a volume has: the middles of as many equal parts."""
 _WRITE = "write"
@@ -340,9 +338,7 @@ class _Segmentation:
         seen = middles(len(along_z), _LOOKED_AT)
         finite = np.concatenate([finite_sample(along_z[index]) for index in seen])
         low, high = np.percentile(finite, PERCENTILES) if finite.size else (0.0, 0.0)
-        ratio = (high - low) / (white - black)
-        apart = high < black or low > white
-        if high > low and (apart or not 1 / _SCALES_APART < ratio < _SCALES_APART):
+        if high > low and scales_apart((low, high), (black, white)):
             raise VolumeError(
                 f"{job.volume.path} has grey values from about {low:g} to {high:g}, the model "
                 f"learned slices with {black:g} to {white:g}: that is "

@@ -130,3 +130,28 @@ def test_a_model_must_agree_with_its_network(model: Model) -> None:
         Model(model.network, model.preprocessing, ("a", "b", "a"))
     with pytest.raises(ValueError, match="3 channels, the network takes 1"):
         Model(model.network, Preprocessing(0, 1, channels=3), CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("classifier.weight", torch.nan),
+        ("spread", 0.0),
+        ("spread", torch.inf),
+        ("reader.first_norm.running_var", -1.0),
+    ],
+)
+def test_weights_that_no_training_gives_are_refused_by_name(name: str, value: float) -> None:
+    network = build_network("hrnet_w18_small+filters", 3).eval()
+    network.state_dict()[name].view(-1)[-1] = value
+
+    with pytest.raises(CheckpointError, match=f"with values that no training gives.*{name}"):
+        from_bytes(to_bytes(Model(network, Preprocessing(0.0, 1.0), CLASSES)))
+
+
+def test_weights_of_another_type_are_refused(data: bytes) -> None:
+    tensors = safetensors.torch.load(data)
+    tensors["classifier.weight"] = tensors["classifier.weight"].long()
+
+    with pytest.raises(CheckpointError, match=r"classifier\.weight"):
+        from_bytes(safetensors.torch.save(tensors, read_metadata(data)))

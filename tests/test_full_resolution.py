@@ -11,11 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from al_strategies.evidence import Position
+from al_strategies.learner import IGNORE
 from ml_backend.segmentation.inference import fold_batch_norm
 from ml_backend.segmentation.learner import LearnerConfig, NetworkLearner
 from ml_backend.segmentation.networks import Lesson, build_network
 from ml_backend.segmentation.networks import full_resolution as module
 from ml_backend.segmentation.networks.full_resolution import FullResolutionHRNet
+from ml_backend.segmentation.tiles import pad, padded_size
 
 
 def trained(channels: int = 1) -> FullResolutionHRNet:
@@ -180,3 +182,26 @@ def test_it_draws_what_a_quarter_of_the_resolution_cannot() -> None:
         return learner.evaluate(source, source.ids[2:]).miou
 
     assert miou("hrnet_w18_small+filters") > 0.95 > miou("hrnet_w18_small")
+
+
+@pytest.mark.parametrize("side", [7, 20, 100])
+def test_the_filters_that_are_learned_from_are_those_that_are_served(side: int) -> None:
+    network, image = trained(), texture(1, size=(side, side))[0]
+    height, width = padded_size(image.shape[1:])
+    with torch.no_grad():
+        learned = network.filters_at(image, torch.arange(side * side))
+        shown = torch.from_numpy(pad(image.numpy(), height, width))
+        places = (torch.arange(side)[:, None] * width + torch.arange(side)).flatten()
+        served = network.filters_at(shown, places)
+    torch.testing.assert_close(learned, served, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("warped", [False, True])
+def test_few_labelled_pixels_are_looked_at_and_no_others(warped: bool) -> None:
+    network, images = trained(), texture(4)
+    masks = torch.full((4, 64, 96), IGNORE, dtype=torch.int64)
+    masks[:3, 20:28, 40:48] = 1  # the last crop has none
+    with torch.no_grad():
+        _, targets = network.sample(Lesson(images, masks, images, warped), noise=0.1)
+    assert (targets[:3] == 1).all()
+    assert (targets[3] == IGNORE).all()

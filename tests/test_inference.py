@@ -21,7 +21,6 @@ from al_strategies.learner import IGNORE, UnreadableSlice
 from ml_backend.segmentation.inference import (
     EVIDENCE_NAMES,
     InferenceConfig,
-    _spans,
     evaluate,
     fold_batch_norm,
     gather_evidence,
@@ -34,6 +33,7 @@ from ml_backend.segmentation.model import Model
 from ml_backend.segmentation.networks import build_network
 from ml_backend.segmentation.networks.hrnet import HRNetV2
 from ml_backend.segmentation.preprocessing import Preprocessing
+from ml_backend.segmentation.tiles import spans
 from tests.segmentation_phantom import CLASSES, Phantom
 
 EVERYTHING = frozenset(EVIDENCE_NAMES)
@@ -191,7 +191,7 @@ def test_masks_are_the_argmax_of_the_networks_own_forward(monkeypatch: pytest.Mo
 
     whole = segment_image(model, source.image("z000"), CONFIG).mask
     # Bands of a few rows, as they come about in a very large slice.
-    monkeypatch.setattr("ml_backend.segmentation.inference._BAND", 64 * 4 * 3 * 5)
+    monkeypatch.setattr("ml_backend.segmentation.bands._BAND", 64 * 4 * 3 * 5)
     banded = segment_image(model, source.image("z000"), CONFIG).mask
 
     assert np.array_equal(whole, expected)
@@ -256,16 +256,16 @@ def test_tiles_agree_with_the_whole_slice() -> None:
     ("length", "tile", "overlap"), [(64, 64, 32), (96, 64, 32), (992, 256, 64), (2080, 2048, 256)]
 )
 def test_tiles_cover_an_axis_and_own_every_pixel_once(length: int, tile: int, overlap: int) -> None:
-    spans = _spans(length, tile, overlap)
+    found = spans(length, tile, overlap)
 
     owned = np.zeros(length, int)
-    for span in spans:
+    for span in found:
         owned[span.start : span.stop] += 1
         assert span.pixels.start <= span.start < span.stop <= span.pixels.stop
         assert span.pixels.start % 32 == 0
         assert (span.ramp(4, torch.device("cpu")) > 0).all()
     assert (owned == 1).all()
-    shared = [a.pixels.stop - b.pixels.start for a, b in pairwise(spans)]
+    shared = [a.pixels.stop - b.pixels.start for a, b in pairwise(found)]
     assert all(s >= overlap for s in shared)
 
 

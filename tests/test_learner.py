@@ -269,3 +269,37 @@ def test_without_weights_there_is_nothing_to_predict_with() -> None:
         learner.to_bytes()
     with pytest.raises(NotTrained):
         next(iter(learner.predict(Phantom(1), ["z000"])))
+
+
+class Scaled(Phantom):
+    """The same slices as native values of another scale."""
+
+    def image(self, slice_id: str) -> npt.NDArray[np.float32]:
+        return super().image(slice_id) * 1e4 + 3e4
+
+
+def test_slices_of_another_grey_scale_are_not_seen_through_the_old_window(
+    trained: NetworkLearner,
+) -> None:
+    config = LearnerConfig(warm_start=True, training=SHORT.training)
+    learner = NetworkLearner.from_bytes(trained.to_bytes(), config)
+    source = Scaled(2)
+
+    report = learner.fit(source, ["z000"])
+
+    assert report.settings["warm_started"] is False
+    assert len(np.unique(learner.model.preprocessing(source.image("z000")))) > 100
+
+
+class Strange(Phantom):
+    """A slice of the pool is none: complex numbers."""
+
+    def image(self, slice_id: str) -> npt.NDArray[Any]:
+        image = super().image(slice_id)
+        return image if slice_id == "z000" else image.astype(np.complex64)
+
+
+def test_what_is_no_slice_does_not_stop_a_training_that_does_not_need_it() -> None:
+    learner = NetworkLearner(CLASSES, SHORT)
+
+    assert learner.fit(Strange(2), ["z000"]).slices == 1

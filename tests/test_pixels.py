@@ -84,7 +84,7 @@ def test_a_class_of_few_pixels_is_learned_from_all_of_them(
 ) -> None:
     slices = LabelledSlices(Crack(), Crack.ids[:2], preprocessing(), 3)
     config = PixelConfig(per_slice=2000)
-    known = pixels._labelled(network, slices, config, np.random.default_rng(seed))
+    known = pixels._joined(pixels._labelled(network, slices, config, np.random.default_rng(seed)))
     assert known.targets.sum(0)[2] == 2 * 20
     assert len(known.targets) == 2 * 2000
     drawn = known.targets[20:2000].mean(0)
@@ -95,7 +95,7 @@ def test_a_class_of_few_pixels_is_learned_from_all_of_them(
 def test_it_tells_textures_of_one_grey_value_apart(
     network: FullResolutionHRNet, pool: list[str]
 ) -> None:
-    expert = learn(network, labelled(), [shown(i) for i in pool], QUICK, seed=0)
+    expert, *_ = learn(network, labelled(), [shown(i) for i in pool], QUICK, seed=0)
 
     found = believed(expert, network, "t3")
 
@@ -107,7 +107,7 @@ def test_it_tells_textures_of_one_grey_value_apart(
 
 def test_the_same_seed_gives_the_same_expert(network: FullResolutionHRNet) -> None:
     first, again, other = (
-        believed(learn(network, labelled(), [shown("t1")], QUICK, seed=seed), network, "t3")
+        believed(learn(network, labelled(), [shown("t1")], QUICK, seed=seed).expert, network, "t3")
         for seed in (0, 0, 1)
     )
     assert torch.equal(first, again)
@@ -117,7 +117,7 @@ def test_the_same_seed_gives_the_same_expert(network: FullResolutionHRNet) -> No
 def test_the_served_probabilities_are_the_geometric_mean_of_both(
     network: FullResolutionHRNet,
 ) -> None:
-    expert = learn(network, labelled(), [], QUICK, seed=0)
+    expert, *_ = learn(network, labelled(), [], QUICK, seed=0)
     torch.nn.init.normal_(network.reader.last.weight, generator=torch.Generator().manual_seed(0))
     image = shown("t1")[None]
     with torch.no_grad():
@@ -135,7 +135,7 @@ def test_the_served_probabilities_are_the_geometric_mean_of_both(
 
 
 def test_what_the_expert_says_is_not_trained_by_the_network(network: FullResolutionHRNet) -> None:
-    network.agree_with(learn(network, labelled(), [], QUICK, seed=0))
+    network.agree_with(learn(network, labelled(), [], QUICK, seed=0).expert)
     before = {name: value.clone() for name, value in network.expert.state_dict().items()}
     network.train()
 
@@ -143,3 +143,54 @@ def test_what_the_expert_says_is_not_trained_by_the_network(network: FullResolut
 
     for name, value in network.expert.state_dict().items():
         torch.testing.assert_close(value, before[name])
+
+
+class Bands(Textures):
+    """Grey rises from row to row, and every eighth of it is the other class."""
+
+    shift = 0.0
+
+    def image(self, slice_id: str) -> np.ndarray:
+        index = self.ids.index(slice_id)
+        rng = np.random.default_rng(index)
+        grey = np.arange(64)[:, None] / 64 + rng.normal(0, 0.002, (64, 64))
+        return (grey + self.shift * (index // 2)).astype(np.float32)
+
+    def mask(self, slice_id: str) -> np.ndarray:
+        bands = (np.arange(64) // 8 % 2).astype(np.uint8)
+        return np.repeat(bands[:, None], 64, axis=1)
+
+
+class Shifted(Bands):
+    """The same, in half of the slices a third of a band brighter."""
+
+    shift = 1 / 24
+
+
+@pytest.mark.parametrize(("source", "less"), [(Bands(), True), (Shifted(), False)])
+def test_less_noise_is_learned_under_where_unseen_slices_are_known_better_so(
+    source: Textures, less: bool
+) -> None:
+    torch.manual_seed(0)
+    preprocessing = Preprocessing.fit(source.image(i) for i in source.ids)
+    network = build_network("hrnet_w18_small+filters", 3)
+    assert isinstance(network, FullResolutionHRNet)
+    slices = LabelledSlices(source, source.ids, preprocessing, 3)
+    network.fit_filters(slices.images())
+
+    learned = learn(network, slices, [], QUICK, folds=[0, 0, 1, 1], seed=0)
+
+    assert (learned.noise < QUICK.noise) is less
+    assert len(learned.unseen) == 2
+    assert learn(network, slices, [], QUICK, seed=0)[1:] == (QUICK.noise, ())
+
+
+def test_classes_that_nobody_labels_do_not_dilute_what_teaches_the_classes_alike() -> None:
+    logits, targets = torch.randn(64, 3), torch.nn.functional.one_hot(torch.arange(64) % 3, 3)
+    more = torch.nn.functional.pad(logits, (0, 7), value=-30.0)
+    none = torch.nn.functional.pad(targets, (0, 7))
+
+    few = pixels._soft_loss(torch.ones(3), 3)(logits, targets)
+    many = pixels._soft_loss(torch.ones(10), 3)(more, none)
+
+    torch.testing.assert_close(many, few)

@@ -78,6 +78,18 @@ def test_the_loss_is_weighted_cross_entropy_plus_dice() -> None:
     assert float(SegmentationLoss(weights, 0.7)(logits, masks)) == pytest.approx(float(expected))
 
 
+def test_classes_that_nobody_labels_do_not_dilute_the_dice_loss() -> None:
+    logits, masks = torch.randn(2, 3, 8, 8), torch.randint(3, (2, 8, 8))
+    unlikely = torch.full((2, 7, 8, 8), -30.0)
+
+    few = SegmentationLoss(torch.ones(3), present=range(3))(logits, masks)
+    many = SegmentationLoss(torch.ones(10), present=range(3))(
+        torch.cat([logits, unlikely], 1), masks
+    )
+
+    assert float(many) == pytest.approx(float(few))
+
+
 def test_a_batch_without_labels_has_no_loss() -> None:
     logits = torch.randn(1, 3, 4, 4, requires_grad=True)
 

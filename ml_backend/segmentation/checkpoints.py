@@ -151,9 +151,19 @@ def _check_tensors(
         for name in sorted(expected.keys() & found.keys())
         if expected[name].shape != found[name].shape
     ]
+    damaged = [
+        name
+        for name in sorted(expected.keys() & found.keys())
+        if found[name].dtype != expected[name].dtype or not _possible(name, found[name])
+    ]
     problems = [
         f"{len(names)} tensors {what}, e.g. {names[0]}"
-        for names, what in ((missing, "missing"), (extra, "too many"), (shapes, "of a wrong shape"))
+        for names, what in (
+            (missing, "missing"),
+            (extra, "too many"),
+            (shapes, "of a wrong shape"),
+            (damaged, "with values that no training gives"),
+        )
         if names
     ]
     if problems:
@@ -163,3 +173,15 @@ def _check_tensors(
             f"The weights do not fit {metadata['architecture']!r}: {'; '.join(problems)}. The "
             f"checkpoint was made with {made}; installed are {here}."
         )
+
+
+def _possible(name: str, values: torch.Tensor) -> bool:
+    """Whether a training can have come to such values: a damaged file may hold any."""
+    if not values.is_floating_point():
+        return True
+    if not bool(values.isfinite().all()):
+        return False
+    kind = name.rpartition(".")[2]
+    if kind == "spread":
+        return bool((values > 0).all())
+    return kind != "running_var" or bool((values >= 0).all())

@@ -58,6 +58,7 @@ from al_strategies.reducers import (
     reduce_logits,
 )
 from ml_backend.pictures import small_picture
+from ml_backend.segmentation.bands import beliefs_of, maps_of, mask_of
 from ml_backend.segmentation.dataset import NothingLabelled
 from ml_backend.segmentation.model import Model
 from ml_backend.segmentation.networks import (
@@ -65,10 +66,10 @@ from ml_backend.segmentation.networks import (
     SCORING_STRIDE,
     SegmentationNetwork,
     at_scoring_resolution,
-    upsample,
 )
 from ml_backend.segmentation.preprocessing import FloatImage
 from ml_backend.segmentation.room import Room
+from ml_backend.segmentation.tiles import pad, padded_size, scored_length, spans
 from ml_backend.segmentation.training import Precision, autocast
 
 __all__ = [
@@ -88,9 +89,6 @@ __all__ = [
 EVIDENCE_NAMES = LOGIT_EVIDENCE | {EMBEDDING, MC_ENTROPY, GRADIENT, IOU}
 """Every evidence that `gather_evidence` can compute."""
 
-# Floats of full-resolution logits held at once while a mask is made: a cache's worth on a CPU.
-_BAND = 1 << 20
-_GPU_BAND = 1 << 26
 # Bytes of slices that are read before they are needed, preprocessed: of 8,192² three.
 _AHEAD = 1 << 30
 _LEAST_TILE = 128
@@ -295,9 +293,9 @@ def segment_maps(
         for slice_, logits in zip(slices, output.logits, strict=True):
             shape = slice_.image.shape[1:]
             if probability or uncertainty or votes is not None:
-                found.append(_maps(slice_.id, logits, shape, probability, uncertainty, votes))
+                found.append(maps_of(slice_.id, logits, shape, probability, uncertainty, votes))
             else:
-                found.append(Maps(_mask(logits, shape), None, None))
+                found.append(Maps(mask_of(logits, shape), None, None))
         return found
 
     for slices, maps in run(source, ids, take):
@@ -306,7 +304,7 @@ def segment_maps(
 
 def slices_per_batch(config: InferenceConfig, shape: Sequence[int]) -> int:
     """How many slices of (H, W) ``shape`` one forward takes."""
-    height, width = _padded(shape)
+    height, width = padded_size(shape)
     return max(1, config.batch_pixels // (height * width))
 
 
@@ -341,7 +339,7 @@ def believe_image(
     prepared = _Slice(0, model.preprocessing(image))
 
     def take(slices: Sequence[_Slice], output: _Output) -> Beliefs:
-        return _beliefs(output.logits[0], slices[0].image.shape[1:])
+        return beliefs_of(output.logits[0], slices[0].image.shape[1:])
 
     ((_, found),) = run.batch([prepared], take)
     return found
@@ -449,7 +447,7 @@ class _Run:
             parts = [slices[i : i + batch] for i in range(0, len(slices), batch)]
             return [(part, take(part, self.forward(part, side))) for part in parts]
 
-        largest = max(_padded(slices[0].image.shape[1:]))
+        largest = max(padded_size(slices[0].image.shape[1:]))
         return self._room.run(len(slices), min(self._config.tile, largest), work)
 
     def predictions(
@@ -461,9 +459,11 @@ class _Run:
         for slice_, logits, confidence in zip(slices, output.logits, confidences, strict=True):
             shape = slice_.image.shape[1:]
             if not uncertainty:
-                found.append(Prediction(_mask(logits, shape), confidence))
+                found.append(Prediction(mask_of(logits, shape), confidence))
                 continue
-            maps = _maps(slice_.id, logits, shape, probability=False, uncertainty=True, votes=None)
+            maps = maps_of(
+                slice_.id, logits, shape, probability=False, uncertainty=True, votes=None
+            )
             assert maps.uncertainty is not None
             found.append(Prediction(maps.mask, confidence, small_picture(maps.uncertainty)))
         return found
@@ -480,13 +480,13 @@ class _Run:
     @torch.inference_mode()
     def forward(self, slices: Sequence[_Slice], tile: int) -> _Output:
         """The output of slices whose padded sizes are equal, in tiles of ``tile`` at most."""
-        height, width = _padded(slices[0].image.shape[1:])
-        stack = torch.from_numpy(np.stack([_pad(s.image, height, width) for s in slices]))
+        height, width = padded_size(slices[0].image.shape[1:])
+        stack = torch.from_numpy(np.stack([pad(s.image, height, width) for s in slices]))
         valid = torch.zeros(
             (len(slices), height // SCORING_STRIDE, width // SCORING_STRIDE), dtype=torch.bool
         )
         for row, s in enumerate(slices):
-            rows, columns = (_scored(length) for length in s.image.shape[1:])
+            rows, columns = (scored_length(length) for length in s.image.shape[1:])
             valid[row, :rows, :columns] = True
         if max(height, width) <= tile:
             return self._forward(stack, valid)
@@ -534,8 +534,8 @@ class _Run:
         weights = torch.zeros(())
         evidence: dict[str, Tensor] = {}
         counts = valid.flatten(1).sum(1).to(device)
-        down = _spans(height, tile, overlap)
-        across = _spans(width, tile, overlap)
+        down = spans(height, tile, overlap)
+        across = spans(width, tile, overlap)
         for row, rows in enumerate(down):
             for column, columns in enumerate(across):
                 owned = torch.zeros_like(valid)
@@ -565,158 +565,6 @@ class _Run:
         return _Output(blended.div_(weights), valid.to(device), evidence)
 
 
-@dataclass(frozen=True)
-class _Span:
-    """A tile along one axis: its ``pixels``, and those ``start`` … ``stop`` that it owns."""
-
-    pixels: slice
-    start: int
-    stop: int
-
-    @property
-    def owned(self) -> slice:
-        return slice(self.start // SCORING_STRIDE, self.stop // SCORING_STRIDE)
-
-    @property
-    def scored(self) -> slice:
-        return self.at(SCORING_STRIDE)
-
-    def at(self, stride: int) -> slice:
-        return slice(self.pixels.start // stride, self.pixels.stop // stride)
-
-    def ramp(self, stride: int, device: torch.device) -> Tensor:
-        """Weights that fall towards both ends of the tile, over a quarter of it at most."""
-        length: int = (self.pixels.stop - self.pixels.start) // stride
-        distance = torch.arange(length, device=device, dtype=torch.float32) + 0.5
-        distance = torch.minimum(distance, length - distance)
-        return (distance / (length / 4)).clamp(max=1.0)
-
-
-def _spans(length: int, tile: int, overlap: int) -> list[_Span]:
-    """Tiles over an axis of ``length`` (a multiple of 32), evenly spread, at multiples of 32."""
-    if length <= tile:
-        return [_Span(slice(0, length), 0, length)]
-    count = -(-(length - overlap) // (tile - overlap))
-    last = length - tile
-    starts = [round(i * last / (count - 1) / MULTIPLE) * MULTIPLE for i in range(count)]
-    starts[-1] = last
-    # The middle of every overlap, at whole scoring pixels, is where ownership changes.
-    cuts = [
-        (after + before + tile) // 2 // SCORING_STRIDE * SCORING_STRIDE
-        for before, after in pairwise(starts)
-    ]
-    borders = [0, *cuts, length]
-    return [
-        _Span(slice(start, start + tile), borders[i], borders[i + 1])
-        for i, start in enumerate(starts)
-    ]
-
-
-def _padded(shape: Sequence[int]) -> tuple[int, int]:
-    height, width = (-(-length // MULTIPLE) * MULTIPLE for length in shape)
-    return height, width
-
-
-def _pad(image: FloatImage, height: int, width: int) -> FloatImage:
-    """Mirrored at the bottom and the right: black padding would look like the sample's edge."""
-    missing = (height - image.shape[1], width - image.shape[2])
-    if not any(missing):
-        return image
-    return np.pad(image, ((0, 0), (0, missing[0]), (0, missing[1])), mode="symmetric")
-
-
-def _scored(length: int) -> int:
-    """Scoring pixels of which at least half lies inside ``length`` pixels; one at least."""
-    return max(1, (length + SCORING_STRIDE // 2) // SCORING_STRIDE)
-
-
-@torch.inference_mode()
-def _mask(logits: Tensor, shape: Sequence[int]) -> npt.NDArray[np.uint8]:
-    """(H, W) uint8 class indices from ``logits`` (C, h, w), in bands that bound the memory."""
-    mask = np.empty(shape, dtype=np.uint8)
-    for rows, band in _bands(logits, shape):
-        mask[rows] = _winners(band).cpu().numpy()
-    return mask
-
-
-@torch.inference_mode()
-def _beliefs(logits: Tensor, shape: Sequence[int]) -> Beliefs:
-    """All that is believed of a slice with ``logits`` (C, h, w), in the same bands as `_mask`."""
-    mask = np.empty(shape, dtype=np.uint8)
-    log_probabilities = np.empty((len(logits), *shape), dtype=np.float16)
-    for rows, band in _bands(logits, shape):
-        mask[rows] = _winners(band).cpu().numpy()
-        log_probabilities[:, rows] = band.log_softmax(0).half().cpu().numpy()
-    return Beliefs(mask, log_probabilities)
-
-
-@torch.inference_mode()
-def _maps(
-    slice_id: SliceId,
-    logits: Tensor,
-    shape: Sequence[int],
-    probability: bool,
-    uncertainty: bool,
-    votes: Votes | None,
-) -> Maps:
-    """All that is asked of a slice with ``logits`` (C, h, w), in the same bands as `_mask`."""
-    classes, shape = len(logits), tuple(shape)
-    mask = np.empty(shape, dtype=np.uint8)
-    probabilities = np.empty((classes, *shape), dtype=np.uint8) if probability else None
-    entropy = np.empty(shape, dtype=np.uint8) if uncertainty else None
-    for rows, band in _bands(logits, shape):
-        winners = band
-        p = band.softmax(0)
-        if votes is not None:
-            p += torch.from_numpy(votes(slice_id, rows)).to(p.device)
-            p /= 1 + votes.voters
-            winners = p
-        mask[rows] = _winners(winners).cpu().numpy()
-        if probabilities is not None:
-            probabilities[:, rows] = _as_bytes(p)
-        if entropy is not None:
-            entropy[rows] = _as_bytes(torch.special.entr(p).sum(0) / math.log(classes))
-    return Maps(mask, probabilities, entropy)
-
-
-def _as_bytes(values: Tensor) -> npt.NDArray[np.uint8]:
-    """Values in [0, 1] as 0 … 255, to the nearest."""
-    # Clamped: the mean of votes that were rounded may lie outside by a rounding.
-    return (values * 255).round_().clamp_(0, 255).byte().cpu().numpy()
-
-
-def _bands(logits: Tensor, shape: Sequence[int]) -> Iterator[tuple[slice, Tensor]]:
-    """Logits (C, rows, W) at the slice's own size from ``logits`` (C, h, w), from top to bottom,
-    each with the rows of the slice that it covers."""
-    height, width = shape
-    padded_width = _padded(shape)[1]
-    stride = padded_width // logits.shape[2]
-    band_size = _BAND if logits.device.type == "cpu" else _GPU_BAND
-    rows = max(1, band_size // (len(logits) * padded_width * stride))
-    logits = logits.contiguous()
-    for top in range(0, -(-height // stride), rows):
-        # One row more on each side makes the band what a whole upsampling gives there.
-        first, last = max(0, top - 1), min(logits.shape[1], top + rows + 1)
-        band = logits[None, :, first:last]
-        band = upsample(band, ((last - first) * stride, padded_width))[0]
-        skip, start = (top - first) * stride, top * stride
-        stop = min(height, (top + rows) * stride)
-        yield slice(start, stop), band[:, skip : skip + stop - start, :width]
-
-
-def _winners(logits: Tensor) -> Tensor:
-    """Argmax (H, W) uint8 over the classes of ``logits`` (C, H, W), the lowest of equals.
-
-    Class by class: torch's own argmax over the first axis takes three times as long on a CPU.
-    """
-    best = logits[0].clone()
-    labels = torch.zeros(best.shape, dtype=torch.uint8, device=best.device)
-    for label, plane in enumerate(logits[1:], start=1):
-        labels.masked_fill_(plane > best, label)
-        torch.maximum(best, plane, out=best)
-    return labels
-
-
 def _iou(output: _Output, slices: Sequence[_Slice], source: SliceSource) -> Tensor:
     """Mean IoU of each slice with its true mask at the scoring resolution; 1, the least that an
     oracle can want, where a sparse mask has no labelled pixel there."""
@@ -725,7 +573,7 @@ def _iou(output: _Output, slices: Sequence[_Slice], source: SliceSource) -> Tens
     truth = torch.full(prediction.shape, IGNORE, dtype=torch.int64)
     for row, slice_ in enumerate(slices):
         mask = source.mask(slice_.id)
-        height, width = _padded(mask.shape)
+        height, width = padded_size(mask.shape)
         padded = np.pad(
             mask,
             ((0, height - mask.shape[0]), (0, width - mask.shape[1])),
@@ -784,9 +632,9 @@ def _batches(slices: Iterable[_Slice], pixels: int) -> Iterator[list[_Slice]]:
     """Neighbours of equal padded size together, up to ``pixels``, at least one a batch."""
     batch: list[_Slice] = []
     for slice_ in slices:
-        height, width = _padded(slice_.image.shape[1:])
+        height, width = padded_size(slice_.image.shape[1:])
         full = (len(batch) + 1) * height * width > pixels
-        if batch and (full or _padded(batch[0].image.shape[1:]) != (height, width)):
+        if batch and (full or padded_size(batch[0].image.shape[1:]) != (height, width)):
             yield batch
             batch = []
         batch.append(slice_)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -32,14 +32,15 @@ from al_strategies.learner import (
     Votes,
 )
 from ml_backend.segmentation import checkpoints, inference, pixels
+from ml_backend.segmentation.agreement import deserved_share
 from ml_backend.segmentation.dataset import LabelledSlices, read_pair
 from ml_backend.segmentation.inference import InferenceConfig
 from ml_backend.segmentation.model import Model
 from ml_backend.segmentation.neighbourhood import with_neighbours
 from ml_backend.segmentation.networks import Pretrained, build_network, default_architecture
 from ml_backend.segmentation.networks.full_resolution import FullResolutionHRNet
-from ml_backend.segmentation.pixels import PixelConfig
-from ml_backend.segmentation.preprocessing import Preprocessing
+from ml_backend.segmentation.pixels import Learned, PixelConfig
+from ml_backend.segmentation.preprocessing import Preprocessing, luminance
 from ml_backend.segmentation.room import or_on_cpu, within
 from ml_backend.segmentation.training import TrainingConfig, TrainingRun, needed_crop, train
 
@@ -154,8 +155,11 @@ class NetworkLearner:
         )
         training = self._training(slices, len(labelled))
         network = model.network
+        folds = () if self.config.brief else _halves(source, slices.ids)
+        expert: Learned | None = None
 
         def know_filters() -> None:
+            nonlocal expert
             network.fit_filters(slices.images())
             if isinstance(network, FullResolutionHRNet):
                 known = {*labelled, *(pseudo or ())}
@@ -168,20 +172,28 @@ class NetworkLearner:
                     slices,
                     self._images(source, pool, model.preprocessing),
                     _pixel_config(training, len(labelled), len(pool)),
+                    folds=folds,
                     seed=seed,
                     progress=progress,
                 )
-                network.agree_with(expert)
+                network.agree_with(expert.expert)
 
         or_on_cpu(network, self.device, know_filters)  # they are of whole slices
         run = train(network, slices, training, seed=seed, progress=progress, began=began)
+        agreement = {}
+        if isinstance(network, FullResolutionHRNet) and expert is not None:
+            share = deserved_share(
+                network, slices, expert.unseen, folds, crop=run.config.crop, seed=seed
+            )
+            network.weigh(share)
+            agreement = {"pixel_noise": expert.noise, "share_of_context": share}
         self.model = model
         return FitReport(
             steps=run.steps,
             slices=len(slices),
             seconds=run.seconds,
             losses=run.losses,
-            settings=self._settings(model, run, warm, seed),
+            settings=self._settings(model, run, warm, seed) | agreement,
         )
 
     def evidence(
@@ -331,21 +343,20 @@ class NetworkLearner:
         """The model that a training starts from, and whether it is that of the round before."""
         architecture = self.config.architecture or default_architecture(self.device)
         before = self._model
+        preprocessing = Preprocessing.fit(
+            _readable(source, evenly_spread(source.ids, self.config.sampled_slices), luminance),
+            channels=self.config.channels,
+            neighbours=self.config.neighbours,
+        )
         if (
             self.config.warm_start
             and before is not None
             and before.architecture == architecture
-            and before.preprocessing.channels == self.config.channels
-            and before.preprocessing.neighbours == self.config.neighbours
+            and before.preprocessing.serves_for(preprocessing)
         ):
             # A copy through the checkpoint: a training that fails leaves the old weights alone.
             copied = checkpoints.from_bytes(checkpoints.to_bytes(before), self.device)
             return Model(copied.network, copied.preprocessing, self.classes, seed), True
-        preprocessing = Preprocessing.fit(
-            _readable(source, evenly_spread(source.ids, self.config.sampled_slices)),
-            channels=self.config.channels,
-            neighbours=self.config.neighbours,
-        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = build_network(
@@ -362,7 +373,7 @@ class NetworkLearner:
         self, source: SliceSource, ids: Sequence[SliceId], preprocessing: Preprocessing
     ) -> Iterator[torch.Tensor]:
         around = with_neighbours(source, preprocessing.neighbours)
-        return (torch.from_numpy(preprocessing(image)) for image in _readable(around, ids))
+        return map(torch.from_numpy, _readable(around, ids, preprocessing))
 
     def _training(self, slices: LabelledSlices, labelled: int) -> TrainingConfig:
         training = self.config.training
@@ -413,14 +424,31 @@ def _pixel_config(training: TrainingConfig, labelled: int, pool: int) -> PixelCo
     )
 
 
-def _readable(source: SliceSource, ids: Sequence[SliceId]) -> Iterator[npt.NDArray[Any]]:
-    """The images of ``ids``; one that cannot be read must not stop a training that does not need
-    it. The scoring that follows leaves it out by name."""
+def _halves(source: SliceSource, ids: Sequence[SliceId]) -> list[int]:
+    """For each of ``ids`` 0 or 1: the first and the second half of them along volume and z, so that
+    what is next to each other is in one of them."""
+    places = [source.position(i) for i in ids]
+    order = sorted(range(len(ids)), key=lambda i: (places[i].volume, places[i].z))
+    folds = [0] * len(ids)
+    for i in order[len(ids) // 2 :]:
+        folds[i] = 1
+    return folds
+
+
+def _readable(
+    source: SliceSource,
+    ids: Sequence[SliceId],
+    seen: Callable[[npt.NDArray[Any]], npt.NDArray[Any]],
+) -> Iterator[npt.NDArray[Any]]:
+    """What is ``seen`` of the images of ``ids``; one that cannot be read, or is no slice, must not
+    stop a training that does not need it. The scoring that follows leaves it out by name."""
     for slice_id in ids:
         try:
-            yield source.image(slice_id)
+            image = seen(source.image(slice_id))
         except Exception as error:  # of a server, a file, a format
             logger.warning("the training goes on without slice %s: %s", slice_id, error)
+        else:
+            yield image
 
 
 def evenly_spread(ids: Sequence[_T], number: int) -> list[_T]:

@@ -9,6 +9,7 @@ something else from the same labels, is served in agreement with it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -26,12 +27,18 @@ from ml_backend.segmentation.networks.full_resolution import WIDTH, FullResoluti
 from ml_backend.segmentation.networks.reader import PixelReader
 from ml_backend.segmentation.training import class_weights
 
-__all__ = ["PixelConfig", "learn"]
+__all__ = ["Learned", "PixelConfig", "learn"]
 
 _TEACHERS = 64
 """Width of the small networks that teach."""
 _OF_A_CLASS = 200
 """Pixels of a class in a slice that are learned from, however rare it is there."""
+_LESS_NOISE = (1.0, 0.5, 0.25, 0.125)
+"""Parts of the usual noise that are compared, as long as less is better."""
+_BETTER = 0.02
+"""By what part the loss on slices that were not learned from must fall."""
+_TRIED_STEPS, _TRIED_BATCH = 150, 4096
+"""Of a small network that is tried so: a second of a core for two of them."""
 
 
 @dataclass(frozen=True)
@@ -58,35 +65,100 @@ class PixelConfig:
     noise: float = 0.2
 
 
+class Learned(NamedTuple):
+    """``expert``; ``noise``: what it was learned under. ``unseen``: for each fold of the labelled
+    slices a small reader that was not shown it, none without folds."""
+
+    expert: PixelReader
+    noise: float
+    unseen: tuple[PixelReader, ...] = ()
+
+
 def learn(
     network: FullResolutionHRNet,
     slices: LabelledSlices,
     pool: Iterable[Tensor],
     config: PixelConfig,
     *,
+    folds: Sequence[int] = (),
     seed: int = 0,
     progress: Progress | None = None,
-) -> PixelReader:
+) -> Learned:
     """Learn a pixel expert on the filters of ``network``, from ``slices`` and from what several
     classifiers of them believe of the ``pool``.
 
-    ``pool``: images (channels, H, W) of slices that nobody labelled, preprocessed. The same seed
-    and slices give the same weights on a CPU. ``progress("pixels", step, steps)``.
+    ``pool``: images (channels, H, W) of slices that nobody labelled, preprocessed. ``folds``: of
+    each of ``slices``, from 0; by them is chosen whether less noise than usual is better. The same
+    seed and slices give the same weights on a CPU. ``progress("pixels", step, steps)``.
     """
     rng = np.random.default_rng([seed, 3])
     device = network.middle.device
-    known = _labelled(network, slices, config, rng)
+    each = _labelled(network, slices, config, rng)
+    known = _joined(each)
     # Without a pool they teach what they believe of the labelled pixels themselves.
     found = _unlabelled(network, pool, config, rng)
     asked = torch.cat(found) if found else known.values
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        noise, unseen = _chosen_noise(each, folds, network.classes, config, progress)
+        config = replace(config, noise=noise)
         torch.manual_seed(seed)
         teachers = _teachers(known, network.classes, config, seed, progress)
         told = _Taught(asked, _agreed([believe(asked) for believe in teachers]))
         expert = PixelReader(network.classes, WIDTH).to(device)
         longer = replace(config, steps=2 * config.steps, noise=config.noise / 2)
         _train(expert, [known, told], _soft_entropy, longer, progress)
-    return expert
+    return Learned(expert, noise, unseen)
+
+
+def _chosen_noise(
+    each: Sequence[_Taught],
+    folds: Sequence[int],
+    classes: int,
+    config: PixelConfig,
+    progress: Progress | None,
+) -> tuple[float, tuple[PixelReader, ...]]:
+    """The noise under which slices that were not learned from are known best, of what is usual and
+    less, and who was shown all folds but one.
+
+    Not more than usual: those who are shown half of the slices need more than who sees them all.
+    """
+    if len(set(folds)) < 2:
+        return config.noise, ()
+    brief = replace(
+        config,
+        steps=min(config.steps, _TRIED_STEPS),
+        batch=min(config.batch, _TRIED_BATCH),
+    )
+    noise, least = config.noise, math.inf
+    unseen: tuple[PixelReader, ...] = ()
+    for part in _LESS_NOISE:
+        tried = replace(brief, noise=part * config.noise)
+        readers, loss = _tried(each, folds, classes, tried, progress)
+        if loss > least * (1 - _BETTER):
+            break
+        noise, least, unseen = tried.noise, loss, readers
+    return noise, unseen
+
+
+def _tried(
+    each: Sequence[_Taught],
+    folds: Sequence[int],
+    classes: int,
+    config: PixelConfig,
+    progress: Progress | None,
+) -> tuple[tuple[PixelReader, ...], float]:
+    """A reader for each fold, taught the others, and their cross-entropy on it."""
+    readers, losses = [], []
+    for fold in sorted(set(folds)):
+        rest = _joined([part for part, own in zip(each, folds, strict=True) if own != fold])
+        held = _joined([part for part, own in zip(each, folds, strict=True) if own == fold])
+        reader = PixelReader(classes, WIDTH).to(rest.values.device)
+        _train(reader, [rest], _soft_entropy, config, progress)
+        believed = reader.believe(held.values).clamp_min(_IMPOSSIBLE).log()
+        losses.append(-(held.targets * believed).sum(1))
+        readers.append(reader)
+    return tuple(readers), float(torch.cat(losses).mean())
 
 
 # -- pixels
@@ -104,7 +176,8 @@ def _labelled(
     slices: LabelledSlices,
     config: PixelConfig,
     rng: np.random.Generator,
-) -> _Taught:
+) -> list[_Taught]:
+    """Pixels of each of ``slices``."""
     each = max(2000, min(config.per_slice, config.labelled // len(slices)))
     found = []
     for index in range(len(slices)):
@@ -114,7 +187,11 @@ def _labelled(
         pixels = torch.from_numpy(_some_of_each(rng.permutation(there), flat.numpy(), each))
         classes = F.one_hot(flat[pixels].long(), network.classes).float()
         found.append(_Taught(_filters(network, image, pixels), classes.to(network.middle.device)))
-    return _Taught(*(torch.cat(column) for column in zip(*found, strict=True)))
+    return found
+
+
+def _joined(parts: Iterable[_Taught]) -> _Taught:
+    return _Taught(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def _some_of_each(
@@ -125,10 +202,12 @@ def _some_of_each(
     if len(pixels) <= number:
         return pixels
     found = classes[pixels]
-    few = [pixels[found == label][:_OF_A_CLASS] for label in np.unique(found)]
-    rows = np.concatenate([*few, pixels])
+    labels = np.flatnonzero(np.bincount(found))
+    few = [pixels[found == label][:_OF_A_CLASS] for label in labels]
+    number = max(number, sum(map(len, few)))
+    rows = np.concatenate([*few, pixels[:number]])
     _, first = np.unique(rows, return_index=True)
-    kept: npt.NDArray[np.int64] = rows[np.sort(first)][: max(number, sum(map(len, few)))]
+    kept: npt.NDArray[np.int64] = rows[np.sort(first)][:number]
     return kept
 
 
@@ -166,7 +245,7 @@ def _teachers(
     networks = []
     for balanced in (False, True):
         teacher = PixelReader(classes, _TEACHERS).to(counts.device)
-        loss = _soft_loss(weights) if balanced else _soft_entropy
+        loss = _soft_loss(weights, int((counts > 0).sum())) if balanced else _soft_entropy
         _train(teacher, [known], loss, config, progress)
         networks.append(teacher.believe)
     return [*networks, _Trees(known, classes, config, seed)]
@@ -185,6 +264,7 @@ class _Trees:
             n_jobs=torch.get_num_threads(),
             random_state=seed,
         ).fit(values.cpu().numpy(), labels.cpu().numpy())
+        self._trees.n_jobs = 1  # several add up in the order in which they are done
 
     def __call__(self, values: Tensor) -> Tensor:
         found = values.new_zeros((len(values), self._classes))
@@ -200,6 +280,8 @@ def _agreed(beliefs: Sequence[Tensor]) -> Tensor:
 
 
 _FLOOR = 1e-3
+_IMPOSSIBLE = 1e-6
+"""What is held to be as good as impossible, and is not."""
 
 
 def _train(
@@ -240,14 +322,15 @@ def _soft_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return -(targets * F.log_softmax(logits, 1)).sum() / len(targets)
 
 
-def _soft_loss(weights: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """Cross-entropy under ``weights`` (classes,), and the Dice loss of the classes there are."""
+def _soft_loss(weights: Tensor, present: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """Cross-entropy under ``weights`` (classes,), and the mean Dice loss of the classes, of which
+    so many are labelled anywhere."""
 
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
         entropy = -(targets * weights * F.log_softmax(logits, 1)).sum() / len(targets)
         p = logits.softmax(1)
         held = targets.sum(0)
         dice = 1 - 2 * (p * targets).sum(0) / (p.sum(0) + held).clamp_min(1e-7)
-        return entropy + (dice * (held > 1)).mean()
+        return entropy + (dice * (held > 1)).sum() / present
 
     return loss

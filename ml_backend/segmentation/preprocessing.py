@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ml_backend.errors import NextsliceError
-from ml_backend.grey import PERCENTILES, finite_sample, from_low, grey_window
+from ml_backend.grey import PERCENTILES, finite_sample, from_low, grey_window, scales_apart
 
 __all__ = ["FloatImage", "InvalidImage", "Preprocessing", "luminance"]
 
@@ -138,6 +138,15 @@ class Preprocessing:
             far = np.abs(scaled) > 1
             scaled[far] = np.sign(scaled[far]) * (1 + np.log(np.abs(scaled[far])))
         return scaled
+
+    def serves_for(self, other: Preprocessing) -> bool:
+        """Whether weights that know this one can go on with slices that ``other`` was fitted on:
+        they are seen alike, and on one grey scale."""
+        alike = (self.channels, self.neighbours, self.tail) == (
+            other.channels, other.neighbours, other.tail,
+        )  # fmt: skip
+        mine, theirs = ((p.window_low, p.window_high) for p in (self, other))
+        return alike and not scales_apart(mine, theirs)
 
     def to_json(self) -> str:
         """For the checkpoint's metadata; `from_json` gives an equal Preprocessing back."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -203,16 +203,20 @@ class SegmentationLoss(nn.Module):
     """Weighted cross-entropy plus ``dice`` × Dice loss, over the labelled pixels alone.
 
     ``weights`` (classes,): of the cross-entropy, see `class_weights`. The Dice loss is
-    segmentation-models-pytorch's, over the whole batch; a class that the batch does not label
-    counts as 0. A batch without a labelled pixel has loss 0.
+    segmentation-models-pytorch's, over the whole batch, and the mean of the classes ``present``
+    (None: of all): those that nobody labels would take its weight away. One that the batch does not
+    label counts as 0. A batch without a labelled pixel has loss 0.
     """
 
-    def __init__(self, weights: Tensor, dice: float = 1.0) -> None:
+    def __init__(
+        self, weights: Tensor, dice: float = 1.0, present: Sequence[int] | None = None
+    ) -> None:
         super().__init__()
         self.register_buffer("weights", weights.float())
         self.weights: Tensor
         self.dice = dice
-        self._dice_loss = DiceLoss("multiclass", ignore_index=IGNORE)
+        classes = None if present is None else list(present)
+        self._dice_loss = DiceLoss("multiclass", classes, ignore_index=IGNORE)
 
     def forward(self, logits: Tensor, masks: Tensor) -> Tensor:
         """``logits`` (B, C, H, W), ``masks`` (B, H, W) int64 with `IGNORE` → a scalar."""
@@ -339,8 +343,8 @@ def _loop(
     fit: StepsThatFit,
 ) -> list[tuple[int, float]]:
     device = network.classifier.weight.device
-    criterion = SegmentationLoss(torch.from_numpy(class_weights(slices.counts)), config.dice)
-    criterion.to(device)
+    weights = torch.from_numpy(class_weights(slices.counts))
+    criterion = SegmentationLoss(weights, config.dice, slices.present()).to(device)
     optimizer = torch.optim.AdamW(
         _parameter_groups(network, config.weight_decay),
         lr=config.learning_rate,

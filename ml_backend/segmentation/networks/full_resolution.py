@@ -3,9 +3,10 @@
 HRNet's features are drawn at a part of the resolution, too coarse for an edge. The filters of a
 pixel classifier (`filters`) are drawn at full resolution. Two small readers look at them: one
 together with what HRNet makes of the surroundings, the other alone, which
-`ml_backend.segmentation.pixels` teaches. Their geometric mean is the mean of their logits: one 1×1
-convolution over the features of both, behind a channel dropout as in every network here. So there
-is one set of probabilities, and MC dropout, embeddings and BADGE mean what they do elsewhere.
+`ml_backend.segmentation.pixels` teaches. Their geometric mean, each by its share
+(`ml_backend.segmentation.agreement`), is the mean of their logits: one 1×1 convolution over the
+features of both, behind a channel dropout as in every network here. So there is one set of
+probabilities, and MC dropout, embeddings and BADGE mean what they do elsewhere.
 
 Since the filters see what is fine, HRNet is shown the slice at half the resolution: a quarter of
 the work, and twice as far around.
@@ -16,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,11 @@ _SHRUNK = 2
 _SAMPLED = 1024
 """Pixels of a crop that a training step looks at: all of them cost four times as much and taught no
 more."""
+_SPARSE = 1 / 8
+"""Where less of the crops is labelled, as by strokes, only what is labelled is looked at: drawn
+blindly it would hardly be met. Where slices are smaller than crops it was no better (vertebrae)."""
+_HARDLY = 1e-6
+"""How likely such a pixel is that nobody labelled: a crop may have none that somebody did."""
 _BAND = 1 << 14
 _GPU_BAND = 1 << 22
 """Pixels whose features are held at once while logits are made: a CPU's cache's worth, and what
@@ -63,13 +69,15 @@ _STUDIED = 1 << 24
 _LARGEST_HALF = 65504.0
 _REACH = 64
 """How far a filter looks: 5 pixels, and as it is made of that 6 of 1/2, 8 of 1/4, and one more of
-1/4 to be enlarged. A multiple of 4."""
+1/4 to be enlarged. A multiple of `MULTIPLE`."""
 _FITTED = 4096
 """Pixels of an image that the filters are fitted on."""
 _LEAST_SPREAD = 1e-3
 """Of grey values whose window is 2 wide."""
 _CONTEXT_DROPOUT = 0.5
 """Of HRNet's features, in training."""
+_EQUAL = 0.5
+"""The share of each reader, until something is known of them."""
 _DROPOUT = 0.1
 """Before the last layer: what MC dropout samples."""
 
@@ -103,22 +111,29 @@ class FullResolutionHRNet(SegmentationNetwork):
         self.register_buffer("middle", torch.zeros(sum(FEATURES_PER_LEVEL)))
         self.register_buffer("spread", torch.ones(sum(FEATURES_PER_LEVEL)))
         self._studied: list[Tensor] = []
+        self._share = _EQUAL
         self.trained()
 
     def agree_with(self, expert: PixelReader) -> None:
         """Take a copy of ``expert``, of `WIDTH`, which has learned on these filters."""
         self.expert.load_state_dict(expert.state_dict())
         self.expert.eval()
+        self.weigh(_EQUAL)
+
+    def weigh(self, share: float) -> None:
+        """Give the reader with context this ``share`` of the agreement, the expert the rest."""
+        self._share = share
         self.trained()
 
     @torch.no_grad()
     def trained(self) -> None:
-        """The last layer: the mean of what both readers say."""
-        lasts = (self.reader.last, self.expert.last)
-        weight = torch.cat([last.weight for last in lasts], 1)[:, :, None, None]
-        self.classifier.weight.copy_(weight / len(lasts))
+        """The last layer: the mean of what both readers say, each by its share."""
+        ours, theirs = self.reader.last, self.expert.last
+        share, rest = self._share, 1 - self._share
+        weight = torch.cat([share * ours.weight, rest * theirs.weight], 1)
+        self.classifier.weight.copy_(weight[:, :, None, None])
         assert self.classifier.bias is not None
-        self.classifier.bias.copy_((lasts[0].bias + lasts[1].bias) / len(lasts))
+        self.classifier.bias.copy_(share * ours.bias + rest * theirs.bias)
         self._studied = []
 
     # -- the filters
@@ -159,7 +174,8 @@ class FullResolutionHRNet(SegmentationNetwork):
         counted row by row."""
         height, width = image.shape[1:]
         y, x = pixels // width, pixels % width
-        step = max(1, _FILTERED // (width * SCORING_STRIDE)) * SCORING_STRIDE
+        # Whole multiples, so that the last band is mirrored as the whole slice is.
+        step = max(1, _FILTERED // (width * MULTIPLE)) * MULTIPLE
         if height <= step:
             return self._filters_at(image, y, x)
         found = self.middle.new_empty((len(pixels), len(self.middle)))
@@ -172,8 +188,7 @@ class FullResolutionHRNet(SegmentationNetwork):
         return found
 
     def _filters_at(self, image: Tensor, y: Tensor, x: Tensor) -> Tensor:
-        missing = [-length % SCORING_STRIDE for length in image.shape[1:]]
-        padded = F.pad(image[None].float(), (0, missing[1], 0, missing[0]), mode="replicate")
+        padded = _mirrored(image[None].float())  # as it is when it is used
         grid = _grid(y, x, padded.shape[2], padded.shape[3])
         return torch.cat([_at(maps, grid[None, None])[0, :, 0] for maps in self.filters(padded)]).T
 
@@ -222,13 +237,15 @@ class FullResolutionHRNet(SegmentationNetwork):
         """
         batch, height, width = lesson.masks.shape
         picked = torch.randint(height * width, (batch, _SAMPLED), device=lesson.masks.device)
-        y, x, inside = picked // width, picked % width, torch.ones_like(picked, dtype=torch.bool)
-        places = _grid(y, x, height, width)
-        seen = F.avg_pool2d(lesson.images.float(), _SHRUNK)
+        seen, warp = F.avg_pool2d(lesson.images.float(), _SHRUNK), None
         if lesson.warped:
             warp = random_warp(batch, (seen.shape[2], seen.shape[3]), seen.device)
             seen = F.grid_sample(seen, warp, padding_mode="reflection", align_corners=False)
-            y, x, inside = gather(warp, places, height, width)
+        if (lesson.masks != IGNORE).float().mean() < _SPARSE:
+            every = torch.arange(height * width, device=picked.device).expand(batch, -1)
+            labelled = _stood(lesson.masks, warp, every).targets != IGNORE
+            picked = torch.multinomial(labelled + _HARDLY, _SAMPLED, replacement=True)
+        places, y, x, targets = _stood(lesson.masks, warp, picked)
         coarse, _ = self._context(seen)
         values = self._values(lesson, y, x).flatten(0, 1)
         values = values + noise * torch.randn_like(values)
@@ -236,8 +253,20 @@ class FullResolutionHRNet(SegmentationNetwork):
         hidden = hidden.view(batch, _SAMPLED, WIDTH).transpose(1, 2)[:, :, None]
         last = self.reader.last
         logits = F.conv2d(self.dropout(hidden), last.weight[:, :, None, None], last.bias)
-        targets = lesson.masks.flatten(1).gather(1, y * width + x)
-        return logits, targets.masked_fill(~inside, IGNORE)[:, None]
+        return logits, targets[:, None]
+
+    @torch.no_grad()
+    def recall(self, lesson: Lesson) -> tuple[Tensor, Tensor, Tensor]:
+        """What the reader with context says of pixels that it has learned from: filters (B, n, F),
+        logits (B, n, classes) and targets (B, n) at pixels drawn from each crop of ``lesson``. In
+        evaluation mode."""
+        batch, height, width = lesson.masks.shape
+        picked = torch.randint(height * width, (batch, _SAMPLED), device=lesson.masks.device)
+        places, y, x, targets = _stood(lesson.masks, None, picked)
+        coarse, _ = self._coarse(lesson.plain.float())
+        values = self._values(lesson, y, x)
+        hidden = self.reader.hidden(values.flatten(0, 1), _rows(_at(coarse, places[:, None])))
+        return values, self.reader.last(hidden).view(batch, _SAMPLED, -1), targets
 
     def _coarse(self, images: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
         """(B, WIDTH, H/4, W/4): what HRNet adds to the reader, and its branches."""
@@ -327,14 +356,39 @@ class FullResolutionHRNet(SegmentationNetwork):
         return F.linear(rows, last.weight[:, :, 0, 0], last.bias).permute(0, 3, 1, 2)
 
 
-def _mirrored(small: Tensor) -> Tensor:
-    """Shrunk images, mirrored at the lower and right edge to the sides that HRNet takes."""
+def _mirrored(images: Tensor) -> Tensor:
+    """``images`` (B, channels, h, w), mirrored at the lower and right edge, again and again where
+    they are small, to the sides that networks take."""
     for axis in (2, 3):
-        missing = -small.shape[axis] % MULTIPLE
-        if missing:
-            mirrored = small.flip(axis).narrow(axis, 0, missing)
-            small = torch.cat([small, mirrored], axis)
-    return small.contiguous(memory_format=torch.channels_last)
+        length = images.shape[axis]
+        if missing := -length % MULTIPLE:
+            places = torch.arange(length + missing, device=images.device) % (2 * length)
+            places = torch.minimum(places, 2 * length - 1 - places)
+            images = images.index_select(axis, places)
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+class _Stood(NamedTuple):
+    """Pixels of crops, (B, n): ``places`` (B, n, 2) in what is shown, which pixel ``y``, ``x`` of
+    the crop stands there, and its class."""
+
+    places: Tensor
+    y: Tensor
+    x: Tensor
+    targets: Tensor
+
+
+def _stood(masks: Tensor, warp: Tensor | None, picked: Tensor) -> _Stood:
+    """What stands at the pixels ``picked`` (B, n), counted row by row, of crops with ``masks``
+    (B, H, W) that are shown in their ``warp``."""
+    height, width = masks.shape[1:]
+    y, x = picked // width, picked % width
+    places = _grid(y, x, height, width)
+    if warp is None:
+        return _Stood(places, y, x, masks.flatten(1).gather(1, picked))
+    y, x, inside = gather(warp, places, height, width)
+    targets = masks.flatten(1).gather(1, y * width + x)
+    return _Stood(places, y, x, targets.masked_fill(~inside, IGNORE))
 
 
 def _valid(valid: Tensor) -> Tensor:
