@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import psutil
 
+from ml_backend.durable import Scratch
 from ml_backend.errors import EnvironmentFault, OptionError
 
 __all__ = [
@@ -134,6 +135,7 @@ class ProcessGroup(contextlib.AbstractContextManager["ProcessGroup", None]):
         self.logs = logs
         logs.mkdir(parents=True, exist_ok=True)
         self._children: list[_Child] = []
+        self._scratch: list[Scratch] = []
 
     def __exit__(self, *failure: object) -> None:
         self.stop()
@@ -182,6 +184,11 @@ class ProcessGroup(contextlib.AbstractContextManager["ProcessGroup", None]):
                 raise
             raise StartError(f"{error}; the end of {child.log}:\n{_tail(child.log)}") from None
 
+    def scratch(self) -> Path:
+        """A new temporary folder, until they are stopped."""
+        self._scratch.append(Scratch())
+        return Path(self._scratch[-1].name)
+
     def pids(self) -> dict[str, int]:
         """Name → process id of each that was started."""
         return {child.name: child.process.pid for child in self._children}
@@ -202,6 +209,8 @@ class ProcessGroup(contextlib.AbstractContextManager["ProcessGroup", None]):
         while self._children:
             child = self._children.pop()
             _end(child.process, grace_s)
+        while self._scratch:
+            self._scratch.pop().cleanup()
 
 
 def kill_tree(process: subprocess.Popen[bytes]) -> None:

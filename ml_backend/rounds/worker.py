@@ -104,6 +104,14 @@ class ForkingWorker(Worker):
         if self.device:
             self.connection.hset(self.key, DEVICE_FIELD, self.device)
 
+    def _set_ip_address(self, connection: Redis) -> None:
+        """For people to see. Redis tells it beside the path of its socket, and in a path with a
+        space or "=" what it tells cannot be taken apart."""
+        try:
+            super()._set_ip_address(connection)
+        except ValueError:
+            self.ip_address = "unknown"
+
     def perform_job(self, job: Job, queue: Queue, execution: Execution) -> bool:
         """Run the job, in its own process. What is logged meanwhile says of which job it is, an
         error that ends it included."""
