@@ -15,7 +15,7 @@ import typer
 from ml_backend.cli import app, as_written, console
 from ml_backend.cli.progress import say
 from ml_backend.durable import held
-from ml_backend.embedded.processes import ProcessGroup, StartError, stop_on_sigterm
+from ml_backend.embedded.processes import ProcessGroup, StartError, stop_on_signals
 from ml_backend.errors import OptionError
 from ml_backend.settings import LARGEST_SEED, Settings, default_home
 
@@ -111,7 +111,7 @@ def demo(
     started. Each demo begins afresh: the last one is moved to a folder beside it, or deleted if it
     was headless.
     """
-    stop_on_sigterm()
+    stop_on_signals()
     _check_strategy(strategy)
 
     # what is wrong on the command line has been said without these

@@ -19,7 +19,7 @@ from ml_backend.cli.reading import (
     LabelsTimeOption,
     TimeOption,
 )
-from ml_backend.embedded.processes import stop_on_sigterm
+from ml_backend.embedded.processes import stop_on_signals
 from ml_backend.errors import OptionError
 
 __all__ = ["simulate"]
@@ -199,7 +199,7 @@ def simulate(
         return
     if out is None:
         raise OptionError("give --out, a folder for the experiment")
-    stop_on_sigterm()
+    stop_on_signals()
     names = _names(strategies)
     _check_options(context, data, labels, phantom)
     if workers:

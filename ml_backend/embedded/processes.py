@@ -28,7 +28,7 @@ __all__ = [
     "free_port",
     "kill_tree",
     "split_address",
-    "stop_on_sigterm",
+    "stop_on_signals",
     "wait_until",
 ]
 
@@ -97,13 +97,18 @@ def check_free(address: str) -> None:
             ) from None
 
 
-def stop_on_sigterm() -> None:
-    """Let SIGTERM unwind like Ctrl-C, so that everything that was started is stopped."""
+def stop_on_signals() -> None:
+    """Let SIGTERM, and the SIGHUP of a terminal that is closed, unwind like Ctrl-C, so that
+    everything that was started is stopped. Under nohup, which ignores it, SIGHUP stays ignored."""
 
     def interrupt(signum: int, frame: object) -> None:
+        # shell and system send it one after the other: what is being stopped is stopped
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, interrupt)
 
 
 def _die_with_parent() -> None:  # runs in the child
@@ -215,16 +220,24 @@ class ProcessGroup(contextlib.AbstractContextManager["ProcessGroup", None]):
 
 def kill_tree(process: subprocess.Popen[bytes]) -> None:
     """SIGKILL to the process and to all it started, at once, as a lost machine would."""
-    _kill([*_descendants(process), process.pid])
+    _kill({*_started_by(process), process.pid})
     process.wait()
 
 
-def _descendants(process: subprocess.Popen[bytes]) -> list[int]:
-    """RQ's work horses lead process groups of their own: a signal to the session misses them."""
+def _started_by(process: subprocess.Popen[bytes]) -> set[int]:
+    """Its descendants, and who else is in its session: all that is known of them once it has ended.
+    RQ's work horses lead process groups of their own, so a signal to its group misses them."""
+    found = {pid for pid in psutil.pids() if _session_of(pid) == process.pid}
+    with contextlib.suppress(psutil.NoSuchProcess):
+        found |= {child.pid for child in psutil.Process(process.pid).children(recursive=True)}
+    return found - {process.pid}
+
+
+def _session_of(pid: int) -> int | None:
     try:
-        return [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
+        return os.getsid(pid)
+    except (ProcessLookupError, PermissionError):
+        return None
 
 
 def _kill(pids: Iterable[int]) -> None:
@@ -235,7 +248,7 @@ def _kill(pids: Iterable[int]) -> None:
 
 def _end(process: subprocess.Popen[bytes], grace_s: float) -> None:
     """SIGTERM to the process, then SIGKILL to it and to what it started."""
-    started = _descendants(process)
+    started = _started_by(process)
     if process.poll() is None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
