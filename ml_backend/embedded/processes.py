@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 _PR_SET_PDEATHSIG = 1
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ADDRESS = re.compile(r"(\[[^\[\]\s]+\]|[^\[\]\s:]*):([0-9]{1,5})")
 
 
@@ -111,8 +112,20 @@ def stop_on_signals() -> None:
         signal.signal(signal.SIGHUP, interrupt)
 
 
-def _die_with_parent() -> None:  # runs in the child
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """What stops us waits until this is done: an error that is raised in what Python calls at a
+    fork is lost."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin() -> None:  # runs in the child
     """Linux: a child must not outlive us even when we are killed."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
@@ -155,7 +168,7 @@ class ProcessGroup(contextlib.AbstractContextManager["ProcessGroup", None]):
     ) -> subprocess.Popen[bytes]:
         """Start ``argv`` with ``env`` added to ours."""
         log = self.logs / f"{name}.log"
-        with log.open("ab") as out:
+        with log.open("ab") as out, _undisturbed():
             process = subprocess.Popen(
                 list(argv),
                 env={**os.environ, **(env or {})},
@@ -165,9 +178,9 @@ class ProcessGroup(contextlib.AbstractContextManager["ProcessGroup", None]):
                 stderr=subprocess.STDOUT,
                 # A session of its own: Ctrl-C reaches us alone, and we stop the others in order.
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=_begin,
             )
-        self._children.append(_Child(name, process, log))
+            self._children.append(_Child(name, process, log))
         return process
 
     def wait(self, name: str, ready: Callable[[], bool], timeout_s: float) -> None:
