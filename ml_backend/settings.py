@@ -139,7 +139,7 @@ def _variables(name: str, field: FieldInfo) -> list[str]:
 class Settings(BaseSettings):
     """The service's settings. See each field's description; units are in the names or there."""
 
-    model_config = SettingsConfigDict(extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
     # -- addresses and secrets
     label_studio_url: Local[str] = Field(

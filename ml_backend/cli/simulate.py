@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from ml_backend.cli import app, console
+from ml_backend.cli import app, as_written, console
 from ml_backend.cli.progress import round_progress
 from ml_backend.cli.reading import (
     ChannelOption,
@@ -245,7 +245,8 @@ def simulate(
     if loaded.named:
         _refuse(context, _BLOCK, f"for {title}, whose volumes.json names the test slices")
     console.print(
-        f"{title}: {len(loaded.pool)} slices to choose from, {len(loaded.test)} to test on"
+        f"{as_written(title)}: {len(loaded.pool)} slices to choose from, "
+        f"{len(loaded.test)} to test on"
     )
     target = chosen_device(device)  # imports torch: only when nothing above is wrong
     processes = jobs or (1 if target.startswith("cuda") else os.cpu_count() or 1)
