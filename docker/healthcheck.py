@@ -8,15 +8,15 @@ out within eight minutes of the last sign of life.
 import socket
 import sys
 from urllib.error import HTTPError
-from urllib.request import urlopen
+from urllib.request import ProxyHandler, build_opener
 
 URL = "http://127.0.0.1:9090/health"
 
 
 def backend_answers(url: str = URL) -> bool:
-    """Whether the backend answers. 401 is an answer too: basic auth is on."""
+    """Whether the backend answers. 401 is an answer too: basic auth is on. No proxy is asked."""
     try:
-        with urlopen(url, timeout=10):  # nosec B310  # our own http address, made above
+        with build_opener(ProxyHandler({})).open(url, timeout=10):
             return True
     except HTTPError as error:
         return error.code == 401

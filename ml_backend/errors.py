@@ -21,6 +21,7 @@ several raise stand here.
     + StartError                a process that was started ended, or does not answer
     + WeightsUnavailable        ImageNet weights cannot be had
   x StudioError               Label Studio refused, or answered something unexpected
+    + NoToken                   no API key is set: the command ends as with other settings, 78
     + ImageUnavailable          an image cannot be had at this moment: its host is down, slow, busy
     + BodyTooLarge              an answer has more bytes than are read
   x LabelConfigError          a labelling config that cannot be segmented

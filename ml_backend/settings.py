@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from pydantic import (
     AliasChoices,
@@ -62,6 +62,7 @@ __all__ = [
     "own_fields",
     "own_redis_socket",
     "read_settings",
+    "socket_url",
     "variable_of",
     "without_passwords",
 ]
@@ -138,7 +139,7 @@ def _variables(name: str, field: FieldInfo) -> list[str]:
 class Settings(BaseSettings):
     """The service's settings. See each field's description; units are in the names or there."""
 
-    model_config = SettingsConfigDict(extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
     # -- addresses and secrets
     label_studio_url: Local[str] = Field(
@@ -492,7 +493,7 @@ class Settings(BaseSettings):
         own = own_redis_socket()
         if "redis_url" in self.model_fields_set or not _listens(own):
             return self.redis_url
-        return f"unix://{own}?db=0"
+        return socket_url(own)
 
     @property
     def also_called(self) -> frozenset[str]:
@@ -562,6 +563,11 @@ def default_home() -> Path:
 def own_redis_socket() -> Path:
     """Where `nextslice up` has a Redis listen for this user alone, where no REDIS_URL is set."""
     return default_home() / "redis.sock"
+
+
+def socket_url(path: Path) -> str:
+    """The address of a Redis that listens on the Unix socket ``path``, whatever its name is."""
+    return f"unix://{quote(str(path))}?db=0"
 
 
 def _listens(path: Path) -> bool:

@@ -81,6 +81,50 @@ def test_rounds_without_a_project_says_what_to_do(tmp_path: Path) -> None:
     assert "Connect one first" in done.stderr
 
 
+def test_rounds_for_programs_are_none_without_a_project(tmp_path: Path) -> None:
+    done = nextslice("rounds", "list", "--json", NEXTSLICE_STORE=str(tmp_path))
+    assert json.loads(done.stdout) == {"projects": []}
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("given", ["", "lab.example", "*"])
+def test_this_machine_is_asked_without_the_proxy(given: str) -> None:
+    """Whatever is started, and in both spellings: libraries read one or the other."""
+    code = """
+import os, requests
+from ml_backend import cli
+cli.app = lambda **_: print(
+    os.environ.get("no_proxy"), os.environ["NO_PROXY"],
+    *(requests.utils.get_environ_proxies(f"http://{host}:8080/") for host in
+      ("127.0.0.1", "localhost", "[::1]", "images.example")), sep="|")
+cli.main()
+cli.main()
+"""
+    proxy = {"http_proxy": "http://127.0.0.1:9", "NO_PROXY": given}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **proxy},
+        capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    first, again = done.stdout.splitlines()
+    lower, upper, *ours, theirs = first.split("|")
+    listed = [] if given == "*" else ["127.0.0.1", "localhost", "::1"]
+    assert again == first
+    assert upper.split(",") == [*filter(None, [given]), *listed]
+    assert lower == (upper if given != "*" else "None")
+    assert ours == ["{}", "{}", "{}"]
+    assert (theirs == "{}") == (given == "*")
+
+
+def test_what_a_terminal_cannot_show_is_no_error(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ml_backend.cli", "config"],
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"}, cwd=tmp_path,
+        capture_output=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert b"NEXTSLICE_RESERVE  " in done.stdout
+
+
 def test_rounds_of_another_project_names_those_there_are_and_shows_errors_as_they_are(
     tmp_path: Path,
 ) -> None:
@@ -270,7 +314,7 @@ def test_connect_takes_only_what_may_differ_from_the_service(
 @pytest.mark.parametrize(
     ("env", "code", "says"),
     [
-        ({"LABEL_STUDIO_API_KEY": ""}, 69, "LABEL_STUDIO_API_KEY is empty"),
+        ({"LABEL_STUDIO_API_KEY": ""}, 78, "LABEL_STUDIO_API_KEY is empty"),
         (
             {"LABEL_STUDIO_API_KEY": "t", "LABEL_STUDIO_URL": "http://127.0.0.1:9"},
             69,
@@ -387,7 +431,7 @@ def write_named_split(folder: Path) -> None:
 
 
 def test_simulate_runs_an_experiment_and_draws_it(tmp_path: Path) -> None:
-    slices = tmp_path / "slices"
+    slices = tmp_path / "slices[old] :b:"  # brackets are no markup, and :b: is no picture
     slices.mkdir()
     write_slices(slices)
     out = tmp_path / "out"
@@ -398,7 +442,7 @@ def test_simulate_runs_an_experiment_and_draws_it(tmp_path: Path) -> None:
     options += ["--precision", "bfloat16"]
     done = nextslice("simulate", *options, "--out", str(out), OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
-    assert "slices: 17 slices to choose from" in done.stderr
+    assert "slices[old] :b:: 17 slices to choose from" in done.stderr
     for name in ("random (control)", "strided (control)", "fully supervised"):
         assert name in done.stdout
     assert (out / "report.html").stat().st_size > 10_000

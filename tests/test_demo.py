@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import ExitStack
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 
-from ml_backend.cli.demo import _asked, _fresh
+from ml_backend.cli import demo_loop
+from ml_backend.cli.demo import _asked, _begun, _fresh
 from ml_backend.cli.demo_loop import _table
+from ml_backend.embedded import stack
+from ml_backend.embedded.label_studio import LabelStudioServer
 from ml_backend.embedded.processes import StartError
 from ml_backend.embedded.stack import settings_from
+from ml_backend.studio import projects
+from ml_backend.studio.task_order import BackendLink
 from ml_backend.volumes.folder import FolderSource
 from ml_backend.volumes.phantom import phantom
+from tests.conftest import REPOSITORY
 from tests.test_cli import nextslice
 from tests.tiny_experiment import write_slices
 
@@ -103,6 +116,80 @@ def test_the_seed_is_also_that_of_the_rounds() -> None:
     settings = settings_from(_asked(k=5, strategy="badge", seed=3))
 
     assert (settings.k, settings.strategy, settings.seed) == (5, "badge", 3)
+
+
+def started(folder: Path, label_studio: str) -> subprocess.Popen[str]:
+    """A headless demo whose Label Studio is the script ``label_studio``, under umask 002."""
+    (folder / "slices").mkdir()
+    write_slices(folder / "slices")
+    (folder / "bin").mkdir()
+    script = folder / "bin" / "label-studio"
+    script.write_text(f"#!/bin/sh\n{label_studio}\n")
+    script.chmod(0o755)
+    argv = [sys.executable, "-m", "ml_backend.cli", "demo", "--headless", "--data", "slices"]
+    env = {
+        **os.environ, "LABEL_STUDIO_BIN": "bin/label-studio", "PYTHONPATH": str(REPOSITORY),
+        "NEXTSLICE_HOME": str(folder / "home"),
+    }  # fmt: skip
+    return subprocess.Popen(
+        argv, cwd=folder, env=env, umask=0o002,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+NOTHING = {"ok": False, "first_mask_s": None, "rounds": [], "without_labels": []}
+
+
+def test_one_that_does_not_start_says_so_to_programs_too(tmp_path: Path) -> None:
+    with started(tmp_path, "echo no disk; exit 3") as process:
+        out, said = process.communicate(timeout=240)
+    assert process.returncode == 1
+    assert "label-studio ended with code 3" in said
+    assert "no disk" in said
+    assert json.loads(out.splitlines()[-1]) == NOTHING
+    assert (tmp_path / "home").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_one_that_is_stopped_before_its_rounds_are_done_has_not_done_them(
+    tmp_path: Path, number: int
+) -> None:
+    with started(tmp_path, "exec sleep 600") as process:
+        assert process.stderr
+        while "starting Label Studio" not in (line := process.stderr.readline()):
+            assert line, "it ended"
+        process.send_signal(number)
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert json.loads(out.splitlines()[-1]) == NOTHING
+
+
+def test_its_project_has_the_credentials_that_its_backend_asks_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever starts it has them in the environment, or in .env."""
+    env = {"BASIC_AUTH_USER": "ls", "BASIC_AUTH_PASS": "secret", "LABEL_STUDIO_API_KEY": "token"}
+    server = LabelStudioServer("http://127.0.0.1:9", "a@b", "c", "token")
+    links: list[BackendLink] = []
+    monkeypatch.setenv("NEXTSLICE_HOME", str(tmp_path))
+    monkeypatch.setattr(
+        stack, "start_stack", lambda *_, **__: stack.Stack(server, "", "http://127.0.0.1:9", env)
+    )
+    monkeypatch.setattr(demo_loop, "upload", lambda *_: 7)
+    monkeypatch.setattr(demo_loop, "Loop", MagicMock())
+    monkeypatch.setattr(projects, "register_backend", lambda *asked: links.append(asked[-1]))
+    slices = tmp_path / "slices"
+    slices.mkdir()
+    with ExitStack() as running:
+        _begun(running, 2, "entropy", 0, write_slices(slices), True)
+    assert links == [BackendLink("http://127.0.0.1:9", ("ls", "secret"))]
+
+
+def test_a_pace_is_a_number_of_seconds(tmp_path: Path) -> None:
+    refused = nextslice("demo", "--headless", "--pace", "inf", NEXTSLICE_HOME=str(tmp_path))
+
+    assert refused.returncode == 2
+    assert "--pace: found inf, expected a number of seconds" in refused.stderr
 
 
 def test_a_seed_that_a_training_would_refuse_is_refused_at_once(tmp_path: Path) -> None:

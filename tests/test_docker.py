@@ -66,7 +66,14 @@ def test_label_studio_accepts_a_backend_on_a_private_address() -> None:
 
 @pytest.mark.parametrize("name", sorted(OURS))
 def test_every_variable_of_ours_is_a_setting(name: str) -> None:
-    assert set(OURS[name]["environment"]) <= settings_variables()
+    assert set(OURS[name]["environment"]) <= settings_variables() | {"LABEL_STUDIO_PASSWORD"}
+
+
+@pytest.mark.parametrize("name", sorted(OURS))
+def test_what_is_label_studios_alone_is_not_ours(name: str) -> None:
+    """Each of ours is given the whole of .env, but for what is set beside it."""
+    assert [file["path"] for file in OURS[name]["env_file"]] == [".env"]
+    assert OURS[name]["environment"]["LABEL_STUDIO_PASSWORD"] == ""
 
 
 def test_every_variable_of_the_example_is_used() -> None:
@@ -114,7 +121,7 @@ def test_a_secret_without_a_value_is_an_error(name: str) -> None:
         str(value)
         for service in SERVICES.values()
         for key, value in service.get("environment", {}).items()
-        if key == name or f"${{{name}" in str(value)
+        if value != "" and (key == name or f"${{{name}" in str(value))
     ]
     assert values
     assert all(re.fullmatch(rf"\$\{{{name}:\?.+\}}", value) for value in values)
@@ -145,6 +152,13 @@ def test_every_service_has_a_health_check_and_waits_for_healthy_ones() -> None:
             assert condition["condition"] == "service_healthy"
             # compose refuses a file that needs a service of a profile that is off
             assert ("profiles" in SERVICES[other]) == (condition.get("required") is False)
+
+
+def test_no_health_check_asks_a_proxy() -> None:
+    """Docker may give one to every container (its config.json)."""
+    asked = SERVICES["label-studio"]["healthcheck"]["test"][-1]
+    assert "build_opener(r.ProxyHandler({})).open(" in asked
+    compile(asked, "healthcheck", "exec")
 
 
 def test_no_service_fills_the_disk_with_its_log() -> None:
@@ -245,12 +259,16 @@ def test_a_worker_is_in_service_once_it_is_on_its_queue(
 
 
 def test_the_backend_is_in_service_when_it_asks_for_a_password(
-    environment: dict[str, str], tmp_path: Path
+    environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Asked without the proxy that a container may be given."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")  # for `start_backend`
     answers = runpy.run_path(str(DOCKER / "healthcheck.py"))["backend_answers"]
     port = free_port()
     with ProcessGroup(tmp_path / "logs") as group:
         start_backend(group, port, environment)
+        monkeypatch.delenv("no_proxy")
         assert answers(f"http://127.0.0.1:{port}/health")
         assert not answers(f"http://127.0.0.1:{port}/nowhere")
     with pytest.raises(OSError):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -49,6 +52,59 @@ def test_a_killed_tree_is_gone_at_once(tmp_path: Path) -> None:
         assert group.ended() is not None
         # Whoever inherits the killed child still has to collect it.
         wait_until(lambda: gone(int(log.read_text())), "the child to be collected", 5)
+
+
+def test_children_of_one_that_was_killed_are_stopped_too(tmp_path: Path) -> None:
+    """As the work horse of a worker for which there was no memory."""
+    with ProcessGroup(tmp_path) as group:
+        pid, child = start_family(group)
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: group.ended() is not None, "the end to be noticed", 10)
+        assert not gone(child)
+    wait_until(lambda: gone(child), "its child to end", 10)
+
+
+STOPPED = """
+import sys, time
+from pathlib import Path
+from ml_backend.embedded.processes import ProcessGroup, stop_on_signals
+stop_on_signals()
+try:
+    with ProcessGroup(Path(sys.argv[1])) as group:
+        print(group.start("child", [sys.executable, "-c", "import time; time.sleep(600)"]).pid)
+        sys.stdout.flush()
+        time.sleep(600)
+except KeyboardInterrupt:
+    print("stopped")
+"""
+
+
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGHUP])
+def test_a_terminal_that_is_closed_stops_what_was_started(tmp_path: Path, first: int) -> None:
+    """Its shell and the system send SIGHUP one after the other."""
+    argv = [sys.executable, "-c", STOPPED, str(tmp_path)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        child = int(process.stdout.readline())
+        for number in (first, signal.SIGHUP):
+            process.send_signal(number)
+            time.sleep(0.05)
+        assert process.stdout.read() == "stopped\n"
+    assert process.returncode == 0
+    assert gone(child)
+
+
+def test_under_nohup_a_closed_terminal_stops_nothing(tmp_path: Path) -> None:
+    argv = ["nohup", sys.executable, "-c", STOPPED, str(tmp_path)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        child = int(process.stdout.readline())
+        process.send_signal(signal.SIGHUP)
+        time.sleep(1)
+        assert process.poll() is None
+        assert not gone(child)
+        process.terminate()
+        assert process.stdout.read() == "stopped\n"
 
 
 def test_a_process_that_ends_shows_its_log(tmp_path: Path) -> None:

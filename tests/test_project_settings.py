@@ -11,8 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from ml_backend import cli
+from ml_backend.cli.project import _print
 from ml_backend.errors import OptionError, SettingsError
-from ml_backend.rounds import reconcile
+from ml_backend.rounds import extra_params, reconcile
 from ml_backend.rounds.jobs import round as round_job
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.project_settings import change_settings, named_setting
@@ -145,6 +146,18 @@ def test_a_round_that_was_asked_for_before_the_pause_does_not_begin(
     change_settings(project, {"pause": ""})
     round_job(KEY, "8 new annotations")
     assert begun == ["8 new annotations"]
+
+
+def test_what_is_wrong_with_them_is_shown_as_it_is(
+    project: ConnectedProject, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Brackets in what a person gave are no markup."""
+    said = "strategy: found '[/b]', expected [one] :b:"
+    monkeypatch.setattr(extra_params, "faults_of", lambda project: [said])
+
+    _print(project, as_json=False)
+
+    assert said in capsys.readouterr().err
 
 
 def test_the_command_sets_and_shows(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from redis import Redis
+from rq import Worker
 
 from ml_backend.embedded.processes import ProcessGroup, StartError, free_port
 from ml_backend.embedded.redis_server import (
@@ -16,8 +19,9 @@ from ml_backend.embedded.redis_server import (
     redis_answers,
     start_redis,
 )
-from ml_backend.rounds.schedule import Schedule
-from ml_backend.settings import Settings, own_redis_socket
+from ml_backend.embedded.stack import start_worker
+from ml_backend.rounds.schedule import CONTROL, Schedule
+from ml_backend.settings import Settings, own_redis_socket, socket_url
 
 
 @pytest.fixture
@@ -62,6 +66,54 @@ def test_where_nobody_names_one_it_is_of_the_user_alone_and_other_commands_find_
     assert make_settings(REDIS_URL=default).redis_address == default, "who sets it is heard"
     redis.shutdown(nosave=True)
     assert make_settings().redis_address == make_settings().redis_url, "its file locks out nobody"
+
+
+@pytest.mark.parametrize("name", ["a b", "a=b", "a#b?c", "100%25", "ä:b@c"])
+def test_a_home_may_have_any_name(
+    group: ProcessGroup, tmp_path_factory: pytest.TempPathFactory,
+    make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, name: str,
+) -> None:  # fmt: skip
+    home = tmp_path_factory.mktemp("h") / name
+    monkeypatch.setenv("NEXTSLICE_HOME", str(home))
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    nobody = f"redis://127.0.0.1:{free_port()}/0"
+
+    url = provide_redis(group, nobody, home / "redis", own_redis_socket())
+
+    assert url == make_settings().redis_address == socket_url(home / "redis.sock")
+    assert redis_answers(url)
+    assert (home / "redis.sock").is_socket()
+
+
+def test_workers_listen_where_the_path_of_the_socket_has_spaces_and_equals_signs(
+    group: ProcessGroup,
+    make_settings: Callable[..., Settings],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Redis tells it among pairs that are parted by spaces."""
+    folder = tmp_path_factory.mktemp("r") / "a b=c=d"
+    url = start_redis(group, folder)
+    schedule = Schedule(make_settings(REDIS_URL=url))
+
+    start_worker(group, "control", {"REDIS_URL": url, "NEXTSLICE_STORE": str(folder / "store")})
+
+    group.wait("worker-control", lambda: schedule.listening(CONTROL) == 1, timeout_s=120)
+    (worker,) = Worker.all(connection=schedule.connection)
+    assert worker.ip_address == "unknown"
+
+
+@pytest.mark.parametrize("mode", [0o775, 0o777])
+def test_a_home_that_others_may_write_to_is_closed_to_them(
+    group: ProcessGroup, tmp_path_factory: pytest.TempPathFactory, mode: int
+) -> None:
+    """As made under umask 002."""
+    home = tmp_path_factory.mktemp("h")
+    home.chmod(mode)
+    nobody = f"redis://127.0.0.1:{free_port()}/0"
+
+    assert provide_redis(group, nobody, home / "redis", home / "redis.sock")
+
+    assert home.stat().st_mode & 0o777 == 0o755
 
 
 def test_one_that_refuses_the_password_is_not_replaced(group: ProcessGroup, tmp_path: Path) -> None:
@@ -126,7 +178,7 @@ def test_one_is_started_on_a_socket_in_a_folder_of_ours_alone(
     folder = tmp_path_factory.mktemp("r")
     url = f"unix://{folder}/s?db=3"
     folder.chmod(0o777)
-    with pytest.raises(StartError, match="cannot be used"):
+    with pytest.raises(StartError, match=f"others may write to the folder {folder} .chmod go-w"):
         provide_redis(group, url, folder / "redis")
     folder.chmod(0o700)
     assert provide_redis(group, url, folder / "redis")
@@ -134,5 +186,29 @@ def test_one_is_started_on_a_socket_in_a_folder_of_ours_alone(
     assert Redis.from_url(url).ping()
 
 
-def test_a_folder_of_any_length_has_one(group: ProcessGroup, tmp_path: Path) -> None:
-    assert redis_answers(start_redis(group, tmp_path / ("long" * 40)))
+def test_why_none_can_be_started_is_said(
+    group: ProcessGroup, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    nobody = f"redis://127.0.0.1:{free_port()}/0"
+    long = tmp_path / ("long" * 40) / "redis.sock"
+    missing = tmp_path_factory.mktemp("r") / "missing"
+
+    with pytest.raises(StartError, match=r"has 107 bytes at most, this one \d{3}"):
+        provide_redis(group, nobody, tmp_path / "redis", long)
+    with pytest.raises(StartError, match=f"there is no folder {missing}"):
+        provide_redis(group, socket_url(missing / "redis.sock"), tmp_path / "redis")
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    with pytest.raises(StartError, match=f"the folder {missing.parent} is another user's"):
+        provide_redis(group, socket_url(missing.parent / "s"), tmp_path / "redis")
+
+
+def test_a_folder_of_any_length_has_one_and_nothing_of_it_stays(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path_factory.mktemp("t")
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    with ProcessGroup(tmp_path / "logs") as group:
+        assert redis_answers(start_redis(group, tmp_path / ("long" * 40)))
+        assert list(scratch.iterdir())
+    assert list(scratch.iterdir()) == []

@@ -699,8 +699,11 @@ def ctrl_c_is_heard() -> Iterator[None]:
 
 @pytest.mark.usefixtures("flushed_always", "store", "ctrl_c_is_heard")
 def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tmp_path: Path) -> None:
-    tall = written(tmp_path / "tall.npy", np.zeros((1500, *SHAPE[1:]), np.uint16))
-    progress = partial_folder(tmp_path / "a.tif") / "progress.json"
+    folder = tmp_path / "scans[old] :b:"  # brackets are no markup, and :b: is no picture
+    folder.mkdir()
+    tall = written(folder / "tall.npy", np.zeros((1500, *SHAPE[1:]), np.uint16))
+    out = folder / "a.tif"
+    progress = partial_folder(out) / "progress.json"
 
     def press() -> None:
         while not progress.exists():
@@ -709,15 +712,18 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tmp_path: Path) -> None
 
     finger = threading.Thread(target=press)
     finger.start()
-    stopped = invoke(tall.path, "-o", tmp_path / "a.tif", "--project", "7")
+    stopped = invoke(tall.path, "-o", out, "--project", "7")
     finger.join()
 
     assert stopped.exit_code == 130, stopped.output
     assert "Stopped at segment" in stopped.output
+    assert f"{tall.path}: 1500 × " in stopped.output
+    assert f"is kept in {partial_folder(out)}: " in stopped.output
     assert "the same command goes on from there" in stopped.output
     assert 0 < json.loads(progress.read_text())["done"] < 1500
-    assert not (tmp_path / "a.tif").exists()
-    gone_on = invoke(tall.path, "-o", tmp_path / "a.tif", "--project", "7")
+    assert not out.exists()
+    gone_on = invoke(tall.path, "-o", out, "--project", "7")
+    assert f"{out}: " in gone_on.output
     assert "were there before" in gone_on.output
-    with open_volume(tmp_path / "a.tif") as found:
+    with open_volume(out) as found:
         assert len(found) == 1500

@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from ml_backend.embedded.processes import ProcessGroup, free_port, split_address
-from ml_backend.embedded.redis_server import redis_answers
+from ml_backend.embedded.redis_server import redis_answers, start_redis
 from ml_backend.errors import OptionError
 from ml_backend.rounds.schedule import CONTROL, Schedule
 from ml_backend.settings import Settings
@@ -75,6 +75,32 @@ def test_up_starts_the_redis_that_other_commands_look_for(
     made = [path for path in (tmp_path / "data").rglob("*") if path.exists()]
     assert len(made) > 4
     assert [path for path in made if path.stat().st_mode & 0o077] == []
+
+
+def test_up_says_whose_redis_it_has_behind_a_proxy_too(
+    label_studio: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    home = tmp_path_factory.mktemp("h")
+    env = {
+        "http_proxy": "http://127.0.0.1:9",
+        "LABEL_STUDIO_URL": label_studio,
+        "LABEL_STUDIO_API_KEY": "token",
+        "NEXTSLICE_HOME": str(home),
+        "NEXTSLICE_STORE": str(tmp_path / "store"),
+        "REDIS_URL": "",
+    }
+    data = tmp_path / "data[old] :b:"
+    bind = f"127.0.0.1:{free_port()}"
+    argv = ["-m", "ml_backend.cli", "up", "--bind", bind, "--data", str(data)]
+    argv += ["--gpu-workers", "0", "--control-workers", "0"]
+    log = tmp_path / "logs" / "up.log"
+    with ProcessGroup(tmp_path / "logs") as group:
+        start_redis(group, tmp_path / "redis", home / "redis.sock")
+        group.start("up", [sys.executable, *argv], env=env)
+        group.wait("up", lambda: "nextslice listens on" in log.read_text(), timeout_s=240)
+    said = log.read_text()
+    assert f"The Redis at unix://{home}/redis.sock?db=0 is another nextslice up's" in said
+    assert f"Logs: {data / 'logs'}." in said
 
 
 def test_up_stops_at_a_redis_that_it_cannot_use_and_hides_its_password(

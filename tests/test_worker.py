@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from rq import Callback, SpawnWorker
 from rq.exceptions import InvalidJobOperation
@@ -169,6 +170,21 @@ def test_a_job_in_an_interpreter_of_its_own_reports_its_progress(
     assert {name: found[name] for name in ("step", "done", "total")} == {
         "step": "step 0", "done": 0, "total": 3000,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("as_on_a_gpu", [False, True], ids=["forked", "spawned"])
+def test_a_job_ends_with_its_worker_even_where_that_is_killed(
+    stage: Stage, make_settings: Callable[..., Settings], as_on_a_gpu: bool
+) -> None:
+    queue = Schedule(make_settings(REDIS_URL=stage.url)).queue(CONTROL)
+    queue.enqueue(train, str(stage.folder), job_timeout=600)
+    worker = stage.start_worker(*(("-c", _AS_ON_A_GPU) if as_on_a_gpu else ()))
+    stage.wait_for_steps(1)
+    (horse,) = psutil.Process(worker.pid).children()
+
+    worker.kill()
+
+    wait_until(lambda: not horse.is_running(), "the end of the job's process", 10)
 
 
 def test_no_error_ends_the_looks_at_every_project(

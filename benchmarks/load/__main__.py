@@ -39,7 +39,7 @@ from benchmarks.load.site import CLASSES, create_tasks, start_site, truth
 from benchmarks.load.watch import Watch, listed, wait_for, webhook_times, within
 from ml_backend.embedded.annotator import Annotator
 from ml_backend.embedded.label_studio import Session
-from ml_backend.embedded.processes import ProcessGroup, StartError, stop_on_sigterm
+from ml_backend.embedded.processes import ProcessGroup, StartError, stop_on_signals
 from ml_backend.embedded.stack import Stack, default_home
 from ml_backend.rounds.artefacts import DATASET
 from ml_backend.rounds.project import find_project
@@ -264,7 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--keep", action="store_true", help="the temporary folder, with the logs")
     asked = parser.parse_args(arguments)
-    stop_on_sigterm()
+    stop_on_signals()
     folder = Path(tempfile.mkdtemp(prefix="nextslice-load-"))
     folder.chmod(0o755)  # PostgreSQL runs as another user below it
     began = time.monotonic()

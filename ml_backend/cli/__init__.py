@@ -7,6 +7,7 @@ and disks, 75 nobody, somebody else is at it, 78 a setting.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -27,6 +28,7 @@ __all__ = ["app", "as_written", "console", "load_commands", "main", "new_console
 
 logger = logging.getLogger(__name__)
 
+_THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 _USAGE, _UNAVAILABLE, _BUG, _FILES, _TRY_AGAIN, _SETTING = 2, 69, 70, 74, 75, 78
 
 
@@ -37,6 +39,7 @@ def new_console(*, stderr: bool = False) -> Console:
     return Console(
         stderr=stderr,
         color_system=None if os.environ.get("NO_COLOR") else "auto",
+        emoji=False,  # in names of files, :a: is no picture
         soft_wrap=not stream.isatty(),
     )
 
@@ -91,8 +94,28 @@ def as_written(text: str) -> str:
     return escape(without_passwords(text))
 
 
+def _print_anything() -> None:
+    """Have characters that a terminal or file cannot show replaced: they are no reason to fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors != "backslashreplace":
+            stream.reconfigure(errors="replace")
+
+
+def _without_proxy() -> None:
+    """Have this machine asked without the proxy that the environment names, by all that is started
+    as well. Both spellings are read, by one library or another."""
+    names = ("no_proxy", "NO_PROXY")
+    given = next(filter(None, map(os.environ.get, names)), "")
+    for name in names:
+        hosts = [host.strip() for host in (os.environ.get(name) or given).split(",")]
+        if hosts != ["*"]:
+            os.environ[name] = ",".join(filter(None, dict.fromkeys([*hosts, *_THIS_MACHINE])))
+
+
 def main() -> None:
     """Entry point. Errors that a person can act on are one sentence, not a traceback."""
+    _print_anything()
+    _without_proxy()
     # libgomp's threads spin at every barrier; beside other busy processes that made a training step
     # on two cores take 16 s instead of 3. Not at all is as bad for the small steps of the default
     # network: on two idle cores 0.29 s instead of 0.13 s, which some microseconds of it mend.
@@ -123,12 +146,12 @@ def _code(error: Exception) -> int:
         SettingsError,
         TryAgainLater,
     )
-    from ml_backend.studio.failures import StudioError
+    from ml_backend.studio.failures import NoToken, StudioError
 
     known = _known(error)
     for kind, code in (
         ((OptionError, UnknownStrategyError), _USAGE),
-        (SettingsError, _SETTING),
+        ((SettingsError, NoToken), _SETTING),
         (TryAgainLater, _TRY_AGAIN),
         ((StudioError, RedisUnavailable), _UNAVAILABLE),
         (FileFault, _FILES),

@@ -2,30 +2,57 @@
 
 from __future__ import annotations
 
+import json
+import math
+import os
 import shutil
 import time
 import webbrowser
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ml_backend.cli import app, as_written, console
 from ml_backend.cli.progress import say
 from ml_backend.durable import held
-from ml_backend.embedded.processes import ProcessGroup, StartError, stop_on_sigterm
+from ml_backend.embedded.processes import ProcessGroup, StartError, stop_on_signals
 from ml_backend.errors import OptionError
 from ml_backend.settings import LARGEST_SEED, Settings, default_home
 
 if TYPE_CHECKING:
+    from ml_backend.cli.demo_loop import Loop
     from ml_backend.embedded.stack import Stack
 
-__all__ = ["demo"]
+__all__ = ["Outcome", "demo"]
 
 _UNATTENDED = "headless"
 """File in the folder of a demo that no person labels in."""
+_INTERRUPTED = 130  # what shells report for Ctrl-C
+
+
+@dataclass
+class Outcome:
+    """What a headless demo has come to."""
+
+    ok: bool = False
+    first_mask_s: float | None = None
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    without_labels: list[dict[str, Any]] = field(default_factory=list)
+
+
+@contextmanager
+def _told(headless: bool) -> Iterator[Outcome]:
+    """However this ends: ``headless``, the outcome is the last line of standard output."""
+    outcome = Outcome()
+    try:
+        yield outcome
+    finally:
+        if headless:
+            print(json.dumps(asdict(outcome)), flush=True)
 
 
 def _check_strategy(name: str) -> None:
@@ -107,15 +134,44 @@ def demo(
 ) -> None:
     """Show the whole loop on this machine: Label Studio, Redis, backend, workers, one project.
 
-    Headless, the last line of standard output is one JSON object. Ctrl-C stops all that was
-    started. Each demo begins afresh: the last one is moved to a folder beside it, or deleted if it
-    was headless.
+    Headless, the last line of standard output is one JSON object, also where the demo fails. Ctrl-C
+    stops all that was started; exit code 130: before what was asked for was done. Each demo begins
+    afresh: the last one is moved to a folder beside it, or deleted if it was headless.
     """
-    stop_on_sigterm()
+    os.umask(0o077)  # all that it writes is this user's own
+    stop_on_signals()
     _check_strategy(strategy)
+    if not math.isfinite(pace):
+        raise OptionError(f"--pace: found {pace}, expected a number of seconds")
 
+    try:
+        with ExitStack() as running:
+            with _told(headless) as outcome:
+                loop = _begun(running, k, strategy, seed, data, headless and not keep)
+                if headless:
+                    from ml_backend.cli.demo_loop import run_headless
+
+                    run_headless(loop, rounds, k, pace, outcome)
+            if headless and not keep:
+                return
+            _tell(loop.stack, loop.project.number)
+            if browser and not headless:
+                webbrowser.open(
+                    f"{loop.stack.label_studio.url}/projects/{loop.project.number}/data"
+                )
+            _until_interrupted(loop.group)
+    except KeyboardInterrupt:
+        say("stopped")
+        raise typer.Exit(_INTERRUPTED) from None
+    say("stopped")
+
+
+def _begun(
+    running: ExitStack, k: int, strategy: str, seed: int, data: Path | None, unattended: bool
+) -> Loop:
+    """A demo whose first queue is published. ``running`` stops it."""
     # what is wrong on the command line has been said without these
-    from ml_backend.cli.demo_loop import Loop, load_slices, phantom_folder, run_headless, upload
+    from ml_backend.cli.demo_loop import Loop, load_slices, phantom_folder, upload
     from ml_backend.embedded.stack import start_stack
     from ml_backend.rounds.service import Service
     from ml_backend.studio.projects import register_backend
@@ -124,32 +180,17 @@ def demo(
     home = default_home()
     loaded = load_slices(data if data is not None else phantom_folder(home, seed))
     say(f"{len(loaded.tasks)} slices to label, {len(loaded.held_out)} held out")
-    env = _asked(k, strategy, seed)
-    try:
-        with (
-            _fresh(home / "demo", unattended=headless and not keep) as folder,
-            ProcessGroup(folder / "logs") as group,
-        ):
-            stack = start_stack(group, folder, home, env=env, step=say)
-            title = f"nextslice demo: {data.name if data else 'phantom'}"
-            say("uploading slices and connecting the project")
-            service = Service(stack.settings())
-            project = upload(service.studio, loaded, title)
-            register_backend(service.studio, project, BackendLink(stack.backend_url))
-            loop = Loop(stack, project, loaded, group)
-            loop.wait_for(0, lambda text: None)
-            if headless:
-                run_headless(loop, rounds, k, pace)
-                if keep:
-                    _tell(stack, project)
-                    _until_interrupted(group)
-                return
-            _tell(stack, project)
-            if browser:
-                webbrowser.open(f"{stack.label_studio.url}/projects/{project}/data")
-            _until_interrupted(group)
-    except KeyboardInterrupt:
-        say("stopped")
+    folder = running.enter_context(_fresh(home / "demo", unattended=unattended))
+    group = running.enter_context(ProcessGroup(folder / "logs"))
+    stack = start_stack(group, folder, home, env=_asked(k, strategy, seed), step=say)
+    say("uploading slices and connecting the project")
+    service = Service(stack.settings())
+    project = upload(service.studio, loaded, f"nextslice demo: {data.name if data else 'phantom'}")
+    link = BackendLink(stack.backend_url, service.settings.basic_auth)
+    register_backend(service.studio, project, link)
+    loop = Loop(stack, project, loaded, group)
+    loop.wait_for(0, lambda text: None)
+    return loop
 
 
 def _tell(stack: Stack, project: int) -> None:
@@ -159,8 +200,8 @@ def _tell(stack: Stack, project: int) -> None:
     console.print(f"Token         {server.token}", soft_wrap=True)
     console.print(f"Project       {project}")
     console.print(f"Backend       {stack.backend_url}")
-    console.print(f"Redis         {stack.redis_url}")
-    console.print(f"Store         {stack.env['NEXTSLICE_STORE']}")
+    console.print(f"Redis         {as_written(stack.redis_url)}")
+    console.print(f"Store         {as_written(stack.env['NEXTSLICE_STORE'])}")
     console.print(
         "Press [bold]Label All Tasks[/]; the first masks come after the first submits, and a whole "
         "training after every K. Ctrl-C ends."
@@ -168,6 +209,10 @@ def _tell(stack: Stack, project: int) -> None:
 
 
 def _until_interrupted(group: ProcessGroup) -> None:
-    while (ended := group.ended()) is None:
-        time.sleep(1)
+    """Return at Ctrl-C, as people are told to end it. StartError when a process has ended."""
+    try:
+        while (ended := group.ended()) is None:
+            time.sleep(1)
+    except KeyboardInterrupt:
+        return
     raise StartError(ended)

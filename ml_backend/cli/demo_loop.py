@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +37,9 @@ from ml_backend.studio.label_config import WHY, bitmask_config, parse_label_conf
 from ml_backend.volumes.folder import FolderSource
 from ml_backend.volumes.phantom import phantom
 from ml_backend.volumes.window import Window, render
+
+if TYPE_CHECKING:
+    from ml_backend.cli.demo import Outcome
 
 __all__ = ["Loop", "load_slices", "phantom_folder", "run_headless", "upload"]
 
@@ -114,6 +116,7 @@ class Loop:
     """The demo's rounds: what Label Studio hands out, what is submitted, what comes back."""
 
     def __init__(self, stack: Stack, project: int, data: _Data, group: ProcessGroup) -> None:
+        self.stack = stack
         self.project = find_project(Service(stack.settings()), project)
         self.folder = self.project.folder
         self.data = data
@@ -233,11 +236,10 @@ def _without_new_labels(loop: Loop) -> list[dict[str, Any]]:
 
 
 def _headless(
-    loop: Loop, rounds: int, k: int, first: list[int], pace_s: float
-) -> list[dict[str, Any]]:
-    """Label, wait, measure, ``rounds`` times; one row a round. ``first``: slices that are labelled
-    of the K of the first."""
-    rows: list[dict[str, Any]] = []
+    loop: Loop, rounds: int, k: int, first: list[int], pace_s: float, rows: list[dict[str, Any]]
+) -> None:
+    """Label, wait, measure, ``rounds`` times; each adds a row to ``rows``. ``first``: slices that
+    are labelled of the K of the first."""
     annotated = 0
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     for number in range(1, rounds + 1):
@@ -276,7 +278,6 @@ def _headless(
             }
         )
         say(f"round {published.round}: {published.model_version}, mIoU {miou:.3f}, {waited:.0f} s")
-    return rows
 
 
 def _corrected(row: dict[str, Any]) -> str:
@@ -301,20 +302,15 @@ def _table(rows: list[dict[str, Any]], held_out: int) -> Table:
     return table
 
 
-def run_headless(loop: Loop, rounds: int, k: int, pace_s: float) -> None:
-    rows: list[dict[str, Any]] = []
-    later: list[dict[str, Any]] = []
-    ok, first_mask_s = False, None
-    try:
-        first, first_mask_s = _first_mask(loop)
-        rows = _headless(loop, rounds, k, first, pace_s)
-        ok = all(row["queue_matches_selection"] for row in rows)
-        print(whole(_table(rows, len(loop.data.held_out))))
-        waits = [row["submit_to_publish_s"] for row in rows]
-        say(f"from the last submit to the new queue: median {statistics.median(waits):.0f} s")
-        later = _without_new_labels(loop)
-    finally:
-        shown = {"ok": ok, "first_mask_s": first_mask_s, "rounds": rows, "without_labels": later}
-        print(json.dumps(shown), flush=True)
-    if not ok:
+def run_headless(loop: Loop, rounds: int, k: int, pace_s: float, outcome: Outcome) -> None:
+    """Label ``rounds`` times; ``outcome`` is told as far as it has come. Exits with 1 where slices
+    were not handed out as they were selected."""
+    first, outcome.first_mask_s = _first_mask(loop)
+    _headless(loop, rounds, k, first, pace_s, outcome.rounds)
+    outcome.ok = all(row["queue_matches_selection"] for row in outcome.rounds)
+    print(whole(_table(outcome.rounds, len(loop.data.held_out))))
+    waits = [row["submit_to_publish_s"] for row in outcome.rounds]
+    say(f"from the last submit to the new queue: median {statistics.median(waits):.0f} s")
+    outcome.without_labels = _without_new_labels(loop)
+    if not outcome.ok:
         sys.exit(1)

@@ -65,7 +65,7 @@ def spec_of(
         title = path.name
     else:
         assert phantom is not None
-        console.print(f"phantom {phantom}: generating what is not there yet")
+        console.print(f"phantom {as_written(phantom)}: generating what is not there yet")
         with round_progress(console) as progress:
             path = phantom_folder(phantom, default_home(), progress, os.cpu_count() or 1)
         title = f"phantom {phantom}"
@@ -135,7 +135,8 @@ class _Board:
         self._rounds = {
             job: 1 if job.strategy == FULLY_SUPERVISED else experiment.rounds for job in jobs
         }
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        what = TextColumn("{task.description}", markup=False)
+        columns = (what, BarColumn(), MofNCompleteColumn())
         self.bars = Progress(*columns, TimeElapsedColumn(), console=console)
         self._total = self.bars.add_task("rounds", total=sum(self._rounds.values()))
         self._tasks: dict[Job, TaskID] = {}

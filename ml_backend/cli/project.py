@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ml_backend.cli import app, console
+from ml_backend.cli import app, as_written, console
 from ml_backend.errors import OptionError
 
 if TYPE_CHECKING:
@@ -74,7 +74,8 @@ def _change(project: ConnectedProject, asked: dict[str, str]) -> None:
     try:
         project.schedule.count()  # a smaller K may be reached, a pause be over
     except RedisError as error:
-        console.print(f"It is looked at in the next half minute, not at once: Redis: {error}")
+        said = f"It is looked at in the next half minute, not at once: Redis: {error}"
+        console.print(as_written(said))
 
 
 def _print(project: ConnectedProject, *, as_json: bool) -> None:
@@ -92,4 +93,4 @@ def _print(project: ConnectedProject, *, as_json: bool) -> None:
     for row, value in zip(rows, values, strict=True):
         typer.echo(f"{row['setting']:{names}}  {value:{width}}  {row['from']}")
     for warning in warnings:
-        console.print(warning)
+        console.print(as_written(warning))

@@ -46,7 +46,7 @@ def list_rounds(
     service = Service.from_environment()
     while True:
         found = stored_projects(service) if project is None else [known_project(service, project)]
-        if not found:
+        if not found and not as_json:
             console.print(
                 f"No project is known in {as_written(service.store.root)}. Connect one first."
             )

@@ -22,7 +22,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from ml_backend.cli import app, console
+from ml_backend.cli import app, as_written, console
 from ml_backend.cli.reading import (
     ChannelOption,
     DatasetOption,
@@ -33,7 +33,7 @@ from ml_backend.cli.reading import (
     reading,
 )
 from ml_backend.cli.tables import whole
-from ml_backend.embedded.processes import stop_on_sigterm
+from ml_backend.embedded.processes import stop_on_signals
 from ml_backend.errors import OptionError
 from ml_backend.volumes.formats.registry import written_endings
 
@@ -193,7 +193,7 @@ def segment(
     from ml_backend.settings import load_settings
     from ml_backend.volumes.opening import open_volume
 
-    stop_on_sigterm()
+    stop_on_signals()
     settings = load_settings()
     roots = volume_roots(settings)
     chosen = reading(dataset, shape, dtype, offset, channel, time)
@@ -202,13 +202,15 @@ def segment(
         data, version = (
             _published(project) if weights is None else (weights.read_bytes(), weights.name)
         )
-        console.print(f"{volume}: {_size(opened)}, segmented by {version}", highlight=False)
+        said = f"{volume}: {_size(opened)}, segmented by {version}"
+        console.print(as_written(said), highlight=False)
         report = _segment(
             data, version, opened.along(axis), out, extra, three_axes, device, overwrite,
             any_scale, work,
         )  # fmt: skip
+        written = ", ".join(str(path) for path in (report.out, *report.extras))
         console.print(
-            f"{', '.join(str(path) for path in (report.out, *report.extras))}: "
+            f"{as_written(written)}: "
             f"{report.predicted} slices predicted in {report.seconds:.0f} s"
             + (f", {report.resumed} were there before" if report.resumed else ""),
             highlight=False, soft_wrap=True,
@@ -243,7 +245,7 @@ def _segment(
             stopped = bars.place
     console.print(
         f"Stopped at {stopped or 'the start'}. What is done is kept in "
-        f"{work or partial_folder(out)}: the same command goes on from there.",
+        f"{as_written(str(work or partial_folder(out)))}: the same command goes on from there.",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
     raise typer.Exit(_STOPPED)

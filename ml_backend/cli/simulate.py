@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from ml_backend.cli import app, console
+from ml_backend.cli import app, as_written, console
 from ml_backend.cli.progress import round_progress
 from ml_backend.cli.reading import (
     ChannelOption,
@@ -19,7 +19,7 @@ from ml_backend.cli.reading import (
     LabelsTimeOption,
     TimeOption,
 )
-from ml_backend.embedded.processes import stop_on_sigterm
+from ml_backend.embedded.processes import stop_on_signals
 from ml_backend.errors import OptionError
 
 __all__ = ["simulate"]
@@ -199,7 +199,7 @@ def simulate(
         return
     if out is None:
         raise OptionError("give --out, a folder for the experiment")
-    stop_on_sigterm()
+    stop_on_signals()
     names = _names(strategies)
     _check_options(context, data, labels, phantom)
     if workers:
@@ -245,7 +245,8 @@ def simulate(
     if loaded.named:
         _refuse(context, _BLOCK, f"for {title}, whose volumes.json names the test slices")
     console.print(
-        f"{title}: {len(loaded.pool)} slices to choose from, {len(loaded.test)} to test on"
+        f"{as_written(title)}: {len(loaded.pool)} slices to choose from, "
+        f"{len(loaded.test)} to test on"
     )
     target = chosen_device(device)  # imports torch: only when nothing above is wrong
     processes = jobs or (1 if target.startswith("cuda") else os.cpu_count() or 1)

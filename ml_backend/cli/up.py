@@ -16,7 +16,7 @@ from ml_backend.embedded.processes import (
     StartError,
     check_free,
     split_address,
-    stop_on_sigterm,
+    stop_on_signals,
 )
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["up"]
 
 _PORT = 9090
+_ENDS = "It ends with that one; jobs wait from then on, until that one is started again."
 
 
 @app.command()
@@ -54,10 +55,10 @@ def up(
     from ml_backend.embedded.redis_server import provide_redis
     from ml_backend.embedded.stack import start_worker, wait_for_backend
     from ml_backend.rounds.service import Service
-    from ml_backend.settings import load_settings, own_redis_socket
+    from ml_backend.settings import load_settings, own_redis_socket, socket_url
 
     os.umask(0o077)  # logs, Redis' file, store and cache are this user's own
-    stop_on_sigterm()
+    stop_on_signals()
     settings = load_settings()
     address = bind or f"127.0.0.1:{urlsplit(settings.backend_url).port or _PORT}"
     host, _ = split_address(address)
@@ -73,6 +74,8 @@ def up(
         if started:
             there = "there" if started == url else f"at {started}"
             console.print(as_written(f"No Redis listened at {url}: one is started {there}."))
+        elif own is not None and url == socket_url(own):
+            console.print(as_written(f"The Redis at {url} is another nextslice up's. {_ENDS}"))
         env = {"NEXTSLICE_REDIS_URL": started or url}
         group.start("backend", gunicorn_argv(address, log_level=settings.log_level), env=env)
         with console.status("starting the backend"):
@@ -80,7 +83,8 @@ def up(
         for kind, count in (("control", control_workers), ("gpu", gpu_workers)):
             for _ in range(count):
                 start_worker(group, kind, env)
-        console.print(f"nextslice listens on http://{address}. Logs: {data / 'logs'}. Ctrl-C ends.")
+        said = f"nextslice listens on http://{address}. Logs: {data / 'logs'}. Ctrl-C ends."
+        console.print(as_written(said))
         console.print(
             "In Label Studio: Settings → Model → Connect Model, and give "
             f"[bold]{as_written(settings.backend_url)}[/]."

@@ -55,7 +55,7 @@ def find_label_studio(home: Path) -> Path | None:
     if given:
         if not Path(given).exists():
             raise StartError(f"LABEL_STUDIO_BIN is {given!r}, but there is no such file.")
-        return Path(given)
+        return Path(given).absolute()  # it is started in another folder
     environment = _environment(home)
     # The marker is written last: an installation that was interrupted is done again.
     if (environment / "installed").exists():

@@ -12,12 +12,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 
+from ml_backend.durable import Scratch
 from ml_backend.errors import EnvironmentFault, OptionError
 
 __all__ = [
@@ -27,11 +28,12 @@ __all__ = [
     "free_port",
     "kill_tree",
     "split_address",
-    "stop_on_sigterm",
+    "stop_on_signals",
     "wait_until",
 ]
 
 _PR_SET_PDEATHSIG = 1
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ADDRESS = re.compile(r"(\[[^\[\]\s]+\]|[^\[\]\s:]*):([0-9]{1,5})")
 
 
@@ -96,17 +98,34 @@ def check_free(address: str) -> None:
             ) from None
 
 
-def stop_on_sigterm() -> None:
-    """Let SIGTERM unwind like Ctrl-C, so that everything that was started is stopped."""
+def stop_on_signals() -> None:
+    """Let SIGTERM, and the SIGHUP of a terminal that is closed, unwind like Ctrl-C, so that
+    everything that was started is stopped. Under nohup, which ignores it, SIGHUP stays ignored."""
 
     def interrupt(signum: int, frame: object) -> None:
+        # shell and system send it one after the other: what is being stopped is stopped
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, interrupt)
 
 
-def _die_with_parent() -> None:  # runs in the child
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """What stops us waits until this is done: an error that is raised in what Python calls at a
+    fork is lost."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin() -> None:  # runs in the child
     """Linux: a child must not outlive us even when we are killed."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
@@ -134,6 +153,7 @@ class ProcessGroup(contextlib.AbstractContextManager["ProcessGroup", None]):
         self.logs = logs
         logs.mkdir(parents=True, exist_ok=True)
         self._children: list[_Child] = []
+        self._scratch: list[Scratch] = []
 
     def __exit__(self, *failure: object) -> None:
         self.stop()
@@ -148,7 +168,7 @@ class ProcessGroup(contextlib.AbstractContextManager["ProcessGroup", None]):
     ) -> subprocess.Popen[bytes]:
         """Start ``argv`` with ``env`` added to ours."""
         log = self.logs / f"{name}.log"
-        with log.open("ab") as out:
+        with log.open("ab") as out, _undisturbed():
             process = subprocess.Popen(
                 list(argv),
                 env={**os.environ, **(env or {})},
@@ -158,9 +178,9 @@ class ProcessGroup(contextlib.AbstractContextManager["ProcessGroup", None]):
                 stderr=subprocess.STDOUT,
                 # A session of its own: Ctrl-C reaches us alone, and we stop the others in order.
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=_begin,
             )
-        self._children.append(_Child(name, process, log))
+            self._children.append(_Child(name, process, log))
         return process
 
     def wait(self, name: str, ready: Callable[[], bool], timeout_s: float) -> None:
@@ -182,6 +202,11 @@ class ProcessGroup(contextlib.AbstractContextManager["ProcessGroup", None]):
                 raise
             raise StartError(f"{error}; the end of {child.log}:\n{_tail(child.log)}") from None
 
+    def scratch(self) -> Path:
+        """A new temporary folder, until they are stopped."""
+        self._scratch.append(Scratch())
+        return Path(self._scratch[-1].name)
+
     def pids(self) -> dict[str, int]:
         """Name → process id of each that was started."""
         return {child.name: child.process.pid for child in self._children}
@@ -202,20 +227,30 @@ class ProcessGroup(contextlib.AbstractContextManager["ProcessGroup", None]):
         while self._children:
             child = self._children.pop()
             _end(child.process, grace_s)
+        while self._scratch:
+            self._scratch.pop().cleanup()
 
 
 def kill_tree(process: subprocess.Popen[bytes]) -> None:
     """SIGKILL to the process and to all it started, at once, as a lost machine would."""
-    _kill([*_descendants(process), process.pid])
+    _kill({*_started_by(process), process.pid})
     process.wait()
 
 
-def _descendants(process: subprocess.Popen[bytes]) -> list[int]:
-    """RQ's work horses lead process groups of their own: a signal to the session misses them."""
+def _started_by(process: subprocess.Popen[bytes]) -> set[int]:
+    """Its descendants, and who else is in its session: all that is known of them once it has ended.
+    RQ's work horses lead process groups of their own, so a signal to its group misses them."""
+    found = {pid for pid in psutil.pids() if _session_of(pid) == process.pid}
+    with contextlib.suppress(psutil.NoSuchProcess):
+        found |= {child.pid for child in psutil.Process(process.pid).children(recursive=True)}
+    return found - {process.pid}
+
+
+def _session_of(pid: int) -> int | None:
     try:
-        return [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
+        return os.getsid(pid)
+    except (ProcessLookupError, PermissionError):
+        return None
 
 
 def _kill(pids: Iterable[int]) -> None:
@@ -226,7 +261,7 @@ def _kill(pids: Iterable[int]) -> None:
 
 def _end(process: subprocess.Popen[bytes], grace_s: float) -> None:
     """SIGTERM to the process, then SIGKILL to it and to what it started."""
-    started = _descendants(process)
+    started = _started_by(process)
     if process.poll() is None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):

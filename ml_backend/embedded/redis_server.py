@@ -9,19 +9,19 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 from redis import Redis
 from redis.exceptions import RedisError
 
 from ml_backend.embedded.processes import ProcessGroup, StartError
-from ml_backend.settings import without_passwords
+from ml_backend.settings import socket_url, without_passwords
 
 __all__ = ["find_redis_server", "provide_redis", "redis_answers", "start_redis"]
 
 _TIMEOUT_S = 2.0
 _LONGEST_PATH = 107
+_OTHERS_WRITE = 0o022
 
 
 def find_redis_server() -> str:
@@ -60,26 +60,29 @@ def provide_redis(
     ``folder``. The address of one that was started; None: it was there.
 
     A new one only where nothing listens, and on a Unix socket in a folder that this user alone may
-    write to: that of ``url``, or ``own``, whose folder is made. Raises StartError for everything
-    else, such as a wrong password; no message holds it.
+    write to: that of ``url``, or ``own``, whose folder is made, or closed to others. Raises
+    StartError for everything else, such as a wrong password; no message holds it.
     """
     try:
         _ping(url)
     except RedisError as error:
         sock = own or _socket_of(url)
         silent = isinstance(error.__context__, (ConnectionRefusedError, FileNotFoundError))
-        if sock is None or not silent or not _is_guarded(sock, make=own is not None):
+        said = f"Redis at {without_passwords(url)} cannot be used: {str(error).rstrip('.')}."
+        if sock is None or not silent:
             raise StartError(
-                f"Redis at {without_passwords(url)} cannot be used: "
-                f"{str(error).rstrip('.')}. Check REDIS_URL, and that this Redis runs. nextslice "
-                "starts one itself only on a Unix socket, in a folder that you alone may write to: "
-                "where REDIS_URL is not set, or like unix:///home/me/redis.sock, and nothing "
-                "listens there."
+                f"{said} Check REDIS_URL, and that this Redis runs. nextslice starts one itself "
+                "only on a Unix socket, in a folder that you alone may write to: where REDIS_URL "
+                "is not set, or like unix:///home/me/redis.sock, and nothing listens there."
             ) from None
+        if own is not None:
+            _close(own.parent)
+        if why := _unguarded(sock):
+            raise StartError(f"{said} None can be started at {sock}: {why}.") from None
     else:
         return None
     start_redis(group, folder, sock)
-    return url if own is None else f"unix://{own}?db=0"
+    return url if own is None else socket_url(own)
 
 
 def _socket_of(url: str) -> Path | None:
@@ -90,16 +93,28 @@ def _socket_of(url: str) -> Path | None:
     return Path(known["path"])
 
 
-def _is_guarded(sock: Path, *, make: bool) -> bool:
-    """Whether ``sock`` can be a socket that nobody else replaces: in a folder, made by ``make``,
-    of this user that nobody else may write to."""
-    if make:
-        sock.parent.mkdir(parents=True, exist_ok=True)
-    if not sock.is_absolute() or not sock.parent.is_dir():
-        return False
-    folder = sock.parent.stat()
-    there = len(os.fsencode(sock)) <= _LONGEST_PATH
-    return there and folder.st_uid == os.getuid() and not folder.st_mode & 0o022
+def _close(folder: Path) -> None:
+    """Make this user's ``folder``, where others may not write."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = folder.stat()
+    if state.st_uid == os.getuid() and state.st_mode & _OTHERS_WRITE:
+        folder.chmod(state.st_mode & 0o7777 & ~_OTHERS_WRITE)
+
+
+def _unguarded(sock: Path) -> str:
+    """Why ``sock`` cannot be a socket that nobody else replaces; empty where it can."""
+    folder = sock.parent
+    length = len(os.fsencode(sock))
+    if length > _LONGEST_PATH:
+        return f"the path of a socket has {_LONGEST_PATH} bytes at most, this one {length}"
+    if not sock.is_absolute() or not folder.is_dir():
+        return f"there is no folder {folder}"
+    state = folder.stat()
+    if state.st_uid != os.getuid():
+        return f"the folder {folder} is another user's"
+    if state.st_mode & _OTHERS_WRITE:
+        return f"others may write to the folder {folder} (chmod go-w mends it)"
+    return ""
 
 
 def start_redis(group: ProcessGroup, folder: Path, sock: Path | None = None) -> str:
@@ -107,16 +122,16 @@ def start_redis(group: ProcessGroup, folder: Path, sock: Path | None = None) -> 
     is; its URL."""
     folder.mkdir(parents=True, exist_ok=True)
     argv = [find_redis_server(), "--save", "", "--appendonly", "yes", "--dir", str(folder)]
-    sock = sock or _short(folder / "redis.sock")
-    url = f"unix://{sock}?db=0"
+    sock = sock or _short(group, folder / "redis.sock")
+    url = socket_url(sock)
     argv += ["--port", "0", "--unixsocket", str(sock), "--unixsocketperm", "700"]
     group.start("redis", argv)
     group.wait("redis", lambda: redis_answers(url), timeout_s=30)
     return url
 
 
-def _short(sock: Path) -> Path:
-    """``sock``, or one in a temporary folder of this user: its path has 107 bytes at most."""
+def _short(group: ProcessGroup, sock: Path) -> Path:
+    """``sock``, or one in a temporary folder of ``group``: its path has 107 bytes at most."""
     if len(os.fsencode(sock)) <= _LONGEST_PATH:
         return sock
-    return Path(tempfile.mkdtemp(prefix="nextslice-")) / sock.name
+    return group.scratch() / sock.name

@@ -86,7 +86,7 @@ class ConnectedProject:
 
     @property
     def studio(self) -> Studio:
-        """Its Label Studio. Raises StudioError when no API key is set."""
+        """Its Label Studio. Raises NoToken when no API key is set."""
         return self.service.studio
 
     @cached_property

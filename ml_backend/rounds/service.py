@@ -102,7 +102,7 @@ class Service:
 
     @cached_property
     def studio(self) -> Studio:
-        """Label Studio. Raises StudioError when no API key is set."""
+        """Label Studio. Raises NoToken when no API key is set."""
         from ml_backend.studio.client import Studio
 
         settings = self.settings

@@ -6,9 +6,11 @@ they are at to itself.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -41,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 30.0
+_PR_SET_PDEATHSIG = 1
 
 _JOBS = "ml_backend.rounds.jobs"
 ENTRY_POINTS = frozenset(
@@ -103,6 +106,23 @@ class ForkingWorker(Worker):
         super().register_birth()  # type: ignore[no-untyped-call]  # RQ has no types
         if self.device:
             self.connection.hset(self.key, DEVICE_FIELD, self.device)
+
+    def _set_ip_address(self, connection: Redis) -> None:
+        """For people to see. Redis tells it beside the path of its socket, and in a path with a
+        space or "=" what it tells cannot be taken apart."""
+        try:
+            super()._set_ip_address(connection)
+        except ValueError:
+            self.ip_address = "unknown"
+
+    def main_work_horse(self, job: Job, queue: Queue) -> None:
+        """The job, in its own process. It ends with its worker, even where that is killed: nobody
+        would end it, or know of it."""
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != self.pid:  # killed before that
+            os._exit(1)
+        super().main_work_horse(job, queue)
 
     def perform_job(self, job: Job, queue: Queue, execution: Execution) -> bool:
         """Run the job, in its own process. What is logged meanwhile says of which job it is, an

@@ -22,7 +22,7 @@ from label_studio_sdk.core.api_error import ApiError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ml_backend.studio.download import DOWNLOAD_S, Downloads, ImageHosts
-from ml_backend.studio.failures import ImageUnavailable, StudioError
+from ml_backend.studio.failures import ImageUnavailable, NoToken, StudioError
 from ml_backend.studio.token import StudioToken
 
 __all__ = [
@@ -244,7 +244,7 @@ class Studio:
 
     ``url``: its address as this machine sees it. ``api_key``: a personal access token or a legacy
     token. ``image_hosts``: whom else images come from; ``download_s``: how long one may take.
-    Raises StudioError without a token, and for a personal one that has expired.
+    Raises NoToken without one, StudioError for a personal one that has expired.
     """
 
     def __init__(
@@ -257,7 +257,7 @@ class Studio:
         download_s: float = DOWNLOAD_S,
     ) -> None:
         if not api_key:
-            raise StudioError(
+            raise NoToken(
                 "LABEL_STUDIO_API_KEY is empty. Create a personal access token in Label Studio "
                 "under Account & Settings and set it in nextslice's environment."
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ml_backend.errors import NextsliceError
 
-__all__ = ["ImageUnavailable", "StudioError"]
+__all__ = ["ImageUnavailable", "NoToken", "StudioError"]
 
 
 class StudioError(NextsliceError, RuntimeError):
@@ -14,6 +14,10 @@ class StudioError(NextsliceError, RuntimeError):
     """
 
     status: int | None = None
+
+
+class NoToken(StudioError):
+    """No API key is set, so Label Studio is not asked."""
 
 
 class ImageUnavailable(StudioError):
