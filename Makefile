@@ -74,9 +74,10 @@ format: install ## Rewrite the code in the project's style
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-# Without what measures quality; benchmarks/learning.py takes days: python -m benchmarks.learning.
+# Without what measures quality (benchmarks/learning.py takes days: python -m benchmarks.learning), and what
+# others import.
 bench: install ## Measure speed against the peers, one benchmark after the other
-	@for b in $(filter-out $(addprefix benchmarks/,advice.py corrections.py flags.py learning.py),$(wildcard benchmarks/*.py)); do echo "==> $$b"; $(BIN)/python $$b || exit 1; done
+	@for b in $(filter-out $(addprefix benchmarks/,advice.py corrections.py flags.py foreign_volumes.py learning.py),$(wildcard benchmarks/*.py)); do echo "==> $$b"; $(BIN)/python $$b || exit 1; done
 
 docs: install ## Build the documentation as a site into .site; a link that leads nowhere fails
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "==> .site/index.html"

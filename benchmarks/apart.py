@@ -1,9 +1,10 @@
 """A slice as the slice server makes it, read in a child process and in this one.
 
-    python benchmarks/apart.py [--folder /tmp/nextslice-volumes] [--repeat 40]
+    python benchmarks/apart.py [--shape 128 1024 1024] [--folder /tmp/nextslice-volumes]
+        [--repeat 40]
 
-The files are those that benchmarks/volumes.py leaves in its folder. Both ways read, window and
-encode the same slice, in another order each time; the figures are medians in milliseconds.
+The files are those of benchmarks/volumes.py, and left for it in the folder. Both ways read, window
+and encode the same slice, in another order each time; the figures are medians in milliseconds.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.volumes import prepare
 from ml_backend.pictures import encode_png
 from ml_backend.volumes.opening import ReadOptions, open_volume
 from ml_backend.volumes.recognition import format_of
@@ -44,9 +46,12 @@ def row(path: Path, repeat: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", type=int, nargs=3, default=(128, 1024, 1024))
     parser.add_argument("--folder", type=Path, default=Path("/tmp/nextslice-volumes"))
     parser.add_argument("--repeat", type=int, default=40)
     arguments = parser.parse_args()
+    shape = (arguments.shape[0], arguments.shape[1], arguments.shape[2])
+    prepare(arguments.folder, shape)
     print(f"{'':10}{'read: child':>12}{'here':>12}{'slice: child':>12}{'here':>12}{'×':>8}")
     for name in ("flat.h5", "a.h5", "a.tif", "zlib.tif"):
         print(row(arguments.folder / name, arguments.repeat))

@@ -16,7 +16,7 @@ people correct them, 20 times a slice each. All go for the largest wrong place (
   repair are not made. No person is so exact.
 
 Printed: the share of the wrong pixels that is left after so many corrections, the mean of the
-slices.
+slices. Labels that a pool has not are left out.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from al_strategies.learner import IGNORE, Beliefs
 from benchmarks.comparison.data_sets import labelled_slices, load
 from benchmarks.learning import ROOT, _folder
 from benchmarks.peers.protocol import Pool
+from ml_backend.experiment.data import Data
 from ml_backend.rounds.learners import LearnerConfig, new_learner
 from ml_backend.segmentation.repair import Box, repair
 
@@ -170,9 +171,8 @@ def corrected(person: Person, beliefs: Beliefs, truth: ClassMap) -> npt.NDArray[
     return np.array(padded) / max(1, padded[0])
 
 
-def _beliefs(options: argparse.Namespace, name: str, labels: int) -> tuple[Any, list[Any], float]:
-    """The data set, some of its test slices, and what a learner of so many labels believes."""
-    data = load(name, options.home, dict(options.data))
+def _beliefs(options: argparse.Namespace, data: Data, labels: int) -> tuple[list[Any], float]:
+    """Some test slices, and what a learner of so many labels believes of them."""
     labelled = labelled_slices(data.pool, labels, 0)
     training = {} if options.steps is None else {"steps": options.steps}
     learner = new_learner(data.classes, LearnerConfig(training=training), options.device)
@@ -181,10 +181,10 @@ def _beliefs(options: argparse.Namespace, name: str, labels: int) -> tuple[Any, 
     took = time.process_time() - began
     places = np.linspace(0, len(data.test) - 1, min(options.slices, len(data.test)))
     ids = [data.test[i] for i in places.round().astype(int)]
-    return data, [(i, learner.believe_image(data.source.image(i))) for i in ids], took
+    return [(i, learner.believe_image(data.source.image(i))) for i in ids], took
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -197,13 +197,14 @@ def main() -> None:
     add("--device", default="cpu")
     add("--home", type=Path, default=ROOT / ".nextslice" / "learning")
     add("--out", type=Path, help="append a line of JSON for each person")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     print("| data set | labels | wrong, % | who |", *(f" {n} |" for n in SHOWN), sep="")
     print("| --- | ---: | ---: | --- |", " ---: |" * len(SHOWN), sep="")
     for name in options.sets:
-        for labels in options.labels:
-            data, slices, took = _beliefs(options, name, labels)
+        data = load(name, options.home, dict(options.data))
+        for labels in [n for n in options.labels if n <= len(data.pool)]:
+            slices, took = _beliefs(options, data, labels)
             truths = [data.source.mask(i) for i, _ in slices]
             errors = [wrong(b.mask, t).mean() for (_, b), t in zip(slices, truths, strict=True)]
             for who, person in PEOPLE.items():

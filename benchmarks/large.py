@@ -2,8 +2,9 @@
 
     python benchmarks/large.py [--side 8192] [--steps 6] [--folder /tmp/nextslice-large]
 
-After each step its seconds and the most memory that this process and those that read volumes have
-taken so far. Two labelled slices are learned, a third is predicted as /predict does, and scored.
+After each step its seconds and the most memory that this process has taken so far, and that the
+processes which read volumes for it have. Two labelled slices are learned, a third is predicted as
+/predict does, and scored.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import argparse
 import resource
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import h5py
 import numpy as np
+import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -49,16 +52,29 @@ def prepare(folder: Path, side: int) -> tuple[Path, Path]:
     return image, labels
 
 
+def readers_peak() -> int:
+    """KiB that the child processes of this one have taken at most, each at its own moment."""
+    found = 0
+    for child in psutil.Process().children(recursive=True):
+        with suppress(OSError):  # it has ended
+            status = Path(f"/proc/{child.pid}/status").read_text()
+            found += sum(int(line.split()[1]) for line in status.splitlines() if "VmHWM" in line)
+    return found
+
+
 class Steps:
     """Says what each step cost."""
 
     def __init__(self) -> None:
         self._since = time.perf_counter()
+        self._readers = 0.0
 
     def done(self, what: str) -> None:
         took = time.perf_counter() - self._since
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(f"{what:20}{took:9.1f} s{peak:9.2f} GiB", flush=True)
+        here = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        self._readers = max(self._readers, readers_peak() / 2**20)
+        memory = f"{here:9.2f} GiB here{self._readers:9.2f} GiB in readers"
+        print(f"{what:20}{took:9.1f} s{memory}", flush=True)
         self._since = time.perf_counter()
 
 

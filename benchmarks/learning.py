@@ -5,15 +5,18 @@
     python -m benchmarks.learning --report
 
 Every case (data set, labels, label set, peer) appends a line to docs/results/learning/, and a case
-that has its line is skipped: the same command goes on. ``--again PEER`` measures a peer anew,
-``--retry`` what failed. ``--report`` writes docs/learning.md from the lines. All peers and data
-sets take days on one core; what a package brings is downloaded into ``--home``.
+that has its line is skipped: the same command goes on. What was given another time than ours takes
+since is measured again; so is a peer by ``--again PEER``, and what failed by ``--retry``.
+``--report`` writes docs/learning.md from the lines. All peers and data sets take days on one core;
+what a package brings is downloaded into ``--home``.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import platform
+import re
 import subprocess
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.comparison.data_sets import DATA_SETS, SHIFTS, labelled_slices, load
-from benchmarks.comparison.records import Case, Record, Records
+from benchmarks.comparison.records import Case, Record, Records, same_time
 from benchmarks.comparison.report import page
 from benchmarks.comparison.scores import score
 from benchmarks.peers import OURS, PEERS
@@ -53,6 +56,7 @@ def measure(peer: Peer, task: Task, data: Data, case: Case) -> Record:
         train_cpu_s=round(train, 2),
         predict_cpu_s_per_mpx=round(predict / sum(mask.size for mask in masks) * 1e6, 3),
         given_s=task.seconds,
+        steps=peer.steps,
         test_slices=len(data.test),
     )
 
@@ -66,7 +70,8 @@ class Run:
         self._folders: Mapping[str, Path] = dict(options.data)
         self._records = Records(options.out)
         self._made_with = {
-            "device": options.device, "threads": options.threads, "version": _version(),
+            "device": options.device, "threads": options.threads, "cpu": _cpu(),
+            "version": _version(),
         }  # fmt: skip
 
     def go(self) -> None:
@@ -96,7 +101,10 @@ class Run:
         known = self._records.get(case)
         if known is None or case.peer in self._options.again:
             return True
-        return self._options.retry and known.error is not None
+        if known.error is not None:
+            return bool(self._options.retry)
+        seconds = self._seconds(case)
+        return bool(seconds) and not same_time(known.given_s, seconds)
 
     def _measured(self, case: Case, data: Data) -> Record:
         labelled = labelled_slices(data.pool, case.labels, case.label_set)
@@ -138,6 +146,13 @@ def _version() -> str:
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+"]
     done = subprocess.run(command, capture_output=True, text=True)
     return done.stdout.strip() or "unknown"
+
+
+def _cpu() -> str:
+    """The model of this machine's CPU."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*: (.+)$", info.read_text() if info.exists() else "", re.M)
+    return found[1] if found else platform.processor() or platform.machine()
 
 
 def _folder(text: str) -> tuple[str, Path]:

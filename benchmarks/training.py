@@ -4,13 +4,15 @@
 
 The peer of a step: float32, contiguous tensors, torch's AdamW as it comes, on a batch that is
 there already; ours makes its own crops. With ``--data`` (a folder with ``images/`` and ``masks/``)
-a learner is trained on the slices named by ``--train`` and evaluated on the others.
+a learner is trained on the slices named by ``--train``, the only ones that it sees, and evaluated
+on the others.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +24,11 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from al_strategies.evidence import Position
+from al_strategies.learner import IGNORE
+from benchmarks.peers.protocol import Pool
 from ml_backend.segmentation.dataset import LabelledSlices
 from ml_backend.segmentation.learner import LearnerConfig, NetworkLearner
 from ml_backend.segmentation.networks import build_network, default_architecture
@@ -124,14 +130,16 @@ def train_on(options: argparse.Namespace) -> None:
     source = Folder(options.data)
     labelled = options.train or source.ids[:: max(1, len(source.ids) // 4)][:4]
     held_out = [i for i in source.ids if i not in labelled]
-    classes = 1 + max(int(source.mask(i).max()) for i in source.ids)
+    masks = map(source.mask, source.ids)
+    classes = 1 + max(int(mask[mask != IGNORE].max(initial=0)) for mask in masks)
+    pool = Pool(source, labelled, labelled)  # what is evaluated is not learned from
     for seed in range(options.seeds):
         learner = NetworkLearner(
             tuple(f"class {i}" for i in range(classes)),
             LearnerConfig(architecture=options.architecture),
             options.device,
         )
-        report = learner.fit(source, labelled, seed=seed)
+        report = learner.fit(pool, labelled, seed=seed)
         metrics = learner.evaluate(source, held_out)
         ious = ", ".join(f"{v:.2f}" for v in metrics.iou.values())
         print(

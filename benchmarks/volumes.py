@@ -133,7 +133,13 @@ def prepare(folder: Path, shape: tuple[int, int, int]) -> None:
         if not (folder / name).exists():
             write_volume(folder / name, volume, spec)
     if not (folder / "zlib.tif").exists():
-        tifffile.imwrite(folder / "zlib.tif", volume, compression="zlib", metadata=None)
+        tifffile.imwrite(
+            folder / "zlib.tif",
+            volume,
+            photometric="minisblack",  # 4 or 3 slices are no colours
+            compression="zlib",
+            metadata=None,
+        )
     if not (folder / "flat.h5").exists():
         with h5py.File(folder / "flat.h5", "w") as file:
             file["data"] = volume

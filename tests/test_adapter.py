@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import requests
+from flask import Flask
 from flask.testing import FlaskClient
 from rq import Queue
 
@@ -47,6 +50,43 @@ def test_a_port_that_is_none_is_a_usage_error(port: str) -> None:
     assert done.returncode == 2
     assert "argument -p/--port: " in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_basic_auth_holds_upstreams_own_routes(
+    make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a stand-in for upstream, which comes from git alone: what the others here skip without."""
+    upstream = Flask("label_studio_ml.api")
+    upstream.add_url_rule("/predict", view_func=lambda: "a mask", methods=["POST"])
+    upstream.add_url_rule("/metrics", endpoint="metrics", view_func=dict)
+    parts = {
+        "": {},
+        ".api": {"init_app": lambda model: upstream},
+        ".exceptions": {"AnswerException": Exception},
+        ".model": {"LabelStudioMLBase": object},
+    }
+    for name, content in parts.items():
+        module = ModuleType(f"label_studio_ml{name}")
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    settings = make_settings(BASIC_AUTH_USER="user", BASIC_AUTH_PASS="password")
+    monkeypatch.setattr("ml_backend.settings.load_settings", lambda: settings)
+    monkeypatch.setattr("ml_backend.settings.configure_logging", lambda level: None)
+    monkeypatch.setenv("MODEL_DIR", "")  # which it may set
+    for name in ("model", "_wsgi"):
+        monkeypatch.delitem(sys.modules, f"ml_backend.adapter.{name}", raising=False)
+    try:
+        client = importlib.import_module("ml_backend.adapter._wsgi").app.test_client()
+    finally:
+        for name in ("model", "_wsgi"):
+            sys.modules.pop(f"ml_backend.adapter.{name}", None)
+
+    secret = {WEBHOOK_HEADER: webhook_secret(settings)}
+    assert client.post("/predict").status_code == 401
+    assert client.post("/predict", auth=("user", "wrong")).status_code == 401
+    assert client.post("/predict", headers=secret).status_code == 401
+    assert client.post("/predict", auth=("user", "password")).text == "a mask"
+    assert client.get("/metrics").status_code == 401
 
 
 KEY = "7.1763865028"

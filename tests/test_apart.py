@@ -34,7 +34,6 @@ from tests.damaged_volumes import crashing, hanging
 from tests.test_formats import assert_holds, values, write
 
 ROOT = Path(__file__).resolve().parents[1]
-CASES = ROOT.parent / "shared" / "cases" / "damaged"
 GREY = values("u2", (6, 20, 24))
 SOON = ReadOptions(bounds=Bounds(timeout_s=2))
 LATER = ReadOptions()
@@ -171,13 +170,6 @@ class TestAFileThatEndsWhatReadsIt:
         os.kill(process, signal.SIGKILL)
         assert_holds(volume, GREY)
         assert readers.processes() != [process]
-
-
-@pytest.mark.skipif(not CASES.is_dir(), reason="the files of the report are not here")
-@pytest.mark.parametrize("name", ["hangs-on-open.h5", "segfaults-on-read.h5"])
-def test_the_files_of_the_report(name: str, readers: Readers) -> None:
-    with pytest.raises(VolumeError, match=r"takes too long to be opened|ends the process"):
-        list(open_apart(CASES / name, SOON, readers))
 
 
 def test_memory_has_a_limit(tmp_path: Path) -> None:

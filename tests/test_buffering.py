@@ -108,7 +108,9 @@ def test_a_body_of_300_mb_is_refused_and_not_kept(port: int, length: str) -> Non
 
 
 def ok(environ: dict[str, Any], start: Callable[..., Any]) -> list[bytes]:
-    """A WSGI application."""
+    """A WSGI application; /slow takes a while."""
+    if environ["PATH_INFO"] == "/slow":
+        time.sleep(0.7)
     start("200 OK", [("Content-Length", "2")])
     return [b"ok"]
 
@@ -221,6 +223,17 @@ def test_a_byte_now_and_then_does_not_keep_a_connection(impatient: Waiting) -> N
             except OSError:
                 break
         assert time.monotonic() - began < 8
+
+
+def test_who_is_being_answered_is_not_cut_for_the_next_request(
+    monkeypatch: pytest.MonkeyPatch, impatient: Waiting
+) -> None:
+    """It is half there for longer than it may be, while the first one is at work."""
+    for name, seconds in {"RECEIVED_WITHIN_S": 0.2, "_WAIT_S": 0.05}.items():
+        monkeypatch.setattr(buffering, name, seconds)
+    with ExitStack() as stack:
+        first = b"GET /slow HTTP/1.1\r\nHost: nextslice\r\n\r\n"
+        assert b"200 OK" in connected(stack, impatient.port, first + HALF).recv(1 << 10)
 
 
 def test_a_connection_may_be_used_again(impatient: Waiting) -> None:

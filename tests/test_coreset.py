@@ -68,6 +68,12 @@ def test_picks_are_those_of_the_quadratic_reference(labelled: int, offset: float
     )
 
 
+def test_the_first_is_the_nearest_to_the_mean_though_float32_hardly_tells() -> None:
+    rows = [[-1 - 2.0**-20, 0], [1, 0], [0, 5], [0, -5]]
+    x = np.array(rows, np.float32)
+    assert k_center_greedy(x, x[:0], 1).tolist() == reference(x, x[:0], 1) == [1]
+
+
 @pytest.mark.usefixtures("small_working_set")
 @pytest.mark.parametrize("offset", [0.0, 100.0])
 @pytest.mark.parametrize("labelled", [0, 1, 23])

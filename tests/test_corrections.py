@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from al_strategies.learner import IGNORE, Beliefs
-from benchmarks.corrections import CORRECTIONS, PEOPLE, box_around, corrected, wrong_place
+from benchmarks.corrections import CORRECTIONS, PEOPLE, box_around, corrected, main, wrong_place
+from tests.tiny_experiment import write_slices
 
 SIDE = 48
 Y, X = np.mgrid[:SIDE, :SIDE]
@@ -53,6 +56,26 @@ def test_what_is_left_falls_and_nobody_said_is_not_counted(who: str) -> None:
 
 def test_two_drags_repair_two_places() -> None:
     assert corrected(PEOPLE["drag"], believed(), TRUTH)[2] < 0.05
+
+
+def test_a_drag_with_the_label_picked_is_not_led_astray_by_what_is_believed() -> None:
+    place, background = TRUTH == 1, np.zeros_like(TRUTH)
+    scores = np.stack([np.full(TRUTH.shape, value) for value in (2.0, -4.5, 1.0)])
+    beliefs = Beliefs(background, (scores - np.log(np.exp(scores).sum(0))).astype(np.float16))
+    first = {
+        who: next(PEOPLE[who](beliefs, background, TRUTH, place))
+        for who in ("drag", "drag, label picked")
+    }
+    assert {*np.unique(first["drag"][place])} == {2}
+    assert {*np.unique(first["drag, label picked"][place])} == {1}
+
+
+def test_labels_that_a_pool_has_not_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_slices(tmp_path)
+    main(["--data", f"tiny={tmp_path}", "--sets", "tiny", "--labels", "100"])
+    assert "tiny" not in capsys.readouterr().out
 
 
 def test_a_place_that_cannot_be_repaired_costs_three_drags_and_is_left() -> None:

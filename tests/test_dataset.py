@@ -210,6 +210,30 @@ def test_pseudo_labels_are_used_like_labels() -> None:
     assert slices.counts.tolist() == [0, 64, 64]
 
 
+def test_a_persons_label_comes_before_a_pseudo_label() -> None:
+    source = Source({"a": np.zeros((8, 8))}, {"a": np.ones((8, 8), np.uint8)})
+
+    slices = labelled(source, pseudo={"a": np.zeros((8, 8), np.uint8)})
+
+    assert len(slices) == 1
+    assert (slices.pair(0)[1] == 1).all()
+
+
+def test_the_cache_holds_as_much_after_many_slices_as_at_first() -> None:
+    names = ["a", "b", "c"]
+    mask = np.ones((8, 8), np.uint8)
+    source = Source(dict.fromkeys(names, np.zeros((8, 8))), dict.fromkeys(names, mask))
+    slices = labelled(source, cache_bytes=2 * (4 + 1) * mask.size)
+    for place in [0, 1, 2] * 10:
+        slices.pair(place)
+    before = len(source.reads)
+
+    for place in [1, 2] * 10:
+        slices.pair(place)
+
+    assert len(source.reads) == before
+
+
 def test_a_slice_without_a_labelled_pixel_teaches_nothing() -> None:
     ignored = np.full((8, 8), IGNORE, np.uint8)
     images = {"a": np.zeros((8, 8)), "b": np.zeros((8, 8))}
@@ -224,8 +248,9 @@ def test_masks_that_do_not_fit_are_refused() -> None:
 
     with pytest.raises(InvalidMask, match=r"'a' has shape \(4, 4\), its image \(8, 8\)"):
         labelled(Source(images, {"a": np.zeros((4, 4), np.uint8)}))
-    with pytest.raises(InvalidMask, match="class 7; there are 3 classes"):
-        labelled(Source(images, {"a": np.full((8, 8), 7, np.uint8)}))
+    for wrong in (3, 7):
+        with pytest.raises(InvalidMask, match=f"class {wrong}; there are 3 classes"):
+            labelled(Source(images, {"a": np.full((8, 8), wrong, np.uint8)}))
 
 
 def test_slices_that_cannot_be_used_are_left_out_where_somebody_is_told() -> None:

@@ -16,6 +16,7 @@ import pytest
 from flask import Flask
 
 from al_strategies.learner import Beliefs
+from ml_backend.api import drags
 from ml_backend.api.opened import SliceName, StillComputing
 from ml_backend.api.serving import Serving
 from ml_backend.app import create_app
@@ -212,6 +213,19 @@ def test_what_was_undone_on_the_page_is_not_brought_back(app: Flask) -> None:
     found = page.drag(44, 44, 60, 60)  # elsewhere
     assert patch not in found
     assert page.shown[30, 30] == 1
+
+
+def test_what_no_draft_held_in_time_is_not_on_the_page(
+    app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, clock = Page(app), [100.0]
+    monkeypatch.setattr(drags, "_seconds", lambda: clock[0])
+    page.save()
+    (patch,) = page.drag(*OVER)
+    del page.regions[patch]  # Ctrl+Z, and nothing was saved
+    clock[0] += 9
+    page.drag(*OVER)
+    assert page.shown[30, 30] == 2, "the first alternative, as for the first time"
 
 
 def test_two_people_on_one_task_do_not_see_each_others_corrections(app: Flask) -> None:

@@ -91,6 +91,22 @@ def test_of_many_who_create_a_file_one_succeeds(
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_a_file_is_ours_where_a_disk_made_it_and_then_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS, when an answer is lost and the request repeated."""
+    link = os.link
+
+    def twice(source: Path, target: Path) -> None:
+        link(source, target)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", twice)
+    assert create_whole(tmp_path / "a", b"ours")
+    assert not create_whole(tmp_path / "a", b"later")
+    assert (tmp_path / "a").read_bytes() == b"ours"
+
+
 def test_who_is_alone_replaces_what_a_killed_process_has_left(tmp_path: Path) -> None:
     (tmp_path / ".a.part").write_bytes(b"half of a checkpoint")
     write_whole(tmp_path / "a", b"x", alone=True)

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from al_strategies.learner import IGNORE
+from al_strategies.evidence import SliceId
+from al_strategies.learner import IGNORE, SliceSource
 from benchmarks import learning
-from benchmarks.comparison.data_sets import labelled_slices
+from benchmarks.comparison.data_sets import DATA_SETS, DataSet, labelled_slices, load
 from benchmarks.comparison.records import Case, Record, Records
 from benchmarks.comparison.report import page
 from benchmarks.comparison.scores import boundary, score
 from benchmarks.peers import PEERS, Entry
 from benchmarks.peers.ours import Ours
 from benchmarks.peers.pixel_forest import PixelForest, features
-from benchmarks.peers.protocol import Pool, Unavailable
-from benchmarks.peers.unet import UNet
+from benchmarks.peers.protocol import Mask, Pool, Task, Unavailable
+from benchmarks.peers.unet import UNet, _loss
 from tests.segmentation_phantom import Phantom
 from tests.tiny_experiment import write_slices
 
@@ -54,6 +58,15 @@ def test_boundaries_within_two_pixels_match_and_others_do_not() -> None:
     assert score([(square(10), np.zeros((40, 40), np.uint8))], CLASSES).mean_boundary_f == 0
 
 
+def test_precision_is_of_what_is_predicted_and_recall_of_what_is_true() -> None:
+    part = square(10)
+    part[:, 13:] = 0
+    # All of its boundary lies within 2 pixels of the true one's left column. Of the true 36 it
+    # finds that column, and four more each of the top and the bottom row.
+    f = score([(square(10), part)], CLASSES).boundary_f["square"]
+    assert f == pytest.approx(2 * (18 / 36) / (1 + 18 / 36))
+
+
 def test_boundaries_are_pooled_over_slices_and_absent_classes_have_no_score() -> None:
     empty = np.zeros((40, 40), np.uint8)
     both = score([(square(10), square(10)), (empty, square(10))], (*CLASSES, "absent"))
@@ -74,6 +87,8 @@ def test_what_nobody_labelled_is_not_scored() -> None:
 
 def test_label_sets_take_one_slice_of_each_bin() -> None:
     pool = [f"z{i}" for i in range(12)]
+    with pytest.raises(ValueError, match="13 labels of a pool of 12 slices"):
+        labelled_slices(pool, 13, 0)
     assert labelled_slices(pool, 2, 0) == ("z3", "z9")
     assert labelled_slices(pool, 2, 1) == ("z1", "z7")
     assert labelled_slices(pool, 2, 2) == ("z5", "z11")
@@ -99,6 +114,123 @@ def test_the_forest_sees_seven_filters_at_six_scales() -> None:
     np.testing.assert_allclose(middle[:4, 2], np.sqrt(5), rtol=1e-2)
     np.testing.assert_allclose(middle[:4, 5], 5, rtol=1e-2)
     np.testing.assert_allclose(middle[:4, 6], 0, atol=1e-2)
+
+
+class HalfLabelled(Phantom):
+    """Nobody labelled the upper half of its slices."""
+
+    def mask(self, slice_id: str) -> Mask:
+        mask = super().mask(slice_id)
+        mask[: len(mask) // 2] = IGNORE
+        return mask
+
+
+def test_the_forest_learns_nothing_of_pixels_that_nobody_labelled() -> None:
+    source, forest = HalfLabelled(1), PixelForest(2, 500)
+    forest.fit(Task(Pool(source, source.ids, source.ids), tuple(source.ids), CLASSES))
+    assert forest._forest is not None
+    assert IGNORE not in forest._forest.classes_
+
+
+def test_the_u_net_learns_nothing_of_pixels_that_nobody_labelled() -> None:
+    masks = torch.tensor([[[0, 1], [IGNORE, IGNORE]]])
+    scores = torch.randn(1, 2, 2, 2)
+    other = scores.clone()
+    other[0, 1, 1] += 5  # of class 1, in the row that nobody labelled
+    assert _loss(scores, masks) == _loss(other, masks)
+
+
+class Recording:
+    """A peer that keeps its tasks, and takes 5 CPU seconds for whatever it does, 2 of them idle."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.idle_s = self.now = 0.0
+        self.steps: int | None = 70
+        self.tasks: list[Task] = []
+        monkeypatch.setattr(learning, "cpu_seconds", lambda: self.now)
+
+    def fit(self, task: Task) -> None:
+        self.tasks.append(task)
+        self._work()
+
+    def predict(self, source: SliceSource, ids: Sequence[SliceId]) -> Iterator[Mask]:
+        self._work()
+        return (np.zeros_like(source.image(i), np.uint8) for i in ids)
+
+    def _work(self) -> None:
+        self.now, self.idle_s = self.now + 5, self.idle_s + 2
+
+
+@pytest.fixture
+def recording(monkeypatch: pytest.MonkeyPatch) -> Recording:
+    """In the place of the forest, of nnU-Net and of nnU-Net for ten times as long."""
+    peer = Recording(monkeypatch)
+    for name in ("forest", "nnunet", "nnunet-10x"):
+        entry = Entry(name, lambda home, device: peer, times=PEERS[name].times)
+        monkeypatch.setitem(PEERS, name, entry)
+    return peer
+
+
+@pytest.fixture
+def slices(tmp_path: Path) -> Path:
+    """24 tiny slices."""
+    (tmp_path / "slices").mkdir()
+    write_slices(tmp_path / "slices")
+    return tmp_path / "slices"
+
+
+def run(slices: Path, *more: str) -> Records:
+    places = {"--home": slices.parent, "--out": slices.parent / "out", "--page": slices / "page.md"}
+    given = [str(word) for pair in places.items() for word in pair]
+    learning.main(["--data", f"tiny={slices}", "--sets", "tiny", "--labels", "2", *given, *more])
+    return Records(slices.parent / "out")
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_a_peer_is_given_the_pool_its_labels_and_nothing_of_the_test_slices(
+    slices: Path, recording: Recording, monkeypatch: pytest.MonkeyPatch, absolute: bool
+) -> None:
+    monkeypatch.setitem(DATA_SETS, "tiny", DataSet("tiny", "made", absolute=absolute))
+    run(slices, "--label-sets", "0", "1", "--only", "forest")
+    data = load("tiny", slices, {"tiny": slices})
+    assert [task.seed for task in recording.tasks] == [0, 1]
+    for task in recording.tasks:
+        assert task.pool.ids == tuple(data.pool)
+        assert task.absolute is absolute
+        assert [task.pool.mask(i) is not None for i in task.labelled] == [True, True]
+        for hidden in (*data.test, *{*data.pool} - {*task.labelled}):
+            with pytest.raises(KeyError):
+                task.pool.mask(hidden)
+
+
+def test_a_start_of_an_interpreter_is_no_time_of_training(
+    slices: Path, recording: Recording
+) -> None:
+    (record,) = run(slices, "--label-sets", "0", "--only", "forest")
+    assert record.train_cpu_s == 3
+    data = load("tiny", slices, {"tiny": slices})
+    pixels = sum(data.source.mask(i).size for i in data.test)
+    assert record.predict_cpu_s_per_mpx == pytest.approx(3e6 / pixels, abs=1e-3)
+    assert record.steps == 70
+    assert record.cpu
+
+
+def test_peers_have_as_long_as_ours_took_and_again_once_that_is_another_time(
+    slices: Path, recording: Recording
+) -> None:
+    assert (PEERS["unet"].times, PEERS["nnunet"].times, PEERS["nnunet-10x"].times) == (1, 1, 10)
+    scored = dict.fromkeys(load("tiny", slices, {"tiny": slices}).classes, 0.5)
+
+    def given(ours: float) -> list[float | None]:
+        taken = Record(Case("tiny", 2, 0, "ours"), (), scored, scored, train_cpu_s=ours)
+        Records(slices.parent / "out").append(taken)
+        recording.tasks.clear()
+        run(slices, "--label-sets", "0", "--only", "nnunet", "nnunet-10x")
+        return [task.seconds for task in recording.tasks]
+
+    assert given(7) == [7, 70]
+    assert given(7.6) == []
+    assert given(8) == [8, 80]
 
 
 @pytest.fixture
@@ -184,7 +316,11 @@ def test_a_page_gives_means_spreads_and_losses(tmp_path: Path) -> None:
         for label_set, value in enumerate(values):
             case = Case("phantom_small", 8, label_set, peer)
             scored = {"background": value, "bone": float("nan")}
-            records.append(Record(case, iou=scored, boundary_f=scored, train_cpu_s=60))
+            given_s = 63.0 if peer == "unet" else None
+            made = Record(
+                case, iou=scored, boundary_f=scored, train_cpu_s=60, given_s=given_s, cpu="Z80"
+            )
+            records.append(made)
 
     text = page(Records(tmp_path))
 
@@ -194,6 +330,49 @@ def test_a_page_gives_means_spreads_and_losses(tmp_path: Path) -> None:
     assert "| U-Net, our time | 1 | .800 | .500 | +0.300 | 1 | 0 |" in text
     assert "- to pixel forest: phantom_small 8 (.800 against .850)" in text
     assert "| 8 | bone |  |  |  |" in text
+    assert "Measured with ours unknown on Z80;" in text
+
+
+def paged(tmp_path: Path, **of_the_peer: Any) -> str:
+    """The page of ours, which took 60 s for .8, beside nnU-Net with .5."""
+    records = Records(tmp_path)
+    for peer, miou, more in (("ours", 0.8, {}), ("nnunet", 0.5, of_the_peer)):
+        scored = {"bone": miou}
+        case = Case("phantom_small", 8, 0, peer)
+        records.append(Record(case, iou=scored, boundary_f=scored, train_cpu_s=60, **more))
+    return page(records)
+
+
+IN_SHORT = "| nnU-Net, our time | 1 | .800 | .500 | +0.300 | 1 | 0 |"
+
+
+def test_what_was_given_another_time_than_ours_takes_is_left_out(tmp_path: Path) -> None:
+    text = paged(tmp_path, given_s=30.0, steps=80)
+    assert "nnU-Net, our time |" not in text
+    assert "nnunet: left out. Its mIoU of .500 is that of 30 CPU seconds; now it" in text
+    assert "would be given 60." in text
+
+
+def test_a_peer_of_few_steps_is_shown_and_in_no_mean(tmp_path: Path) -> None:
+    text = paged(tmp_path, given_s=60.0, steps=49)
+    assert IN_SHORT not in text
+    assert "| 8 | **.800 (one set)** | .500 (one set) |" in text
+    assert "nnunet: 49 steps only, so not among the means above." in text
+    text = paged(tmp_path, given_s=60.0, steps=50)
+    assert IN_SHORT in text
+    assert "| 8 | 60 / 0.0 | 60 / 0.0, 50 steps |" in text
+    assert "single rows" not in text
+    text = paged(tmp_path, given_s=60.0)
+    assert IN_SHORT in text
+    assert "nnunet: how many steps it made was not recorded." in text
+
+
+def test_label_sets_of_the_same_slices_are_named(tmp_path: Path) -> None:
+    records, scored = Records(tmp_path), {"bone": 0.8}
+    for label_set, slices in enumerate([("a", "b"), ("b", "c"), ("a", "b")]):
+        case = Case("phantom_small", 2, label_set, "ours")
+        records.append(Record(case, slices, iou=scored, boundary_f=scored))
+    assert "With 2 labels, sets 0 and 2 are the same slices" in page(records)
 
 
 def test_the_committed_page_is_that_of_the_committed_records() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -19,6 +20,21 @@ def test_a_target_that_is_none_lists_those_there_are(target: str) -> None:
     assert f"there is no target {target}" in done.stderr
     assert "  make test " in done.stderr
     assert "  make check " in done.stderr
+
+
+def test_every_benchmark_that_make_runs_is_a_script() -> None:
+    """One that others import, or that needs the folder above on its path, would end the row."""
+    done = subprocess.run(
+        ["make", "-n", "bench"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    paths = re.findall(r"benchmarks/\w+\.py", done.stdout)
+    assert len(paths) > 10
+    for path in paths:
+        lines = (ROOT / path).read_text(encoding="utf-8").splitlines()
+        assert 'if __name__ == "__main__":' in lines, path
+        ours = [i for i, line in enumerate(lines) if line.startswith("from benchmarks")]
+        finds = [i for i, line in enumerate(lines) if line.startswith("sys.path.insert(")]
+        assert not ours or (finds and finds[0] < ours[0]), path
 
 
 def test_plain_make_lists_every_target() -> None:

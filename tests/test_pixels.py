@@ -91,6 +91,11 @@ def test_a_class_of_few_pixels_is_learned_from_all_of_them(
     assert abs(drawn[0] - 0.5) < 0.05, "the others as they come"
 
 
+def test_no_teacher_alone_rules_a_class_out() -> None:
+    beliefs = [torch.tensor([row]) for row in ([1.0, 0.0], [0.4, 0.6])]
+    assert pixels._agreed(beliefs)[0, 1] > 0.01
+
+
 @pytest.mark.parametrize("pool", [[], ["t1", "t2"]], ids=["labels alone", "with a pool"])
 def test_it_tells_textures_of_one_grey_value_apart(
     network: FullResolutionHRNet, pool: list[str]

@@ -19,7 +19,13 @@ from ml_backend.cli.tables import whole
 from ml_backend.rounds import filling, publish, queue, reconcile, switching, tidying
 from ml_backend.rounds.artefacts import DATASET, FURTHER, QUEUE, ROUND
 from ml_backend.rounds.project import ConnectedProject
-from ml_backend.rounds.records import FurtherRecord, LabelRecord, Published, QueueEntry
+from ml_backend.rounds.records import (
+    FurtherRecord,
+    LabelRecord,
+    Published,
+    QueueEntry,
+    QueueRecord,
+)
 from ml_backend.rounds.schedule import LOCKS
 from ml_backend.rounds.service import Service
 from ml_backend.settings import Settings
@@ -225,6 +231,40 @@ def test_top_ups_that_overlap_keep_what_each_has_noted(
     assert appended > 0
     assert theirs.task in noted
     assert len(noted) == len(set(noted)) > before + 1
+
+
+def test_a_top_up_stores_nothing_of_a_version_that_is_no_longer_served(
+    project: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, lost = project.version, filling._lost
+    project.delete_predictions(set(project.handed_out()))
+
+    def meanwhile(*arguments: Any) -> Any:
+        serve_another(project, datetime.now(UTC))
+        return lost(*arguments)
+
+    monkeypatch.setattr(filling, "_lost", meanwhile)
+
+    assert filling.top_up(project) == 0
+    assert stored_of(project, old) == set()
+
+
+def test_what_was_published_while_a_round_predicted_is_served(project: Queue) -> None:
+    before, first = project.published, project.folder.round(0).need(ROUND)
+    assert before is not None
+    record = first.model_copy(update={"round": 1, "model_version": "nextslice-r001-abcdef"})
+    other = before.model_copy(update={"model_version": "nextslice-r000-fedcba"})
+    place = QueueEntry(task=5, score=0.5, kind="chosen")
+    queued = QueueRecord(model_version=record.model_version, entries=[place])
+
+    def predict(tasks: list[int]) -> list[tuple[int, list[Any]]]:
+        project.folder.published = other
+        return [(task, []) for task in tasks]
+
+    found = publish.publish(project, project.folder.round(1), record, queued, before, predict)
+
+    assert found == other == project.folder.published
+    assert project.studio.project(project.number).model_version == before.model_version
 
 
 # -- a store that has lost queue.json

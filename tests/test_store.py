@@ -8,10 +8,13 @@ import os
 import resource
 import signal
 import socket
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from ml_backend.embedded.processes import wait_until
@@ -26,7 +29,14 @@ from ml_backend.rounds.artefacts import (
     of_a_round,
     written_after,
 )
-from ml_backend.rounds.claim import ClaimedRound, ClaimLost, ClaimTaken, claimed, last_holder
+from ml_backend.rounds.claim import (
+    ClaimedRound,
+    ClaimLost,
+    ClaimTaken,
+    Holder,
+    claimed,
+    last_holder,
+)
 from ml_backend.rounds.records import Published, RoundRecord
 from ml_backend.rounds.store import ProjectStore, RoundFolder, Store, StoreError
 
@@ -307,6 +317,37 @@ def test_signs_of_life_outlast_a_store_that_cannot_be_written(
         with pytest.raises(ClaimTaken):
             claimed(folder, ttl_s=4).__enter__()
         round_.write(DATASET, b"{}")
+
+
+def test_a_process_that_has_the_pid_of_a_holder_is_not_taken_for_it() -> None:
+    started = psutil.Process().create_time()
+    holder = Holder(
+        token=1, host=socket.gethostname(), pid=os.getpid(), started=started, beat=time.time()
+    )
+    assert holder.alive(600)
+    assert not holder.model_copy(update={"started": started - 3600}).alive(600)
+
+
+def test_a_sign_of_life_on_its_way_does_not_come_after_the_release(
+    project: ProjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under_way, go, save = threading.Event(), threading.Event(), RoundFolder.save
+
+    def slow(*arguments: Any) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            under_way.set()
+            go.wait(20)
+        save(*arguments)
+
+    monkeypatch.setattr(RoundFolder, "save", slow)
+    folder = project.round(1)
+    with claimed(folder, ttl_s=4) as held:  # a sign of life every half second
+        assert under_way.wait(20)
+        threading.Timer(0.1, go.set).start()
+    held.claim._thread.join(20)
+    last = last_holder(folder)
+    assert last is not None
+    assert last.released
 
 
 def test_work_that_is_done_is_not_lost_for_a_claim_that_cannot_be_released(tmp_path: Path) -> None:

@@ -286,6 +286,27 @@ def test_a_training_ends_in_time_with_the_smallest_learning_rate(
     assert rates[-1] < 1e-4 * config.learning_rate
 
 
+def test_gradients_are_clipped_and_kernels_alone_decay(monkeypatch: pytest.MonkeyPatch) -> None:
+    norms: list[float] = []
+    decays: dict[bool, set[float]] = {True: set(), False: set()}
+    step = torch.optim.AdamW.step
+
+    def noted(self: torch.optim.AdamW, *arguments: Any, **options: Any) -> Any:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                decays[parameter.ndim > 1].add(group["weight_decay"])
+        found = [
+            p.grad.norm() for g in self.param_groups for p in g["params"] if p.grad is not None
+        ]
+        norms.append(float(torch.stack(found).norm()))
+        return step(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", noted)
+    train(network(), slices(), replace(TINY, steps=2, clip=1e-3, weight_decay=0.3))
+    assert norms == [pytest.approx(1e-3, rel=1e-2)] * 2
+    assert decays == {True: {0.3}, False: {0.0}}
+
+
 @pytest.mark.parametrize(("steps", "studied"), [(1, False), (40, True)])
 def test_whole_slices_are_studied_where_that_saves_more_than_it_costs(
     steps: int, studied: bool, monkeypatch: pytest.MonkeyPatch

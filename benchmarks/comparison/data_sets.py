@@ -62,7 +62,9 @@ SHIFTS = (1 / 2, 1 / 6, 5 / 6)
 def labelled_slices(pool: Sequence[SliceId], number: int, label_set: int) -> tuple[SliceId, ...]:
     """``number`` slices of ``pool``, evenly spread: the pool is cut into so many bins along its
     order, and one slice taken from each, at ``SHIFTS[label_set]`` of its width. With every slice
-    of the pool labelled the sets are the same, and only the seeds differ."""
+    of the pool labelled the sets are the same, and only the seeds differ. Raises ValueError."""
+    if number > len(pool):
+        raise ValueError(f"{number} labels of a pool of {len(pool)} slices: expected no more")
     shift = SHIFTS[label_set]
     return tuple(pool[int((j + shift) * len(pool) / number)] for j in range(number))
 

@@ -11,7 +11,9 @@ from typing import Any
 
 from benchmarks.comparison.scores import Scores
 
-__all__ = ["Case", "Record", "Records"]
+__all__ = ["Case", "Record", "Records", "same_time"]
+
+_TOLERATED = 0.1
 
 
 @dataclass(frozen=True, order=True)
@@ -30,7 +32,8 @@ class Case:
 @dataclass(frozen=True)
 class Record:
     """``error``: why there are no figures. CPU seconds are those of ``threads`` threads
-    together; ``given_s``: the CPU seconds that a peer was told to train."""
+    together; ``given_s``: the CPU seconds that a peer was told to train; ``steps``: those it made;
+    None: it has none, or they were not recorded, as ``cpu`` (its model) of the first lines."""
 
     case: Case
     slices: tuple[str, ...] = ()
@@ -39,9 +42,11 @@ class Record:
     train_cpu_s: float = 0.0
     predict_cpu_s_per_mpx: float = 0.0
     given_s: float | None = None
+    steps: int | None = None
     test_slices: int = 0
     device: str = "cpu"
     threads: int = 1
+    cpu: str = ""
     version: str = ""
     error: str | None = None
 
@@ -69,6 +74,11 @@ class Record:
         for name in ("iou", "boundary_f"):
             values[name] = {k: math.nan if v is None else v for k, v in values[name].items()}
         return cls(**values)
+
+
+def same_time(given_s: float | None, seconds: float) -> bool:
+    """Whether a peer that was given ``given_s`` was given ``seconds``, within a tenth."""
+    return given_s is not None and abs(given_s - seconds) <= _TOLERATED * seconds
 
 
 class Records:

@@ -124,7 +124,8 @@ class Run:
         """A submission, of which the webhook is recorded, and a round that trains."""
         self.payload = self._recorded()
         self.project.schedule.start()
-        wait_for(self._trains, _TRAINS_WITHIN_S)
+        if not wait_for(self._trains, _TRAINS_WITHIN_S):
+            raise StartError(f"no round trained within {_TRAINS_WITHIN_S:.0f} s")
 
     def load(self) -> None:
         """People at their pace while rounds train."""

@@ -41,6 +41,7 @@ class NnUNet:
 
     def __init__(self, home: Path, device: str = "cpu") -> None:
         self.idle_s = 0.0
+        self.steps: int | None = None
         self._device = device
         self._python = _environment(home / "nnunet")
         self._temporary = tempfile.TemporaryDirectory(prefix="nnunet-")
@@ -50,6 +51,7 @@ class NnUNet:
         _write_dataset(self._folder / "raw" / "Dataset001_slices", task)
         seconds = task.seconds or _DEFAULT_SECONDS
         self._work("fit", str(seconds), str(task.seed))
+        self.steps = int((self._folder / "steps").read_text())
 
     def predict(self, source: SliceSource, ids: Sequence[SliceId]) -> Iterator[Mask]:
         images, masks = self._folder / "images", self._folder / "masks"

@@ -1,6 +1,7 @@
 """Runs in nnU-Net's environment: ``FOLDER DEVICE fit SECONDS SEED`` or ``FOLDER DEVICE predict``.
 
-Imports nothing of this project. ``FOLDER/idle_s`` gets the CPU seconds that the imports took.
+Imports nothing of this project. ``FOLDER/idle_s`` gets the CPU seconds that the imports took,
+``FOLDER/steps`` the steps that were made in SECONDS.
 """
 
 from __future__ import annotations
@@ -32,14 +33,16 @@ def fit(folder: Path, device: str, seconds: float, seed: int) -> None:
         def run_training(self) -> None:
             self.on_train_start()
             self.network.train()
-            began, spent = cpu_seconds(), 0.0
+            began, spent, steps = cpu_seconds(), 0.0, 0
             while True:
                 for group in self.optimizer.param_groups:
                     group["lr"] = self.initial_lr * max(1 - spent, 0.0) ** 0.9
                 self.train_step(next(self.dataloader_train))
+                steps += 1
                 spent = (cpu_seconds() - began) / seconds
                 if spent >= 1:
                     break
+            (folder / "steps").write_text(str(steps))
             self.on_train_end()
 
     planning.extract_fingerprints([1], num_processes=1)

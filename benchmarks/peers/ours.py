@@ -22,13 +22,14 @@ class Ours:
 
     def __init__(self, device: str = "cpu", training: dict[str, Any] | None = None) -> None:
         self.idle_s = 0.0
+        self.steps: int | None = None
         self._device = device
         self._config = LearnerConfig(training=training or {})
         self._learner: Learner | None = None
 
     def fit(self, task: Task) -> None:
         self._learner = self._new(task.classes)
-        self._learner.fit(task.pool, task.labelled, seed=task.seed)
+        self.steps = self._learner.fit(task.pool, task.labelled, seed=task.seed).steps
 
     def predict(self, source: SliceSource, ids: Sequence[SliceId]) -> Iterator[Mask]:
         assert self._learner is not None, "fit() comes first"

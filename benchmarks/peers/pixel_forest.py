@@ -76,6 +76,7 @@ class PixelForest:
 
     def __init__(self, trees: int = _TREES, pixels: int = _PIXELS) -> None:
         self.idle_s = 0.0
+        self.steps: int | None = None
         self._trees, self._pixels = trees, pixels
         self._forest: RandomForestClassifier | None = None
 

@@ -73,9 +73,11 @@ class Task:
 
 
 class Peer(Protocol):
-    """``idle_s``: CPU seconds so far that went into starting interpreters; they are not counted."""
+    """``idle_s``: CPU seconds so far that went into starting interpreters; they are not counted.
+    ``steps``: of the last training; None: it has none."""
 
     idle_s: float
+    steps: int | None
 
     def fit(self, task: Task) -> None:
         """Learn from ``task`` alone. Raises Unavailable."""

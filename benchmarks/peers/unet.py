@@ -71,6 +71,7 @@ class UNet:
 
     def __init__(self, device: str = "cpu") -> None:
         self.idle_s = 0.0
+        self.steps: int | None = None
         self._device = torch.device(device)
         self._network: _Network | None = None
         self._scale: tuple[float, float] | None = None
@@ -87,6 +88,7 @@ class UNet:
         ]
         network = _Network(len(task.classes)).to(self._device).train()
         optimizer = torch.optim.AdamW(network.parameters(), _RATE, weight_decay=_DECAY)
+        self.steps = 0
         budget, started = task.seconds or _DEFAULT_SECONDS, cpu_seconds()
         while (spent := (cpu_seconds() - started) / budget) < 1:
             for group in optimizer.param_groups:
@@ -95,6 +97,7 @@ class UNet:
             optimizer.zero_grad()
             _loss(network(x), y).backward()
             optimizer.step()
+            self.steps += 1
         self._network = network.eval()
 
     def predict(self, source: SliceSource, ids: Sequence[SliceId]) -> Iterator[Mask]:
