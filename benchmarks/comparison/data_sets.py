@@ -34,6 +34,12 @@ DATA_SETS: dict[str, DataSet] = {
         "one sandstone in X-ray microscopy, 10 slices 50 apart",
         "by its authors; how is not stated",
     ),
+    "sandstone_xrm_0100": DataSet(
+        "the same sandstone, tested on its slices 0100 and 0150 instead of 0180, which is an "
+        "outlier, and 0200",
+        "as above",
+        centre=0.35,
+    ),
     "totalseg_ct": DataSet(
         "one abdomen in CT, 112 slices at 3 mm", "by a program, TotalSegmentator"
     ),
