@@ -489,6 +489,37 @@ def test_an_outage_is_left_to_whoever_needs_the_worker(
     assert time.monotonic() - asked < 5
 
 
+@pytest.mark.parametrize("takes_s", [0.0, 3.0], ids=["pauses", "slow to fail"])
+def test_masks_that_wait_out_an_outage_leave_the_worker_to_a_round(
+    make_project: Make, studio: HttpStudio, monkeypatch: pytest.MonkeyPatch, takes_s: float
+) -> None:
+    project = make_project()
+    folder = project.folder.round(1)
+    queue = folder.need(QUEUE)
+    queue.pending = [entry.task for entry in queue.entries]
+    folder.save(QUEUE, queue)
+    shutil.rmtree(project.settings.cache_dir)
+    monkeypatch.setattr(download, "_QUIET_S", 0.0)
+    monkeypatch.setattr(coverage, "_PAUSES_S", () if takes_s else (60.0,))
+
+    def down(path: str) -> int | None:
+        if not path.endswith(".png"):
+            return None
+        time.sleep(takes_s)
+        return 503
+
+    studio.fault = down
+    with ThreadPoolExecutor(1) as pool:
+        drawing = pool.submit(draw_pending, project, nothing)
+        time.sleep(2)
+        assert not drawing.done()
+        project.schedule.round("test")
+        asked = time.monotonic()
+        assert drawing.result(timeout=90) == 0
+    assert time.monotonic() - asked < 8
+    assert folder.need(QUEUE) == queue
+
+
 def test_what_is_appended_meanwhile_gets_its_mask_too(
     make_project: Make, studio: HttpStudio, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,7 +24,7 @@ from ml_backend.rounds.coverage import Coverage
 from ml_backend.rounds.further import TRIES, judges, known_further, may_go_on
 from ml_backend.rounds.learners import device_of, learner_config, load_learner, new_learner
 from ml_backend.rounds.live_masks import Regions
-from ml_backend.rounds.looking_up import LookingUp
+from ml_backend.rounds.looking_up import GivenWay, LookingUp
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.pseudo import Mask, pseudo_slices
 from ml_backend.rounds.records import DatasetRecord, FurtherRecord, MetricsRecord, Published
@@ -45,10 +45,6 @@ _SURE = 0.8
 """Where the most likely class is less likely, a pixel is left out."""
 _LOOK_S = 1.0
 _ANOTHER_SEED = 1000
-
-
-class _GivenWay(BaseException):  # no error, and nothing on the way may take it for one
-    """The training is left: the worker is needed, or the time is up."""
 
 
 class _Source:
@@ -102,7 +98,7 @@ class _GoingOn:
                 return False
             if self.published.model_version != self.further.model_version and not self._publish():
                 return False
-        except _GivenWay as why:
+        except GivenWay as why:
             logger.info("project %s: the training that goes on is left: %s", self.project.key, why)
             return False
         self.further.ended = "better weights are served"
@@ -110,13 +106,13 @@ class _GoingOn:
         return True
 
     def _look(self) -> None:
-        """Raise _GivenWay when the worker is needed, or the time is up."""
+        """Raise GivenWay when the worker is needed, or the time is up."""
         if self.project.schedule.others_need_the_worker():
-            raise _GivenWay("somebody needs the worker")
+            raise GivenWay("somebody needs the worker")
         if self.project.published != self.published:
-            raise _GivenWay("another version is published")
+            raise GivenWay("another version is published")
         if self.further.model_version is None and self._spent > 60 * self.settings.further_minutes:
-            raise _GivenWay("the time is up")
+            raise GivenWay("the time is up")
 
     @property
     def _spent(self) -> float:
@@ -135,7 +131,7 @@ class _GoingOn:
             self.folder.save(FURTHER, self.further)
             try:
                 better = self._try(served, metrics)
-            except _GivenWay:
+            except GivenWay:
                 self.further.tries -= 1
                 self._note_time()
                 raise
@@ -224,7 +220,7 @@ class _GoingOn:
                 "the masks of better weights",
             )
             done = 0
-            for asked in coverage.passes(tasks, wait=self._wait):
+            for asked in coverage.passes(tasks, wait=self._step.wait):
                 for task, prediction in learner.predict(
                     self.source, asked, unreadable=coverage.note, uncertainty=True
                 ):
@@ -235,10 +231,3 @@ class _GoingOn:
 
         weights = self.folder.relative(FURTHER_WEIGHTS)
         return publish.republish(self.project, self.published, weights, version, predict)
-
-    def _wait(self, seconds: float) -> None:
-        """For images that are out of reach, as long as nobody needs the worker."""
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
-            self._step.look_up()
-            time.sleep(min(left, _LOOK_S))
