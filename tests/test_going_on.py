@@ -41,9 +41,9 @@ from ml_backend.rounds.service import Service
 from ml_backend.rounds.unreadable import UnreadableSlices
 from ml_backend.segmentation.checkpoints import CheckpointError
 from ml_backend.settings import Settings
-from ml_backend.studio import download
+from ml_backend.studio import download, task_order
 from ml_backend.studio.annotations import regions
-from ml_backend.studio.failures import ImageUnavailable
+from ml_backend.studio.failures import ImageUnavailable, StudioError
 from ml_backend.studio.label_config import parse_label_config
 from tests.http_server import serving
 from tests.http_studio import CONFIG, PHANTOM, HttpStudio
@@ -518,6 +518,33 @@ def test_masks_that_wait_out_an_outage_leave_the_worker_to_a_round(
         assert drawing.result(timeout=90) == 0
     assert time.monotonic() - asked < 8
     assert folder.need(QUEUE) == queue
+
+
+def test_a_publication_that_fails_forgets_no_mask_that_is_still_to_come(
+    make_project: Make, monkeypatch: pytest.MonkeyPatch, studio: HttpStudio
+) -> None:
+    project = make_project()
+    before, folder = served(project), project.folder.round(1)
+    queue = folder.need(QUEUE)
+    queue.pending = [entry.task for entry in queue.in_order()[-2:]]
+    folder.save(QUEUE, queue)
+    for row in studio.memory.imported:
+        if row["task"] in queue.pending:
+            row["result"] = []
+
+    def down(*_: Any) -> None:
+        raise StudioError("Label Studio does not answer")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(task_order, "store_predictions", down)
+        with pytest.raises(StudioError):
+            go_on(project, nothing)
+    assert served(project) == before
+    reconcile.count(project)
+
+    assert folder.need(QUEUE) == queue
+    assert draw_pending(project, nothing) == 2
+    assert {count for _, count in stored(studio, before.model_version).values()} == {1}
 
 
 def test_what_is_appended_meanwhile_gets_its_mask_too(
