@@ -18,10 +18,11 @@ import numpy.typing as npt
 
 from al_strategies.evidence import Position, SliceId
 from al_strategies.learner import IGNORE, Learner, Progress, UnreadableSlice
+from ml_backend.logs import without_passwords
 from ml_backend.rounds import publish
 from ml_backend.rounds.artefacts import DATASET, FURTHER, FURTHER_WEIGHTS, METRICS
 from ml_backend.rounds.coverage import Coverage
-from ml_backend.rounds.further import TRIES, judges, known_further, may_go_on
+from ml_backend.rounds.further import FAILURES, TRIES, judges, known_further, may_go_on
 from ml_backend.rounds.learners import device_of, learner_config, load_learner, new_learner
 from ml_backend.rounds.live_masks import Regions
 from ml_backend.rounds.looking_up import GivenWay, LookingUp
@@ -69,8 +70,9 @@ def go_on(project: ConnectedProject, progress: Progress) -> bool:
     """Train on after the published round, and publish what comes out better; whether it did.
 
     Gives way to whatever else waits for a gpu worker, and to the next round. Killed at any moment,
-    it leaves what is served. Raises UnreadableSlices where so many images are out of reach that
-    something is down: what came out better is kept, and is served another time.
+    it leaves what is served. What it raises is noted, and it is gone on with after a pause, up to
+    `FAILURES` times; what came out better is kept. Raises UnreadableSlices where so many images are
+    out of reach that something is down.
     """
     published = project.published
     if published is None or not may_go_on(project, published):
@@ -93,17 +95,33 @@ class _GoingOn:
         )
 
     def run(self) -> bool:
+        before = self.further.failures, self.further.failed_at
+        self._note_failures(before[0] + 1, time.time())  # first, as a try
         try:
-            if self.further.model_version is None and not self._found_better():
-                return False
-            if self.published.model_version != self.further.model_version and not self._publish():
-                return False
+            done = self._found_and_served()
         except GivenWay as why:
             logger.info("project %s: the training that goes on is left: %s", self.project.key, why)
-            return False
-        self.further.ended = "better weights are served"
+            done = False
+        except Exception as error:
+            self.further.last_error = without_passwords(f"{type(error).__name__}: {error}")
+            if self.further.failures >= FAILURES:
+                self.further.ended = f"it failed {self.further.failures} times"
+            self._note_failures(self.further.failures, time.time())
+            raise
+        if done:
+            before, self.further.last_error = (0, 0.0), None
+            self.further.ended = "better weights are served"
+        self._note_failures(*before)
+        return done
+
+    def _note_failures(self, failures: int, moment: float) -> None:
+        self.further.failures, self.further.failed_at = failures, moment
         self.folder.save(FURTHER, self.further)
-        return True
+
+    def _found_and_served(self) -> bool:
+        if self.further.model_version is None and not self._found_better():
+            return False
+        return self.published.model_version == self.further.model_version or self._publish()
 
     def _look(self) -> None:
         """Raise GivenWay when the worker is needed, or the time is up."""

@@ -256,6 +256,13 @@ class FurtherRecord(Record):
     slices."""
     model_version: str | None = None
     """What they are served as, or will be."""
+    failures: int = 0
+    """How many jobs have failed or not ended since it was last gone on with; one that runs
+    counts."""
+    failed_at: float = 0.0
+    """When the last of them did, or began; seconds since 1970."""
+    last_error: str | None = None
+    """What the last one raised."""
 
 
 class QueueEntry(Record):
