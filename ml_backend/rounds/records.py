@@ -357,6 +357,13 @@ class ProjectRecord(Record):
     explained: str = ""
     """Which queue the slices have been told the reasons of: version, and how many it has."""
 
+    untidied: int = 0
+    """The first round whose predictions may all be stored yet: see `tidying`."""
+
+    def tidied_before(self, number: int) -> None:
+        """Predictions of the rounds before ``number`` were removed, but for what was spared."""
+        self.untidied = number
+
     def was_explained(self, queue: str) -> None:
         """The slices of ``queue`` have been told why they are in it."""
         self.explained = queue
