@@ -75,8 +75,18 @@ LARGEST_SEED = 2**31 - 1
 """A round adds its number, and scikit-learn takes no more than 32 bits: it would say so in the
 first training."""
 
-_PLAIN_REDIS = re.compile(r"redis://[A-Za-z0-9.-]+:[0-9]{1,4}(/[0-9]{1,4})?")
+_PLAIN_REDIS = re.compile(
+    r"redis://([A-Za-z0-9-]{1,63}\.)*[A-Za-z0-9-]{1,63}:[0-9]{1,4}(/[0-9]{1,4})?"
+)
 """Addresses in which there is nothing that could be wrong."""
+
+
+_PLAIN_ADDRESS = re.compile(
+    r"https?://(127\.0\.0\.1|(?!xn--)[a-z][a-z0-9-]{0,62}(\.(?!xn--)[a-z0-9-]{1,63})*)"
+    r"(:[1-5]?[0-9]{1,4})?(/[!-~]*)?"
+)
+"""Likewise."""
+_HOST_NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
 def _shared(name: str) -> AliasChoices:
@@ -86,16 +96,37 @@ def _shared(name: str) -> AliasChoices:
 
 def absolute_address(value: str) -> str:
     """The http or https address ``value`` without a slash at its end. ValueError for another."""
-    expected = "expected an address such as http://labelstudio.example:8080"
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise ValueError(expected)
-    try:  # looked at here, or it is an error wherever it is first needed
-        parts.port  # noqa: B018
-        (parts.hostname or "").encode("idna")
-    except ValueError as error:
-        raise ValueError(f"{error}: {expected}") from None
+    if not _PLAIN_ADDRESS.fullmatch(value):
+        try:
+            _check_address(value)
+        except ValueError as error:
+            expected = "expected an address such as http://labelstudio.example:8080"
+            raise ValueError(f"{error}: {expected}" if str(error) else expected) from None
     return value.rstrip("/")
+
+
+def _check_address(value: str) -> None:
+    """Raise ValueError for what httpx could not ask: it is an error here, or wherever it is first
+    needed."""
+    import httpx  # takes as long as all the rest
+
+    try:
+        asked = httpx.URL(value)
+        host, name = asked.raw_host.decode(), asked.host  # what a name stands for may be none
+    except httpx.InvalidURL as error:  # no ValueError
+        raise ValueError(str(error)) from None
+    if asked.scheme not in ("http", "https") or not host:
+        raise ValueError
+    if ":" not in host:  # else of IPv6, which is known by now
+        if not _HOST_NAME.fullmatch(host):
+            raise ValueError(f"{name!r} is no name of a host")
+        _check_labels(host)
+    urlsplit(value).port  # noqa: B018  # whether it can be one
+
+
+def _check_labels(host: str) -> None:
+    """Raise ValueError where a part of ``host`` is empty or too long: no socket takes that."""
+    host.encode("idna")
 
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -412,7 +443,8 @@ class Settings(BaseSettings):
         from redis.connection import parse_url
 
         try:
-            parse_url(value)  # type: ignore[no-untyped-call]  # redis has no types here
+            parts = parse_url(value)  # type: ignore[no-untyped-call]  # redis has no types here
+            _check_labels(parts.get("host", ""))
         except ValueError as error:
             raise ValueError(f"{error}: expected one such as redis://127.0.0.1:6379/0") from None
         return value

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+from rq.timeouts import JobTimeoutException
 
+from ml_backend.segmentation import checkpoints, checks
 from ml_backend.segmentation.checkpoints import (
     FORMAT,
     CheckpointError,
@@ -15,6 +18,7 @@ from ml_backend.segmentation.checkpoints import (
     read_metadata,
     to_bytes,
 )
+from ml_backend.segmentation.checks import check_architecture
 from ml_backend.segmentation.model import Model
 from ml_backend.segmentation.networks import build_network
 from ml_backend.segmentation.preprocessing import Preprocessing
@@ -121,6 +125,20 @@ def test_damaged_metadata_is_refused(
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
         from_bytes(rewritten(data, **change))
+
+
+@pytest.mark.parametrize("error", [JobTimeoutException("86400 s"), MemoryError()])
+def test_what_says_nothing_of_the_checkpoint_is_not_put_down_to_it(
+    data: bytes, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(checkpoints, "build_network", fail)
+    monkeypatch.setattr(checks, "build_network", fail)
+    for build in (lambda: from_bytes(data), lambda: check_architecture("unet", "architecture")):
+        with pytest.raises(type(error)):
+            build()
 
 
 def test_a_model_must_agree_with_its_network(model: Model) -> None:

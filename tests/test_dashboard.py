@@ -21,6 +21,7 @@ from ml_backend.api.dashboard.forms import settings_form
 from ml_backend.api.dashboard.thumbnails import thumbnail
 from ml_backend.app import create_app
 from ml_backend.embedded.processes import free_port
+from ml_backend.rounds.artefacts import QUEUE
 from ml_backend.rounds.overview import HeldSetting, RoundSummary, held_settings
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.project_settings import change_settings
@@ -249,6 +250,32 @@ def test_a_picture_without_its_mask_is_not_kept(
     assert after.headers["Cache-Control"] == "private, max-age=300"
     server.memory.imported.clear()
     assert asked.get("/projects/7/slices/5.png").data == after.data
+
+
+def test_a_picture_of_background_alone_is_kept_once_its_mask_is_no_longer_to_come(
+    project: ConnectedProject, server: HttpStudio
+) -> None:
+    folder = project.folder.round(0)
+    queue = folder.need(QUEUE)
+    task = queue.entries[0].task
+    queue.model_version = predict(server, project, [])
+    server.memory.imported.append(
+        {"task": task, "model_version": queue.model_version, "result": [], "score": 0}
+    )
+    asked = client(project)
+
+    def kept() -> bool:
+        answer = asked.get(f"/projects/7/slices/{task}.png")
+        return answer.headers["Cache-Control"] == "private, max-age=300"
+
+    queue.pending = [task]
+    folder.save(QUEUE, queue)
+    assert not kept()
+    queue.pending = []
+    folder.save(QUEUE, queue)
+    assert kept()
+    server.fault = lambda path: 404 if path == f"/{task}.png" else None
+    assert kept(), "without another look at it"
 
 
 def test_pictures_wait_for_label_studio_in_a_few_threads_alone(

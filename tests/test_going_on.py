@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from multiprocessing import get_context
 from typing import Any
 
@@ -30,7 +31,7 @@ from al_strategies.learner import (
 )
 from ml_backend.rounds import coverage, jobs, learners, reconcile, switching
 from ml_backend.rounds.artefacts import FURTHER, FURTHER_WEIGHTS, METRICS, QUEUE
-from ml_backend.rounds.further import JUDGES, TRIES, may_go_on
+from ml_backend.rounds.further import FAILURES, JUDGES, TRIES, may_go_on, next_job_at
 from ml_backend.rounds.going_on import go_on
 from ml_backend.rounds.pending import draw_pending
 from ml_backend.rounds.project import ConnectedProject
@@ -38,12 +39,13 @@ from ml_backend.rounds.records import FurtherRecord, ProjectRecord, Published, Q
 from ml_backend.rounds.round import run_round
 from ml_backend.rounds.schedule import SPARE, ProjectSchedule
 from ml_backend.rounds.service import Service
+from ml_backend.rounds.status import project_status
 from ml_backend.rounds.unreadable import UnreadableSlices
 from ml_backend.segmentation.checkpoints import CheckpointError
 from ml_backend.settings import Settings
-from ml_backend.studio import download
+from ml_backend.studio import download, task_order
 from ml_backend.studio.annotations import regions
-from ml_backend.studio.failures import ImageUnavailable
+from ml_backend.studio.failures import ImageUnavailable, StudioError
 from ml_backend.studio.label_config import parse_label_config
 from tests.http_server import serving
 from tests.http_studio import CONFIG, PHANTOM, HttpStudio
@@ -382,7 +384,7 @@ def _without_a_fight(record: ProjectRecord) -> None:
 
 def _with_a_try_left(found: FurtherRecord | None) -> FurtherRecord:
     further = found or FurtherRecord()
-    further.tries = 0
+    further.tries = further.failures = 0
     return further
 
 
@@ -450,7 +452,11 @@ def test_an_outage_takes_no_mask_away_and_better_weights_are_served_after_it(
     assert stored(studio, better) == {}
     monkeypatch.setattr(jobs, "_project", lambda key: project)
     jobs.further(project.key)
+    assert not may_go_on(project, before), "a pause"
+    _pause_is_over(project)
+    jobs.further(project.key)
     assert "The next attempt goes on from here" in caplog.text
+    _pause_is_over(project)
     assert may_go_on(project, before)
 
     studio.fault = lambda path: None
@@ -458,6 +464,56 @@ def test_an_outage_takes_no_mask_away_and_better_weights_are_served_after_it(
     assert served(project).model_version == better
     assert {count for _, count in stored(studio, better).values()} == {1}
     assert folder.need(QUEUE).bare == set()
+
+
+def _pause_is_over(project: ConnectedProject) -> None:
+    folder = project.folder.round(1)
+    folder.save(FURTHER, folder.need(FURTHER).model_copy(update={"failed_at": 1.0}))
+
+
+@pytest.mark.parametrize("fails", ["images", "Label Studio", "weights"])
+def test_what_fails_again_and_again_pauses_is_told_and_is_given_up(
+    make_project: Make, studio: HttpStudio, out_of_reach: OutOfReach,
+    monkeypatch: pytest.MonkeyPatch, fails: str,
+) -> None:  # fmt: skip
+    project = make_project()
+    before, folder = served(project), project.folder.round(1)
+    progress: Progress = nothing
+    if fails == "images":
+        gone = {f"/{entry.task}.png" for entry in folder.need(QUEUE).entries[:3]}
+        progress = out_of_reach(project, gone.__contains__)
+    elif fails == "weights":
+        project.folder.store.write(f"{project.folder.path}/{before.weights}", b"{")
+    else:
+        monkeypatch.setattr(task_order, "store_predictions", _down)
+
+    def tried() -> int:
+        with suppress(UnreadableSlices, StudioError, ValueError):
+            assert not go_on(project, progress)
+        return folder.need(FURTHER).failures
+
+    assert tried() == 1
+    assert tried() == 1, "a pause"
+    reconcile.count(project)
+    assert project.service.schedule.queue(SPARE).job_ids == []
+    begin = folder.need(FURTHER).failed_at
+    assert next_job_at(folder.need(FURTHER)) - begin == 60
+    (condition,) = project_status(project).conditions
+    assert f"(1×): {folder.need(FURTHER).last_error}".rstrip(".") in condition.says
+    assert "It is tried again from" in condition.says
+
+    for count in range(2, FAILURES + 1):
+        _pause_is_over(project)
+        assert tried() == count
+    _pause_is_over(project)
+    assert not may_go_on(project, before)
+    assert folder.need(FURTHER).ended == f"it failed {FAILURES} times"
+    assert "not tried again before the next round" in project_status(project).conditions[0].says
+    assert served(project) == before
+
+
+def _down(*_: Any) -> None:
+    raise StudioError("Label Studio does not answer")
 
 
 def test_a_single_slice_that_stays_out_of_reach_holds_nothing_up(
@@ -487,6 +543,61 @@ def test_an_outage_is_left_to_whoever_needs_the_worker(
         asked = time.monotonic()
         assert going.result(timeout=30) is False
     assert time.monotonic() - asked < 5
+
+
+@pytest.mark.parametrize("takes_s", [0.0, 3.0], ids=["pauses", "slow to fail"])
+def test_masks_that_wait_out_an_outage_leave_the_worker_to_a_round(
+    make_project: Make, studio: HttpStudio, monkeypatch: pytest.MonkeyPatch, takes_s: float
+) -> None:
+    project = make_project()
+    folder = project.folder.round(1)
+    queue = folder.need(QUEUE)
+    queue.pending = [entry.task for entry in queue.entries]
+    folder.save(QUEUE, queue)
+    shutil.rmtree(project.settings.cache_dir)
+    monkeypatch.setattr(download, "_QUIET_S", 0.0)
+    monkeypatch.setattr(coverage, "_PAUSES_S", () if takes_s else (60.0,))
+
+    def down(path: str) -> int | None:
+        if not path.endswith(".png"):
+            return None
+        time.sleep(takes_s)
+        return 503
+
+    studio.fault = down
+    with ThreadPoolExecutor(1) as pool:
+        drawing = pool.submit(draw_pending, project, nothing)
+        time.sleep(2)
+        assert not drawing.done()
+        project.schedule.round("test")
+        asked = time.monotonic()
+        assert drawing.result(timeout=90) == 0
+    assert time.monotonic() - asked < 8
+    assert folder.need(QUEUE) == queue
+
+
+def test_a_publication_that_fails_forgets_no_mask_that_is_still_to_come(
+    make_project: Make, monkeypatch: pytest.MonkeyPatch, studio: HttpStudio
+) -> None:
+    project = make_project()
+    before, folder = served(project), project.folder.round(1)
+    queue = folder.need(QUEUE)
+    queue.pending = [entry.task for entry in queue.in_order()[-2:]]
+    folder.save(QUEUE, queue)
+    for row in studio.memory.imported:
+        if row["task"] in queue.pending:
+            row["result"] = []
+
+    with monkeypatch.context() as patched:
+        patched.setattr(task_order, "store_predictions", _down)
+        with pytest.raises(StudioError):
+            go_on(project, nothing)
+    assert served(project) == before
+    reconcile.count(project)
+
+    assert folder.need(QUEUE) == queue
+    assert draw_pending(project, nothing) == 2
+    assert {count for _, count in stored(studio, before.model_version).values()} == {1}
 
 
 def test_what_is_appended_meanwhile_gets_its_mask_too(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,16 @@ def test_a_device_must_be_there_unless_workers_have_it() -> None:
 def test_an_architecture_that_cannot_be_built_is_refused(architecture: str) -> None:
     with pytest.raises(ValueError, match=r"hrnet_w18|unet:resnet34"):
         check_architecture(architecture, "--architecture")
+
+
+def test_an_encoder_that_is_described_elsewhere_is_refused_when_it_is_set(tmp_path: Path) -> None:
+    """It would be trained, and its weights never read back."""
+    described = {"architecture": "resnet18", "num_features": 512, "pretrained_cfg": {}}
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    with pytest.raises(ValueError, match=r"described elsewhere.*unet:resnet34"):
+        check_architecture(f"unet:tu-local-dir:{tmp_path}", "--architecture")
+    with pytest.raises(ValueError, match="described elsewhere"):
+        check_architecture("fpn:tu-hf-hub:timm/resnet18.a1_in1k", "--architecture")
 
 
 def test_runs_of_this_machine_share_its_cores(slices: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -449,6 +450,28 @@ def test_masks_of_slices_that_may_be_open_stay_half_an_hour(
 
     left = [row for row in project.studio.imported if row["model_version"] == old]
     assert len(left) == (queue if stays else 0)
+
+
+def test_masks_of_rounds_that_follow_fast_are_removed_later(
+    project: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.settings = project.settings.model_copy(update={"open_minutes": 30.0})
+    moment, first = datetime.now(UTC), project.version
+    clock = SimpleNamespace(time=lambda: moment.timestamp())
+    monkeypatch.setattr(tidying, "time", clock)
+    for number in range(1, 34):
+        serve_another(project, moment, number=number)
+        store(project, project.version)
+        tidying.tidy(project)
+        moment += timedelta(minutes=1) if number < 30 else timedelta(days=1)
+        if number == 25:
+            assert stored_of(project, first), "it may be open"
+
+    tidying.tidy(project)
+
+    left = {row["model_version"] for row in project.studio.imported}
+    assert left == {project.version, "sam", "deleted"}
+    assert project.record.untidied == 33
 
 
 def test_the_half_hour_begins_with_the_switch_however_long_that_took(project: Queue) -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 
+import httpx
 import pytest
 from redis.connection import parse_url
 
@@ -15,6 +16,7 @@ from ml_backend.settings import (
     Local,
     Settings,
     SettingsError,
+    absolute_address,
     load_settings,
     without_passwords,
 )
@@ -45,6 +47,30 @@ def test_our_own_name_wins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
+    "host",
+    [
+        *("\u2603.example", "xn--zzzz", "XN--zzzz", "ex ample", "ex\tample", "a%41b", "a|b"),
+        *("lab..example", "a" * 64, "1.2.3.999", "[zz]", "[::1", "", " "),
+    ],
+)
+def test_a_host_that_httpx_could_not_ask_is_refused(host: str) -> None:
+    with pytest.raises(ValueError, match="expected an address such as http"):
+        absolute_address(f"http://{host}:8080")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("http://b\xfccher.example", "http://xn--bcher-kva.example:80/x", "https://a_b:65535"),
+        *("http://[::1]:8080", "http://10.0.0.1", "http://ann:pw@Lab.example./a b"),
+    ],
+)
+def test_an_address_that_httpx_can_ask_is_taken(address: str) -> None:
+    assert httpx.URL(absolute_address(address + "/")).host
+    assert absolute_address(address + "/") == address
+
+
+@pytest.mark.parametrize(
     ("name", "value", "complaint"),
     [
         ("NEXTSLICE_K", "0", r"NEXTSLICE_K: found '0'.*greater than or equal to 1"),
@@ -58,6 +84,7 @@ def test_our_own_name_wins(monkeypatch: pytest.MonkeyPatch) -> None:
         ("REDIS_URL", "localhost:6379", r"REDIS_URL: found .*expected one such as redis://"),
         ("LABEL_STUDIO_URL", "http://host:port", r"LABEL_STUDIO_URL: found .*expected an address"),
         ("LABEL_STUDIO_URL", "http://host..example", "LABEL_STUDIO_URL: .*expected an address"),
+        ("REDIS_URL", "redis://lab..example:6379/0", "REDIS_URL: .*expected one such as redis://"),
         ("PUBLIC_URL", "http://host:99999", r"PUBLIC_URL: found .*expected an address"),
         ("NEXTSLICE_LOG_LEVEL", "chatty", r"NEXTSLICE_LOG_LEVEL: found 'CHATTY'.*'DEBUG', 'INFO'"),
         ("BASIC_AUTH_USER", "ann", r"BASIC_AUTH_USER and BASIC_AUTH_PASS: found one of them"),

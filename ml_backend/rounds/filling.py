@@ -15,7 +15,7 @@ from ml_backend.errors import NextsliceError
 from ml_backend.rounds.artefacts import QUEUE, SELECTION
 from ml_backend.rounds.live_masks import ANSWERS_WITHIN_S, LiveMasks, MasksAwaited, Regions
 from ml_backend.rounds.project import ConnectedProject
-from ml_backend.rounds.queue import known_queue, queue_target, rebuilt_queue
+from ml_backend.rounds.queue import known_queue, queue_target, rebuilt_queue, restored_queue
 from ml_backend.rounds.records import Published, QueueEntry, QueueRecord
 from ml_backend.rounds.schedule import LOCKS
 from ml_backend.rounds.store import RoundFolder
@@ -86,14 +86,14 @@ def _restore_queue(
 ) -> QueueRecord | None:
     """Write the lost `queue.json` again; None when another version took its place meanwhile.
 
-    ``there``: stands in its place, for another version: retiring was killed before that was
-    published, and is no longer wanted. What it has stored is removed.
+    ``there``: stands in its place, for another version: retiring, or serving better weights, ended
+    before that was published. What it has stored is removed.
     """
     lost, kept = folder.where(QUEUE), "what is stored and selected"
     if there is None:
         queue = rebuilt_queue(project, folder, published)
     else:
-        queue = QueueRecord(model_version=published.model_version, entries=there.entries)
+        queue = restored_queue(project, published, there)
         lost, kept = f"{lost} of {published.model_version}", there.model_version
     with project.schedule.alone("queue", wait=True):
         if project.published != published:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import time
+
 from ml_backend.rounds.artefacts import FURTHER, FURTHER_WEIGHTS, LABELS, METRICS
+from ml_backend.rounds.pauses import pause_ends
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import FurtherRecord, MetricsRecord, Published
 from ml_backend.rounds.store import ProjectStore, RoundFolder
 
-__all__ = ["JUDGES", "TRIES", "judges", "known_further", "may_go_on", "served_metrics"]
+__all__ = [
+    "FAILURES", "JUDGES", "TRIES", "judges", "known_further", "may_go_on", "next_job_at",
+    "served_metrics",
+]  # fmt: skip
 
 JUDGES = 5
 """Fewer slices that nothing was trained on cannot tell better weights from lucky ones."""
 TRIES = 3
 """After so many that were no better, there is nothing more to gain from these labels."""
+FAILURES = 8
+"""After so many jobs that failed, some two hours with their pauses, it is given up until there are
+other labels."""
 
 
 def judges(metrics: MetricsRecord) -> list[int]:
@@ -25,9 +34,15 @@ def known_further(folder: RoundFolder) -> FurtherRecord:
     return folder.load(FURTHER) or FurtherRecord()
 
 
+def next_job_at(further: FurtherRecord) -> float:
+    """When the pause after the jobs that failed is over, in seconds since 1970."""
+    return pause_ends(further.failures, further.failed_at)
+
+
 def may_go_on(project: ConnectedProject, published: Published) -> bool:
     """Whether the published round may be trained on: somebody wants it, the round's own weights are
-    served, enough labelled slices judge them, and there is time and hope left."""
+    served, enough labelled slices judge them, there is time and hope left, and no pause after a job
+    that failed."""
     settings = project.settings
     folder = project.folder.round(published.round)
     if not settings.further_minutes or settings.pause or not published.round:
@@ -35,7 +50,7 @@ def may_go_on(project: ConnectedProject, published: Published) -> bool:
     if published.weights is None or published.weights_round != published.round:
         return False
     further = known_further(folder)
-    if further.ended:
+    if further.ended or further.failures >= FAILURES or time.time() < next_job_at(further):
         return False
     if further.model_version is not None:  # all that is left is to serve it
         return True

@@ -18,13 +18,14 @@ import numpy.typing as npt
 
 from al_strategies.evidence import Position, SliceId
 from al_strategies.learner import IGNORE, Learner, Progress, UnreadableSlice
+from ml_backend.logs import without_passwords
 from ml_backend.rounds import publish
 from ml_backend.rounds.artefacts import DATASET, FURTHER, FURTHER_WEIGHTS, METRICS
 from ml_backend.rounds.coverage import Coverage
-from ml_backend.rounds.further import TRIES, judges, known_further, may_go_on
+from ml_backend.rounds.further import FAILURES, TRIES, judges, known_further, may_go_on
 from ml_backend.rounds.learners import device_of, learner_config, load_learner, new_learner
 from ml_backend.rounds.live_masks import Regions
-from ml_backend.rounds.looking_up import LookingUp
+from ml_backend.rounds.looking_up import GivenWay, LookingUp
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.pseudo import Mask, pseudo_slices
 from ml_backend.rounds.records import DatasetRecord, FurtherRecord, MetricsRecord, Published
@@ -45,10 +46,6 @@ _SURE = 0.8
 """Where the most likely class is less likely, a pixel is left out."""
 _LOOK_S = 1.0
 _ANOTHER_SEED = 1000
-
-
-class _GivenWay(BaseException):  # no error, and nothing on the way may take it for one
-    """The training is left: the worker is needed, or the time is up."""
 
 
 class _Source:
@@ -73,8 +70,9 @@ def go_on(project: ConnectedProject, progress: Progress) -> bool:
     """Train on after the published round, and publish what comes out better; whether it did.
 
     Gives way to whatever else waits for a gpu worker, and to the next round. Killed at any moment,
-    it leaves what is served. Raises UnreadableSlices where so many images are out of reach that
-    something is down: what came out better is kept, and is served another time.
+    it leaves what is served. What it raises is noted, and it is gone on with after a pause, up to
+    `FAILURES` times; what came out better is kept. Raises UnreadableSlices where so many images are
+    out of reach that something is down.
     """
     published = project.published
     if published is None or not may_go_on(project, published):
@@ -97,26 +95,42 @@ class _GoingOn:
         )
 
     def run(self) -> bool:
+        before = self.further.failures, self.further.failed_at
+        self._note_failures(before[0] + 1, time.time())  # first, as a try
         try:
-            if self.further.model_version is None and not self._found_better():
-                return False
-            if self.published.model_version != self.further.model_version and not self._publish():
-                return False
-        except _GivenWay as why:
+            done = self._found_and_served()
+        except GivenWay as why:
             logger.info("project %s: the training that goes on is left: %s", self.project.key, why)
-            return False
-        self.further.ended = "better weights are served"
+            done = False
+        except Exception as error:
+            self.further.last_error = without_passwords(f"{type(error).__name__}: {error}")
+            if self.further.failures >= FAILURES:
+                self.further.ended = f"it failed {self.further.failures} times"
+            self._note_failures(self.further.failures, time.time())
+            raise
+        if done:
+            before, self.further.last_error = (0, 0.0), None
+            self.further.ended = "better weights are served"
+        self._note_failures(*before)
+        return done
+
+    def _note_failures(self, failures: int, moment: float) -> None:
+        self.further.failures, self.further.failed_at = failures, moment
         self.folder.save(FURTHER, self.further)
-        return True
+
+    def _found_and_served(self) -> bool:
+        if self.further.model_version is None and not self._found_better():
+            return False
+        return self.published.model_version == self.further.model_version or self._publish()
 
     def _look(self) -> None:
-        """Raise _GivenWay when the worker is needed, or the time is up."""
+        """Raise GivenWay when the worker is needed, or the time is up."""
         if self.project.schedule.others_need_the_worker():
-            raise _GivenWay("somebody needs the worker")
+            raise GivenWay("somebody needs the worker")
         if self.project.published != self.published:
-            raise _GivenWay("another version is published")
+            raise GivenWay("another version is published")
         if self.further.model_version is None and self._spent > 60 * self.settings.further_minutes:
-            raise _GivenWay("the time is up")
+            raise GivenWay("the time is up")
 
     @property
     def _spent(self) -> float:
@@ -135,7 +149,7 @@ class _GoingOn:
             self.folder.save(FURTHER, self.further)
             try:
                 better = self._try(served, metrics)
-            except _GivenWay:
+            except GivenWay:
                 self.further.tries -= 1
                 self._note_time()
                 raise
@@ -224,7 +238,7 @@ class _GoingOn:
                 "the masks of better weights",
             )
             done = 0
-            for asked in coverage.passes(tasks, wait=self._wait):
+            for asked in coverage.passes(tasks, wait=self._step.wait):
                 for task, prediction in learner.predict(
                     self.source, asked, unreadable=coverage.note, uncertainty=True
                 ):
@@ -235,10 +249,3 @@ class _GoingOn:
 
         weights = self.folder.relative(FURTHER_WEIGHTS)
         return publish.republish(self.project, self.published, weights, version, predict)
-
-    def _wait(self, seconds: float) -> None:
-        """For images that are out of reach, as long as nobody needs the worker."""
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
-            self._step.look_up()
-            time.sleep(min(left, _LOOK_S))

@@ -156,7 +156,7 @@ def further(key: str) -> None:
 
     try:
         better = go_on(project, _job_progress(project.settings))
-    except UnreadableSlices as error:  # the next look asks for it again
+    except UnreadableSlices as error:  # a look asks for it again
         logger.warning("project %s: %s", key, error)
         return
     if better:

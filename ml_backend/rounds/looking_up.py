@@ -7,7 +7,11 @@ from collections.abc import Callable
 
 from al_strategies.learner import HearsLoss, Progress
 
-__all__ = ["LookingUp"]
+__all__ = ["GivenWay", "LookingUp"]
+
+
+class GivenWay(BaseException):  # no error, and nothing on the way may take it for one
+    """The work is left: the worker is needed, or the time is up."""
 
 
 class LookingUp:
@@ -27,6 +31,13 @@ class LookingUp:
         if time.monotonic() >= self._next:
             self._look()
             self._next = time.monotonic() + self._every_s
+
+    def wait(self, seconds: float) -> None:
+        """Sleep so long, and look up meanwhile."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self.look_up()
+            time.sleep(min(left, self._every_s))
 
     def told_loss(self, loss: float) -> None:
         """See `HearsLoss`."""

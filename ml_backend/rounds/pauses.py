@@ -6,7 +6,7 @@ import time
 
 from ml_backend.rounds.records import CLOCKS_DIFFER_S, ProjectRecord
 
-__all__ = ["MAX_FAILURES", "gives_up", "may_try_again", "next_attempt_at"]
+__all__ = ["MAX_FAILURES", "gives_up", "may_try_again", "next_attempt_at", "pause_ends"]
 
 MAX_FAILURES = 5
 """After so many, K labels that no attempt has seen are the reason for the next. Not where something
@@ -16,17 +16,22 @@ _LONGEST_BACKOFF_S = 3600.0
 
 
 def next_attempt_at(record: ProjectRecord) -> float:
-    """When the pause after the attempts that came to nothing is over, in seconds since 1970: 1, 2,
-    4, … minutes, at most an hour, after the last one failed, or began if nobody knows how it ended.
+    """When the pause after the attempts that came to nothing is over: `pause_ends` after the last
+    one failed, or began if nobody knows how it ended."""
+    last = max(record.failed_at, record.began_at if record.unended else 0.0)
+    return pause_ends(record.failures + record.unended, last)
+
+
+def pause_ends(attempts: int, last: float) -> float:
+    """1, 2, 4, … minutes, at most an hour, after so many attempts of which the ``last`` failed
+    then; both in seconds since 1970.
 
     There is no pause after an attempt that was noted in the future: a clock was put back, and the
     pause would last for as long.
     """
-    attempts = record.failures + record.unended
     if not attempts:
         return 0.0
     pause = min(_BACKOFF_S * 2.0 ** min(attempts, 20), _LONGEST_BACKOFF_S)
-    last = max(record.failed_at, record.began_at if record.unended else 0.0)
     return 0.0 if last - time.time() > CLOCKS_DIFFER_S else last + pause
 
 

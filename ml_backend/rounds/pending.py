@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from al_strategies.learner import Progress
+from al_strategies.learner import Progress, UnreadableSlice
 from ml_backend.rounds import publish
 from ml_backend.rounds.artefacts import DATASET
 from ml_backend.rounds.coverage import Coverage
 from ml_backend.rounds.live_masks import Regions
+from ml_backend.rounds.looking_up import GivenWay, LookingUp
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.source import ProjectSource
 from ml_backend.rounds.uncertainty_pictures import KeptPictures
@@ -18,11 +19,19 @@ from ml_backend.studio.label_config import parse_label_config
 
 __all__ = ["draw_pending"]
 
+_LOOK_S = 1.0
+
 
 def draw_pending(project: ConnectedProject, progress: Progress) -> int:
     """Draw the masks of the published queue that are still to come, until a round waits for a gpu
     worker; returns how many. ``progress("masks", done, total)``. Raises UnreadableSlices where so
     many images are out of reach that something is down: they still wait then."""
+
+    def look() -> None:
+        if project.schedule.a_round_waits():
+            raise GivenWay("a round waits for the worker")
+
+    step = LookingUp(progress, look, _LOOK_S)
     published = project.published
     if published is None or published.weights is None:
         return 0
@@ -47,9 +56,14 @@ def draw_pending(project: ConnectedProject, progress: Progress) -> int:
         )
         done = 0
         pictures = KeptPictures(project.folder.round(published.round), published.model_version)
-        for asked in coverage.passes(tasks):
+
+        def note(error: UnreadableSlice) -> None:
+            coverage.note(error)
+            step.look_up()  # of a long outage each slice may take its time
+
+        for asked in coverage.passes(tasks, wait=step.wait):
             for task, prediction in learner.predict(
-                source, asked, unreadable=coverage.note, uncertainty=True
+                source, asked, unreadable=note, uncertainty=True
             ):
                 done += 1
                 pictures.keep(int(task), prediction)

@@ -13,6 +13,7 @@ from itertools import islice
 
 from ml_backend.rounds.artefacts import QUEUE
 from ml_backend.rounds.live_masks import Regions
+from ml_backend.rounds.looking_up import GivenWay
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.queue import known_queue, noted_queue, pending, rebuilt_queue
 from ml_backend.rounds.records import Published, QueueEntry, QueueRecord, RoundRecord
@@ -85,8 +86,8 @@ def draw_pending(
     """Give the `pending` slices their masks, as long as ``go_on`` says so and ``published`` is
     served; returns how many got one.
 
-    What ``predict`` leaves out stays without a mask and is noted so. What a top-up notes meanwhile
-    is left to the next time.
+    What ``predict`` leaves out stays without a mask and is noted so; with GivenWay it ends this.
+    What a top-up notes meanwhile is left to the next time.
     """
     folder = project.folder.round(published.round)
     wanted = pending(project, published)
@@ -95,7 +96,10 @@ def draw_pending(
     left = {*wanted}
     drawn = 0
     while go_on():
-        batch = dict(islice(rows, _DRAWN_TOGETHER))
+        try:
+            batch = dict(islice(rows, _DRAWN_TOGETHER))
+        except GivenWay:
+            break
         with project.schedule.alone("queue", wait=True):
             queue = known_queue(folder)
             if queue is None or project.published != published:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 from ml_backend.rounds.artefacts import QUEUE, SELECTION
 from ml_backend.rounds.project import ConnectedProject
@@ -16,7 +17,7 @@ from ml_backend.rounds.records import (
 from ml_backend.rounds.store import RoundFolder, StoreError
 from ml_backend.settings import Settings
 from ml_backend.studio import task_order
-from ml_backend.studio.task_order import queue_score
+from ml_backend.studio.task_order import StoredPlace, queue_score
 
 __all__ = [
     "known_queue",
@@ -25,6 +26,7 @@ __all__ = [
     "queue_of",
     "queue_target",
     "rebuilt_queue",
+    "restored_queue",
 ]
 
 logger = logging.getLogger(__name__)
@@ -118,5 +120,21 @@ def rebuilt_queue(
             QueueEntry(task=task, score=score, kind=kinds.get(task, "top-up"))
             for task, score in sorted(places.items(), key=lambda place: place[1])
         ],
-        pending=[task for task, place in stored.items() if published.weights and place.bare],
+        pending=_bare(published, stored),
     )
+
+
+def restored_queue(
+    project: ConnectedProject, published: Published, places: QueueRecord
+) -> QueueRecord:
+    """The queue that is published, in the ``places`` that another version was to have. What has no
+    region may wait for its mask: whether it did is lost."""
+    version = published.model_version
+    stored = task_order.stored_places(project.studio, project.number, version)
+    pending = _bare(published, stored)
+    return QueueRecord(model_version=version, entries=places.entries, pending=pending)
+
+
+def _bare(published: Published, stored: Mapping[int, StoredPlace]) -> list[int]:
+    """Slices that are ``stored`` without a region, though a network draws them."""
+    return [task for task, place in stored.items() if published.weights and place.bare]

@@ -256,6 +256,13 @@ class FurtherRecord(Record):
     slices."""
     model_version: str | None = None
     """What they are served as, or will be."""
+    failures: int = 0
+    """How many jobs have failed or not ended since it was last gone on with; one that runs
+    counts."""
+    failed_at: float = 0.0
+    """When the last of them did, or began; seconds since 1970."""
+    last_error: str | None = None
+    """What the last one raised."""
 
 
 class QueueEntry(Record):
@@ -349,6 +356,13 @@ class ProjectRecord(Record):
     """A sentence on each that cannot."""
     explained: str = ""
     """Which queue the slices have been told the reasons of: version, and how many it has."""
+
+    untidied: int = 0
+    """The first round whose predictions may all be stored yet: see `tidying`."""
+
+    def tidied_before(self, number: int) -> None:
+        """Predictions of the rounds before ``number`` were removed, but for what was spared."""
+        self.untidied = number
 
     def was_explained(self, queue: str) -> None:
         """The slices of ``queue`` have been told why they are in it."""

@@ -18,6 +18,7 @@ from ml_backend.rounds.artefacts import METRICS, ROUND
 from ml_backend.rounds.claim import Holder, last_holder
 from ml_backend.rounds.contention import FIGHT_S, fight, next_switch_at
 from ml_backend.rounds.early import wanted_labels
+from ml_backend.rounds.further import FAILURES, known_further, next_job_at
 from ml_backend.rounds.pauses import gives_up, next_attempt_at
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import ProjectRecord, Published, Record
@@ -261,6 +262,21 @@ def _served(
     new = "a new annotation" if wanted == 1 else f"{wanted} new annotations"
     said = (
         f"{published.model_version} is served. The next round begins at {new}, or by Start "
-        "Training."
+        f"Training.{_further(project, published)}"
     )
     return _condition("waiting", said)
+
+
+def _further(project: ConnectedProject, published: Published) -> str:
+    """What came to nothing of the training that went on after the round."""
+    further = known_further(project.folder.round(published.round))
+    if not further.failures or not further.last_error or not project.settings.further_minutes:
+        return ""
+    what = "Better weights of this round could not be served"
+    if further.model_version is None:
+        what = "The training that goes on after it failed"
+    following = f"It is tried again from {_moment(next_job_at(further))} on."
+    if further.failures >= FAILURES:
+        following = "It is not tried again before the next round."
+    error = further.last_error.rstrip(".")
+    return f" {what} ({further.failures}×): {error}. {following}"

@@ -17,7 +17,8 @@ from ml_backend.studio.client import drafted
 __all__ = ["tidy"]
 
 _TIDIED_ROUNDS = 12
-"""How many rounds back `tidy` looks: each is tidied when a later one is published."""
+"""How many rounds back `tidy` looks for what was spared before, and how many of those it takes on
+that it has not come to yet: where rounds follow each other faster than slices are let go."""
 
 
 def tidy(project: ConnectedProject) -> int:
@@ -40,17 +41,27 @@ def _tidy(project: ConnectedProject) -> int:
     versions: set[str] = set()
     if _not_open(project, _replaced(folder, published, -1)):
         versions.add(task_order.PENDING_VERSION)
-    for number in folder.rounds()[-_TIDIED_ROUNDS:]:
-        if number > published.round:
-            continue
-        if _not_open(project, _replaced(folder, published, number)):
-            old = folder.round(number)
-            records = (old.load(ROUND), known_queue(old), old.load(FURTHER))
-            said = [record.model_version for record in records if record]
-            versions.update(filter(None, said))
+    rounds = [number for number in folder.rounds() if number <= published.round]
+    untidied = [n for n in rounds if n >= project.record.untidied][:_TIDIED_ROUNDS]
+    looked_at = {*untidied, *rounds[-_TIDIED_ROUNDS:]}
+    closed = {n for n in looked_at if _not_open(project, _replaced(folder, published, n))}
+    for number in closed:
+        old = folder.round(number)
+        records = (old.load(ROUND), known_queue(old), old.load(FURTHER))
+        said = [record.model_version for record in records if record]
+        versions.update(filter(None, said))
     versions.discard(published.model_version)
-    if not versions:
-        return 0
+    removed = _remove(project, published, versions) if versions else 0
+    following = [n for n in rounds if n not in closed and n >= project.record.untidied]
+    reached = min([*following, published.round])
+    if reached != project.record.untidied:
+        project.update(lambda record: record.tidied_before(reached))
+    return removed
+
+
+def _remove(project: ConnectedProject, published: Published, versions: set[str]) -> int:
+    """Delete the stored predictions of ``versions``, but of slices that are spared."""
+    folder = project.folder
     labels = folder.round(published.round).load(LABELS)
     measured = {label.task for label in labels.labels} if labels else set()
 

@@ -17,7 +17,12 @@ from safetensors import SafetensorError
 
 from ml_backend.errors import NextsliceError
 from ml_backend.segmentation.model import Model
-from ml_backend.segmentation.networks import SegmentationNetwork, build_network
+from ml_backend.segmentation.networks import (
+    BUILD_ERRORS,
+    SegmentationNetwork,
+    build_network,
+    described_elsewhere,
+)
 from ml_backend.segmentation.preprocessing import Preprocessing
 from ml_backend.segmentation.room import within
 
@@ -130,14 +135,14 @@ def _named(classes: object) -> tuple[str, ...]:
 
 def _built(architecture: str, classes: int, channels: int) -> SegmentationNetwork:
     """Raises CheckpointError for what cannot be built, or would be asked of the network."""
-    if ":" in architecture.partition(":")[2]:
+    if described_elsewhere(architecture):
         raise CheckpointError(
             f"The checkpoint cannot be built here: its encoder {architecture!r} is described "
             "elsewhere, and nothing is fetched for a file"
         )
     try:
         return build_network(architecture, classes, channels=channels)
-    except Exception as error:  # timm and smp raise what they like
+    except BUILD_ERRORS as error:
         raise CheckpointError(f"The checkpoint cannot be built here: {error}") from error
 
 

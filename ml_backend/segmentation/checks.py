@@ -10,7 +10,7 @@ import sys
 import torch
 
 from ml_backend.errors import OptionError
-from ml_backend.segmentation.networks import build_network
+from ml_backend.segmentation.networks import BUILD_ERRORS, build_network, described_elsewhere
 
 __all__ = ["check_architecture", "check_gpu"]
 
@@ -28,10 +28,17 @@ def check_gpu(device: str, option: str) -> None:
 
 
 def check_architecture(architecture: str, option: str) -> None:
-    """Build the network once. Raises OptionError when there is none of that name."""
+    """Build the network once. Raises OptionError when there is none of that name, or its weights
+    could not be read back."""
+    if described_elsewhere(architecture):
+        raise OptionError(
+            f"{option} is {architecture!r}, whose encoder is described elsewhere, and nothing is "
+            "fetched to read its weights back: expected for example hrnet_w18, unet or "
+            "unet:resnet34"
+        )
     try:
         build_network(architecture, classes=2)
-    except Exception as error:  # whatever timm and smp raise at an encoder that they do not know
+    except BUILD_ERRORS as error:
         raise OptionError(
             f"{option} is {architecture!r}, which cannot be built ({error}): expected for example "
             "hrnet_w18, unet or unet:resnet34"

@@ -21,6 +21,8 @@ from ml_backend.grey import finite_sample, from_low, grey_window
 from ml_backend.pictures import encode_png, small_size
 from ml_backend.rounds.artefacts import UNCERTAINTY
 from ml_backend.rounds.project import ConnectedProject
+from ml_backend.rounds.queue import known_queue
+from ml_backend.rounds.records import Published
 from ml_backend.rounds.service import Service
 from ml_backend.rounds.uncertainty_pictures import picture_name
 from ml_backend.studio.annotations import label_map
@@ -80,16 +82,26 @@ class Thumbnails:
             data = self._cache.read(name)
             if data is not None:
                 return Picture(data)
-            data, masked = _drawn(project, task, version)
-            # a network's mask may be on its way, and comes under the same version
-            lasting = masked or published is None or published.weights is None
+            # before the task is read: of a mask that comes meanwhile, none is seen yet
+            settled = published is not None and _settled(project, published, task)
+            data, result = _drawn(project, task, version)
+            drawing = published is not None and published.weights is not None
+            lasting = not drawing or bool(result) or (settled and result is not None)
             if lasting:
                 self._cache.keep(name, data)
             return Picture(data, lasting)
 
 
-def _drawn(project: ConnectedProject, task: int, version: str) -> tuple[bytes, bool]:
-    """The picture, and whether a mask is stored of it."""
+def _settled(project: ConnectedProject, published: Published, task: int) -> bool:
+    """Whether the queue has the slice of ``task``, and no mask of it is still to come."""
+    queue = known_queue(project.folder.round(published.round))
+    if queue is None or queue.model_version != published.model_version:
+        return False
+    return task in {entry.task for entry in queue.entries} - {*queue.pending}
+
+
+def _drawn(project: ConnectedProject, task: int, version: str) -> tuple[bytes, Any]:
+    """The picture, and the regions over it: `predicted`."""
     row = next(iter(project.studio.full_tasks_by_id(project.number, [task])), None)
     config = parse_label_config(project.in_studio().label_config)
     url = None if row is None else config.image_of(row["data"])
@@ -98,7 +110,7 @@ def _drawn(project: ConnectedProject, task: int, version: str) -> tuple[bytes, b
     image = project.images.image(task, url, _WAIT_S)
     result = predicted(row, version)
     mask = None if result is None else _mask(result, config, image)
-    return thumbnail(image, mask), bool(result)
+    return thumbnail(image, mask), result
 
 
 def predicted(row: Mapping[str, Any], version: str | None) -> Any:

@@ -34,6 +34,7 @@ from ml_backend.segmentation.networks.base import (
 )
 
 __all__ = [
+    "BUILD_ERRORS",
     "MULTIPLE",
     "NETWORKS",
     "SCORING_STRIDE",
@@ -48,6 +49,7 @@ __all__ = [
     "at_scoring_resolution",
     "build_network",
     "default_architecture",
+    "described_elsewhere",
     "masked_mean",
     "upsample",
 ]
@@ -67,10 +69,23 @@ NETWORKS: Mapping[str, Builder] = {**hrnet.BUILDERS, **full_resolution.BUILDERS,
 """Every architecture by its name."""
 
 
+BUILD_ERRORS = (
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError,
+    RuntimeError, TypeError, ValueError,
+)  # fmt: skip
+"""What timm and smp raise at names that they cannot build; not MemoryError, nor what ends a job."""
+
+
 def architecture_names() -> tuple[str, ...]:
     """Names that `build_network` takes; one that takes an encoder may be followed by
     ``:<encoder>``."""
     return tuple(NETWORKS)
+
+
+def described_elsewhere(architecture: str) -> bool:
+    """Whether what its encoder is stands in a folder or a hub, as timm's ``tu-hf-hub:…`` and
+    ``tu-local-dir:…``: a file of its weights cannot be read by itself."""
+    return ":" in architecture.partition(":")[2]
 
 
 def default_architecture(device: str | torch.device) -> str:
