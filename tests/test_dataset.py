@@ -170,6 +170,15 @@ def test_every_crop_shows_a_labelled_pixel() -> None:
     assert (masks == 1).flatten(1).any(1).all()
 
 
+@pytest.mark.parametrize(("side", "sparse"), [(4, True), (16, False), (32, False)])
+def test_strokes_are_sparse_and_small_slices_are_not(side: int, sparse: bool) -> None:
+    mask = np.full((32, 32), IGNORE, np.uint8)
+    mask[:side, :side] = 1
+    slices = labelled(Source({"a": np.zeros((32, 32), np.float32)}, {"a": mask}))
+    assert slices.sparse is sparse
+    assert next(crops(slices, crop=64)).sparse is sparse
+
+
 def test_the_same_seed_gives_the_same_batches() -> None:
     rng = np.random.default_rng(0)
     images = {name: rng.normal(size=(64, 64)) for name in "abc"}

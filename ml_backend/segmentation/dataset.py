@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 _ANCHORS = 2048  # remembered pixels of each class and slice
+_SPARSE = 1 / 8  # of all pixels
 _CENTRED = 0.8  # an anchor lies in this central part of its crop's side
 
 T = TypeVar("T")
@@ -90,8 +91,8 @@ class LabelledSlices:
     each slice that cannot be read or whose mask does not fit, which is left out too; without it
     that is raised.
 
-    ``counts`` (classes,) int64: labelled pixels of each class, all slices together. ``largest``:
-    the largest height and width.
+    ``counts`` (classes,) int64: labelled pixels of each class, ``pixels``: labelled or not, all
+    slices together. ``largest``: the largest height and width.
 
     Raises NothingLabelled, InvalidMask; KeyError for an id the source has no mask for.
     """
@@ -118,6 +119,7 @@ class LabelledSlices:
         self._cache: OrderedDict[SliceId, Pair] = OrderedDict()
         self._cached = 0
         self.counts = np.zeros(classes, dtype=np.int64)
+        self.pixels = 0
         self.largest = (0, 0)
         self.ids: list[SliceId] = []
         self._anchors: list[dict[int, npt.NDArray[np.int64]]] = []
@@ -157,6 +159,11 @@ class LabelledSlices:
         """The image of each slice."""
         return (self.pair(index)[0] for index in range(len(self)))
 
+    @property
+    def sparse(self) -> bool:
+        """Whether so little of the slices is labelled that crops hardly meet it, as by strokes."""
+        return bool(self.counts.sum() < _SPARSE * self.pixels)
+
     def present(self) -> list[int]:
         """Classes with at least one labelled pixel."""
         return [int(label) for label in np.flatnonzero(self.counts)]
@@ -191,6 +198,7 @@ class LabelledSlices:
         anchors = {int(label): _some_pixels(mask == label, rng) for label in np.flatnonzero(counts)}
         self.ids.append(slice_id)
         self.counts += counts
+        self.pixels += mask.size
         self.largest = (
             max(self.largest[0], mask.shape[0]),
             max(self.largest[1], mask.shape[1]),
@@ -276,7 +284,9 @@ class Crops:
             masks = torch.stack([crop.mask for crop in crops])
             images = self._augmentation.relight(plain, self._noise)
             lit = images.contiguous(memory_format=torch.channels_last)
-            lesson = Lesson(lit, masks, plain, self._augmentation.context)
+            lesson = Lesson(
+                lit, masks, plain, self._augmentation.context, sparse=self._slices.sparse
+            )
             if self._located:
                 places = torch.stack([crop.places for crop in crops])
                 lesson = lesson._replace(slices=[crop.of for crop in crops], places=places)

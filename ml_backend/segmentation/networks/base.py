@@ -78,7 +78,9 @@ class Lesson(NamedTuple):
     with their grey values as they are, before they were lit otherwise. ``warped``: what a network
     makes of the surroundings is to be learned from warped crops; see `FullResolutionHRNet.sample`.
     ``slices``: which of the labelled slices each is of, ``places`` (B, H, W) int64: which of its
-    pixels, counted row by row, each pixel is, or is next to. None: of no slice.
+    pixels, counted row by row, each pixel is, or is next to. None: of no slice. ``sparse``: little
+    of the slices is labelled, as by strokes, so that only that is to be looked at: drawn blindly it
+    would hardly be met.
     """
 
     images: Tensor
@@ -87,6 +89,7 @@ class Lesson(NamedTuple):
     warped: bool = False
     slices: Sequence[int] | None = None
     places: Tensor | None = None
+    sparse: bool = False
 
 
 class Read(NamedTuple):

@@ -53,9 +53,6 @@ _SHRUNK = 2
 _SAMPLED = 1024
 """Pixels of a crop that a training step looks at: all of them cost four times as much and taught no
 more."""
-_SPARSE = 1 / 8
-"""Where less of the crops is labelled, as by strokes, only what is labelled is looked at: drawn
-blindly it would hardly be met. Where slices are smaller than crops it was no better (vertebrae)."""
 _HARDLY = 1e-6
 """How likely such a pixel is that nobody labelled: a crop may have none that somebody did."""
 _BAND = 1 << 14
@@ -241,7 +238,7 @@ class FullResolutionHRNet(SegmentationNetwork):
         if lesson.warped:
             warp = random_warp(batch, (seen.shape[2], seen.shape[3]), seen.device)
             seen = F.grid_sample(seen, warp, padding_mode="reflection", align_corners=False)
-        if (lesson.masks != IGNORE).float().mean() < _SPARSE:
+        if lesson.sparse:
             every = torch.arange(height * width, device=picked.device).expand(batch, -1)
             labelled = _stood(lesson.masks, warp, every).targets != IGNORE
             picked = torch.multinomial(labelled + _HARDLY, _SAMPLED, replacement=True)
