@@ -58,10 +58,10 @@ def test_the_tree_that_is_drawn_is_the_tree_that_is_there() -> None:
 
 
 def test_every_error_of_ours_hangs_in_the_tree() -> None:
-    """Private ones excepted: they are caught where they are raised."""
+    """Private ones excepted: they are caught where they are raised. A BaseException is no error."""
     root = Path(al_strategies.__file__).parents[1]
     for package in ("al_strategies", "ml_backend"):
         for path in (root / package).rglob("*.py"):
             for name, bases in re.findall(r"^class (\w+)\((.*)\):", path.read_text(), re.MULTILINE):
-                if re.search(r"(Exception|Error|Warning)\b", bases) and not name.startswith("_"):
+                if re.search(r"((?<!Base)Exception|Error|Warning)\b", bases) and not name.startswith("_"):
                     assert name in drawn(), f"{path}: {name}"
