@@ -63,5 +63,7 @@ def test_every_error_of_ours_hangs_in_the_tree() -> None:
     for package in ("al_strategies", "ml_backend"):
         for path in (root / package).rglob("*.py"):
             for name, bases in re.findall(r"^class (\w+)\((.*)\):", path.read_text(), re.MULTILINE):
-                if re.search(r"((?<!Base)Exception|Error|Warning)\b", bases) and not name.startswith("_"):
+                if re.search(
+                    r"((?<!Base)Exception|Error|Warning)\b", bases
+                ) and not name.startswith("_"):
                     assert name in drawn(), f"{path}: {name}"

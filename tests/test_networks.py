@@ -254,13 +254,14 @@ class _Unreachable:
 
 @pytest.fixture
 def closed_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The hub's address is one of this machine where nobody listens, and nothing is cached."""
+    """The hub's address is one of this machine where nobody listens, and nothing is cached. There
+    is no proxy, only, as our commands set it, who is asked without one."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
     monkeypatch.setattr(module.constants, "ENDPOINT", f"http://127.0.0.1:{port}")
     monkeypatch.setattr(module, "try_to_load_from_cache", lambda *_: None)
-    monkeypatch.setattr(module, "getproxies", dict)
+    monkeypatch.setattr(module, "getproxies", lambda: {"no": "127.0.0.1,localhost"})
 
 
 @pytest.mark.usefixtures("closed_port")

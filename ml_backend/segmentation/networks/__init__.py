@@ -152,7 +152,7 @@ def _builder(architecture: str) -> Builder:
 
 def _check_obtainable(model: str) -> None:
     """Raise OSError at once where timm would find out in 50 s of retries: no cache, no network."""
-    if getproxies():
+    if getproxies().keys() - {"no"}:  # it has no_proxy too, which names no proxy
         return
     configuration = timm.get_pretrained_cfg(model)
     repository = str(configuration.hf_hub_id) if configuration else model
