@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +18,7 @@ import psutil
 
 from ml_backend.durable import Scratch
 from ml_backend.errors import EnvironmentFault, OptionError
+from ml_backend.parents import end_with_parent
 
 __all__ = [
     "ProcessGroup",
@@ -32,7 +31,6 @@ __all__ = [
     "wait_until",
 ]
 
-_PR_SET_PDEATHSIG = 1
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ADDRESS = re.compile(r"(\[[^\[\]\s]+\]|[^\[\]\s:]*):([0-9]{1,5})")
 
@@ -126,8 +124,7 @@ def _undisturbed() -> Iterator[None]:
 def _begin() -> None:  # runs in the child
     """Linux: a child must not outlive us even when we are killed."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    end_with_parent(signal.SIGTERM)
 
 
 def _tail(log: Path, lines: int = 15) -> str:

@@ -6,11 +6,9 @@ they are at to itself.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -27,6 +25,7 @@ from rq.job import Job
 
 from ml_backend.errors import NextsliceError
 from ml_backend.logs import about
+from ml_backend.parents import end_with_parent
 from ml_backend.rounds.schedule import DEVICE_FIELD, JOBS
 from ml_backend.settings import configure_logging, load_settings
 
@@ -43,7 +42,6 @@ logger = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 30.0
-_PR_SET_PDEATHSIG = 1
 
 _JOBS = "ml_backend.rounds.jobs"
 ENTRY_POINTS = frozenset(
@@ -118,8 +116,7 @@ class ForkingWorker(Worker):
     def main_work_horse(self, job: Job, queue: Queue) -> None:
         """The job, in its own process. It ends with its worker, even where that is killed: nobody
         would end it, or know of it."""
-        if sys.platform == "linux":
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        end_with_parent(signal.SIGKILL)
         if os.getppid() != self.pid:  # killed before that
             os._exit(1)
         super().main_work_horse(job, queue)
