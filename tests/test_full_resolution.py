@@ -201,7 +201,10 @@ def test_few_labelled_pixels_are_looked_at_and_no_others(warped: bool) -> None:
     network, images = trained(), texture(4)
     masks = torch.full((4, 64, 96), IGNORE, dtype=torch.int64)
     masks[:3, 20:28, 40:48] = 1  # the last crop has none
+    lesson = Lesson(images, masks, images, warped, sparse=True)
     with torch.no_grad():
-        _, targets = network.sample(Lesson(images, masks, images, warped, sparse=True), noise=0.1)
-    assert (targets[:3] == 1).all()
-    assert (targets[3] == IGNORE).all()
+        _, targets = network.sample(lesson, noise=0.1)
+    _, _, recalled = network.recall(lesson)
+    for found in (targets[:, 0], recalled):
+        assert (found[:3] == 1).all()
+        assert (found[3] == IGNORE).all()

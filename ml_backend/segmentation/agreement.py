@@ -18,6 +18,7 @@ from ml_backend.segmentation.augmentation import Augmentation
 from ml_backend.segmentation.dataset import Crops, LabelledSlices
 from ml_backend.segmentation.networks.full_resolution import FullResolutionHRNet
 from ml_backend.segmentation.networks.reader import PixelReader
+from ml_backend.segmentation.training import seeded
 
 __all__ = ["deserved_share"]
 
@@ -53,8 +54,7 @@ def deserved_share(
         seed=seed, device=device, located=True,
     )  # fmt: skip
     losses = torch.zeros(len(_SHARES), device=device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with seeded(seed, device):
         for _, lesson in zip(range(_BATCHES), crops, strict=False):
             values, reads, targets = network.recall(lesson)
             assert lesson.slices is not None

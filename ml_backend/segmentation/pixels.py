@@ -25,7 +25,7 @@ from al_strategies.learner import Progress
 from ml_backend.segmentation.dataset import LabelledSlices
 from ml_backend.segmentation.networks.full_resolution import WIDTH, FullResolutionHRNet
 from ml_backend.segmentation.networks.reader import PixelReader
-from ml_backend.segmentation.training import class_weights
+from ml_backend.segmentation.training import class_weights, seeded
 
 __all__ = ["Learned", "PixelConfig", "learn"]
 
@@ -98,11 +98,10 @@ def learn(
     # Without a pool they teach what they believe of the labelled pixels themselves.
     found = _unlabelled(network, pool, config, rng)
     asked = torch.cat(found) if found else known.values
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with seeded(seed, device):
         noise, unseen = _chosen_noise(each, folds, network.classes, config, progress)
-        config = replace(config, noise=noise)
-        torch.manual_seed(seed)
+    config = replace(config, noise=noise)
+    with seeded(seed, device):
         teachers = _teachers(known, network.classes, config, seed, progress)
         told = _Taught(asked, _agreed([believe(asked) for believe in teachers]))
         expert = PixelReader(network.classes, WIDTH).to(device)

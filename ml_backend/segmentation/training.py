@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -39,6 +39,7 @@ __all__ = [
     "autocast",
     "class_weights",
     "needed_crop",
+    "seeded",
     "train",
 ]
 
@@ -316,14 +317,20 @@ def _train(
     batches = iter(crops)
     # On a CPU a thread would only take a core from the forward.
     source = _made_ahead(batches, device) if device.type == "cuda" else _inline(batches)
-    forked = [device] if device.type == "cuda" else []
-    with closing(source), torch.random.fork_rng(devices=forked), _fast_convolutions(device):
-        torch.manual_seed(seed)
+    with closing(source), seeded(seed, device), _fast_convolutions(device):
         fit = StepsThatFit(config.steps, config.seconds, began)
         losses = _loop(network, source, slices, config, progress, fit)
     network.eval()
     network.trained()
     return TrainingRun(fit.steps, time.perf_counter() - started, tuple(losses), config)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Torch draws by ``seed`` here, and afterwards goes on as if it had drawn nothing."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def _worth_a_study(slices: LabelledSlices, config: TrainingConfig, device: torch.device) -> bool:

@@ -108,7 +108,6 @@ class FullResolutionHRNet(SegmentationNetwork):
         self.register_buffer("middle", torch.zeros(sum(FEATURES_PER_LEVEL)))
         self.register_buffer("spread", torch.ones(sum(FEATURES_PER_LEVEL)))
         self._studied: list[Tensor] = []
-        self._share = _EQUAL
         self.trained()
 
     def agree_with(self, expert: PixelReader) -> None:
@@ -117,20 +116,19 @@ class FullResolutionHRNet(SegmentationNetwork):
         self.expert.eval()
         self.weigh(_EQUAL)
 
-    def weigh(self, share: float) -> None:
-        """Give the reader with context this ``share`` of the agreement, the expert the rest."""
-        self._share = share
-        self.trained()
-
     @torch.no_grad()
-    def trained(self) -> None:
-        """The last layer: the mean of what both readers say, each by its share."""
-        ours, theirs = self.reader.last, self.expert.last
-        share, rest = self._share, 1 - self._share
+    def weigh(self, share: float) -> None:
+        """The last layer: the mean of what both readers say, that with context by this ``share``,
+        the expert by the rest."""
+        ours, theirs, rest = self.reader.last, self.expert.last, 1 - share
         weight = torch.cat([share * ours.weight, rest * theirs.weight], 1)
         self.classifier.weight.copy_(weight[:, :, None, None])
         assert self.classifier.bias is not None
         self.classifier.bias.copy_(share * ours.bias + rest * theirs.bias)
+
+    def trained(self) -> None:
+        """Decide with both readers alike, and forget what was studied."""
+        self.weigh(_EQUAL)
         self._studied = []
 
     # -- the filters
@@ -232,6 +230,24 @@ class FullResolutionHRNet(SegmentationNetwork):
         see. They have ``noise`` of their own on values that are about 1 wide, or few labels would
         be learned by heart.
         """
+        _, hidden, targets = self._look(lesson, noise)
+        hidden = hidden.view(len(targets), _SAMPLED, WIDTH).transpose(1, 2)[:, :, None]
+        last = self.reader.last
+        logits = F.conv2d(self.dropout(hidden), last.weight[:, :, None, None], last.bias)
+        return logits, targets[:, None]
+
+    @torch.no_grad()
+    def recall(self, lesson: Lesson) -> tuple[Tensor, Tensor, Tensor]:
+        """What the reader with context says of pixels that it has learned from: filters (B, n, F),
+        logits (B, n, classes) and targets (B, n) at pixels drawn from each crop of ``lesson``, as
+        it is. In evaluation mode."""
+        plain = lesson._replace(images=lesson.plain, warped=False)
+        values, hidden, targets = self._look(plain, noise=0.0)
+        return values, self.reader.last(hidden).view(*targets.shape, -1), targets
+
+    def _look(self, lesson: Lesson, noise: float) -> tuple[Tensor, Tensor, Tensor]:
+        """At pixels drawn from each crop: filters (B, n, F) under ``noise``, what the reader with
+        context makes of them (B n, WIDTH), targets (B, n)."""
         batch, height, width = lesson.masks.shape
         picked = torch.randint(height * width, (batch, _SAMPLED), device=lesson.masks.device)
         seen, warp = F.avg_pool2d(lesson.images.float(), _SHRUNK), None
@@ -244,26 +260,11 @@ class FullResolutionHRNet(SegmentationNetwork):
             picked = torch.multinomial(labelled + _HARDLY, _SAMPLED, replacement=True)
         places, y, x, targets = _stood(lesson.masks, warp, picked)
         coarse, _ = self._context(seen)
-        values = self._values(lesson, y, x).flatten(0, 1)
-        values = values + noise * torch.randn_like(values)
-        hidden = self.reader.hidden(values, _rows(_at(coarse, places[:, None])))
-        hidden = hidden.view(batch, _SAMPLED, WIDTH).transpose(1, 2)[:, :, None]
-        last = self.reader.last
-        logits = F.conv2d(self.dropout(hidden), last.weight[:, :, None, None], last.bias)
-        return logits, targets[:, None]
-
-    @torch.no_grad()
-    def recall(self, lesson: Lesson) -> tuple[Tensor, Tensor, Tensor]:
-        """What the reader with context says of pixels that it has learned from: filters (B, n, F),
-        logits (B, n, classes) and targets (B, n) at pixels drawn from each crop of ``lesson``. In
-        evaluation mode."""
-        batch, height, width = lesson.masks.shape
-        picked = torch.randint(height * width, (batch, _SAMPLED), device=lesson.masks.device)
-        places, y, x, targets = _stood(lesson.masks, None, picked)
-        coarse, _ = self._coarse(lesson.plain.float())
         values = self._values(lesson, y, x)
-        hidden = self.reader.hidden(values.flatten(0, 1), _rows(_at(coarse, places[:, None])))
-        return values, self.reader.last(hidden).view(batch, _SAMPLED, -1), targets
+        if noise:
+            values = values + noise * torch.randn_like(values)
+        context = _rows(_at(coarse, places[:, None]))
+        return values, self.reader.hidden(values.flatten(0, 1), context), targets
 
     def _coarse(self, images: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
         """(B, WIDTH, H/4, W/4): what HRNet adds to the reader, and its branches."""
