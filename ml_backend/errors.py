@@ -83,8 +83,15 @@ __all__ = [
     "OptionError",
     "RedisUnavailable",
     "SettingsError",
+    "TimeUp",
     "TryAgainLater",
 ]
+
+
+class TimeUp(BaseException):
+    """A job has had its time. No Exception: wherever one is caught, so that a slice, a file or a
+    label that raises anything does not stop the rest, this would be taken for it, and the job go
+    on without an end."""
 
 
 class SettingsError(NextsliceError, ValueError):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ml_backend.errors import TimeUp
 from ml_backend.rounds.attempt import attempt
 from ml_backend.rounds.pauses import may_try_again
 from ml_backend.rounds.project import ConnectedProject
@@ -47,6 +48,24 @@ def test_the_error_of_an_attempt_is_told_also_where_it_cannot_be_noted(
 
     assert "that the attempt failed cannot be noted" in caplog.text
     assert str(studio.record) in caplog.text
+
+
+def test_an_attempt_whose_time_is_up_has_failed(
+    make_settings: Callable[..., Settings], redis_url: str
+) -> None:
+    class Slow(MemoryStudio):
+        def project(self, project_id: int) -> Project:
+            raise TimeUp("the job was given 86400 seconds, and has not ended")
+
+    studio: Any = Slow(bitmask_config(["bone"]), 3, lambda _: np.zeros((8, 9)))
+    settings = make_settings(REDIS_URL=redis_url, NEXTSLICE_QUEUE_PREFIX="attempt")
+    project = ConnectedProject(Service(settings, studio=studio), KEY)
+
+    with pytest.raises(TimeUp):
+        attempt(project, "test")
+
+    assert (project.record.failures, project.record.unended) == (1, 0)
+    assert "86400 seconds" in (project.record.last_error or "")
 
 
 @pytest.mark.parametrize("noted", [{"unended": 1}, {"failures": 1}])

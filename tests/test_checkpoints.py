@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from rq.timeouts import JobTimeoutException
 
+from ml_backend.errors import TimeUp
 from ml_backend.segmentation import checkpoints, checks
 from ml_backend.segmentation.checkpoints import (
     FORMAT,
@@ -127,9 +127,9 @@ def test_damaged_metadata_is_refused(
         from_bytes(rewritten(data, **change))
 
 
-@pytest.mark.parametrize("error", [JobTimeoutException("86400 s"), MemoryError()])
+@pytest.mark.parametrize("error", [TimeUp("86400 s"), MemoryError()])
 def test_what_says_nothing_of_the_checkpoint_is_not_put_down_to_it(
-    data: bytes, monkeypatch: pytest.MonkeyPatch, error: Exception
+    data: bytes, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise error

@@ -31,8 +31,9 @@ from al_strategies.learner import (
 )
 from ml_backend.rounds import coverage, jobs, learners, reconcile, switching
 from ml_backend.rounds.artefacts import FURTHER, FURTHER_WEIGHTS, METRICS, QUEUE
-from ml_backend.rounds.further import FAILURES, JUDGES, TRIES, may_go_on, next_job_at
+from ml_backend.rounds.further import FAILURES, JUDGES, TRIES, may_go_on
 from ml_backend.rounds.going_on import go_on
+from ml_backend.rounds.pauses import next_job_at
 from ml_backend.rounds.pending import draw_pending
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import FurtherRecord, ProjectRecord, Published, QueueEntry

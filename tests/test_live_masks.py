@@ -20,12 +20,14 @@ from ml_backend.cli.rounds_list import rounds_table
 from ml_backend.cli.tables import whole
 from ml_backend.embedded.processes import free_port
 from ml_backend.rounds import coverage, filling, live_masks, publish, reconcile
-from ml_backend.rounds.artefacts import QUEUE
+from ml_backend.rounds.artefacts import DRAWING, QUEUE
+from ml_backend.rounds.pauses import next_job_at
 from ml_backend.rounds.pending import draw_pending
 from ml_backend.rounds.project import ConnectedProject
-from ml_backend.rounds.records import Published, QueueRecord
+from ml_backend.rounds.records import Published, QueueRecord, TriesRecord
 from ml_backend.rounds.round import run_round
 from ml_backend.rounds.schedule import GPU
+from ml_backend.rounds.status import project_status
 from ml_backend.rounds.unreadable import UnreadableSlices
 from ml_backend.settings import Settings
 from ml_backend.studio import download, task_order
@@ -200,9 +202,19 @@ def test_an_outage_while_they_are_drawn_costs_none(
         draw(project)
     assert record(project).pending == waiting
     assert record(project).unmasked == []
+    reconcile.count(project)
+    assert project.service.schedule.length(GPU) == (0, 0), "a pause"
+    (condition,) = project_status(project).conditions
+    assert "Masks of the queue could not be drawn (1×): UnreadableSlices: " in condition.says
+    folder = project.folder.round(1)
+    assert next_job_at(folder.need(DRAWING)) - folder.need(DRAWING).failed_at == 60
+    folder.save(DRAWING, folder.need(DRAWING).model_copy(update={"failed_at": 1.0}))
+    reconcile.count(project)
+    assert project.service.schedule.length(GPU) == (1, 0)
     server.fault = lambda path: None
 
     assert draw(project) == len(waiting)
+    assert folder.need(DRAWING) == TriesRecord()
 
     assert masks(server, project) == {task: before[task] for task in waiting}
 

@@ -41,6 +41,17 @@ def note(file: str, line: str) -> None:
         lines.write(f"{line}\n")
 
 
+def persist(folder: str) -> None:
+    """A job: go on whatever goes wrong, for ten seconds, then note "persisted"."""
+    until = time.monotonic() + 10
+    while time.monotonic() < until:
+        try:
+            time.sleep(0.1)
+        except Exception as error:
+            note(f"{folder}/taken", type(error).__name__)
+    note(f"{folder}/done", "persisted")
+
+
 def train(folder: str) -> None:
     """A job: report a step every 0.1 s until ``folder``/enough is there, then note "trained"."""
     report = _job_progress(load_settings())
@@ -56,7 +67,9 @@ def train(folder: str) -> None:
 @pytest.fixture(autouse=True)
 def _our_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers that are started here may call the jobs of this file."""
-    names = [f"{job.__module__}.{job.__name__}" for job in (imported, niceness, note, train)]
+    names = [
+        f"{job.__module__}.{job.__name__}" for job in (imported, niceness, note, persist, train)
+    ]
     monkeypatch.setenv("NEXTSLICE_ENTRY_POINTS", ",".join([*names, "subprocess.check_call"]))
 
 
@@ -137,6 +150,26 @@ def work_off_as_on_a_gpu(redis_url: str, prefix: str) -> None:
     }
     argv = [sys.executable, "-c", _AS_ON_A_GPU, "worker", "gpu", "--burst"]
     subprocess.run(argv, env={**os.environ, **env}, check=True, timeout=240)
+
+
+@pytest.mark.parametrize("as_on_a_gpu", [False, True], ids=["forked", "spawned"])
+def test_the_time_of_a_job_ends_it_though_it_outlives_every_error(
+    make_settings: Callable[..., Settings], redis_url: str, tmp_path: Path, as_on_a_gpu: bool
+) -> None:
+    settings = make_settings(REDIS_URL=redis_url, NEXTSLICE_QUEUE_PREFIX="late")
+    queue = Schedule(settings).queue(GPU)
+    job = queue.enqueue(persist, str(tmp_path), job_timeout=1)
+
+    if as_on_a_gpu:
+        work_off_as_on_a_gpu(redis_url, "late")
+    else:
+        argv = {"REDIS_URL": redis_url, "NEXTSLICE_QUEUE_PREFIX": "late"}
+        done = nextslice("worker", "gpu", "--burst", **argv, PYTHONPATH=str(REPOSITORY))
+        assert done.returncode == 0, done.stderr
+        assert "TimeUp: the job was given 1 seconds, and has not ended" in done.stderr
+
+    assert job.get_status(refresh=True) == "failed"
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_gpu_worker_takes_rounds_before_runs_of_experiments(

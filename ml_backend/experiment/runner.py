@@ -33,7 +33,7 @@ from al_strategies.simulation import (
     simulate,
 )
 from ml_backend.durable import held, write_whole
-from ml_backend.errors import NextsliceError
+from ml_backend.errors import NextsliceError, TimeUp
 from ml_backend.experiment.data import Data, DataSpec, load_data
 from ml_backend.experiment.files import RunFiles, RunTaken
 from ml_backend.experiment.plan import other_versions
@@ -80,7 +80,7 @@ def run_one(out: str, strategy: str, seed: int) -> None:
             return
         try:
             _Run(root, files, Job(strategy, seed)).go_on()
-        except Exception as error:
+        except (Exception, TimeUp) as error:
             write_whole(files.failure_path, f"{type(error).__name__}: {error}".encode(), alone=True)
             raise
 

@@ -30,10 +30,12 @@ from ml_backend.rounds.records import (
     QueueRecord,
     RoundRecord,
     SelectionRecord,
+    TriesRecord,
 )
 
 __all__ = [
     "DATASET",
+    "DRAWING",
     "EVIDENCE",
     "FURTHER",
     "FURTHER_WEIGHTS",
@@ -244,6 +246,8 @@ EVIDENCE = _noted(
 SELECTION = record_file("selection.json", SelectionRecord, Step.SELECT)
 ROUND = record_file("round.json", RoundRecord, Step.COMMIT)
 QUEUE = record_file("queue.json", QueueRecord, Step.PUBLISH)
+DRAWING = record_file("drawing.json", TriesRecord, Step.PUBLISH)
+"""The masks of the queue that are drawn after it was published."""
 FURTHER_WEIGHTS = _noted(
     Artefact("further.safetensors", "checkpoint", _same, _same, step=Step.PUBLISH, prunable=True)
 )

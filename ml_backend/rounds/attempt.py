@@ -11,7 +11,7 @@ import time
 from redis.exceptions import RedisError
 
 from al_strategies.learner import Progress
-from ml_backend.errors import EnvironmentFault, NextsliceError
+from ml_backend.errors import EnvironmentFault, NextsliceError, TimeUp
 from ml_backend.rounds.artefacts import DATASET
 from ml_backend.rounds.claim import ClaimLost, ClaimTaken
 from ml_backend.rounds.project import ConnectedProject
@@ -40,7 +40,7 @@ def attempt(
     except (ClaimTaken, ClaimLost):
         project.update(ProjectRecord.attempt_ended)
         raise
-    except Exception as error:
+    except (Exception, TimeUp) as error:
         told = f"{type(error).__name__}: {error}"
         _note_failure(project, told, outage=_comes_back(project, error))
         raise
@@ -48,7 +48,7 @@ def attempt(
     return done
 
 
-def _comes_back(project: ConnectedProject, error: Exception) -> bool:
+def _comes_back(project: ConnectedProject, error: BaseException) -> bool:
     """Whether time is a remedy, and other labels are none: something was out of reach, or the
     labels were not even read, as where the labelling config cannot be used for a while."""
     if isinstance(error, _OUTAGES):

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rq.timeouts import JobTimeoutException
 
 from al_strategies.effort import Correction, correction
 from ml_backend.rounds.records import EffortRecord, LabelRecord
@@ -98,8 +97,6 @@ def effort_of(
     height, width = mask.shape
     try:
         opened = label_map(result, config, height, width, policy).mask
-    except JobTimeoutException:
-        raise
     except Exception as error:  # of another model, or of a script: anything may be in it
         logger.warning("task %s: its effort is not measured: its prediction: %s", task, error)
         return None

@@ -5,15 +5,20 @@ from __future__ import annotations
 import time
 
 from ml_backend.rounds.artefacts import FURTHER, FURTHER_WEIGHTS, LABELS, METRICS
-from ml_backend.rounds.pauses import pause_ends
+from ml_backend.rounds.pauses import next_job_at
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import FurtherRecord, MetricsRecord, Published
 from ml_backend.rounds.store import ProjectStore, RoundFolder
 
 __all__ = [
-    "FAILURES", "JUDGES", "TRIES", "judges", "known_further", "may_go_on", "next_job_at",
+    "FAILURES",
+    "JUDGES",
+    "TRIES",
+    "judges",
+    "known_further",
+    "may_go_on",
     "served_metrics",
-]  # fmt: skip
+]
 
 JUDGES = 5
 """Fewer slices that nothing was trained on cannot tell better weights from lucky ones."""
@@ -32,11 +37,6 @@ def judges(metrics: MetricsRecord) -> list[int]:
 def known_further(folder: RoundFolder) -> FurtherRecord:
     """`further.json` of the round; a fresh one where none is."""
     return folder.load(FURTHER) or FurtherRecord()
-
-
-def next_job_at(further: FurtherRecord) -> float:
-    """When the pause after the jobs that failed is over, in seconds since 1970."""
-    return pause_ends(further.failures, further.failed_at)
 
 
 def may_go_on(project: ConnectedProject, published: Published) -> bool:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from al_strategies.evidence import Position, SliceId
 from al_strategies.learner import IGNORE, Learner, Progress, UnreadableSlice
+from ml_backend.errors import TimeUp
 from ml_backend.logs import without_passwords
 from ml_backend.rounds import publish
 from ml_backend.rounds.artefacts import DATASET, FURTHER, FURTHER_WEIGHTS, METRICS
@@ -102,7 +103,7 @@ class _GoingOn:
         except GivenWay as why:
             logger.info("project %s: the training that goes on is left: %s", self.project.key, why)
             done = False
-        except Exception as error:
+        except (Exception, TimeUp) as error:
             self.further.last_error = without_passwords(f"{type(error).__name__}: {error}")
             if self.further.failures >= FAILURES:
                 self.further.ended = f"it failed {self.further.failures} times"

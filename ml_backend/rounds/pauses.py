@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 
-from ml_backend.rounds.records import CLOCKS_DIFFER_S, ProjectRecord
+from ml_backend.rounds.records import CLOCKS_DIFFER_S, ProjectRecord, TriesRecord
 
-__all__ = ["MAX_FAILURES", "gives_up", "may_try_again", "next_attempt_at", "pause_ends"]
+__all__ = ["MAX_FAILURES", "gives_up", "may_try_again", "next_attempt_at", "next_job_at"]
 
 MAX_FAILURES = 5
 """After so many, K labels that no attempt has seen are the reason for the next. Not where something
@@ -16,13 +16,18 @@ _LONGEST_BACKOFF_S = 3600.0
 
 
 def next_attempt_at(record: ProjectRecord) -> float:
-    """When the pause after the attempts that came to nothing is over: `pause_ends` after the last
-    one failed, or began if nobody knows how it ended."""
+    """When the pause after the attempts that came to nothing is over: after the last one failed, or
+    began if nobody knows how it ended."""
     last = max(record.failed_at, record.began_at if record.unended else 0.0)
-    return pause_ends(record.failures + record.unended, last)
+    return _pause_ends(record.failures + record.unended, last)
 
 
-def pause_ends(attempts: int, last: float) -> float:
+def next_job_at(tries: TriesRecord) -> float:
+    """When the pause after the jobs that came to nothing is over, in seconds since 1970."""
+    return _pause_ends(tries.failures, tries.failed_at)
+
+
+def _pause_ends(attempts: int, last: float) -> float:
     """1, 2, 4, … minutes, at most an hour, after so many attempts of which the ``last`` failed
     then; both in seconds since 1970.
 

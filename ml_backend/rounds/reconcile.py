@@ -9,11 +9,10 @@ import logging
 from contextlib import suppress
 
 from redis.exceptions import RedisError
-from rq.timeouts import JobTimeoutException
 
 from ml_backend.errors import NextsliceError
 from ml_backend.logs import about
-from ml_backend.rounds import extra_params, filling, publish, queue, switching
+from ml_backend.rounds import extra_params, filling, pending, publish, switching
 from ml_backend.rounds.adopt import protect_webhook
 from ml_backend.rounds.artefacts import DATASET, LABELS, METRICS
 from ml_backend.rounds.claim import ClaimTaken
@@ -61,7 +60,7 @@ def count(project: ConnectedProject, seen: Project | None = None) -> None:
     reason = None if project.settings.pause else _reason(project, published)
     if reason is not None:
         project.schedule.round(reason, published.round + 1)
-    elif queue.pending(project, published):
+    elif pending.may_draw(project, published):
         project.schedule.masks()
     elif may_go_on(project, published):
         project.schedule.further()
@@ -161,7 +160,5 @@ def _look(project: ConnectedProject, seen: Project) -> None:
         count(project, seen)
     except NextsliceError as error:
         logger.warning("project %s: reconcile failed: %s", project.key, error)
-    except JobTimeoutException:  # of the whole look, not of this project
-        raise
     except Exception:
         logger.exception("project %s: reconcile failed", project.key)

@@ -242,7 +242,19 @@ class RoundRecord(Record):
     """`Settings.of_a_round`: what held when it was committed."""
 
 
-class FurtherRecord(Record):
+class TriesRecord(Record):
+    """Jobs beside the rounds, of one kind, that came to nothing."""
+
+    failures: int = 0
+    """How many have failed or not ended since the last that came to something; one that runs
+    counts."""
+    failed_at: float = 0.0
+    """When the last of them did, or began; seconds since 1970."""
+    last_error: str | None = None
+    """What the last one raised."""
+
+
+class FurtherRecord(TriesRecord):
     """`further.json`: the training that went on after the round was published."""
 
     seconds: float = 0.0
@@ -256,13 +268,6 @@ class FurtherRecord(Record):
     slices."""
     model_version: str | None = None
     """What they are served as, or will be."""
-    failures: int = 0
-    """How many jobs have failed or not ended since it was last gone on with; one that runs
-    counts."""
-    failed_at: float = 0.0
-    """When the last of them did, or began; seconds since 1970."""
-    last_error: str | None = None
-    """What the last one raised."""
 
 
 class QueueEntry(Record):

@@ -18,10 +18,11 @@ from ml_backend.rounds.artefacts import METRICS, ROUND
 from ml_backend.rounds.claim import Holder, last_holder
 from ml_backend.rounds.contention import FIGHT_S, fight, next_switch_at
 from ml_backend.rounds.early import wanted_labels
-from ml_backend.rounds.further import FAILURES, known_further, next_job_at
-from ml_backend.rounds.pauses import gives_up, next_attempt_at
+from ml_backend.rounds.further import FAILURES, known_further
+from ml_backend.rounds.pauses import gives_up, next_attempt_at, next_job_at
+from ml_backend.rounds.pending import known_drawing
 from ml_backend.rounds.project import ConnectedProject
-from ml_backend.rounds.records import ProjectRecord, Published, Record
+from ml_backend.rounds.records import ProjectRecord, Published, Record, TriesRecord
 from ml_backend.rounds.schedule import GPU, RoundProgress
 from ml_backend.rounds.store import StoreFault
 from ml_backend.studio.task_order import VERSION_PREFIX
@@ -262,7 +263,7 @@ def _served(
     new = "a new annotation" if wanted == 1 else f"{wanted} new annotations"
     said = (
         f"{published.model_version} is served. The next round begins at {new}, or by Start "
-        f"Training.{_further(project, published)}"
+        f"Training.{_drawing(project, published)}{_further(project, published)}"
     )
     return _condition("waiting", said)
 
@@ -270,13 +271,26 @@ def _served(
 def _further(project: ConnectedProject, published: Published) -> str:
     """What came to nothing of the training that went on after the round."""
     further = known_further(project.folder.round(published.round))
-    if not further.failures or not further.last_error or not project.settings.further_minutes:
+    if not project.settings.further_minutes:
         return ""
     what = "Better weights of this round could not be served"
     if further.model_version is None:
         what = "The training that goes on after it failed"
-    following = f"It is tried again from {_moment(next_job_at(further))} on."
+    following = None
     if further.failures >= FAILURES:
         following = "It is not tried again before the next round."
-    error = further.last_error.rstrip(".")
-    return f" {what} ({further.failures}×): {error}. {following}"
+    return _came_to_nothing(what, further, following)
+
+
+def _drawing(project: ConnectedProject, published: Published) -> str:
+    """Why slices of the queue are still without their masks."""
+    drawing = known_drawing(project.folder.round(published.round))
+    return _came_to_nothing("Masks of the queue could not be drawn", drawing)
+
+
+def _came_to_nothing(what: str, tries: TriesRecord, following: str | None = None) -> str:
+    """``following``: what comes of it; None: another try after the pause."""
+    if not tries.failures or not tries.last_error:
+        return ""
+    following = following or f"It is tried again from {_moment(next_job_at(tries))} on."
+    return f" {what} ({tries.failures}×): {tries.last_error.rstrip('.')}. {following}"

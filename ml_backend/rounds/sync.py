@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rq.timeouts import JobTimeoutException
 
 from al_strategies.learner import Progress
 from ml_backend.errors import NextsliceError
@@ -306,7 +305,7 @@ def reading() -> Iterator[None]:
     """
     try:
         yield
-    except (NextsliceError, JobTimeoutException):
+    except NextsliceError:
         raise
     except Exception as error:
         logger.debug("an annotation raised", exc_info=True)

@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -22,8 +23,9 @@ from rq import Queue, SpawnWorker, Worker
 from rq.exceptions import DeserializationError, StopRequested
 from rq.executions import Execution
 from rq.job import Job
+from rq.timeouts import JobTimeoutException, UnixSignalDeathPenalty
 
-from ml_backend.errors import NextsliceError
+from ml_backend.errors import NextsliceError, TimeUp
 from ml_backend.logs import about
 from ml_backend.parents import end_with_parent
 from ml_backend.rounds.schedule import DEVICE_FIELD, JOBS
@@ -31,6 +33,7 @@ from ml_backend.settings import configure_logging, load_settings
 
 __all__ = [
     "ENTRY_POINTS",
+    "Alarm",
     "ForeignJob",
     "ForkingWorker",
     "OurJob",
@@ -91,9 +94,24 @@ def _project_of(job: Job) -> str | None:
     return first if isinstance(first, str) else None
 
 
+class Alarm(UnixSignalDeathPenalty):
+    """RQ's, but a job's time ends with `TimeUp`, which is no Exception."""
+
+    def handle_death_penalty(self, signum: int, frame: FrameType | None) -> None:
+        """Of SIGALRM. Raises TimeUp."""
+        if issubclass(self._exception, JobTimeoutException):
+            raise TimeUp(f"the job was given {self._timeout} seconds, and has not ended")
+        super().handle_death_penalty(signum, frame)  # type: ignore[no-untyped-call]  # RQ has no types
+
+    def __exit__(self, *error: object) -> None:
+        with suppress(TimeUp):  # the job has just ended
+            super().__exit__(*error)  # type: ignore[no-untyped-call]  # RQ has no types
+
+
 class ForkingWorker(Worker):
     """Jobs run in forked processes."""
 
+    death_penalty_class = Alarm
     max_connection_wait_time = 5.0
     told_to_stop = False
     device = ""
