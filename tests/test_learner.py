@@ -98,6 +98,18 @@ def test_the_report_holds_what_replays_the_training() -> None:
     assert report.settings["warm_started"] is False
 
 
+@pytest.mark.parametrize("labelled", [1, 2])
+def test_a_network_that_has_hardly_learned_counts_for_nothing_beside_pixels_that_tell_all(
+    labelled: int,
+) -> None:
+    """Also of a single label, whose one half tells how well the other is known."""
+    source = Phantom(4)
+
+    report = NetworkLearner(CLASSES, SHORT).fit(source, source.ids[:labelled], seed=0)
+
+    assert report.settings["share_of_context"] == 0.0
+
+
 def test_classes_that_nobody_labelled_take_no_steps() -> None:
     source = Phantom(1)
 

@@ -34,6 +34,7 @@ from al_strategies.learner import (
 from ml_backend.segmentation import checkpoints, inference, pixels
 from ml_backend.segmentation.agreement import deserved_share
 from ml_backend.segmentation.dataset import LabelledSlices, read_pair
+from ml_backend.segmentation.halves import CutInTwo, halves
 from ml_backend.segmentation.inference import InferenceConfig
 from ml_backend.segmentation.model import Model
 from ml_backend.segmentation.neighbourhood import with_neighbours
@@ -155,7 +156,9 @@ class NetworkLearner:
         )
         training = self._training(slices, len(labelled))
         network = model.network
-        folds = () if self.config.brief else _halves(source, slices.ids)
+        judged, folds = slices, list[int]()
+        if not self.config.brief:
+            judged, folds = self._in_halves(source, slices, model.preprocessing, seed)
         expert: Learned | None = None
 
         def know_filters() -> None:
@@ -169,7 +172,7 @@ class NetworkLearner:
                 pool = evenly_spread([i for i in source.ids if i not in known], number)
                 expert = pixels.learn(
                     network,
-                    slices,
+                    judged,
                     self._images(source, pool, model.preprocessing),
                     _pixel_config(training, len(labelled), len(pool)),
                     folds=folds,
@@ -183,7 +186,7 @@ class NetworkLearner:
         agreement = {}
         if isinstance(network, FullResolutionHRNet) and expert is not None:
             share = deserved_share(
-                network, slices, expert.unseen, folds, crop=run.config.crop, seed=seed
+                network, judged, expert.unseen, folds, crop=run.config.crop, seed=seed
             )
             network.weigh(share)
             agreement = {"pixel_noise": expert.noise, "share_of_context": share}
@@ -389,6 +392,24 @@ class NetworkLearner:
         # What a crop shows beyond a slice, nobody shows the network later.
         return replace(chosen, crop=min(chosen.crop, needed_crop(largest)))
 
+    def _in_halves(
+        self,
+        source: SliceSource,
+        slices: LabelledSlices,
+        preprocessing: Preprocessing,
+        seed: int,
+    ) -> tuple[LabelledSlices, list[int]]:
+        """``slices``, and of each in which half it is; a single one is cut in two."""
+        if len(slices) > 1:
+            return slices, halves(source, slices.ids)
+        seen = with_neighbours(source, preprocessing.neighbours)
+        both = CutInTwo(seen, slices.ids[0], slices.pair(0)[1].numpy())
+        cut = LabelledSlices(
+            both, both.ids, preprocessing, len(self.classes),
+            cache_bytes=self.config.cache_bytes, seed=seed,
+        )  # fmt: skip
+        return cut, list(range(len(cut)))
+
     def _optimised(self) -> Model:
         if self._fast is None:
             with within(self.device, "a second network, for inference"):
@@ -422,17 +443,6 @@ def _pixel_config(training: TrainingConfig, labelled: int, pool: int) -> PixelCo
         noise=min(0.5, max(0.1, usual.noise * (8 / max(1, labelled)) ** 0.5)),
         per_unlabelled=usual.unlabelled // max(1, pool),
     )
-
-
-def _halves(source: SliceSource, ids: Sequence[SliceId]) -> list[int]:
-    """For each of ``ids`` 0 or 1: the first and the second half of them along volume and z, so that
-    what is next to each other is in one of them."""
-    places = [source.position(i) for i in ids]
-    order = sorted(range(len(ids)), key=lambda i: (places[i].volume, places[i].z))
-    folds = [0] * len(ids)
-    for i in order[len(ids) // 2 :]:
-        folds[i] = 1
-    return folds
 
 
 def _readable(
