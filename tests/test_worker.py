@@ -93,13 +93,8 @@ def test_a_job_of_somebody_else_calls_nothing(
     queue.enqueue("pathlib.Path.touch", str(tmp_path / "called"))
     queue.enqueue("tests.test_worker.note", str(tmp_path / "done"), "ours", **hooks)
 
-    if as_on_a_gpu:
-        work_off_as_on_a_gpu(redis_url, "foreign")
-    else:
-        argv = {"REDIS_URL": redis_url, "NEXTSLICE_QUEUE_PREFIX": "foreign"}
-        done = nextslice("worker", "gpu", "--burst", **argv, PYTHONPATH=str(REPOSITORY))
-        assert done.returncode == 0, done.stderr
-        assert "calls subprocess.check_call, which is none of nextslice's" in done.stderr
+    told = work_off(redis_url, "foreign", as_on_a_gpu=as_on_a_gpu)
+    assert as_on_a_gpu or "calls subprocess.check_call, which is none of nextslice's" in told
 
     assert not (tmp_path / "called").exists()
     assert (tmp_path / "done").read_text() == "ours\n"
@@ -152,6 +147,17 @@ def work_off_as_on_a_gpu(redis_url: str, prefix: str) -> None:
     subprocess.run(argv, env={**os.environ, **env}, check=True, timeout=240)
 
 
+def work_off(redis_url: str, prefix: str, *, as_on_a_gpu: bool) -> str:
+    """A gpu worker of either kind, until nothing waits; what a forking one says."""
+    if as_on_a_gpu:
+        work_off_as_on_a_gpu(redis_url, prefix)
+        return ""
+    env = {"REDIS_URL": redis_url, "NEXTSLICE_QUEUE_PREFIX": prefix}
+    done = nextslice("worker", "gpu", "--burst", **env, PYTHONPATH=str(REPOSITORY))
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
 @pytest.mark.parametrize("as_on_a_gpu", [False, True], ids=["forked", "spawned"])
 def test_the_time_of_a_job_ends_it_though_it_outlives_every_error(
     make_settings: Callable[..., Settings], redis_url: str, tmp_path: Path, as_on_a_gpu: bool
@@ -160,13 +166,8 @@ def test_the_time_of_a_job_ends_it_though_it_outlives_every_error(
     queue = Schedule(settings).queue(GPU)
     job = queue.enqueue(persist, str(tmp_path), job_timeout=1)
 
-    if as_on_a_gpu:
-        work_off_as_on_a_gpu(redis_url, "late")
-    else:
-        argv = {"REDIS_URL": redis_url, "NEXTSLICE_QUEUE_PREFIX": "late"}
-        done = nextslice("worker", "gpu", "--burst", **argv, PYTHONPATH=str(REPOSITORY))
-        assert done.returncode == 0, done.stderr
-        assert "TimeUp: the job was given 1 seconds, and has not ended" in done.stderr
+    told = work_off(redis_url, "late", as_on_a_gpu=as_on_a_gpu)
+    assert as_on_a_gpu or "TimeUp: the job was given 1 seconds, and has not ended" in told
 
     assert job.get_status(refresh=True) == "failed"
     assert not list(tmp_path.iterdir())

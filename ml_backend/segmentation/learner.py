@@ -143,8 +143,9 @@ class NetworkLearner:
         """
         began = time.monotonic()
         model, warm = self._start(source, seed)
+        seen = with_neighbours(source, model.preprocessing.neighbours)
         slices = LabelledSlices(
-            with_neighbours(source, model.preprocessing.neighbours),
+            seen,
             labelled,
             model.preprocessing,
             len(self.classes),
@@ -158,7 +159,7 @@ class NetworkLearner:
         network = model.network
         judged, folds = slices, list[int]()
         if not self.config.brief:
-            judged, folds = self._in_halves(source, slices, model.preprocessing, seed)
+            judged, folds = self._in_halves(seen, slices, model.preprocessing, seed)
         expert: Learned | None = None
 
         def know_filters() -> None:
@@ -402,8 +403,7 @@ class NetworkLearner:
         """``slices``, and of each in which half it is; a single one is cut in two."""
         if len(slices) > 1:
             return slices, halves(source, slices.ids)
-        seen = with_neighbours(source, preprocessing.neighbours)
-        both = CutInTwo(seen, slices.ids[0], slices.pair(0)[1].numpy())
+        both = CutInTwo(source, slices.ids[0], slices.pair(0)[1].numpy())
         cut = LabelledSlices(
             both, both.ids, preprocessing, len(self.classes),
             cache_bytes=self.config.cache_bytes, seed=seed,
