@@ -12,7 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from al_strategies.evidence import SliceId
-from al_strategies.learner import IGNORE, InvalidMask, Progress, SliceSource, Unusable
+from al_strategies.learner import IGNORE, InvalidMask, Progress, Unusable
 from ml_backend.errors import NextsliceError
 from ml_backend.segmentation.augmentation import Augmentation, resample
 from ml_backend.segmentation.networks.base import Lesson
@@ -28,6 +28,7 @@ from ml_backend.segmentation.preprocessing import Preprocessing
 
 __all__ = [
     "Crops",
+    "ImagesAndMasks",
     "LabelledSlices",
     "NothingLabelled",
     "Pair",
@@ -47,6 +48,16 @@ class NothingLabelled(NextsliceError, ValueError):
     """Not one labelled pixel in the slices to train on."""
 
 
+class ImagesAndMasks(Protocol):
+    """What is read of a `SliceSource` here."""
+
+    def image(self, slice_id: SliceId) -> npt.NDArray[Any]:
+        """The slice as read."""
+
+    def mask(self, slice_id: SliceId) -> Mask:
+        """(H, W): the class of each pixel, `IGNORE` where unlabelled."""
+
+
 @dataclass(frozen=True)
 class Pair:
     """A preprocessed slice and its mask."""
@@ -56,7 +67,7 @@ class Pair:
 
 
 def read_pair(
-    source: SliceSource,
+    source: ImagesAndMasks,
     slice_id: SliceId,
     preprocessing: Preprocessing,
     classes: int,
@@ -99,7 +110,7 @@ class LabelledSlices:
 
     def __init__(
         self,
-        source: SliceSource,
+        source: ImagesAndMasks,
         ids: Sequence[SliceId],
         preprocessing: Preprocessing,
         classes: int,

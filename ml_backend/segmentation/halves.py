@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from al_strategies.evidence import Position, SliceId
+from al_strategies.evidence import SliceId
 from al_strategies.learner import IGNORE, SliceSource
+from ml_backend.segmentation.dataset import ImagesAndMasks
 
 __all__ = ["CutInTwo", "halves"]
 
@@ -26,16 +27,18 @@ def halves(source: SliceSource, ids: Sequence[SliceId]) -> list[int]:
 
 
 class CutInTwo:
-    """A `SliceSource` that has one slice twice: once labelled on one side of a straight cut, once
-    on the other.
+    """`ImagesAndMasks` of one slice twice: once labelled on one side of a straight cut, once on the
+    other.
 
     The cut is across the longer side of ``mask`` (H, W) and has half of its labelled pixels on
     either side, or nearly. What is not labelled on a side has no labels in it at all.
     """
 
-    ids: Sequence[SliceId] = ("first", "second")
+    ids = ("first", "second")
 
-    def __init__(self, source: SliceSource, slice_id: SliceId, mask: npt.NDArray[np.uint8]) -> None:
+    def __init__(
+        self, source: ImagesAndMasks, slice_id: SliceId, mask: npt.NDArray[np.uint8]
+    ) -> None:
         self._source = source
         self._slice_id = slice_id
         self._mask = mask
@@ -52,7 +55,3 @@ class CutInTwo:
         """(H, W): the labels of one side."""
         kept = self._first if slice_id == self.ids[0] else ~self._first
         return np.where(kept, self._mask, np.uint8(IGNORE))
-
-    def position(self, slice_id: SliceId) -> Position:
-        """That of the slice."""
-        return self._source.position(self._slice_id)
