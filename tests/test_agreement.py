@@ -51,6 +51,8 @@ def background(slices: LabelledSlices) -> float:
         (-6.0, 1.0, 0.0),  # the reader errs, the expert does not
         (1.0, -6.0, 0.5),  # the other way round: what was learned from flatters, so not more
         (1.0, 1.0, 0.0),  # as good as each other: a flattered one is not
+        (1.0, 0.5, 0.0),  # hardly better, by a tenth of the loss: it has seen these slices
+        (1.0, -1.0, 0.4),  # better by more than that explains
     ],
 )
 def test_who_errs_counts_less(

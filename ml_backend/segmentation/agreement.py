@@ -23,8 +23,9 @@ from ml_backend.segmentation.training import seeded
 __all__ = ["deserved_share"]
 
 _SHARES = (0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
-_FLATTERED = 1.02
-"""What HRNet says of what it has learned from is worth so much less."""
+_FLATTERED = 1.15
+"""What HRNet says of what it has learned from is worth so much less. Where texture says all, doing
+without it cost up to 1.13 of the loss, where it does not, a share of .4 cost 1.2 and more."""
 _BATCHES, _CROPS = 4, 16
 """Crops that are looked at: a second of a core."""
 
