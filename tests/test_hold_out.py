@@ -34,6 +34,11 @@ CONFIG = bitmask_config(["bone"])
 BLOCK = ZBlock("v", 10, 19)
 
 
+def image_of(task: int) -> dict[str, Any]:
+    """The data of an uploaded image's task."""
+    return {"image": f"/{task}.png"}
+
+
 class Scored(Graded):
     """Leaves evidence too: it is the less certain the further up a slice is."""
 
@@ -55,10 +60,13 @@ class Scored(Graded):
 
 
 class Watched(ConnectedProject):
-    """A project of one volume of which nobody has labelled a slice; round 0 is published."""
+    """A project of one volume of which nobody has labelled a slice; round 0 is published.
+    ``uploaded``: its tasks are images and no more."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, uploaded: bool = False) -> None:
         studio = MemoryStudio(CONFIG, SLICES, lambda task: np.zeros((SIDE, SIDE), np.uint8))
+        for task in range(SLICES if uploaded else 0):
+            studio.request("PATCH", f"api/tasks/{task}/", json={"data": image_of(task)})
         super().__init__(Service(settings, studio=studio), KEY)  # type: ignore[arg-type]
         self.memory = studio
         self.update(lambda record: None)
@@ -113,6 +121,56 @@ def test_over_five_rounds_nothing_held_out_was_ever_trained_on(
     assert [record.p is None for record in records] == [True, True, True, False, False]
     spread = sorted(places[task].z for task in validated)
     assert {int(z // 30) for z in spread} == {0, 1, 2}, "all over the volume"
+
+
+@pytest.mark.parametrize("noted", [True, False], ids=["noted", "of an older nextslice"])
+def test_tasks_that_go_move_no_others_into_a_block_or_out_of_it(
+    make_settings: Callable[..., Settings],
+    redis_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    noted: bool,
+) -> None:
+    """Of uploaded images, which name no z: some are deleted, some lose their image for a while."""
+    monkeypatch.setitem(learners.KINDS, "network", Scored)
+    settings = make_settings(
+        REDIS_URL=redis_url,
+        NEXTSLICE_QUEUE_PREFIX="held-out",
+        NEXTSLICE_K=K,
+        NEXTSLICE_STRATEGY="entropy",
+        NEXTSLICE_TRAIN_DEVICE="cpu",
+    )
+    project = Watched(settings, uploaded=True)
+
+    def label_and_run() -> None:
+        project.label_round()
+        assert run_round(project, "test") is not None
+
+    label_and_run()
+    label_and_run()
+    if not noted:
+        before = project.folder.round(2)
+        before.save(DATASET, before.need(DATASET).model_copy(update={"places": None}))
+    known = {label.task for label in project.folder.round(2).need(DATASET).labels}
+    free = [task for task in range(SLICES) if task not in known]
+    for task in free[:9]:
+        project.memory.delete_task(task)
+    for task in free[9:14]:
+        project.memory.request("PATCH", f"api/tasks/{task}/", json={"data": {"name": "lost"}})
+    label_and_run()
+    for task in free[9:14]:
+        project.memory.request("PATCH", f"api/tasks/{task}/", json={"data": image_of(task)})
+    label_and_run()
+
+    records = project.metrics()
+    assert len(records) == 4
+    learned: set[int] = set().union(*(record.learned for record in records))
+    validated: set[int] = set().union(*(record.validation for record in records))
+    assert not learned & validated
+    last = project.folder.round(4).need(DATASET)
+    assert {task.id for task in last.tasks} == {*range(SLICES)} - {*free[:9]}
+    assert {task: place.z for task, place in positions(last).items()} == {
+        task.id: float(task.id) for task in last.tasks
+    }
 
 
 # -- what is selected

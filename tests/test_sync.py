@@ -16,6 +16,7 @@ from ml_backend.rounds.effort import opened_with_mask
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import DatasetRecord, EffortRecord, TaskState
 from ml_backend.rounds.service import Service
+from ml_backend.rounds.source import positions
 from ml_backend.rounds.sync import new_labels, sync
 from ml_backend.settings import Settings
 from ml_backend.studio.annotations import mask_region, regions
@@ -157,6 +158,30 @@ def test_what_is_submitted_while_begun_slices_are_read_is_not_missed(
     second, _ = project.sync(1, first)
 
     assert labels_of(second) == {0, 1, 2, 5, 9}
+
+
+def test_without_a_z_tasks_keep_their_places(project: Labelled) -> None:
+    """Also over another labelling config, which has all tasks read anew."""
+    for task in range(SLICES - 1):
+        project.memory.request("PATCH", f"api/tasks/{task}/", json={"data": {"image": f"{task}"}})
+    first, _ = project.sync(0, None)
+    assert first.places == {task: task for task in range(SLICES - 1)}
+
+    project.memory.delete_task(1)
+    last = SLICES - 1
+    project.memory.request("PATCH", f"api/tasks/{last}/", json={"data": {"image": "/late.png"}})
+    project.memory.request("PATCH", "api/tasks/0/", json={"data": {"other": 1}})
+    project.memory.fields["label_config"] = bitmask_config(["screw"])
+    second, _ = project.sync(1, first)
+
+    places = {task: found.z for task, found in positions(second).items()}
+    assert places == {task: task for task in range(2, SLICES)}
+
+
+def test_tasks_with_a_z_have_no_other_place(project: Labelled) -> None:
+    dataset, _ = project.sync(0, None)
+    assert dataset.places == {}
+    assert positions(dataset)[7].z == 7.0
 
 
 # -- new labels

@@ -153,7 +153,18 @@ class DatasetRecord(DatasetLabels):
     tasks: list[TaskRecord] = Field(default_factory=list)
     without_image: dict[int, int] = Field(default_factory=dict)
     """Tasks that have no image, and how many annotations each has: they are left out."""
+    places: dict[int, int] | None = None
+    """Task → where it stands among those whose data name no z, as `places_of_tasks` has it; None:
+    not noted, as before this was."""
     warnings: list[str] = Field(default_factory=list)
+
+    def places_of_tasks(self) -> dict[int, int]:
+        """Task → its place where its data name no z. Noted, it stays when other tasks come and go:
+        what is held out are places. Not noted, it is that in today's task order."""
+        if self.places is not None:
+            return self.places
+        ordered = enumerate(sorted(self.tasks, key=lambda task: task.id))
+        return {task.id: place for place, task in ordered if task.z is None}
 
     def without_label(self) -> list[int]:
         """Annotated tasks that no label came of."""

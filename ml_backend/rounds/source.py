@@ -16,14 +16,14 @@ from ml_backend.rounds.store import ProjectStore
 __all__ = ["PROJECT_VOLUME", "ProjectSource", "positions"]
 
 PROJECT_VOLUME = "project"
-"""Volume of the slices whose task names none: there, z is the task's place in task order."""
+"""Volume of the slices whose task names none."""
 
 
 def positions(dataset: DatasetRecord) -> dict[int, Position]:
-    """Volume and z of every slice; without a z in the task's data, its place in task order."""
-    place = {task.id: i for i, task in enumerate(sorted(dataset.tasks, key=lambda t: t.id))}
+    """Volume and z of every slice; without a z in the task's data, its place among the others."""
+    places = dataset.places_of_tasks()
     return {
-        task.id: Position(_stack(task), float(place[task.id]) if task.z is None else task.z)
+        task.id: Position(_stack(task), float(places[task.id]) if task.z is None else task.z)
         for task in dataset.tasks
     }
 

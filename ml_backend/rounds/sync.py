@@ -332,6 +332,7 @@ def sync(
     """
     config = parse_label_config(seen.label_config)
     step = _Sync(project, config, folder)
+    before = previous
     for label in previous.labels if previous else ():
         if label.effort is not None:
             step.measured[label.annotation, label.updated_at] = label.effort
@@ -379,9 +380,19 @@ def sync(
         tasks=[tasks[i] for i in sorted(tasks)],
         labels=[labels[i] for i in sorted(labels)],
         without_image=step.without_image,
+        places=_places(tasks.values(), before),
         warnings=[without_passwords(warning) for warning in [*step.warnings, lacking] if warning],
     )
     return dataset.model_copy(update={"unusable": dataset.without_label()})
+
+
+def _places(tasks: Iterable[TaskRecord], before: DatasetRecord | None) -> dict[int, int]:
+    """`DatasetRecord.places` of ``tasks``. Whoever has one in the dataset ``before`` keeps it, also
+    while it is gone or has no image; others come behind all of them."""
+    places = dict(before.places_of_tasks()) if before else {}
+    new = sorted(task.id for task in tasks if task.z is None and task.id not in places)
+    behind = 1 + max(places.values(), default=-1)
+    return places | {task: place for place, task in enumerate(new, behind)}
 
 
 def _apply(
