@@ -181,10 +181,12 @@ class _Handler(BaseHTTPRequestHandler):
         conditions: list[Filter] = asked.get("filters", {}).get("items", [])
         patterns = [c["value"] for c in conditions if c["operator"] == "regex"]
         conditions = [c for c in conditions if c["operator"] != "regex"]
-        ids = [set(c["value"]) for c in conditions if c["filter"].endswith(":id")]
-        rest = [c for c in conditions if not c["filter"].endswith(":id")]
+        after = [c["value"] for c in conditions if c["operator"] == "greater" and _of_id(c)]
+        ids = [set(c["value"]) for c in conditions if c["operator"] == "in_list" and _of_id(c)]
+        rest = [c for c in conditions if not _of_id(c)]
         rows = [row for row in self.server.memory.full_tasks(0, rest)
                 if all(row["id"] in wanted for wanted in ids)
+                and all(row["id"] > last for last in after)
                 and all(self.matches(pattern, str(row["id"])) for pattern in patterns)]  # fmt: skip
         ordering = asked["ordering"][0]
         for row in rows:
@@ -226,6 +228,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
+
+
+def _of_id(condition: Filter) -> bool:
+    return bool(condition["filter"].endswith(":id"))
 
 
 @contextmanager

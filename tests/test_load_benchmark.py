@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import quote_plus
 
 import pytest
 
@@ -11,21 +13,28 @@ from benchmarks.load import people
 from benchmarks.load.people import Deeds, Pace, call_webhooks
 from benchmarks.load.watch import listed, within
 from ml_backend.rounds.service import WEBHOOK_HEADER
+from ml_backend.studio.client import Filter, changed_since, ids_after
 from tests.http_server import serving
+from tests.memory_studio import FIRST_MOMENT
 
 LINE = '[2026-11-28 23:30:{s:02d},787] [django.server] [INFO] "{asked} HTTP/1.1" 200 66\n'
 PAGE = (
     "GET /api/tasks/?project=1&fields=task_only&page={page}&page_size=500"
     "&query=%7B%22ordering%22%3A+%5B%22tasks%3Aid%22%5D{filters}%7D"
 )
-FILTERS = "%2C+%22filters%22%3A+%7B%7D"
+
+
+def filters(*items: Filter) -> str:
+    """What stands behind the ordering where there are filters."""
+    return quote_plus(f', "filters": {json.dumps({"conjunction": "and", "items": items})}')
 
 
 def test_pages_of_all_tasks_are_told_from_other_requests(tmp_path: Path) -> None:
     asked = [
         PAGE.format(page=1, filters=""),
-        PAGE.format(page=2, filters=""),
-        PAGE.format(page=1, filters=FILTERS),  # of those that changed
+        PAGE.format(page=1, filters=filters(ids_after(500))),
+        PAGE.format(page=1, filters=filters(changed_since(FIRST_MOMENT))),
+        PAGE.format(page=1, filters=filters(changed_since(FIRST_MOMENT), ids_after(500))),
         PAGE.replace("page_size=500", "page_size=1").format(page=1, filters=""),  # totals
         "POST /api/tasks/7/annotations/?project=1",
     ]
@@ -33,7 +42,7 @@ def test_pages_of_all_tasks_are_told_from_other_requests(tmp_path: Path) -> None
     lines = [LINE.format(s=s, asked=line) for s, line in enumerate(asked, 1)]
     log = tmp_path / "label-studio.log"
     log.write_text(before + "".join(2 * line for line in lines))  # Label Studio logs each twice
-    assert listed(log, len(before)) == {"pages": 2, "requests": 5}
+    assert listed(log, len(before)) == {"pages": 2, "requests": 6}
 
 
 @pytest.mark.parametrize(

@@ -258,6 +258,8 @@ def meets(task: dict[str, Any], filters: dict[str, Any] | None) -> bool:
         field, value = condition["filter"].rpartition(":")[2], condition["value"]
         if field == "id" and condition["operator"] == "in":
             met = value["min"] <= task["id"] <= value["max"]
+        elif field == "id" and condition["operator"] == "greater":
+            met = task["id"] > value
         elif field == "id":
             met = task["id"] in value
         elif field == "predictions_model_versions":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,9 +20,12 @@ from ml_backend.rounds.service import Service
 from ml_backend.rounds.source import positions
 from ml_backend.rounds.sync import new_labels, sync
 from ml_backend.settings import Settings
+from ml_backend.studio import client
 from ml_backend.studio.annotations import mask_region, regions
-from ml_backend.studio.client import TaskRow
+from ml_backend.studio.client import Studio, TaskRow
 from ml_backend.studio.label_config import bitmask_config, parse_label_config
+from tests.http_server import serving
+from tests.http_studio import HttpStudio
 from tests.memory_studio import FIRST_MOMENT, MemoryStudio
 
 SLICES = 12
@@ -30,12 +34,18 @@ CONFIG = bitmask_config(["bone"])
 MASK = np.eye(SIDE, dtype=np.uint8)
 
 
-class Labelled(ConnectedProject):
-    """A project of which tasks 0, 1 and 2 are labelled, and the last one has no image."""
+def in_memory() -> MemoryStudio:
+    return MemoryStudio(CONFIG, SLICES, lambda task: np.zeros((SIDE, SIDE), np.uint8))
 
-    def __init__(self, settings: Settings) -> None:
-        studio = MemoryStudio(CONFIG, SLICES, lambda task: np.zeros((SIDE, SIDE), np.uint8))
-        super().__init__(Service(settings, studio=studio), "7.1763865028")  # type: ignore[arg-type]
+
+class Labelled(ConnectedProject):
+    """A project of which tasks 0, 1 and 2 are labelled, and the last one has no image. ``behind``:
+    what of it the server answers that the settings name."""
+
+    def __init__(self, settings: Settings, behind: MemoryStudio | None = None) -> None:
+        studio = behind or in_memory()
+        service = Service(settings) if behind else Service(settings, studio=studio)  # type: ignore[arg-type]
+        super().__init__(service, "7.1763865028")
         self.memory = studio
         self.label(range(3))
         studio.request("PATCH", f"api/tasks/{SLICES - 1}/", json={"data": {"other": 1}})
@@ -66,6 +76,40 @@ class Labelled(ConnectedProject):
 @pytest.fixture
 def project(make_settings: Callable[..., Settings], redis_url: str) -> Labelled:
     return Labelled(make_settings(REDIS_URL=redis_url, NEXTSLICE_QUEUE_PREFIX="sync"))
+
+
+@pytest.fixture
+def paged(
+    make_settings: Callable[..., Settings], redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Labelled]:
+    """Such a project behind HTTP, whose pages have four tasks."""
+    monkeypatch.setattr(client, "TASK_PAGE", 4)
+    monkeypatch.setattr(client, "ANNOTATED_PAGE", 4)
+    with serving(HttpStudio(in_memory())) as server:
+        settings = make_settings(
+            REDIS_URL=redis_url,
+            NEXTSLICE_QUEUE_PREFIX="sync",
+            LABEL_STUDIO_URL=server.url,
+            LABEL_STUDIO_API_KEY=server.key,
+        )
+        yield Labelled(settings, server.memory)
+
+
+def after_the_first_page(
+    monkeypatch: pytest.MonkeyPatch, fields: str, happens: Callable[[], None]
+) -> None:
+    """Something ``happens`` once a page of four tasks was answered, ``fields`` of each."""
+    ask, answered = Studio.request, []
+
+    def request(studio: Studio, method: str, path: str, **asked: Any) -> Any:
+        answer = ask(studio, method, path, **asked)
+        query = asked.get("params", {})
+        if (query.get("page_size"), query.get("fields")) == (4, fields) and not answered:
+            answered.append(path)
+            happens()
+        return answer
+
+    monkeypatch.setattr(Studio, "request", request)
 
 
 def tasks_of(dataset: DatasetRecord) -> set[int]:
@@ -158,6 +202,32 @@ def test_what_is_submitted_while_begun_slices_are_read_is_not_missed(
     second, _ = project.sync(1, first)
 
     assert labels_of(second) == {0, 1, 2, 5, 9}
+
+
+def test_no_task_is_missed_where_another_is_deleted_while_pages_are_read(
+    paged: Labelled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    after_the_first_page(monkeypatch, "task_only", lambda: paged.memory.delete_task(2))
+
+    first, _ = paged.sync(0, None)
+
+    assert tasks_of(first) == {*range(SLICES - 1)} - {2}
+
+
+def test_no_changed_annotation_is_missed_where_another_is_deleted_while_pages_are_read(
+    paged: Labelled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paged.label(range(3, 10))
+    first, _ = paged.sync(0, None)
+    for task in range(10):
+        paged.memory.submit_again(task, drawn((7, 0)))
+    after_the_first_page(monkeypatch, "all", lambda: paged.memory.delete_annotations([0]))
+
+    second, _ = paged.sync(1, first)
+
+    before = {label.task: label.hash for label in first.labels}
+    assert len(before) == 10
+    assert [label.task for label in second.labels if label.hash == before[label.task]] == []
 
 
 def test_without_a_z_tasks_keep_their_places(project: Labelled) -> None:

@@ -111,11 +111,16 @@ def listed(log: Path, since: int) -> dict[str, int]:
         file.seek(since)
         lines = set(file.read().decode(errors="replace").splitlines())
     asked = [line for line in lines if re.search(r'"[A-Z]+ /', line)]
-    pages = [
-        line for line in map(unquote_plus, asked)
-        if "GET /api/tasks/?" in line and "page_size=500" in line and '"filters"' not in line
-    ]  # fmt: skip
+    pages = [line for line in map(unquote_plus, asked) if _of_all_tasks(line)]
     return {"pages": len(pages), "requests": len(asked)}
+
+
+def _of_all_tasks(line: str) -> bool:
+    """Whether a page of all tasks was asked for: the first, or one from an id on."""
+    if "GET /api/tasks/?" not in line or "page_size=500" not in line:
+        return False
+    filters = re.findall(r'"filter": "filter:tasks:(\w+)", "operator": "(\w+)"', line)
+    return filters in ([], [("id", "greater")])
 
 
 def webhook_times(url: str) -> dict[float, float]:

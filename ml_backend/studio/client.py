@@ -38,6 +38,7 @@ __all__ = [
     "annotated",
     "changed_since",
     "drafted",
+    "ids_after",
     "ids_between",
     "ids_in",
     "not_annotated",
@@ -189,6 +190,11 @@ def ids_in(ids: Iterable[int]) -> Filter:
 def ids_between(first: int, last: int) -> Filter:
     """Tasks with an id from ``first`` to ``last``, both included."""
     return _condition("id", "in", "Number", {"min": first, "max": last})
+
+
+def ids_after(last: int) -> Filter:
+    """Tasks with an id above ``last``."""
+    return _condition("id", "greater", "Number", last)
 
 
 def annotated() -> Filter:
@@ -454,15 +460,15 @@ class Studio:
     def _pages(
         self, project_id: int, filters: Sequence[Filter], fields: str, size: int
     ) -> Iterator[dict[str, Any]]:
-        page = 1
-        seen = 0
+        """By id, each page from the last one's end on. By number, what leaves the filter meanwhile
+        moves all rows behind it forward, and the first of the next page is never seen."""
+        following = list(filters)
         while True:
-            answer = self._page(project_id, filters, fields, page, size)
+            answer = self._page(project_id, following, fields, 1, size)
             yield from answer.tasks
-            seen += len(answer.tasks)
-            if not answer.tasks or seen >= answer.total:
+            if not answer.tasks or len(answer.tasks) >= answer.total:
                 return
-            page += 1
+            following = [*filters, ids_after(int(answer.tasks[-1]["id"]))]
 
     def tasks(self, project_id: int, filters: Sequence[Filter] = ()) -> Iterator[TaskRow]:
         """Tasks that meet every filter, by id, without their annotations."""

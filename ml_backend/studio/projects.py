@@ -19,6 +19,7 @@ from ml_backend.studio.client import (
     Studio,
     StudioError,
     drafted,
+    ids_after,
     ids_between,
 )
 from ml_backend.studio.task_order import BackendLink
@@ -42,7 +43,6 @@ _REPEATS = 3
 """How often what Label Studio did not store is sent again."""
 _NAMED = 5
 """How much of what is missing is named."""
-_LAST_ID = 2**31 - 1
 _PRIVATE_ADDRESS = (
     "Label Studio refuses an ML backend on a private address ({url}). Since 1.23.1 its environment "
     "needs ML_BLOCK_LOCAL_IP=false and SSRF_PROTECTION_ENABLED=false; set both and restart it."
@@ -120,7 +120,7 @@ def import_tasks(studio: Studio, project_id: int, rows: Sequence[dict[str, Any]]
     _delete_task_attempts(studio, project_id, [ids_between(newest + 1, first - 1)], rows)
     sent = sum(len(_annotations(row)) for row in rows)
     if (answer.get("task_count"), answer.get("annotation_count")) != (len(rows), sent):
-        _complete(studio, project_id, ids_between(newest + 1, _LAST_ID), rows)
+        _complete(studio, project_id, ids_after(newest), rows)
 
 
 def _post_tasks(studio: Studio, project_id: int, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

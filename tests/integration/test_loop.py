@@ -17,7 +17,8 @@ from ml_backend.rounds.artefacts import DATASET, QUEUE, ROUND, WEIGHTS
 from ml_backend.rounds.queue import pending
 from ml_backend.rounds.service import Service
 from ml_backend.rounds.source import ProjectSource
-from ml_backend.studio.client import StudioError, annotated
+from ml_backend.studio import client
+from ml_backend.studio.client import StudioError, annotated, ids_in, not_annotated
 from ml_backend.studio.label_config import brush_config
 from ml_backend.studio.projects import register_backend
 from ml_backend.studio.task_order import BackendLink
@@ -105,6 +106,24 @@ def test_a_changed_and_a_deleted_annotation_are_in_the_next_round(
     assert after[changed].hash != before[changed].hash
     source = ProjectSource(dataset, project.folder, project.images)
     assert not source.mask(changed).any(), "submitted empty: all background"
+
+
+def test_a_task_that_is_deleted_while_pages_are_read_hides_no_other(
+    make_project: MakeProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = make_project(9, connect=False)
+    studio = project.service.studio
+    there = [row.id for row in studio.tasks(project.number)]
+    assert len(there) == 9
+    monkeypatch.setattr(client, "TASK_PAGE", 3)
+
+    seen = []
+    for row in studio.tasks(project.number, [not_annotated(), ids_in(there)]):
+        seen.append(row.id)
+        if len(seen) == 2:
+            studio.request("DELETE", f"api/tasks/{there[0]}/")
+
+    assert seen == there
 
 
 def test_start_training_does_not_wait_for_k(make_project: MakeProject, stack: Stack) -> None:
