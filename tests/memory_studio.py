@@ -88,6 +88,10 @@ class MemoryStudio:
     def delete_task(self, task: int) -> None:
         del self._rows[task]
 
+    def turn_clock(self, by: timedelta) -> None:
+        """Its clock is put ahead, or back."""
+        self._now += by
+
     def same_moment(self) -> None:
         """All that was submitted was so at once, as by an import."""
         for row in self._rows.values():

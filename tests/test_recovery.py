@@ -9,6 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -524,6 +525,32 @@ def test_unusable_annotations_are_not_new_labels_again_and_again(
 
 
 @pytest.mark.parametrize("noted", [True, False], ids=["noted", "of an older nextslice"])
+def test_after_label_studios_clock_was_put_back_rounds_begin_as_ever(
+    make_project: MakeProject, noted: bool
+) -> None:
+    """Long before it passes the moment of the last dataset."""
+    project = make_project()
+    project.label(range(K))
+    project.run()
+    if not noted:
+        older = project.dataset().model_copy(update={"unusable": None, "imageless": None})
+        project.folder.round(1).save(DATASET, older)
+    project.studio.turn_clock(-timedelta(days=1))
+
+    project.label(range(K, 2 * K - 1))
+    assert not project.starts_a_round()
+    project.label([2 * K])
+    assert project.starts_a_round()
+    project.job()
+
+    assert project.published.round == 2
+    assert len(project.dataset(2).labels) == 2 * K
+    assert not project.starts_a_round()
+    project.label([2 * K + 1])
+    assert not project.starts_a_round()
+
+
+@pytest.mark.parametrize("noted", [True, False], ids=["noted", "of an older nextslice"])
 def test_what_is_unusable_is_no_new_label(make_project: MakeProject, noted: bool) -> None:
     project = make_project()
     project.studio.submit(9, STRANGE[0][0])
@@ -532,7 +559,7 @@ def test_what_is_unusable_is_no_new_label(make_project: MakeProject, noted: bool
     project.run()
     assert project.dataset().unusable == [9]
     if not noted:
-        older = project.dataset().model_copy(update={"unusable": None})
+        older = project.dataset().model_copy(update={"unusable": None, "imageless": None})
         project.folder.round(1).save(DATASET, older)
 
     project.label(range(K, 2 * K - 1))

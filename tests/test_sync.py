@@ -32,6 +32,7 @@ SLICES = 12
 SIDE = 8
 CONFIG = bitmask_config(["bone"])
 MASK = np.eye(SIDE, dtype=np.uint8)
+BROKEN = [{"type": "bitmasklabels", "value": {"imageDataURL": 7}}]
 
 
 def in_memory() -> MemoryStudio:
@@ -283,6 +284,44 @@ def test_whether_a_task_has_an_image_is_as_the_labelling_config_has_it_now(
     project.memory.fields["label_config"] = config
 
     assert new_labels(project, dataset) == (1 if config else 0)
+
+
+def test_after_label_studios_clock_was_put_back_labels_are_counted(project: Labelled) -> None:
+    """Those that come, and neither what the dataset knows nor what has no image."""
+    project.label([8, SLICES - 1])
+    project.memory.submit(7, BROKEN)
+    project.memory.turn_clock(timedelta(days=1))
+    project.label([9])
+    dataset, _ = project.sync(0, None)
+    assert (labels_of(dataset), dataset.unusable) == ({0, 1, 2, 8, 9}, [7])
+    project.memory.turn_clock(-timedelta(days=1))
+    assert new_labels(project, dataset) == 0
+
+    project.label([3, 4, SLICES - 1])
+    project.memory.request("PATCH", "api/tasks/6/", json={"data": {"other": 1}})
+    project.label([6])
+
+    assert new_labels(project, dataset) == 2
+    assert new_labels(project, dataset.model_copy(update={"imageless": None})) == 0, "as before"
+    second, _ = project.sync(1, dataset)
+    assert labels_of(second) == {0, 1, 2, 3, 4, 8, 9}
+    assert new_labels(project, second) == 0
+
+
+def test_after_label_studios_clock_was_put_back_changed_labels_are_read(project: Labelled) -> None:
+    """In the round that new ones begin: a change alone cannot be told."""
+    project.memory.turn_clock(timedelta(days=1))
+    project.label([9])
+    first, _ = project.sync(0, None)
+    project.memory.turn_clock(-timedelta(days=1))
+    project.memory.submit_again(1, drawn((7, 0)))
+    project.label([3])
+
+    second, _ = project.sync(1, first)
+
+    before = {label.task: label.hash for label in first.labels}
+    changed = {label.task for label in second.labels if label.hash != before.get(label.task)}
+    assert changed == {1, 3}
 
 
 # -- effort

@@ -115,10 +115,9 @@ def _reason(project: ConnectedProject, published: Published) -> str | None:
 def _labels(folder: RoundFolder) -> DatasetLabels:
     """The labels of a round, without its tasks: a look is taken after each submission."""
     found = folder.need(LABELS)
-    if found.unusable is not None:
+    if found.unusable is not None and found.imageless is not None:
         return found
-    dataset = folder.need(DATASET)  # of an older nextslice
-    return dataset.model_copy(update={"unusable": dataset.without_label()})
+    return folder.need(DATASET).noted()  # of an older nextslice
 
 
 def _new_reason(project: ConnectedProject, left: RoundFolder) -> str | None:

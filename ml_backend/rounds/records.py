@@ -126,11 +126,19 @@ class DatasetLabels(Record):
     """Newest ``updated_at`` of any task seen: the next sync asks for what came after."""
     labels: list[LabelRecord] = Field(default_factory=list)
     unusable: list[int] | None = None
-    """Annotated tasks that no label came of; None: not noted, as before this was."""
+    """Annotated tasks with an image that no label came of; None: not noted, as before this was."""
+    imageless: list[int] | None = None
+    """Annotated tasks without an image; None: not noted, as before this was."""
     early: bool = False
     """Whether this is a short round, before there are K labels: see `ml_backend.rounds.early`."""
     asked: bool = False
     """Whether a person asked for the round: then it is a whole one, however often it is tried."""
+
+    def annotated_tasks(self) -> set[int] | None:
+        """All tasks that were annotated; None: not noted."""
+        if self.unusable is None or self.imageless is None:
+            return None
+        return {*(label.task for label in self.labels), *self.unusable, *self.imageless}
 
 
 class DatasetWarnings(Record):
@@ -166,10 +174,15 @@ class DatasetRecord(DatasetLabels):
         ordered = enumerate(sorted(self.tasks, key=lambda task: task.id))
         return {task.id: place for place, task in ordered if task.z is None}
 
-    def without_label(self) -> list[int]:
-        """Annotated tasks that no label came of."""
+    def noted(self) -> DatasetRecord:
+        """The same with ``unusable`` and ``imageless`` as its tasks have them."""
         labels = {label.task for label in self.labels}
-        return [t.id for t in self.tasks if t.state == "labelled" and t.id not in labels]
+        changed = self.model_copy()
+        changed.unusable = [
+            task.id for task in self.tasks if task.state == "labelled" and task.id not in labels
+        ]
+        changed.imageless = [task for task, count in self.without_image.items() if count]
+        return changed
 
 
 class SelectionRecord(Record):

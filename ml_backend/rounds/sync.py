@@ -26,6 +26,7 @@ from ml_backend.rounds.effort import corrected_again, effort_of
 from ml_backend.rounds.imageless import Imageless, note
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import (
+    CLOCKS_DIFFER_S,
     DatasetLabels,
     DatasetRecord,
     EffortRecord,
@@ -133,7 +134,12 @@ class _Sync:
         """How many slices are labelled."""
         self.measured: dict[tuple[int, str], EffortRecord] = {}
         """Annotation and when it was submitted → what it cost, as earlier rounds have measured."""
+        self.clock_put_back = False
+        """Whether somebody has submitted a slice before the moment of the dataset that lacks it."""
         self._unavailable = 0
+        self._annotated_before: set[int] = set()
+        self._moment_before = datetime.min.replace(tzinfo=UTC)
+        """A minute before that of the dataset before, as clocks of several machines differ."""
 
     def unavailable(self, error: Exception) -> None:
         """A label waits for its slice. Raises UnreadableSlices when more than a tenth of them do,
@@ -152,6 +158,8 @@ class _Sync:
         if previous:
             self.without_image = dict(previous.without_image)
             began = _moment(previous.synced_at)
+            self._annotated_before = previous.noted().annotated_tasks() or set()
+            self._moment_before = began - timedelta(seconds=CLOCKS_DIFFER_S)
             # A draft that is discarded touches no task. What else changes meanwhile is read below.
             begun = [task.id for task in known.values() if task.state == "drafted"]
             self._update(known, self.studio.tasks_by_id(self.id, begun), began)
@@ -202,6 +210,8 @@ class _Sync:
     ) -> datetime:
         for row in rows:
             newest = max(newest, row.updated_at)
+            if row.updated_at < self._moment_before and row.total_annotations:
+                self.clock_put_back |= row.id not in self._annotated_before
             record = _record(row, self.config)
             known.pop(row.id, None)
             self.without_image.pop(row.id, None)
@@ -353,7 +363,8 @@ def sync(
         and label.task not in left_out
     )
     filters = [annotated()]
-    if previous is not None:
+    # After its clock was put back, what was submitted again has an earlier moment too.
+    if previous is not None and not step.clock_put_back:
         filters.append(changed_since(_moment(previous.synced_at) - _OVERLAP))
     labelled = {t.id for t in tasks.values() if t.state == "labelled"}
     step.labelled = len(labelled)
@@ -369,7 +380,7 @@ def sync(
             _apply(step, row, tasks, labels)
     for warning in step.warnings:
         logger.warning("%s", warning)
-    dataset = DatasetRecord(
+    return DatasetRecord(
         round=folder.number,
         classes=list(config.classes),
         label_config=seen.label_config,
@@ -382,8 +393,7 @@ def sync(
         without_image=step.without_image,
         places=_places(tasks.values(), before),
         warnings=[without_passwords(warning) for warning in [*step.warnings, lacking] if warning],
-    )
-    return dataset.model_copy(update={"unusable": dataset.without_label()})
+    ).noted()
 
 
 def _places(tasks: Iterable[TaskRecord], before: DatasetRecord | None) -> dict[int, int]:
@@ -455,12 +465,18 @@ def new_labels(project: ConnectedProject, dataset: DatasetLabels) -> int:
     """How many tasks have a label now that the dataset does not have: new ones and changed ones.
 
     Neither skips count, nor tasks without an image. Only tasks touched since the dataset are looked
-    at.
+    at, unless more are annotated than that explains: then all that are.
     """
     since = changed_since(_moment(dataset.synced_at) - _OVERLAP)
     known = {label.task: label for label in dataset.labels}
     unusable = set(dataset.unusable or ())
-    rows = list(project.studio.tasks(project.number, [since, annotated()]))
+    studio, number = project.studio, project.number
+    count = studio.count_tasks(number, [annotated()])  # first: who submits meanwhile is touched
+    rows = list(studio.tasks(number, [since, annotated()]))
+    before = dataset.annotated_tasks()
+    if before is not None and count > len(seen := before.union(row.id for row in rows)):
+        # As after Label Studio's clock was put back: what is submitted has an earlier moment.
+        rows += [row for row in studio.tasks(number, [annotated()]) if row.id not in seen]
     touched = _with_image(project, dataset, rows)
     # Storing and deleting predictions touches tasks too: only another annotation is a change.
     again = [task for task in touched if task in known or task in unusable]
