@@ -17,7 +17,8 @@ from PIL import Image
 
 from ml_backend.studio.client import Backend, Filter, Project, StudioError, TaskRow
 
-FIRST_MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
+FIRST_MOMENT = datetime.fromtimestamp(1763865028, UTC)
+"""Also when the project was created: its key is 7.1763865028."""
 
 
 class MemoryStudio:
@@ -44,7 +45,7 @@ class MemoryStudio:
         self.listings = 0
         self._image = image
         self._shown: dict[str, npt.NDArray[Any]] = {}
-        self._now = FIRST_MOMENT
+        self.created_at = self._now = FIRST_MOMENT
         self._rows: dict[int, dict[str, Any]] = {
             i: {
                 "id": i,
@@ -56,6 +57,10 @@ class MemoryStudio:
         }
 
     # -- what people do
+
+    def set_up_afresh(self) -> None:
+        """The number is another project's from now on."""
+        self.created_at += timedelta(days=1)
 
     def submit(self, task: int, result: Any, **fields: Any) -> None:
         """Somebody submits an annotation of ``task``, a moment after all that was before."""
@@ -106,7 +111,7 @@ class MemoryStudio:
     # -- project and backend
 
     def project(self, project_id: int) -> Project:
-        return Project(id=project_id, created_at=FIRST_MOMENT, **self.fields)
+        return Project(id=project_id, created_at=self.created_at, **self.fields)
 
     def update_project(self, project_id: int, **fields: Any) -> None:
         version = fields.get("model_version")

@@ -243,6 +243,19 @@ def test_better_weights_are_served_as_a_version_of_their_own_in_the_same_order(
     assert project.folder.round(2).need(METRICS).published_miou == 0.6
 
 
+def test_better_weights_are_not_served_in_another_project_of_the_number(
+    make_project: Make, studio: HttpStudio
+) -> None:
+    project = make_project()
+    before = list(studio.memory.imported)
+    studio.memory.set_up_afresh()
+
+    with pytest.raises(StudioError, match="is gone"):
+        go_on(project, nothing)
+
+    assert studio.memory.imported == before
+
+
 @pytest.mark.parametrize("grade", [0.5, 0.4, float("nan")])
 def test_what_is_no_better_is_never_served(
     make_project: Make, monkeypatch: pytest.MonkeyPatch, grade: float

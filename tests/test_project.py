@@ -117,7 +117,7 @@ def test_of_two_projects_of_one_number_the_youngest_has_it(service: Service) -> 
 
 def test_a_project_of_a_server_that_was_set_up_afresh_is_gone(service: Service) -> None:
     today = find_project(service, 7)
-    assert today.check_identity().id == 7
+    assert today.in_studio().id == 7
 
     with pytest.raises(StudioError, match="Was the server set up afresh"):
-        ConnectedProject(service, "7.1").check_identity()
+        ConnectedProject(service, "7.1").in_studio()

@@ -1022,6 +1022,46 @@ def test_a_queue_that_is_retired_meanwhile_is_not_filled(
     assert after == before
 
 
+@pytest.mark.parametrize("asked", [jobs.round, jobs.masks, jobs.count, jobs.tidy, jobs.start])
+def test_a_job_of_a_project_that_is_gone_leaves_the_one_with_its_number_alone(
+    make_project: MakeProject, asked: Callable[..., None]
+) -> None:
+    """Label Studio was set up afresh while the job waited for a worker."""
+    project = make_project(annotated=range(4), NEXTSLICE_OPEN_MINUTES=0)
+    project.run()
+    project.label(range(4, 8))
+    folder = project.folder.round(1)
+    queue = folder.need(QUEUE)
+    folder.save(QUEUE, queue.model_copy(update={"pending": [queue.entries[0].task]}))
+    there, fields = list(project.studio.imported), dict(project.studio.fields)
+    project.studio.set_up_afresh()
+
+    with pytest.raises(StudioError, match=r"Project 7\.1763865028 is gone"):
+        asked(*[KEY, "test"][: 2 if asked is jobs.round else 1])
+
+    assert (project.studio.imported, project.studio.fields) == (there, fields)
+    assert project.published.round == 1
+    assert project.service.schedule.queue(GPU).job_ids == []
+
+
+def test_a_round_that_has_trained_while_label_studio_was_set_up_afresh_is_not_published(
+    make_project: MakeProject,
+) -> None:
+    project = make_project(annotated=range(4))
+    there = list(project.studio.imported)
+
+    def trains(step: str, done: int, total: int) -> None:
+        if step == "select":
+            project.studio.set_up_afresh()
+
+    with pytest.raises(StudioError, match="is gone"):
+        run_round(project, "test", trains)
+
+    assert project.folder.round(1).has(ROUND)
+    assert project.studio.imported == there
+    assert project.published.round == 0
+
+
 def test_one_project_that_fails_does_not_stop_the_others(
     make_project: MakeProject, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

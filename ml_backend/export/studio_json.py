@@ -43,7 +43,7 @@ def studio_tasks(
     Raises StudioError when Label Studio cannot be reached, or has another project under that
     number now.
     """
-    project.check_identity()
+    project.in_studio()
     studio, number = project.studio, project.number
     # By id: pages of "annotated tasks" shift, and lose some, while people go on annotating.
     ids = [row.id for row in studio.tasks(number, [annotated()])]

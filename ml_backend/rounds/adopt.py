@@ -45,7 +45,7 @@ def connect(project: ConnectedProject) -> bool:
     worker adopts the project too; who comes second waits for what the first one publishes. Raises
     what `adopt` does, and ClaimTaken when the other one does not get done.
     """
-    parse_label_config(project.check_identity().label_config)
+    parse_label_config(project.in_studio().label_config)
     settings = project.settings
     link = BackendLink(settings.backend_url, settings.basic_auth)
     added = register_backend(project.studio, project.number, link)
@@ -72,7 +72,7 @@ def adopt(
     Raises StudioError when the project is gone, LabelConfigError when its labelling config cannot
     be segmented, NotConnected, before anything is changed, for one that is not confirmed.
     """
-    seen = project.check_identity()
+    seen = project.in_studio()
     config = parse_label_config(seen.label_config)
     backend = _backend(project, backend_url or project.record.backend_url, confirmed=confirmed)
     if backend is None and not confirmed and not project.adopted:

@@ -225,6 +225,7 @@ class _GoingOn:
         """Serve the weights that are kept; killed in between, the next job does it again."""
         version = self.further.model_version
         assert version is not None
+        self.project.in_studio()  # is it ours still?
         data = self.folder.read(FURTHER_WEIGHTS)
         learner = load_learner(self.settings, data, self.settings.train_device)
         config = parse_label_config(self.dataset.label_config)

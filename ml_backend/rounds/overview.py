@@ -209,7 +209,7 @@ def project_overview(project: ConnectedProject, *, redis: bool = True) -> Projec
     there = _known_labels(project, published)
     people = Seen()
     try:
-        seen = project.check_identity()
+        seen = project.in_studio()
         rows = _open_rows(project, published)
         labels = _labels(project, published, there)
         people = seen_now(project.studio, project.number, rows)

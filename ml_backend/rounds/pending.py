@@ -68,6 +68,7 @@ def _draw(project: ConnectedProject, published: Published, weights: str, progres
         if project.schedule.a_round_waits():
             raise GivenWay("a round waits for the worker")
 
+    project.in_studio()  # is it ours still?
     step = LookingUp(progress, look, _LOOK_S)
     dataset = project.folder.round(published.round).need(DATASET)
     config = parse_label_config(dataset.label_config)

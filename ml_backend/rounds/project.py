@@ -146,12 +146,10 @@ class ConnectedProject:
         return BackendLink(url.rstrip("/"), settings.basic_auth)
 
     def in_studio(self) -> Project:
-        """The project as Label Studio has it at this moment. StudioError when it has none."""
-        return self.studio.project(self.number)
-
-    def check_identity(self) -> Project:
-        """`in_studio`; StudioError too when another project has the number today."""
-        found = self.in_studio()
+        """The project as Label Studio has it at this moment. StudioError when it has none, or
+        another project has the number today: what is asked or stored by number is meant for ours.
+        """
+        found = self.studio.project(self.number)
         if found.key != self.key:
             raise StudioError(
                 f"Project {self.key} is gone: Label Studio's project {self.number} is {found.key} "

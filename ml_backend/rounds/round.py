@@ -144,6 +144,7 @@ class _Round:
                 self.folder.remove(DATASET, *written_after(Step.SYNC))
                 return self.run(published)
         self.folder.claim.check()
+        self.project.in_studio()  # the training took hours: is it ours still?
         self._timed(Step.PUBLISH, lambda: self._publish(record, dataset, published))
         logger.info("project %s: round %d took %s s", self.project.key, record.round, self.seconds)
         return record

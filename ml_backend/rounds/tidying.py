@@ -61,6 +61,7 @@ def _tidy(project: ConnectedProject) -> int:
 
 def _remove(project: ConnectedProject, published: Published, versions: set[str]) -> int:
     """Delete the stored predictions of ``versions``, but of slices that are spared."""
+    project.in_studio()  # is it ours still?
     folder = project.folder
     labels = folder.round(published.round).load(LABELS)
     measured = {label.task for label in labels.labels} if labels else set()

@@ -372,7 +372,7 @@ def test_a_project_that_is_gone_is_left_alone(
     project.session.call("DELETE", f"/api/projects/{project.number}/")
     service.studio.update_project(other.number, sampling="Sequential sampling")
     with pytest.raises(StudioError, match=f"has no project {project.number}"):
-        project.check_identity()
+        project.in_studio()
 
     with caplog.at_level("INFO", "ml_backend.rounds.reconcile"):
         reconcile.reconcile(service)

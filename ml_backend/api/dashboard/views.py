@@ -173,7 +173,7 @@ class _Asked:
         self.version = published.model_version if published is not None and masked else None
         studio, number = project.studio, project.number
         try:
-            config = parse_label_config(project.check_identity().label_config)
+            config = parse_label_config(project.in_studio().label_config)
             rows = studio.tasks_by_id(number, ids, [annotated()])
             self.labelled = {row.id: row for row in rows}
             if published is not None and masked:
