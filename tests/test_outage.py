@@ -165,6 +165,50 @@ def test_a_slice_that_is_lost_is_named_and_counted(
     )
 
 
+def test_tasks_that_were_deleted_since_hold_no_round_up(
+    server: HttpStudio, make_project: Callable[..., ConnectedProject],
+    pauses: list[Callable[[], None]],
+) -> None:  # fmt: skip
+    """More than a quarter of the images is gone for good, and a person does what the error asks."""
+    project = make_project()
+    gone = [5, 7, 9, 10]
+    server.fault = lambda path: 404 if path in {f"/{i}.png" for i in gone} else None
+    with pytest.raises(UnreadableSlices, match=rf"4 of the project's {SLICES} slices.*Delete the"):
+        attempt(project, "test")
+    said = " ".join(condition.says for condition in project_status(project).conditions)
+    assert "It is tried again from" in said
+    assert "The next round begins at" not in said
+    server.memory.delete_task(gone[0])
+    server.memory.delete_task(gone[1])
+    assert attempt(project, "test") is not None
+
+    assert project.published.round == 1  # type: ignore[union-attr]
+    assert project.folder.round(1).need(ROUND).unseen == gone[2:]
+    selection = project.folder.round(1).need(SELECTION)
+    selected = {*selection.chosen, *selection.reserve, *selection.backlog}
+    assert selected == {*POOL} - {*gone}
+    assert "The next round begins at" in project_status(project).conditions[0].says
+
+
+def test_of_what_was_deleted_the_error_counts_nothing(
+    server: HttpStudio, make_project: Callable[..., ConnectedProject],
+    pauses: list[Callable[[], None]],
+) -> None:  # fmt: skip
+    project = make_project()
+    outage = Outage(server, "500")
+    with pytest.raises(UnreadableSlices, match="8 of the project's 12 slices"):
+        run_round(project, "test")
+    server.memory.delete_task(5)
+
+    with pytest.raises(UnreadableSlices, match=r"7 of the project's 11 slices.*7 of them for now"):
+        run_round(project, "test")
+
+    outage.end()
+    record = run_round(project, "test")
+    assert record is not None
+    assert record.unseen == []
+
+
 def test_labels_wait_for_their_slices(
     server: HttpStudio, make_project: Callable[..., ConnectedProject]
 ) -> None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 
 from al_strategies.learner import UnreadableSlice
 from ml_backend.rounds.unreadable import UnreadableSlices, may_come_back
+from ml_backend.studio.failures import StudioError
 
-__all__ = ["Coverage"]
+__all__ = ["Coverage", "StillHas"]
 
 logger = logging.getLogger(__name__)
 
@@ -25,20 +27,32 @@ a quarter for any reason."""
 
 _wait = time.sleep
 
+StillHas = Callable[[Iterable[int]], Collection[int]]
+"""Which of these slices the project still has. Raises StudioError."""
+
 
 class Coverage:
     """Which of ``total`` slices stay unread: ``failures``, slice → why.
 
-    ``of``: these slices in words, after "n of". ``otherwise``: what would come of going on without
-    them. ``left_out``: what they are left out of.
+    ``of``: these slices in words, after "n of", with {} for how many they are. ``otherwise``: what
+    would come of going on without them. ``left_out``: what they are left out of. ``still_has``:
+    what a person has deleted since the slices were listed is not counted; None: nothing was.
     """
 
-    def __init__(self, total: int, of: str, otherwise: str, left_out: str) -> None:
+    def __init__(
+        self,
+        total: int,
+        of: str,
+        otherwise: str,
+        left_out: str,
+        still_has: StillHas | None = None,
+    ) -> None:
         self.failures: dict[int, UnreadableSlice] = {}
         self._total = total
         self._of = of
         self._otherwise = otherwise
         self._left_out = left_out
+        self._still_has = still_has
 
     def note(self, error: UnreadableSlice) -> None:
         """A slice of this pass cannot be read."""
@@ -73,20 +87,40 @@ class Coverage:
         for error in self.failures.values():
             logger.warning("left out of %s: %s", self._left_out, error)
         try:
-            self._check(len(asked))
+            self._check(asked)
         except UnreadableSlices:
             keep()
             raise
 
-    def _check(self, down: int) -> None:
-        lost = len(self.failures)
-        most_lost, most_down = max(1, self._total // _LOST), max(1, self._total // _DOWN)
-        if down <= most_down and lost <= most_lost:
+    def _check(self, out_of_reach: Collection[int]) -> None:
+        """Raise UnreadableSlices where too many failed; those ``out_of_reach`` may come back."""
+        if self._bearable(len(out_of_reach)):
             return
-        last = list(self.failures.values())[-1]
+        self._forget_deleted()
+        down = len(self.failures.keys() & set(out_of_reach))
+        if self._bearable(down):
+            return
+        of, last = self._of.format(self._total), list(self.failures.values())[-1]
         raise UnreadableSlices(
-            f"{lost} of {self._of} cannot be read, {down} of them for now; expected {most_lost} "
-            f"and {most_down} at most, or {self._otherwise}. Are Label Studio, its storage and the "
-            "volumes in reach of this machine? The next attempt goes on from here. Delete the "
-            f"tasks of images that are gone for good. The last: {last}"
+            f"{len(self.failures)} of {of} cannot be read, {down} of them for now; expected "
+            f"{self._most(_LOST)} and {self._most(_DOWN)} at most, or {self._otherwise}. Are Label "
+            "Studio, its storage and the volumes in reach of this machine? The next attempt goes "
+            "on from here. Delete the tasks of images that are gone for good. The last: "
+            f"{last}"
         )
+
+    def _bearable(self, down: int) -> bool:
+        return down <= self._most(_DOWN) and len(self.failures) <= self._most(_LOST)
+
+    def _most(self, part: int) -> int:
+        return max(1, self._total // part)
+
+    def _forget_deleted(self) -> None:
+        """What the error asks a person for may be done: the next attempt has the same slices."""
+        if self._still_has is None:
+            return
+        with suppress(StudioError):  # it may be what is down
+            there = self._still_has(self.failures)
+            for i in self.failures.keys() - set(there):
+                del self.failures[i]
+                self._total -= 1

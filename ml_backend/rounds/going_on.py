@@ -235,7 +235,7 @@ class _GoingOn:
         def predict(tasks: list[int]) -> Iterator[tuple[int, Regions]]:
             coverage = Coverage(
                 len(tasks),
-                f"the queue's {len(tasks)} slices",
+                "the queue's {} slices",
                 "people would lose the masks that they have",
                 "the masks of better weights",
             )

@@ -84,7 +84,7 @@ def _draw(project: ConnectedProject, published: Published, weights: str, progres
         learner = load_learner(project.settings, data, project.settings.train_device)
         coverage = Coverage(
             len(tasks),
-            f"the queue's {len(tasks)} slices that wait for their masks",
+            "the queue's {} slices that wait for their masks",
             "people would get them without, for good",
             "the masks that are drawn",
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -135,6 +135,10 @@ class ConnectedProject:
             change(record)
             self.folder.record = record
         return record
+
+    def still_has(self, tasks: Iterable[int]) -> set[int]:
+        """Those of ``tasks`` that Label Studio has at this moment."""
+        return {row.id for row in self.studio.tasks_by_id(self.number, tasks)}
 
     @property
     def link(self) -> BackendLink:

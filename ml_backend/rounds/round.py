@@ -349,7 +349,8 @@ class _Round:
         def keep(evidence: Evidence) -> None:
             self.folder.save(EVIDENCE, EvidenceArrays.of(evidence))
 
-        keep(whole_pool(gather, ids, self._gathered(dataset), keep))
+        found = self._gathered(dataset)
+        keep(whole_pool(gather, ids, found, keep, self.project.still_has))
 
     def _gathered(self, dataset: DatasetRecord) -> Evidence:
         """What an attempt before has of the pool, if it is what today's strategy needs."""
@@ -359,11 +360,14 @@ class _Round:
         return evidence.at(positions(dataset))
 
     def _unseen(self, dataset: DatasetRecord) -> list[int]:
-        """Slices that no evidence is there of, in task order, where it was asked for."""
+        """Slices of the project that no evidence is there of, in task order, where it was asked
+        for."""
         if not self._scored(dataset):
             return []
         seen = set(self.folder.need(EVIDENCE).ids)
-        return [task.id for task in dataset.tasks if task.id not in seen]
+        unseen = [task.id for task in dataset.tasks if task.id not in seen]
+        there = self.project.still_has(unseen)
+        return [task for task in unseen if task in there]
 
     def _scored(self, dataset: DatasetRecord) -> bool:
         """Whether slices are selected by what the network says of them."""
@@ -431,7 +435,7 @@ class _Round:
         queue = queue_of(self.project, self.folder.need(SELECTION), record.model_version)
         coverage = Coverage(
             len(queue.entries),
-            f"the queue's {len(queue.entries)} slices",
+            "the queue's {} slices",
             "people would get them without masks",
             "the masks that are published",
         )

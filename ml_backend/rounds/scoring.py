@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from al_strategies.evidence import Evidence
 from al_strategies.learner import Unreadable
-from ml_backend.rounds.coverage import Coverage
+from ml_backend.rounds.coverage import Coverage, StillHas
 
 __all__ = ["Gather", "whole_pool"]
 
@@ -23,17 +23,19 @@ def whole_pool(
     ids: Sequence[int],
     found: Evidence,
     keep: Callable[[Evidence], None],
+    still_has: StillHas | None = None,
 ) -> Evidence:
     """The evidence of ``ids``, in their order, but for single slices that cannot be read.
 
     ``found``: what an earlier attempt has of them already. ``keep``: is given what there is before
-    each pause, and before an error. Raises UnreadableSlices.
+    each pause, and before an error. ``still_has``: as in `Coverage`. Raises UnreadableSlices.
     """
     coverage = Coverage(
         len(ids),
-        f"the project's {len(ids)} slices",
+        "the project's {} slices",
         "the selection would be from a pool that was not seen",
         "the selection",
+        still_has,
     )
     known = set(found.ids)
     parts = [found]

@@ -113,7 +113,7 @@ def project_status(
         model_version=None if published is None else published.model_version,
         holder=holder,
         progress=progress,
-        conditions=[*trouble, *at_work, *_served(project, published, waits=not at_work)],
+        conditions=[*trouble, *at_work, *_served(project, record, published, waits=not at_work)],
     )
 
 
@@ -240,7 +240,7 @@ def _killed(record: ProjectRecord, number: int, claimed: Holder | None) -> list[
 
 
 def _served(
-    project: ConnectedProject, published: Published | None, *, waits: bool
+    project: ConnectedProject, record: ProjectRecord, published: Published | None, *, waits: bool
 ) -> list[Condition]:
     """What is served, and what the next round waits for where nobody is at it."""
     if published is None:
@@ -257,13 +257,16 @@ def _served(
         return _condition("paused", said.format(number=project.number))
     if not waits:
         return []
+    masks = f"{_drawing(project, published)}{_further(project, published)}"
+    if record.last_error:  # `_failed` says when the round is tried again
+        return _condition("waiting", f"{published.model_version} is served.{masks}")
     committed = project.folder.round(published.round).load(ROUND)
     labelled = committed.annotated if committed is not None else 0
     wanted = wanted_labels(published, labelled, project.settings)
     new = "a new annotation" if wanted == 1 else f"{wanted} new annotations"
     said = (
         f"{published.model_version} is served. The next round begins at {new}, or by Start "
-        f"Training.{_drawing(project, published)}{_further(project, published)}"
+        f"Training.{masks}"
     )
     return _condition("waiting", said)
 

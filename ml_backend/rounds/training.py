@@ -171,7 +171,7 @@ def _pseudo_labels(
     ids = pseudo_slices(selection.pseudo, dataset, positions(dataset), split.blocks)
     coverage = Coverage(
         len(ids),
-        f"the {len(ids)} slices that are to be pseudo-labelled",
+        "the {} slices that are to be pseudo-labelled",
         "the training would go on without what the strategy chose",
         "the pseudo-labels",
     )
