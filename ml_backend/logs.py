@@ -14,7 +14,15 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 
-__all__ = ["JsonLines", "TextLines", "about", "formatter", "mention", "without_passwords"]
+__all__ = [
+    "JsonLines",
+    "TextLines",
+    "about",
+    "formatter",
+    "mention",
+    "without_passwords",
+    "without_secrets",
+]
 
 _PASSWORD = re.compile(r"(?<=://)([^/\s:@]*):[^/\s]*@|(?<=[?&]password=)[^&\s]+")
 _SIGNATURE = re.compile(
@@ -31,7 +39,7 @@ def without_passwords(text: str) -> str:
     return _PASSWORD.sub(lambda found: f"{found[1]}:***@" if found[0][-1] == "@" else "***", text)
 
 
-def _without_secrets(text: str) -> str:
+def without_secrets(text: str) -> str:
     """As `without_passwords`; nor does it show what is seen by whoever has a signed address."""
     return _SIGNATURE.sub(lambda found: f"{found[1] or found[2]}***", without_passwords(text))
 
@@ -70,7 +78,7 @@ class TextLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
-        return _without_secrets(super().format(record))
+        return without_secrets(super().format(record))
 
 
 class JsonLines(logging.Formatter):
@@ -87,13 +95,13 @@ class JsonLines(logging.Formatter):
             "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "level": record.levelname,
             "logger": record.name,
-            "message": _without_secrets(record.getMessage()),
+            "message": without_secrets(record.getMessage()),
             **_SUBJECT.get({}),
         }
         if record.exc_info:
-            line["exception"] = _without_secrets(self.formatException(record.exc_info))
+            line["exception"] = without_secrets(self.formatException(record.exc_info))
         if record.stack_info:
-            line["stack"] = _without_secrets(self.formatStack(record.stack_info))
+            line["stack"] = without_secrets(self.formatStack(record.stack_info))
         return json.dumps(line, ensure_ascii=False)
 
 

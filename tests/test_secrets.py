@@ -1,4 +1,4 @@
-"""No password of an address in a log or a record, and no signature in a log."""
+"""No password and no signature of an address in a log or a record."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from ml_backend.logs import formatter
-from ml_backend.rounds.records import ProjectRecord
+from ml_backend.rounds.records import DatasetWarnings, FurtherRecord, ProjectRecord, TriesRecord
 from ml_backend.volumes.address import SliceAddress, SliceKeys
 from ml_backend.volumes.volume_address import VolumeAddress
 
@@ -63,7 +63,31 @@ def test_addresses_of_ours_are_logged_without_their_signature() -> None:
         assert url[:-40] in formatter("text").format(record)
 
 
-def test_a_record_of_a_failure_shows_no_password_of_an_address() -> None:
-    record = ProjectRecord(project=7, key="7.1")
-    record.attempt_failed(1.0, "http://ann:secret@lab.example/1.png: 404")
-    assert record.last_error == "http://ann:***@lab.example/1.png: 404"
+_WHY = (
+    "http://ann:secret@lab.example/1.png: moved to "
+    "https://b.s3.example/1.png?X-Amz-Expires=60&X-Amz-Signature=5ecede4f cannot be fetched"
+)
+_SHOWN = (
+    "http://ann:***@lab.example/1.png: moved to "
+    "https://b.s3.example/1.png?X-Amz-Expires=60&X-Amz-Signature=*** cannot be fetched"
+)
+
+
+def test_a_record_of_a_failure_shows_no_secret_of_an_address() -> None:
+    project = ProjectRecord(project=7, key="7.1")
+    project.attempt_failed(1.0, _WHY)
+    assert project.last_error == _SHOWN
+    project.lacks_images(_WHY)
+    assert project.imageless == _SHOWN
+    for tries in (TriesRecord(), FurtherRecord()):
+        tries.last_error = _WHY
+        assert tries.last_error == _SHOWN
+
+
+def test_a_record_that_was_kept_with_secrets_is_read_without() -> None:
+    kept = ProjectRecord.model_construct(project=7, key="7.1", last_error=_WHY).model_dump_json()
+    assert ProjectRecord.model_validate_json(kept).last_error == _SHOWN
+
+
+def test_warnings_of_a_round_show_no_secret_of_an_address() -> None:
+    assert DatasetWarnings(warnings=["none", _WHY]).warnings == ["none", _SHOWN]

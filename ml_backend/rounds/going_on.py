@@ -19,7 +19,6 @@ import numpy.typing as npt
 from al_strategies.evidence import Position, SliceId
 from al_strategies.learner import IGNORE, Learner, Progress, UnreadableSlice
 from ml_backend.errors import TimeUp
-from ml_backend.logs import without_passwords
 from ml_backend.rounds import publish
 from ml_backend.rounds.artefacts import DATASET, FURTHER, FURTHER_WEIGHTS, METRICS
 from ml_backend.rounds.coverage import Coverage
@@ -104,7 +103,7 @@ class _GoingOn:
             logger.info("project %s: the training that goes on is left: %s", self.project.key, why)
             done = False
         except (Exception, TimeUp) as error:
-            self.further.last_error = without_passwords(f"{type(error).__name__}: {error}")
+            self.further.last_error = f"{type(error).__name__}: {error}"
             if self.further.failures >= FAILURES:
                 self.further.ended = f"it failed {self.further.failures} times"
             self._note_failures(self.further.failures, time.time())

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 from al_strategies.learner import Progress, UnreadableSlice
 from ml_backend.errors import TimeUp
-from ml_backend.logs import without_passwords
 from ml_backend.rounds import publish, queue
 from ml_backend.rounds.artefacts import DATASET, DRAWING
 from ml_backend.rounds.coverage import Coverage
@@ -55,7 +54,7 @@ def draw_pending(project: ConnectedProject, progress: Progress) -> int:
     try:
         drawn = _draw(project, published, published.weights, progress)
     except (Exception, TimeUp) as error:
-        tries.last_error = without_passwords(f"{type(error).__name__}: {error}")
+        tries.last_error = f"{type(error).__name__}: {error}"
         tries.failed_at = time.time()
         folder.save(DRAWING, tries)
         raise

@@ -7,12 +7,12 @@ anything is written.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
 from al_strategies.holdout import ZBlock
-from ml_backend.settings import without_passwords
+from ml_backend.logs import without_secrets
 from ml_backend.studio.label_config import Policy
 
 __all__ = [
@@ -43,6 +43,9 @@ TaskState = Literal["pool", "labelled", "skipped", "drafted"]
 """What people have done with a slice: nothing yet, submitted, skipped, begun."""
 QueueKind = Literal["chosen", "reserve", "top-up"]
 """Why a slice is in the queue: among the K, behind them, or appended when it ran low."""
+Told = Annotated[str, AfterValidator(without_secrets)]
+"""What an error or a warning said, for people to read: addresses in it have neither passwords nor
+signatures."""
 
 
 _SWITCHES_KEPT = 20
@@ -145,7 +148,7 @@ class DatasetWarnings(Record):
     """`dataset.json` without its tasks and labels: what a person should know of it."""
 
     without_image: dict[int, int] = Field(default_factory=dict)
-    warnings: list[str] = Field(default_factory=list)
+    warnings: list[Told] = Field(default_factory=list)
 
 
 class DatasetRecord(DatasetLabels):
@@ -164,7 +167,7 @@ class DatasetRecord(DatasetLabels):
     places: dict[int, int] | None = None
     """Task → where it stands among those whose data name no z, as `places_of_tasks` has it; None:
     not noted, as before this was."""
-    warnings: list[str] = Field(default_factory=list)
+    warnings: list[Told] = Field(default_factory=list)
 
     def places_of_tasks(self) -> dict[int, int]:
         """Task → its place where its data name no z. Noted, it stays when other tasks come and go:
@@ -274,7 +277,7 @@ class TriesRecord(Record):
     counts."""
     failed_at: float = 0.0
     """When the last of them did, or began; seconds since 1970."""
-    last_error: str | None = None
+    last_error: Told | None = None
     """What the last one raised."""
 
 
@@ -367,12 +370,12 @@ class ProjectRecord(Record):
     """Those that began and did not end: one that is running, or whose process was killed."""
     began_at: float = 0.0
     failed_at: float = 0.0
-    last_error: str | None = None
+    last_error: Told | None = None
     outage: bool = False
     """Whether that was for want of something that comes back: it is tried again without end."""
     switched_back: list[SwitchBack] = Field(default_factory=list)
     """The last few times, oldest first."""
-    imageless: str = ""
+    imageless: Told = ""
     """What is to be said of tasks without an image, empty where there is none."""
     settings: dict[str, JsonValue] = Field(default_factory=dict)
     """The project's own, by field: over those of the service."""
@@ -451,7 +454,7 @@ class ProjectRecord(Record):
         self.outage = outage
         self.failures += 1
         self.failed_at = moment
-        self.last_error = without_passwords(why)
+        self.last_error = why
 
     def round_succeeded(self) -> None:
         """Nothing of earlier attempts counts any more."""

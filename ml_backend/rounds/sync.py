@@ -36,7 +36,6 @@ from ml_backend.rounds.records import (
 )
 from ml_backend.rounds.store import RoundFolder, StoreError
 from ml_backend.rounds.unreadable import UnreadableSlices, may_come_back
-from ml_backend.settings import without_passwords
 from ml_backend.studio.annotations import (
     Annotation,
     AnnotationError,
@@ -392,7 +391,7 @@ def sync(
         labels=[labels[i] for i in sorted(labels)],
         without_image=step.without_image,
         places=_places(tasks.values(), before),
-        warnings=[without_passwords(warning) for warning in [*step.warnings, lacking] if warning],
+        warnings=[warning for warning in [*step.warnings, lacking] if warning],
     ).noted()
 
 
