@@ -309,6 +309,23 @@ def test_what_else_reads_a_damaged_record_goes_on_without_it(project: Queue) -> 
     assert folder.need(QUEUE) == queue
 
 
+def test_what_is_appended_after_tasks_were_deleted_stands_behind_what_was_selected(
+    project: Queue,
+) -> None:
+    entries, order = project.entries, project.handed_out()
+    lose_the_record(project)
+    for task in order[:4]:
+        project.studio.delete_task(task)
+
+    for _ in range(2):
+        project.look()
+
+    appended = [entry for entry in project.entries if entry.kind == "top-up"]
+    assert len(appended) >= 4
+    assert min(entry.score for entry in appended) > entries[-1].score
+    assert [entry.task for entry in project.entries][: len(order) - 4] == order[4:]
+
+
 def test_it_is_topped_up_again(project: Queue) -> None:
     order = project.handed_out()
     lose_the_record(project)

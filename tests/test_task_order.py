@@ -11,6 +11,7 @@ from ml_backend.studio.client import Project
 from ml_backend.studio.label_config import bitmask_config
 from ml_backend.studio.task_order import (
     LIVE_SCORE,
+    place_behind,
     queue_score,
     remove_predictions,
     round_version,
@@ -27,6 +28,16 @@ def test_the_first_places_read_as_their_number() -> None:
 @example(8_999)  # the last of the even steps
 def test_scores_ascend_inside_the_unit_interval_and_before_live_ones(place: int) -> None:
     assert 0 < queue_score(place) < queue_score(place + 1) < LIVE_SCORE < 1
+
+
+@given(st.integers(0, 2_000_000))
+@example(8_999)
+def test_what_stands_behind_a_place_has_the_next_one(place: int) -> None:
+    assert place_behind(queue_score(place)) == place + 1
+
+
+def test_behind_a_score_in_between_is_the_next_place() -> None:
+    assert (place_behind(0.0), place_behind(0.0007001), place_behind(LIVE_SCORE)) == (0, 7, 10**7)
 
 
 def test_a_negative_place_is_refused() -> None:

@@ -21,7 +21,7 @@ from ml_backend.rounds.schedule import LOCKS
 from ml_backend.rounds.store import RoundFolder
 from ml_backend.studio import task_order
 from ml_backend.studio.client import not_annotated, not_skipped
-from ml_backend.studio.task_order import QueuedPrediction, queue_score
+from ml_backend.studio.task_order import QueuedPrediction, place_behind, queue_score
 
 __all__ = ["top_up"]
 
@@ -169,7 +169,8 @@ def _append(
     masks: LiveMasks | None,
 ) -> int:
     """`_store` predictions of ``tasks`` behind the last of ``queue``, and note them there."""
-    place = len(queue.entries)
+    # Not the number of entries: one that was made again has none of deleted tasks.
+    place = place_behind(max((entry.score for entry in queue.entries), default=0.0))
     entries = [
         QueueEntry(task=task, score=queue_score(place + i), kind="top-up")
         for i, task in enumerate(tasks)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,7 @@ __all__ = [
     "StoredPlace",
     "draw",
     "lost",
+    "place_behind",
     "prepare",
     "queue_length",
     "queue_score",
@@ -61,6 +63,7 @@ LIVE_SCORE = 0.999
 
 _STEP = 1e-4
 _LAST = 0.9
+_PLACES = 10_000_000
 _SAME_SCORE = 1e-9
 _ATTEMPTS = 3
 """How often predictions are sent that Label Studio takes and does not store."""
@@ -115,6 +118,11 @@ def queue_score(place: int) -> float:
         return round(score, 6)
     beyond = place + 1 - round(_LAST / _STEP)
     return _LAST + 0.09 * beyond / (beyond + 100_000)
+
+
+def place_behind(score: float) -> int:
+    """The first place whose `queue_score` is behind ``score``."""
+    return bisect_right(range(_PLACES), score + _SAME_SCORE, key=queue_score)
 
 
 def prepare(studio: Studio, project: Project) -> None:
