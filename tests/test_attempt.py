@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 
 from ml_backend.errors import TimeUp
+from ml_backend.rounds import reconcile
 from ml_backend.rounds.attempt import attempt
-from ml_backend.rounds.pauses import may_try_again
+from ml_backend.rounds.pauses import MAX_FAILURES, may_try_again
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import ProjectRecord
 from ml_backend.rounds.service import Service
+from ml_backend.rounds.status import project_status
 from ml_backend.settings import Settings
 from ml_backend.studio.client import Project, StudioError
-from ml_backend.studio.label_config import bitmask_config
+from ml_backend.studio.label_config import LabelConfigError, bitmask_config
 from tests.memory_studio import MemoryStudio
 
 KEY = "7.1763865028"
@@ -66,6 +68,33 @@ def test_an_attempt_whose_time_is_up_has_failed(
 
     assert (project.record.failures, project.record.unended) == (1, 0)
     assert "86400 seconds" in (project.record.last_error or "")
+
+
+def test_a_failing_round_0_is_told_until_it_succeeds(
+    make_settings: Callable[..., Settings], redis_url: str
+) -> None:
+    studio: Any = MemoryStudio(
+        "<View><Image name='i' value='$image'/></View>", 9, lambda _: np.zeros((8, 9))
+    )
+    settings = make_settings(REDIS_URL=redis_url, NEXTSLICE_QUEUE_PREFIX="attempt")
+    project = ConnectedProject(Service(settings, studio=studio), KEY)
+    project.update(lambda record: record.adopted("2026-11-28T08:00:00+00:00"))
+    for _ in range(MAX_FAILURES + 1):
+        with pytest.raises(LabelConfigError) as refused:
+            reconcile.count(project)
+
+    failed, unpublished = project_status(project).conditions
+
+    assert failed.state == "failed"
+    assert str(refused.value).rstrip(".") in failed.says
+    assert failed.says.endswith("It is tried again at each look, twice a minute.")
+    assert unpublished.says == "Nothing is published yet."
+
+    studio.fields["label_config"] = bitmask_config(["bone"])
+    reconcile.count(project)
+
+    assert project.published is not None
+    assert [condition.state for condition in project_status(project).conditions] == ["waiting"]
 
 
 @pytest.mark.parametrize("noted", [{"unended": 1}, {"failures": 1}])

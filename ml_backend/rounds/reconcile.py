@@ -15,6 +15,7 @@ from ml_backend.logs import about
 from ml_backend.rounds import extra_params, filling, pending, publish, switching
 from ml_backend.rounds.adopt import protect_webhook
 from ml_backend.rounds.artefacts import DATASET, LABELS, METRICS
+from ml_backend.rounds.attempt import attempt
 from ml_backend.rounds.claim import ClaimTaken
 from ml_backend.rounds.early import wanted_labels
 from ml_backend.rounds.explained import explain
@@ -23,7 +24,6 @@ from ml_backend.rounds.imageless import look_for_images
 from ml_backend.rounds.pauses import gives_up, may_try_again
 from ml_backend.rounds.project import ConnectedProject, now
 from ml_backend.rounds.records import DatasetLabels, Published
-from ml_backend.rounds.round import run_round
 from ml_backend.rounds.service import Service
 from ml_backend.rounds.store import RoundFolder
 from ml_backend.rounds.sync import new_labels
@@ -49,7 +49,7 @@ def count(project: ConnectedProject, seen: Project | None = None) -> None:
     if published is None:
         if project.studio.count_tasks(project.number):
             try:
-                run_round(project, "cold start")
+                attempt(project, "cold start")
             except ClaimTaken as error:
                 logger.info("project %s: %s", project.key, error)
             published = project.published

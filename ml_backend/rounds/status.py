@@ -189,7 +189,9 @@ def _failed(project: ConnectedProject, record: ProjectRecord, number: int) -> li
         return []
     times = f" ({record.failures}×)" if record.failures else ""
     following = ""
-    if gives_up(record):
+    if not number:  # no pause: it trains nothing, and somebody has just connected the project
+        following = " It is tried again at each look, twice a minute."
+    elif gives_up(record):
         # What fails after the training does not fail for its labels: others change nothing.
         at = f"at {project.settings.k} labels that no attempt has seen, or "
         trained = project.folder.round(number).has(METRICS)
@@ -244,7 +246,8 @@ def _served(
 ) -> list[Condition]:
     """What is served, and what the next round waits for where nobody is at it."""
     if published is None:
-        said = "Nothing is published yet: round 0 begins when the project has slices."
+        said = "Nothing is published yet"
+        said += "." if record.last_error else ": round 0 begins when the project has slices."
         return _condition("unpublished", said) if waits else []
     if published.retired:
         said = (
