@@ -324,8 +324,9 @@ def test_classes_that_changed_and_changed_back_leave_the_queue_filled(
 
     with monkeypatch.context() as patch:
         patch.setattr(publish, "serve", killed)
+        served = published(project)
         with pytest.raises(KeyboardInterrupt):
-            publish.retire(project, "another class", ["background", "screw"], "f" * 8)
+            publish.retire(project, served, "another class", ["background", "screw"], "f" * 8)
     left = record(project).model_version
     assert left != published(project).model_version
     gone = before.entries[0].task

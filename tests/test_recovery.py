@@ -19,7 +19,7 @@ import pytest
 from ml_backend.api.serving import Serving
 from ml_backend.rounds import filling, jobs, publish, reconcile, switching
 from ml_backend.rounds import round as round_module
-from ml_backend.rounds.artefacts import DATASET, METRICS, QUEUE, ROUND, SELECTION, File
+from ml_backend.rounds.artefacts import DATASET, METRICS, QUEUE, ROUND, SELECTION, WEIGHTS, File
 from ml_backend.rounds.claim import ClaimedRound
 from ml_backend.rounds.live_masks import LiveMasks
 from ml_backend.rounds.pauses import MAX_FAILURES, may_try_again
@@ -996,6 +996,46 @@ def test_classes_change_when_nothing_is_left_to_annotate(make_project: MakeProje
 # -- side by side
 
 
+def test_a_round_of_the_new_classes_that_is_published_meanwhile_is_served(
+    make_project: MakeProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look has seen the new classes, and waits while the round that learned them ends."""
+    project = make_project()
+    project.label(range(K))
+    project.run()
+    project.studio.fields["label_config"] = bitmask_config(["bone", "screw"])
+    project.label(range(K, 2 * K))
+
+    def takes_long(project: MemoryProject, _: LabelConfig) -> None:
+        project.run()
+
+    monkeypatch.setattr(reconcile, "look_for_images", takes_long)
+    reconcile.count(project)
+
+    published = project.published
+    assert published.round == 2
+    assert published.classes == ["background", "bone", "screw"]
+    assert published.weights == project.folder.round(2).relative(WEIGHTS)
+    assert published.retired is None
+
+
+def test_classes_that_were_seen_before_a_round_was_published_retire_nothing(
+    make_project: MakeProject,
+) -> None:
+    """A look at many projects has read all configs when it began."""
+    project = make_project()
+    seen = project.in_studio()
+    project.studio.fields["label_config"] = bitmask_config(["bone", "screw"])
+    project.label(range(K))
+    project.run()
+    before = project.published
+    assert before.weights is not None
+
+    reconcile.count(project, seen)
+
+    assert project.published == before
+
+
 def test_a_queue_that_is_retired_meanwhile_is_not_filled(
     make_project: MakeProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1008,7 +1048,7 @@ def test_a_queue_that_is_retired_meanwhile_is_not_filled(
     project.label(entry.task for entry in folder.need(QUEUE).entries[:5])
 
     def retires(self: LiveMasks, rows: list[Any]) -> dict[int, Any]:
-        publish.retire(project, "another class", ["background", "screw"], "f" * 8)
+        publish.retire(project, old, "another class", ["background", "screw"], "f" * 8)
         return {row.id: [] for row in rows}
 
     monkeypatch.setattr(LiveMasks, "of", retires)

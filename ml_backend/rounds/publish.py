@@ -119,25 +119,34 @@ def draw_pending(
 
 
 def retire(
-    project: ConnectedProject, reason: str, classes: list[str], fingerprint: str
+    project: ConnectedProject,
+    published: Published,
+    reason: str,
+    classes: list[str],
+    fingerprint: str,
 ) -> Published:
     """Stop serving masks of classes that no longer exist; the order of the queue stays.
 
-    The remaining queue is published again, without masks, under a version of its own.
+    The remaining queue is published again, without masks, under a version of its own. Returns what
+    is served: another publication than ``published`` stays, it may be of today's classes.
     """
     # Held alone: a top-up would write the queue of before over ours, a tidy-up delete what it
     # takes for predictions of an attempt that came to nothing.
     with project.schedule.alone("queue", wait=True):
-        return _retire(project, reason, classes, fingerprint)
+        served = project.published
+        if served is not None and served != published:
+            return served
+        return _retire(project, published, reason, classes, fingerprint)
 
 
 def _retire(
-    project: ConnectedProject, reason: str, classes: list[str], fingerprint: str
+    project: ConnectedProject,
+    published: Published,
+    reason: str,
+    classes: list[str],
+    fingerprint: str,
 ) -> Published:
     folder = project.folder
-    published = folder.published
-    if published is None:
-        raise ValueError(f"project {project.key}: nothing is published, so nothing can be retired")
     logger.warning("project %s: %s is retired: %s", project.key, published.model_version, reason)
     round_folder = folder.round(published.round)
     old = known_queue(round_folder) or rebuilt_queue(project, round_folder, published)

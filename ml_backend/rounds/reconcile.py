@@ -73,6 +73,9 @@ def _follow_config(project: ConnectedProject, published: Published, xml: str) ->
     """Retire the checkpoint when a class was added, removed or renamed."""
     try:
         config = parse_label_config(xml)
+        if config.fingerprint != published.fingerprint:
+            # What was seen may be older than what is published.
+            config = parse_label_config(project.in_studio().label_config)
     except LabelConfigError as error:
         logger.warning("project %s: the labelling config cannot be used: %s", project.key, error)
         return published
@@ -82,7 +85,7 @@ def _follow_config(project: ConnectedProject, published: Published, xml: str) ->
     old = project.folder.round(published.round).need(LABELS)
     change = explain_change(parse_label_config(old.label_config), config)
     reason = change or "the labelling config changed"
-    return publish.retire(project, reason, list(config.classes), config.fingerprint)
+    return publish.retire(project, published, reason, list(config.classes), config.fingerprint)
 
 
 def _reason(project: ConnectedProject, published: Published) -> str | None:
