@@ -82,8 +82,10 @@ def test_a_misspelt_field_or_a_wrong_type_is_never_written(service: Service) -> 
 
 def test_attempts_are_counted_until_one_succeeds(service: Service) -> None:
     project = ConnectedProject(service, KEY)
-    project.update(lambda record: record.attempt_began(1.0))
-    project.update(lambda record: record.attempt_began(2.0))  # the first one's process was killed
+    project.update(lambda record: record.attempt_began(1.0, 3))
+    project.update(
+        lambda record: record.attempt_began(2.0, 3)
+    )  # the first one's process was killed
     record = project.update(lambda record: record.attempt_failed(3.0, "out of memory"))
     assert (record.unended, record.failures, record.began_at, record.failed_at) == (1, 1, 2.0, 3.0)
 
@@ -92,6 +94,20 @@ def test_attempts_are_counted_until_one_succeeds(service: Service) -> None:
 
     record = project.update(lambda record: record.round_succeeded())
     assert record.last_error is None
+
+
+def test_what_was_noted_of_a_round_that_is_published_counts_no_more(service: Service) -> None:
+    """Also where nobody came to note that it succeeded."""
+    project = ConnectedProject(service, KEY)
+    project.update(lambda record: record.attempt_began(1.0, 3))
+    project.update(lambda record: record.attempt_failed(2.0, "out of memory"))
+    before = project.update(lambda record: record.attempt_began(3.0, 3))
+    assert project.update(lambda record: record.was_published(2)) == before
+
+    record = project.update(lambda record: record.attempt_began(4.0, 4))
+    assert (record.unended, record.failures, record.last_error) == (1, 0, None)
+    record = project.update(lambda record: record.was_published(4))
+    assert (record.unended, record.failures, record.last_error) == (0, 0, None)
 
 
 def test_a_request_that_is_met_takes_no_later_one_along(service: Service) -> None:

@@ -35,6 +35,7 @@ from ml_backend.rounds.round import UnusableLabels, run_round
 from ml_backend.rounds.schedule import GPU
 from ml_backend.rounds.service import Service, slice_keys
 from ml_backend.rounds.source import positions
+from ml_backend.rounds.status import project_status
 from ml_backend.rounds.store import StoreFault
 from ml_backend.rounds.sync import sync
 from ml_backend.rounds.unreadable import UnreadableSlices
@@ -396,6 +397,27 @@ def test_a_round_that_was_published_meanwhile_is_not_followed_by_another(
 
     assert project.published.round == 1
     assert not project.folder.round(2).has(DATASET)
+
+
+def test_a_process_that_ends_before_it_notes_its_success_holds_nothing_up(
+    make_project: MakeProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = make_project()
+    project.label(range(K))
+
+    def killed(_: ProjectRecord) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ProjectRecord, "round_succeeded", killed)
+        with pytest.raises(KeyboardInterrupt):
+            project.job()
+    assert project.published.round == 1
+    assert [c.state for c in project_status(project).conditions] == ["waiting"]
+
+    project.label(range(K, 2 * K))
+    assert project.starts_a_round(), "no pause"
+    assert project.record.unended == 0
 
 
 def test_without_an_attempt_there_is_no_pause() -> None:

@@ -134,6 +134,14 @@ def test_attempts_that_were_killed_again_and_again_are_counted(project: Connecte
     assert "3 attempts at it have begun and not ended" in said(project_status(project), "killed")
 
 
+def test_an_attempt_whose_round_is_published_has_ended(project: ConnectedProject) -> None:
+    """Its process ended, or Redis was gone, before it could note so."""
+    note(project, unended=2, began_at=time.time() - 5, last_error="StudioError: 500", attempted=2)
+    assert [c.state for c in project_status(project).conditions] == ["waiting"]
+    note(project, attempted=3)
+    assert project_status(project).has("killed")
+
+
 def test_an_attempt_that_has_just_begun_is_running(project: ConnectedProject) -> None:
     """It is noted before the round is claimed."""
     note(project, unended=1, began_at=time.time())

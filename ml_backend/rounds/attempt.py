@@ -31,7 +31,8 @@ def attempt(
     project: ConnectedProject, reason: str, progress: Progress | None = None
 ) -> RoundRecord | None:
     """`run_round`, noted in `project.json`: its errors are counted and raised."""
-    before = project.update(lambda record: record.attempt_began(time.time()))
+    number = _next_round(project)
+    before = project.update(lambda record: record.attempt_began(time.time(), number))
     if before.unended > 1:
         logger.warning("project %s: %d attempts at the round did not end: was a worker killed?",
                        project.key, before.unended - 1)  # fmt: skip
@@ -53,9 +54,12 @@ def _comes_back(project: ConnectedProject, error: BaseException) -> bool:
     labels were not even read, as where the labelling config cannot be used for a while."""
     if isinstance(error, _OUTAGES):
         return True
+    return not project.folder.round(_next_round(project)).has(DATASET)
+
+
+def _next_round(project: ConnectedProject) -> int:
     published = project.published
-    number = 0 if published is None else published.round + 1
-    return not project.folder.round(number).has(DATASET)
+    return 0 if published is None else published.round + 1
 
 
 def _note_failure(project: ConnectedProject, told: str, *, outage: bool) -> None:

@@ -91,6 +91,8 @@ def _follow_config(project: ConnectedProject, published: Published, xml: str) ->
 def _reason(project: ConnectedProject, published: Published) -> str | None:
     """Why a round should start now, or None."""
     record = project.record
+    if record.was_published(published.round):
+        record = project.update(lambda record: record.was_published(published.round))
     if not may_try_again(record):
         return None
     following = project.folder.round(published.round + 1)

@@ -369,6 +369,9 @@ class ProjectRecord(Record):
     unended: int = 0
     """Those that began and did not end: one that is running, or whose process was killed."""
     began_at: float = 0.0
+    attempted: int | None = None
+    """The round that these are attempts at; None: there was none since the last success, or it was
+    not noted."""
     failed_at: float = 0.0
     last_error: Told | None = None
     outage: bool = False
@@ -439,10 +442,12 @@ class ProjectRecord(Record):
         if self.start_requested_at == moment:
             self.start_requested_at = None
 
-    def attempt_began(self, moment: float) -> None:
-        """An attempt is counted before it begins: a process that is killed notes nothing more."""
+    def attempt_began(self, moment: float, number: int) -> None:
+        """An attempt at round ``number`` is counted before it begins: a process that is killed
+        notes nothing more."""
+        self.was_published(number - 1)
         self.unended += 1
-        self.began_at = moment
+        self.began_at, self.attempted = moment, number
 
     def attempt_ended(self) -> None:
         """The attempt is over, and says nothing of the round: another worker has it."""
@@ -459,7 +464,15 @@ class ProjectRecord(Record):
     def round_succeeded(self) -> None:
         """Nothing of earlier attempts counts any more."""
         self.failures = self.unended = 0
-        self.last_error = None
+        self.last_error = self.attempted = None
+
+    def was_published(self, number: int) -> bool:
+        """The attempts at round ``number`` have succeeded, though none of them may have come to
+        note it; whether that was news."""
+        news = self.attempted is not None and self.attempted <= number
+        if news:
+            self.round_succeeded()
+        return news
 
 
 def round_name(number: int) -> str:

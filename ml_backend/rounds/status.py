@@ -100,6 +100,7 @@ def project_status(
     alive = claimed is not None and claimed.alive(project.settings.claim_ttl_s)
     holder = claimed if alive else None
     record = project.record
+    record.was_published(number - 1)
     progress, jobs = _jobs(project, number, running=alive) if redis else (None, [])
     store = _store(project) if write else []
     lacking = _condition("imageless", record.imageless) if record.imageless else []
