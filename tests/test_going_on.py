@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from multiprocessing import get_context
 from typing import Any
 
@@ -30,8 +30,11 @@ from al_strategies.learner import (
     UnreadableSlice,
 )
 from ml_backend.rounds import coverage, jobs, learners, reconcile, switching
-from ml_backend.rounds.artefacts import FURTHER, FURTHER_WEIGHTS, METRICS, QUEUE
-from ml_backend.rounds.further import FAILURES, JUDGES, TRIES, may_go_on
+from ml_backend.rounds import round as round_module
+from ml_backend.rounds.artefacts import FURTHER, FURTHER_WEIGHTS, METRICS, QUEUE, ROUND, WEIGHTS
+from ml_backend.rounds.attempt import attempt
+from ml_backend.rounds.claim import claimed, last_holder
+from ml_backend.rounds.further import FAILURES, JUDGES, TRIES, known_further, may_go_on
 from ml_backend.rounds.going_on import go_on
 from ml_backend.rounds.pauses import next_job_at
 from ml_backend.rounds.pending import draw_pending
@@ -423,6 +426,80 @@ def test_a_queue_of_a_version_that_is_not_served_is_made_again(make_project: Mak
     assert folder.need(QUEUE).entries == queue.entries
 
 
+# -- beside the next round
+
+
+def _committed_but_not_published(project: ConnectedProject, studio: HttpStudio) -> None:
+    """Round 2, as Label Studio fails while it is published."""
+    label(studio, ORDER[LABELLED : LABELLED + K])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(round_module, "publish", _down)
+        with pytest.raises(StudioError):
+            attempt(project, "test")
+    assert project.folder.round(2).has(ROUND)
+
+
+def test_weights_that_the_next_round_was_compared_with_stay_until_it_is_published(
+    make_project: Make, studio: HttpStudio
+) -> None:
+    project = make_project()
+    before = served(project)
+    _committed_but_not_published(project, studio)
+
+    reconcile.count(project)
+    assert project.service.schedule.queue(SPARE).job_ids == []
+    assert not go_on(project, nothing)
+    assert served(project) == before
+
+    attempt(project, "test")
+    assert served(project).weights == project.folder.round(2).relative(WEIGHTS)
+
+
+@pytest.mark.parametrize("step", ["train", "publish"])
+def test_it_gives_way_to_the_next_round_that_another_worker_has_begun(
+    make_project: Make, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    project = make_project()
+    if step == "train":
+        monkeypatch.setattr(Told, "steps", 200)
+        monkeypatch.setattr(Told, "pause_s", 0.05)
+    before, folder = served(project), project.folder.round(2)
+    with ExitStack() as other:
+
+        def progress(at: str, done: int, total: int) -> None:
+            if at == step and last_holder(folder) is None:
+                other.enter_context(claimed(folder, 60))
+
+        assert not go_on(project, progress)
+        assert last_holder(folder) is not None
+        assert (known_further(project.folder.round(1)).model_version is None) == (step == "train")
+        assert served(project) == before
+        assert not may_go_on(project, before)
+
+    assert may_go_on(project, before), "the worker has left nothing that was compared"
+
+
+def test_a_round_that_was_compared_with_other_weights_begins_again(
+    make_project: Make, studio: HttpStudio
+) -> None:
+    """Better ones were published in the moment in which it began."""
+    project = make_project()
+    _committed_but_not_published(project, studio)
+    folder = project.folder.round(2)
+    judged = folder.need(METRICS)
+    assert judged.published_miou == 0.5
+    folder.remove(METRICS)
+    assert go_on(project, nothing)
+    folder.save(METRICS, judged)
+
+    attempt(project, "test")
+
+    assert served(project).round == 2
+    metrics = folder.need(METRICS)
+    assert metrics.published_miou == 0.6
+    assert metrics.published_weights == project.folder.round(1).relative(FURTHER_WEIGHTS)
+
+
 # -- images out of reach while better weights are published
 
 
@@ -526,7 +603,7 @@ def test_what_fails_again_and_again_pauses_is_told_and_is_given_up(
     assert served(project) == before
 
 
-def _down(*_: Any) -> None:
+def _down(*_: Any, **__: Any) -> None:
     raise StudioError("Label Studio does not answer")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from ml_backend.rounds.artefacts import FURTHER, FURTHER_WEIGHTS, LABELS, METRICS
+from ml_backend.rounds.claim import last_holder
 from ml_backend.rounds.pauses import next_job_at
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import FurtherRecord, MetricsRecord, Published
@@ -17,6 +18,7 @@ __all__ = [
     "judges",
     "known_further",
     "may_go_on",
+    "next_round_is_on",
     "served_metrics",
 ]
 
@@ -41,8 +43,8 @@ def known_further(folder: RoundFolder) -> FurtherRecord:
 
 def may_go_on(project: ConnectedProject, published: Published) -> bool:
     """Whether the published round may be trained on: somebody wants it, the round's own weights are
-    served, enough labelled slices judge them, there is time and hope left, and no pause after a job
-    that failed."""
+    served, enough labelled slices judge them, there is time and hope left, no pause after a job
+    that failed, and the next round has not begun."""
     settings = project.settings
     folder = project.folder.round(published.round)
     if not settings.further_minutes or settings.pause or not published.round:
@@ -51,6 +53,8 @@ def may_go_on(project: ConnectedProject, published: Published) -> bool:
         return False
     further = known_further(folder)
     if further.ended or further.failures >= FAILURES or time.time() < next_job_at(further):
+        return False
+    if next_round_is_on(project, published):
         return False
     if further.model_version is not None:  # all that is left is to serve it
         return True
@@ -63,6 +67,16 @@ def may_go_on(project: ConnectedProject, published: Published) -> bool:
         return False
     labels = folder.load(LABELS)
     return labels is not None and not labels.early
+
+
+def next_round_is_on(project: ConnectedProject, published: Published) -> bool:
+    """Whether a worker holds the round after the ``published`` one, or its weights were compared
+    with those that are served: others in their place would be replaced unseen."""
+    following = project.folder.round(published.round + 1)
+    if following.has(METRICS):
+        return True
+    holder = last_holder(following)
+    return holder is not None and holder.alive(project.settings.claim_ttl_s)
 
 
 def served_metrics(project: ProjectStore, published: Published) -> MetricsRecord | None:

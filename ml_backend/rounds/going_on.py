@@ -22,7 +22,14 @@ from ml_backend.errors import TimeUp
 from ml_backend.rounds import publish
 from ml_backend.rounds.artefacts import DATASET, FURTHER, FURTHER_WEIGHTS, METRICS
 from ml_backend.rounds.coverage import Coverage
-from ml_backend.rounds.further import FAILURES, TRIES, judges, known_further, may_go_on
+from ml_backend.rounds.further import (
+    FAILURES,
+    TRIES,
+    judges,
+    known_further,
+    may_go_on,
+    next_round_is_on,
+)
 from ml_backend.rounds.learners import device_of, learner_config, load_learner, new_learner
 from ml_backend.rounds.live_masks import Regions
 from ml_backend.rounds.looking_up import GivenWay, LookingUp
@@ -129,6 +136,8 @@ class _GoingOn:
             raise GivenWay("somebody needs the worker")
         if self.project.published != self.published:
             raise GivenWay("another version is published")
+        if next_round_is_on(self.project, self.published):
+            raise GivenWay("another worker is at the next round")
         if self.further.model_version is None and self._spent > 60 * self.settings.further_minutes:
             raise GivenWay("the time is up")
 
@@ -192,6 +201,7 @@ class _GoingOn:
         self.folder.save(FURTHER_WEIGHTS, weights)
         found = metrics.model_copy(deep=True)
         found.miou, found.published_miou = new.miou, old.miou
+        found.published_weights = self.published.weights
         found.iou = {name: None if iou != iou else iou for name, iou in new.iou.items()}
         found.pseudo = sorted({*metrics.pseudo, *(int(i) for i in pseudo)})
         found.training = {**report.settings, "seconds": report.seconds, "steps": report.steps}

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 
 from ml_backend.rounds.artefacts import QUEUE
+from ml_backend.rounds.further import next_round_is_on
 from ml_backend.rounds.live_masks import Regions
 from ml_backend.rounds.looking_up import GivenWay
 from ml_backend.rounds.project import ConnectedProject
@@ -172,7 +173,8 @@ def republish(
     project: ConnectedProject, before: Published, weights: str, version: str, predict: Predict
 ) -> bool:
     """Serve other weights of the published round as ``version``: the rest of the queue in its
-    order, with their masks. False, with nothing switched, when another version is published.
+    order, with their masks. False, with nothing switched, when another version is published or the
+    next round has begun.
 
     ``weights``: path relative to the project's folder. What ``predict`` leaves out gets no mask;
     what it raises ends this with nothing stored. It is asked again for what was appended meanwhile,
@@ -188,7 +190,7 @@ def republish(
         asked.update(new)
         open_tasks |= still
     with project.schedule.alone("queue", wait=True):
-        if project.published != before:
+        if project.published != before or next_round_is_on(project, before):
             return False
         entries = _queued(project, before, version)
         queue = QueueRecord(model_version=version, entries=[*entries.values()])

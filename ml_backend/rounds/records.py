@@ -223,8 +223,11 @@ class MetricsRecord(Record):
     """Labelled slices that were neither: not to be read, or not of the size of their masks."""
     blocks: list[ZBlock] = Field(default_factory=list)
     """The z-blocks held out, kept from round to round."""
+    published_weights: str | None = None
+    """The published checkpoint, relative to the project's folder; None: there was none of these
+    classes, or it was not noted."""
     published_miou: float | None = None
-    """The published checkpoint on those validation slices that it has not learned either."""
+    """That checkpoint on those validation slices that it has not learned either."""
     compared: int = 0
     """How many these are."""
     p: float | None = None

@@ -164,7 +164,7 @@ class _Round:
         seen = self.project.in_studio()
         config = parse_label_config(seen.label_config)
         if done is not None:
-            outdated = self._outdated(done, config)
+            outdated = self._outdated(done, config, published)
             if outdated is None:
                 self._meet_with(done)
                 return done
@@ -203,16 +203,24 @@ class _Round:
         if requested is not None and not done.early and not new_labels(self.project, done):
             self._meet(requested)
 
-    def _outdated(self, done: DatasetRecord, config: LabelConfig) -> str | None:
+    def _outdated(
+        self, done: DatasetRecord, config: LabelConfig, published: Published | None
+    ) -> str | None:
         """Why the dataset of an earlier attempt is not gone on with, or None."""
         if done.fingerprint != config.fingerprint:
             return "the classes changed"
         if done.unlabelled not in (None, config.unlabelled(self.settings.unlabelled)):
             return "what unlabelled pixels mean changed"
+        metrics = self.folder.load(METRICS)
         failed = self.project.record.last_error is not None
-        if failed and self.folder.number and not self.folder.has(METRICS):
+        if failed and self.folder.number and metrics is None:
             # Its labels may be why: by now there may be others.
             return "the attempt before failed"
+        compared = metrics.published_weights if metrics is not None else None
+        served = published.weights if published is not None else None
+        if None not in (compared, served) and compared != served:
+            # They may be better than those of the round, which have not been compared with them.
+            return "other weights are published than it was compared with"
         return None
 
     def _refuse_unusable(self, dataset: DatasetRecord) -> None:

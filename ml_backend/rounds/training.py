@@ -93,6 +93,7 @@ def train(
         validation=[int(i) for i in validation],
         left_out=[i for i in labelled if i in left_out.ids],
         blocks=list(split.blocks),
+        published_weights=published.weights if old is not None else None,
         effort=new_effort(dataset.labels, earlier.labels if earlier else ()),
     )
     unseen = [i for i in validation if served is not None and i not in served.learned]
