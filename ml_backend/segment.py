@@ -144,10 +144,10 @@ def segment_volume(
     same arguments (the learner's device, ``overwrite`` and ``any_scale`` may change), and ends with
     the same bytes on the same device: precision "auto" and the size of the batches follow it.
 
-    Raises VolumeError: an output that exists (unless ``overwrite``) or that another process is
-    writing, an output or a working folder inside the folder that the volume is, a working folder of
-    another job, too little room on the disk, a slice that cannot be read, grey values on another
-    scale than the learner's (unless ``any_scale``).
+    Raises VolumeError: an output that exists (unless ``overwrite``), that the volume is read from
+    or that another process is writing, an output or a working folder inside the folder that the
+    volume is, a working folder of another job, too little room on the disk, a slice that cannot be
+    read, grey values on another scale than the learner's (unless ``any_scale``).
     """
     started = time.monotonic()
     if len(learner.classes) > 256:
@@ -316,9 +316,17 @@ class _Segmentation:
 
     def _check_outputs(self, place: Place | None) -> None:
         job = self._job
+        source = job.volume.path.resolve()
         for path in job.written:
-            if path.resolve() == job.volume.path.resolve():
+            if path.resolve() == source:
                 raise VolumeError(f"{path} is the volume itself: give another output")
+            # --overwrite replaces it with all that is in it
+            for file in (source, *job.volume.files):
+                if file.is_relative_to(path.resolve()):
+                    raise VolumeError(
+                        f"{path} holds what the volume {job.volume.path} is read from: give "
+                        "another output"
+                    )
             # While outputs are written, one that is there is our own.
             writing = place is not None and place.stage == _WRITE
             if path.exists() and not self._overwrite and not writing:

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
@@ -496,6 +497,60 @@ def test_what_exists_is_not_overwritten_unless_asked(
 
     assert np.load(out).shape == SHAPE
     refused("is the volume itself", learner, volume, tmp_path / "scan.npy", overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("source", "out"),
+    [
+        ("scan.mhd", "scan.raw"), ("parts.mhd", "scan.raw"), ("scan.nhdr", "scan.raw"),
+        ("scan.vgi", "scan.vol"), ("scan.edf", "scan.raw"), ("scan.h5", "scan.raw"),
+        ("linked.h5", "scan.raw"), ("ours.zarr/0", "ours.zarr"),
+    ],
+)  # fmt: skip
+def test_what_a_volume_has_its_values_in_is_never_overwritten(
+    tmp_path: Path, learner: NetworkLearner, values: Any, source: str, out: str
+) -> None:
+    write_values_elsewhere(tmp_path, values)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    with open_volume(tmp_path / source) as opened:
+        assert np.array_equal(np.stack(list(opened)), values)
+        says = f"{out} holds what the volume .*{source} is read from"
+        refused(says, learner, opened, tmp_path / out, overwrite=True)
+
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def write_values_elsewhere(folder: Path, values: Any) -> None:
+    """Headers of many formats beside ``scan.raw`` and ``scan.vol``, which hold the values."""
+    for name in ("scan.raw", "scan.vol"):
+        (folder / name).write_bytes(values.astype("<u2").tobytes())
+    z, y, x = values.shape
+    meta = f"ObjectType = Image\nNDims = 3\nDimSize = {x} {y} {z}\nElementType = MET_USHORT\n"
+    (folder / "scan.mhd").write_text(f"{meta}ElementDataFile = scan.raw\n")
+    (folder / "parts.mhd").write_text(f"{meta}ElementDataFile = LIST\nscan.raw\n")
+    (folder / "scan.nhdr").write_text(
+        f"NRRD0004\ntype: uint16\ndimension: 3\nsizes: {x} {y} {z}\nendian: little\n"
+        "encoding: raw\ndata file: scan.raw\n"
+    )
+    (folder / "scan.vgi").write_text(
+        f"{{volume1}}\n[file1]\nSize = {x} {y} {z}\nDatatype = unsigned integer\n"
+        "BitsPerElement = 16\nName = scan.vol\n"
+    )
+    said = {
+        "EDF_DataBlockID": "0.Image.Psd", "EDF_BinaryFileName": "scan.raw",
+        "EDF_BinaryFilePosition": "0", "EDF_BinaryFileSize": values.nbytes,
+        "DataType": "UnsignedShort", "ByteOrder": "LowByteFirst", "Dim_1": x, "Dim_2": y,
+        "Dim_3": z,
+    }  # fmt: skip
+    lines = "".join(f"{name} = {value} ;\n" for name, value in said.items())
+    (folder / "scan.edf").write_text(f"{{\n{lines}".ljust(1022) + "}\n")
+    with h5py.File(folder / "scan.h5", "w") as file:
+        where = [("scan.raw", 0, values.nbytes)]
+        file.create_dataset("data", values.shape, "<u2", external=where)
+    with h5py.File(folder / "linked.h5", "w") as file:
+        file["data"] = h5py.ExternalLink("scan.h5", "/data")
+    write_volume(folder / "ours.zarr", values, VolumeSpec(values.shape, values.dtype))
 
 
 @pytest.mark.parametrize("name", ["labels_png", "labels.zarr", "labels.npy"])

@@ -53,6 +53,7 @@ def open_apart(path: Path, options: ReadOptions, readers: Readers | None = None)
     )
     one.shape, one.dtype = (z, y, x), np.dtype(answer["dtype"])
     volume = notes.volume(path, one.shape, one.dtype, one.read, one.close)
+    volume = replace(volume, files=tuple(map(Path, answer["files"])))
     if answer["affine"] is None:
         return volume
     affine = as_affine(np.array(answer["affine"]))

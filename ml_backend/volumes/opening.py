@@ -18,7 +18,7 @@ import numpy.typing as npt
 from al_strategies.learner import Progress
 from ml_backend.durable import move_whole
 from ml_backend.volumes.apart import open_apart
-from ml_backend.volumes.enclosure import check_inside
+from ml_backend.volumes.enclosure import check_inside, elsewhere, looked_at
 from ml_backend.volumes.formats.axes import refuse_choice
 from ml_backend.volumes.formats.checks import writable_type
 from ml_backend.volumes.formats.format import Format
@@ -55,12 +55,14 @@ def open_volume(path: str | Path, options: ReadOptions | None = None) -> Volume:
     place, given = Path(path), options or ReadOptions(oriented=True)
     if not place.exists():
         raise VolumeError(f"{place} does not exist, expected {readable()}")
-    check_inside(place, place, given)
-    check_inside(sidecar_path(place), place, given)
-    kind = format_of(place, given)
-    if not kind.chooses:
-        refuse_choice(place, given)
-    volume = open_apart(place, given) if kind.apart else kind.read(place, given)
+    with looked_at() as places:
+        check_inside(place, place, given)
+        check_inside(sidecar_path(place), place, given)
+        kind = format_of(place, given)
+        if not kind.chooses:
+            refuse_choice(place, given)
+        volume = open_apart(place, given) if kind.apart else kind.read(place, given)
+    volume = replace(volume, files=(*volume.files, *elsewhere(places, place)))
     if max(volume.shape) > LONGEST_AXIS:
         volume.close()
         raise VolumeError(

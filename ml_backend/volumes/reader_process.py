@@ -16,11 +16,13 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ml_backend.volumes.enclosure import elsewhere, looked_at
 from ml_backend.volumes.recognition import format_of
 from ml_backend.volumes.volume import Bounds, ReadOptions, Volume, VolumeError
 
@@ -97,6 +99,7 @@ class _Volumes:
             "affine": volume.affine,
             "stored": volume.stored,
             "frame": volume.frame,
+            "files": [str(file) for file in volume.files],
             "origin": None if volume.origin is None else [float(at) for at in volume.origin],
         }
 
@@ -128,7 +131,9 @@ class _Volumes:
             while len(self._open) >= _KEPT_OPEN:
                 self._open.pop(next(iter(self._open))).close()
             path, options = Path(request["path"]), _options(**request["options"])
-            volume = format_of(path, options).read(path, options)
+            with looked_at() as places:
+                volume = format_of(path, options).read(path, options)
+            volume = replace(volume, files=elsewhere(places, path))
         self._open[key] = volume
         return volume
 

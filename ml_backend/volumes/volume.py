@@ -81,10 +81,10 @@ class Volume(AbstractContextManager["Volume", None]):
     file, as "LPS" of x, y, z. ``frame``: of which coordinate system that is, in NIfTI's words
     ("scanner", "aligned", "talairach", "mni", "template"), empty where the file does not say.
     ``origin``: where the first voxel lies along z, y, x in ``unit``, for files that say this and
-    no directions. ``axis``: the one that indices run along. ``runs()``: where z
-    slices lie as they are, None where they do not or it is not known. Reading is safe from
-    several threads. Closes its files as a context manager or by `close`, at the latest when nothing
-    refers to it any more.
+    no directions. ``files``: what the volume is made of besides ``path`` and what is in it, links
+    followed. ``axis``: the one that indices run along. ``runs()``: where z slices lie as they are,
+    None where they do not or it is not known. Reading is safe from several threads. Closes its
+    files as a context manager or by `close`, at the latest when nothing refers to it any more.
     """
 
     path: Path
@@ -99,6 +99,7 @@ class Volume(AbstractContextManager["Volume", None]):
     stored: str = ""
     frame: str = ""
     origin: tuple[float, float, float] | None = None
+    files: tuple[Path, ...] = field(default=(), repr=False, compare=False)
     axis: int = 0
     close: Callable[[], None] = field(default=_nothing, repr=False, compare=False)
     runs: Callable[[], Runs | None] = field(default=_nothing, repr=False, compare=False)
