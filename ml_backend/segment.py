@@ -316,6 +316,8 @@ class _Segmentation:
 
     def _check_outputs(self, place: Place | None) -> None:
         job = self._job
+        # While outputs are written, one that is there is our own.
+        writing = place is not None and place.stage == _WRITE
         source = job.volume.path.resolve()
         for path in job.written:
             if path.resolve() == source:
@@ -327,14 +329,12 @@ class _Segmentation:
                         f"{path} holds what the volume {job.volume.path} is read from: give "
                         "another output"
                     )
-            # While outputs are written, one that is there is our own.
-            writing = place is not None and place.stage == _WRITE
             if path.exists() and not self._overwrite and not writing:
                 raise VolumeError(
                     f"{path} exists already: give another output, or ask to overwrite it"
                 )
         for output in job.outputs:
-            check_target(output.path, overwrite=True)
+            check_target(output.path, overwrite=self._overwrite or writing)
 
     def _check_grey_values(self) -> None:
         """Raise VolumeError when what the model takes for black and white says nothing of the

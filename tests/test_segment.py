@@ -499,6 +499,22 @@ def test_what_exists_is_not_overwritten_unless_asked(
     refused("is the volume itself", learner, volume, tmp_path / "scan.npy", overwrite=True)
 
 
+@pytest.mark.parametrize("taken", ["a.raw.json", "a-uncertainty.raw.json", "a.npy.json"])
+def test_nor_is_the_json_beside_an_output(
+    tmp_path: Path, learner: NetworkLearner, volume: Volume, taken: str
+) -> None:
+    out, beside = tmp_path / f"a.{taken.split('.')[1]}", tmp_path / taken
+    beside.write_bytes(b'{"precious": 1}')
+
+    refused(f"{taken} exists already", learner, volume, out, extra="uncertainty")
+
+    assert beside.read_bytes() == b'{"precious": 1}'
+    assert not out.exists()
+    assert not partial_folder(out).exists()
+    segment_volume(learner, volume, out, extra="uncertainty", overwrite=True)
+    assert b"precious" not in beside.read_bytes()
+
+
 @pytest.mark.parametrize(
     ("source", "out"),
     [
