@@ -152,6 +152,10 @@ def segment_volume(
     started = time.monotonic()
     if len(learner.classes) > 256:
         raise VolumeError(f"the model has {len(learner.classes)} classes, a label is one byte")
+    if not Path(out).name:  # "." or "/"
+        raise VolumeError(
+            f"{out} is a folder without a name of its own, give a name for the output"
+        )
     job = _Job(learner, volume, Path(out), extra, three_axes, model_version)
     folder = PartialFolder(work or partial_folder(job.out), job.description)
     run = _Segmentation(job, folder, overwrite, any_scale, progress or (lambda *_: None))

@@ -844,6 +844,24 @@ def test_a_killed_export_leaves_nothing_for_good(store: ExportStore, tmp_path: P
     assert list(out.parent.iterdir()) == [out]
 
 
+@pytest.mark.parametrize("out", [".", "..", "/", "{}", "{}/here", "here/.."])
+def test_the_folder_that_the_command_runs_in_is_kept(
+    store: ExportStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    """It may be empty, but a shell stands in it."""
+    one_volume(store)
+    here = tmp_path / "out" / "here"
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    for overwrite in (False, True):
+        with pytest.raises(ExportError, match=r"runs in, or above it.*Give a name in it"):
+            export_masks(store.folder.round(1), Path(out.format(here.parent)), overwrite=overwrite)
+    assert Path.cwd() == here
+    assert not list(Path().iterdir())
+    export_masks(store.folder.round(1), Path("new"))
+    assert (here / "new" / "bone-z.tif").exists()
+
+
 def test_an_empty_folder_may_be_filled(store: ExportStore, tmp_path: Path) -> None:
     one_volume(store)
     (tmp_path / "out").mkdir()

@@ -588,6 +588,24 @@ def test_a_folder_of_other_things_is_refused_before_the_first_slice(
     assert not partial_folder(out).exists()
 
 
+@pytest.mark.parametrize("out", [".", "/", "..", "{}", "{}/here"])
+def test_the_folder_that_the_command_runs_in_is_kept(
+    tmp_path: Path, learner: NetworkLearner, volume: Volume, monkeypatch: pytest.MonkeyPatch,
+    out: str,
+) -> None:  # fmt: skip
+    here = tmp_path / "out" / "here"
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    place = Path(out.format(here.parent))
+
+    says = "give a name|runs in, or above it|names no format"
+    refused(says, learner, volume, place, overwrite=True)
+
+    assert Path.cwd() == here
+    assert not list(Path().iterdir())
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["here", "out", "scan.npy"]
+
+
 @pytest.mark.parametrize("source", ["slices_png", "scan.zarr"])
 @pytest.mark.parametrize(
     ("out", "work", "says"),

@@ -13,7 +13,7 @@ from typing import Any
 from ml_backend.durable import move_whole
 from ml_backend.errors import NextsliceError
 from ml_backend.volumes.formats.registry import format_by_ending
-from ml_backend.volumes.staging import staging
+from ml_backend.volumes.staging import holds_us, staging
 
 __all__ = ["ExportError", "file_name", "to_json", "whole"]
 
@@ -34,7 +34,8 @@ def whole(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
     After an error nothing is left of it, and what was at ``path`` is still there. ExportError, at
     once, when there is something and ``overwrite`` is False, or when it is a folder that is neither
-    empty nor an earlier export and nothing besides: those are never deleted. VolumeError when
+    empty nor an earlier export and nothing besides, or the one that we work in: those are never
+    deleted. VolumeError when
     another process is writing ``path``.
     """
     path = path.resolve()
@@ -48,6 +49,11 @@ def whole(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def _check_free(path: Path, overwrite: bool) -> None:
+    if holds_us(path):
+        raise ExportError(
+            f"{path} is the folder that this command runs in, or above it: it cannot be replaced. "
+            "Give a name in it."
+        )
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if not overwrite:

@@ -27,7 +27,7 @@ from ml_backend.volumes.formats.registry import formats
 from ml_backend.volumes.geometry import flipped, towards_superior
 from ml_backend.volumes.limits import LONGEST_AXIS
 from ml_backend.volumes.recognition import format_for, format_of, readable
-from ml_backend.volumes.staging import staging
+from ml_backend.volumes.staging import holds_us, staging
 from ml_backend.volumes.volume import ReadOptions, Volume, VolumeError, VolumeSpec
 
 __all__ = ["FORMATS", "ReadOptions", "check_target", "open_volume", "write_volume"]
@@ -143,6 +143,11 @@ def _checked(
 
 
 def _refuse_existing(target: Path, kind: Format, overwrite: bool) -> None:
+    if holds_us(target):
+        raise VolumeError(
+            f"{target} is the folder that this command runs in, or above it: it cannot be "
+            "replaced, give a name in it"
+        )
     places = (target, _sidecar(target)) if kind.sidecar else (target,)
     there = [one for one in places if one.exists() or one.is_symlink()]
     if there and not overwrite:

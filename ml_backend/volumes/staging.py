@@ -13,7 +13,7 @@ from pathlib import Path
 from ml_backend.durable import held
 from ml_backend.volumes.volume import VolumeError
 
-__all__ = ["clear", "staging"]
+__all__ = ["clear", "holds_us", "staging"]
 
 
 @contextmanager
@@ -39,6 +39,15 @@ def clear(target: Path) -> None:
     if _folder(target).exists():
         with staging(target):
             pass
+
+
+def holds_us(target: Path) -> bool:
+    """Whether this process works in the folder ``target`` or below it: replaced, it would be gone
+    under whoever has started us there."""
+    try:
+        return Path.cwd().is_relative_to(target.resolve())
+    except FileNotFoundError:  # it is gone already
+        return False
 
 
 def _folder(target: Path) -> Path:
