@@ -333,6 +333,8 @@ def test_connect_says_what_is_wrong(env: dict[str, str], code: int, says: str) -
 WRONG = [
     ("--phantom small", "give --out"),
     ("--out {tmp}/o", "give either --data or --phantom"),
+    ("--out {named} --phantom small", "holds something else ("),
+    ("--out {named}/volumes.json --phantom small", "is a file, expected a folder"),
     ("--out {tmp}/o --data {tmp} --strategies best", "is called 'best'"),
     ("--out {tmp}/o --phantom huge", "phantom size is 'huge'"),
     ("--out {tmp}/o --data {tmp}", "no folder images/"),
@@ -361,10 +363,10 @@ WRONG = [
 
 
 def _simulate_code(says: str) -> int:
-    """1 for data of which no experiment can be made, 69 without Redis, 2 for the command line."""
+    """1 for data or a folder of which no experiment can be made, 69 without Redis, 2 else."""
     if "Redis" in says:
         return 69
-    return 1 if says.startswith(("no folder", "holds no")) else 2
+    return 1 if says.startswith(("no folder", "holds ", "is a file")) else 2
 
 
 REFUSED = """

@@ -13,7 +13,7 @@ import torch
 from ml_backend.experiment.data import DataSpec, load_data
 from ml_backend.experiment.files import RunFiles
 from ml_backend.experiment.plan import check_device, keep, other_versions
-from ml_backend.experiment.record import load_experiment
+from ml_backend.experiment.record import RecordError, load_experiment
 from ml_backend.experiment.runner import run_one
 from ml_backend.segmentation.checks import check_architecture
 from ml_backend.segmentation.dataset import LabelledSlices
@@ -55,6 +55,27 @@ def test_an_encoder_that_is_described_elsewhere_is_refused_when_it_is_set(tmp_pa
         check_architecture(f"unet:tu-local-dir:{tmp_path}", "--architecture")
     with pytest.raises(ValueError, match="described elsewhere"):
         check_architecture("fpn:tu-hf-hub:timm/resnet18.a1_in1k", "--architecture")
+
+
+def test_a_folder_of_other_things_is_no_place_for_an_experiment(
+    slices: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "project"
+    out.mkdir()
+    (out / "results.md").write_bytes(b"mine")
+    (out / ".hidden").touch()
+
+    with pytest.raises(RecordError, match=r"project holds something else \(results\.md\)"):
+        experiment(out, slices)
+
+    assert sorted(path.name for path in out.iterdir()) == [".hidden", "results.md"]
+    assert (out / "results.md").read_bytes() == b"mine"
+    with pytest.raises(RecordError, match=r"results\.md is a file, expected a folder"):
+        experiment(out / "results.md", slices)
+    (out / "results.md").unlink()
+    experiment(out, slices)
+    (out / "notes.txt").touch()  # beside an experiment it may lie
+    experiment(out, slices)
 
 
 def test_runs_of_this_machine_share_its_cores(slices: Path, tmp_path: Path) -> None:

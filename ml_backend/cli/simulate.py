@@ -219,10 +219,11 @@ def simulate(
     )
     from ml_backend.experiment.data import load_data
     from ml_backend.experiment.files import RunTaken
-    from ml_backend.experiment.plan import Request, keep, other_versions, plan
+    from ml_backend.experiment.plan import Request, check_folder, keep, other_versions, plan
     from ml_backend.experiment.record import FULLY_SUPERVISED, RecordError
     from ml_backend.experiment.runner import Job, RunFailed
 
+    check_folder(out)
     schedule = workers_schedule() if workers else None
     if not 0 < held_out < 1 or gap < 0:
         raise OptionError(

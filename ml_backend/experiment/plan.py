@@ -16,7 +16,7 @@ from ml_backend.experiment.data import Data, DataSpec
 from ml_backend.experiment.record import Experiment, RecordError, load_experiment
 from ml_backend.settings import DEVICE
 
-__all__ = ["Request", "check_device", "keep", "other_versions", "plan"]
+__all__ = ["Request", "check_device", "check_folder", "keep", "other_versions", "plan"]
 
 _LIBRARIES = ("torch", "timm", "numpy")
 _MAY_DIFFER = {"versions", "threads", "data", "source"}
@@ -87,6 +87,23 @@ def plan(request: Request, spec: DataSpec, data: Data, data_hash: str) -> Experi
     )
 
 
+def check_folder(out: Path) -> None:
+    """RecordError where something else is at ``out`` than an experiment or an empty folder: what
+    an experiment writes there replaces files of the same names. Hidden files do not count."""
+    if (out / "experiment.json").exists() or not out.exists():
+        return
+    if not out.is_dir():
+        raise RecordError(
+            f"{out} is a file, expected a folder for the experiment: give another --out"
+        )
+    found = sorted(one.name for one in out.iterdir() if not one.name.startswith("."))
+    if found:
+        raise RecordError(
+            f"{out} holds something else ({found[0]}) and no experiment.json, expected an "
+            "experiment, or an empty or new folder: give another --out"
+        )
+
+
 def keep(out: Path, wanted: Experiment) -> Experiment:
     """Write `experiment.json`; where there is one, check that it is the same experiment.
 
@@ -97,8 +114,9 @@ def keep(out: Path, wanted: Experiment) -> Experiment:
     Other versions of the libraries are let through, and `other_versions` names them: what was
     written stays what the first rounds were computed with.
 
-    Raises RecordError that names every difference.
+    Raises RecordError that names every difference, and as `check_folder`.
     """
+    check_folder(out)
     if not (out / "experiment.json").exists():
         return _write(out, wanted)
     recorded = load_experiment(out)
