@@ -308,7 +308,8 @@ class _Segmentation:
     # -- before
 
     def _check_apart(self) -> None:
-        """A folder that is written into is another volume afterwards, or none at all."""
+        """A folder that is written into is another volume afterwards, or none at all; and the
+        working folder is removed in the end, so neither it nor an output is in the other."""
         source = self._job.volume.path.resolve()
         places = dict.fromkeys(self._job.written, "output") | {self._folder.path: "working folder"}
         for path, what in places.items():
@@ -316,6 +317,14 @@ class _Segmentation:
                 raise VolumeError(
                     f"{path} is inside {source}, the volume that is read: give another {what}, "
                     "outside of it"
+                )
+        work = self._folder.path.resolve()
+        for path in self._job.written:
+            out = path.resolve()
+            if work.is_relative_to(out) or out.is_relative_to(work):
+                raise VolumeError(
+                    f"the working folder {self._folder.path} and the output {path} are one, or one "
+                    "is inside the other: give another working folder, apart from all outputs"
                 )
 
     def _check_outputs(self, place: Place | None) -> None:

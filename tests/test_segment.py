@@ -636,6 +636,29 @@ def test_nothing_is_written_into_a_volume_that_is_a_folder(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("out", "work"),
+    [
+        ("a.zarr", "a.zarr"), ("a.zarr", "a.zarr/work"), ("a.zarr", "new/../a.zarr/work"),
+        ("a.zarr", "a-uncertainty.zarr/work"), ("a.npy", "a-segmentation.json"),
+        ("work/a.npy", "work"), ("work/new/a_png", "work"),
+    ],
+)  # fmt: skip
+def test_working_folder_and_outputs_lie_apart(
+    tmp_path: Path, learner: NetworkLearner, volume: Volume, out: str, work: str
+) -> None:
+    steps: list[str] = []
+    before = sorted(tmp_path.rglob("*"))
+
+    refused(
+        "give another working folder", learner, volume, tmp_path / out, work=tmp_path / work,
+        extra="uncertainty", progress=lambda step, *_: steps.append(step),
+    )  # fmt: skip
+
+    assert steps == []
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_the_partial_result_of_another_job_is_refused(
     tmp_path: Path, learner: NetworkLearner, volume: Volume, values: Any
 ) -> None:
