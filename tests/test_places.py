@@ -15,6 +15,7 @@ import SimpleITK
 import tifffile
 import zarr
 
+from ml_backend.volumes.geometry import laid_on
 from ml_backend.volumes.opening import open_volume, write_volume
 from ml_backend.volumes.volume import ReadOptions, VolumeSpec
 
@@ -51,6 +52,43 @@ def labels_of(path: Path, out: Path) -> Path:
 
 def header(path: Path) -> Any:
     return nib.load(path).header
+
+
+@pytest.mark.parametrize("unit", ["mm", "micron", "meter"])
+@pytest.mark.parametrize("out", ["l.nii.gz", "l.mha", "l.nrrd"])
+def test_itk_finds_labels_on_the_scan_whatever_its_unit(
+    tmp_path: Path, unit: str, out: str
+) -> None:
+    """It turns the units of NIfTI to mm, and those of NRRD and MetaImage to nothing."""
+    affine = np.array([[0, -2.0, 0, 100], [1.5, 0, 0, -50], [0, 0, 3.0, 20], [0, 0, 0, 1]])
+    labels_of(scan(tmp_path / "s.nii", affine, 1, unit), tmp_path / out)
+    there, here = (SimpleITK.ReadImage(tmp_path / name) for name in ("s.nii", out))
+    mm = {"mm": 1.0, "micron": 1e-3, "meter": 1e3}[unit]
+    assert here.GetSpacing() == pytest.approx((2 * mm, 1.5 * mm, 3 * mm), rel=1e-5)
+    for z, y, x in np.ndindex(here.GetSize()[::-1]):
+        place = there.TransformPhysicalPointToContinuousIndex(
+            here.TransformIndexToPhysicalPoint((x, y, z))
+        )
+        index = [int(i) for i in np.rint(place)]
+        assert place == pytest.approx(index, abs=1e-3)
+        assert there.GetPixel(*index) % 2 == here.GetPixel(x, y, z)
+    with open_volume(tmp_path / out) as labels, open_volume(tmp_path / "s.nii") as read:
+        assert laid_on(labels, read).shape == read.shape
+
+
+def test_labels_of_a_metaimage_scan_keep_its_unit(tmp_path: Path) -> None:
+    """ITK takes its numbers for mm: it does so with those of the labels too."""
+    spec = VolumeSpec(
+        SCAN.shape, SCAN.dtype, (3.0, 2.0, 1.5), "µm",
+        affine=((0, 0, 1.5, 1), (0, 2.0, 0, 2), (3.0, 0, 0, 3)),
+    )  # fmt: skip
+    write_volume(tmp_path / "s.mha", SCAN, spec)
+    for out in ("l.mha", "l.nrrd"):
+        labels_of(tmp_path / "s.mha", tmp_path / out)
+        there, here = (SimpleITK.ReadImage(tmp_path / name) for name in ("s.mha", out))
+        assert (here.GetSpacing(), here.GetOrigin()) == (there.GetSpacing(), there.GetOrigin())
+        with open_volume(tmp_path / out) as volume:
+            assert volume.unit == "µm"
 
 
 @pytest.mark.parametrize("unit", ["mm", "micron", "meter"])

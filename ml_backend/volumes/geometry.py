@@ -13,11 +13,12 @@ import numpy.typing as npt
 
 from ml_backend.volumes.formats.notes import length_in
 from ml_backend.volumes.turn import Affine, Turn, as_affine
-from ml_backend.volumes.volume import Slice, Volume, VolumeError
+from ml_backend.volumes.volume import Slice, Volume, VolumeError, VolumeSpec
 
 __all__ = [
     "LEFT_POSTERIOR",
     "flipped",
+    "in_millimetres_of_itk",
     "is_default",
     "laid_on",
     "placed",
@@ -68,6 +69,26 @@ def placed(volume: Volume, matrix: npt.NDArray[Any] | None) -> Volume:
     square = np.vstack([affine[:3], (0, 0, 0, 1)])
     names = "".join(str(name) for name in orientations.aff2axcodes(square))
     return replace(volume, affine=as_affine(affine[:, [2, 1, 0, 3]]), stored=names)
+
+
+def in_millimetres_of_itk(spec: VolumeSpec) -> VolumeSpec:
+    """``spec`` in mm where it lies on a NIfTI scan (only these say a ``frame``) in another unit:
+    programs built on ITK turn the units of NIfTI to mm, and take the numbers of NRRD and MetaImage
+    for mm whatever these say."""
+    factor = length_in(spec.unit, "mm")
+    if spec.affine is None or not spec.frame or factor is None or factor == 1:
+        return spec
+    return replace(
+        spec,
+        voxel_size=None if spec.voxel_size is None else _times(spec.voxel_size, factor),
+        unit="mm",
+        affine=as_affine(factor * np.array(spec.affine)),
+    )
+
+
+def _times(sizes: tuple[float, float, float], factor: float) -> tuple[float, float, float]:
+    z, y, x = sizes
+    return z * factor, y * factor, x * factor
 
 
 def turned(volume: Volume, turn: Turn) -> Volume:

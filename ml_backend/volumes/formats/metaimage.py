@@ -25,7 +25,12 @@ from ml_backend.volumes.formats.format import EVERYTHING, Format
 from ml_backend.volumes.formats.notes import Notes, as_text, our_classes, our_note
 from ml_backend.volumes.formats.pieces import Pieces, numbered
 from ml_backend.volumes.formats.unpacked import Source, Unpacked, ZlibStream
-from ml_backend.volumes.geometry import LEFT_POSTERIOR, is_default, placed
+from ml_backend.volumes.geometry import (
+    LEFT_POSTERIOR,
+    in_millimetres_of_itk,
+    is_default,
+    placed,
+)
 from ml_backend.volumes.limits import TEXT_BYTES
 from ml_backend.volumes.volume import ReadOptions, Volume, VolumeError, VolumeSpec
 
@@ -95,6 +100,7 @@ def read(path: Path, options: ReadOptions) -> Volume:
 
 def write(path: Path, slices: Iterable[npt.NDArray[Any]], spec: VolumeSpec) -> None:
     """One file, raw, x fastest; class names in a field of our own, in JSON."""
+    spec = in_millimetres_of_itk(spec)
     dtype = spec.dtype.newbyteorder("<")
     lines = [
         "ObjectType = Image",

@@ -34,7 +34,12 @@ from ml_backend.volumes.formats.notes import (
 )
 from ml_backend.volumes.formats.pieces import Pieces, numbered
 from ml_backend.volumes.formats.unpacked import HIGHEST_RATIO, Source, Unpacked
-from ml_backend.volumes.geometry import LEFT_POSTERIOR, is_default, placed
+from ml_backend.volumes.geometry import (
+    LEFT_POSTERIOR,
+    in_millimetres_of_itk,
+    is_default,
+    placed,
+)
 from ml_backend.volumes.limits import TEXT_BYTES
 from ml_backend.volumes.volume import ReadOptions, Volume, VolumeError, VolumeSpec
 
@@ -114,6 +119,7 @@ def read(path: Path, options: ReadOptions) -> Volume:
 
 def write(path: Path, slices: Iterable[npt.NDArray[Any]], spec: VolumeSpec) -> None:
     """Attached and raw, x fastest; class names as a key of our own, in JSON."""
+    spec = in_millimetres_of_itk(spec)
     dtype = spec.dtype.newbyteorder("<")
     lines = [
         "NRRD0005",
