@@ -49,6 +49,7 @@ from ml_backend.studio.projects import (
     upload_images,
 )
 from ml_backend.volumes.address import SliceAddress, is_slice_address
+from ml_backend.volumes.formats.notes import read_sidecar
 from ml_backend.volumes.geometry import flipped, laid_on, sides
 from ml_backend.volumes.opening import ReadOptions, open_volume
 from ml_backend.volumes.roots import VolumeRoots
@@ -161,6 +162,8 @@ def _import_oriented(
         # said in the addresses where it changes anything alone
         options = replace(request.options, oriented=scan.turned)
         options = replace(options, flip=request.flip)
+        if options.offset == 0 and not read_sidecar(request.path).get("offset"):
+            options = replace(options, offset=None)
         request = replace(request, options=options)
         volume = flipped(scan, request.flip).along(request.axis)
         labels: Volume | None = None

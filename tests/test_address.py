@@ -42,7 +42,7 @@ OPTIONS = st.builds(
     dataset=st.none() | TEXT,
     shape=st.none() | st.tuples(*[st.integers(1, 10**6)] * 3),
     dtype=st.sampled_from([None, "<u2", "float32"]),
-    offset=st.integers(0, 10**9),
+    offset=st.none() | st.integers(0, 10**9),
 )
 ADDRESSES = st.builds(
     SliceAddress,

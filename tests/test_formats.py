@@ -570,6 +570,18 @@ class TestOpening:
         assert_holds(volume, array)
         assert (volume.voxel_size, volume.unit) == ((1.0, 2.0, 3.0), "µm")
 
+    @pytest.mark.parametrize("offset", [None, 0, 4])
+    def test_an_offset_that_is_given_comes_before_the_sidecar(
+        self, tmp_path: Path, offset: int | None
+    ) -> None:
+        array = values("u2")
+        (tmp_path / "a.raw").write_bytes(bytes(offset or 0) + array.astype("<u2").tobytes())
+        said = {"shape": SHAPE, "dtype": "<u2", "offset": 0 if offset is None else 8}
+        (tmp_path / "a.raw.json").write_text(json.dumps(said))
+        options = ReadOptions(shape=SHAPE, dtype="<u2", offset=offset)
+        with open_volume(tmp_path / "a.raw", options) as volume:
+            assert_holds(volume, array)
+
 
 def test_ngff_is_written_on_zarr_2_as_well(tmp_path: Path) -> None:
     array = values("u2")

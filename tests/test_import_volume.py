@@ -140,6 +140,25 @@ def test_two_readings_of_a_raw_file_do_not_meet_in_a_project(imported: Imported)
         imported.repeat(options=replace(there, dtype="<u2"))
     assert imported.data() == before
     assert imported.repeat(options=there).kept == SLICES
+    assert imported.repeat(options=replace(there, offset=0)).kept == SLICES  # says no more
+    assert imported.data() == before
+
+
+def test_an_offset_of_0_is_in_the_addresses_where_the_sidecar_says_another(
+    imported: Imported,
+) -> None:
+    imported.path = imported.path.with_suffix(".raw")
+    np.arange(SLICES * 8 * 9, dtype="<u2").tofile(imported.path)
+    imported.path.with_name("scan.raw.json").write_text(json.dumps({"offset": 6}))
+    options = ReadOptions(shape=(SLICES, 8, 9), dtype="<u2", offset=0)
+
+    for z in range(SLICES):
+        url = SliceAddress("scans/scan.raw", "z", z, options=options).url(NEW, imported.keys)
+        assert "offset=0" in url
+        assert SliceAddress.parse(url, imported.keys).options == options
+        imported.put(z, url, volume="scans/scan.raw")
+
+    assert imported.repeat(options=options).kept == SLICES
 
 
 def test_two_channels_do_not_meet_in_a_project(imported: Imported) -> None:

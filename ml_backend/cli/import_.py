@@ -88,7 +88,7 @@ def import_command(
     dataset: DatasetOption = None,
     shape: ShapeOption = None,
     dtype: DtypeOption = None,
-    offset: OffsetOption = 0,
+    offset: OffsetOption = None,
     channel: ChannelOption = None,
     time: TimeOption = None,
 ) -> None:

@@ -28,7 +28,9 @@ DatasetOption = Annotated[
 ]
 ShapeOption = Annotated[str | None, typer.Option(help="Of a raw file, Z,Y,X: 900,1024,1024.")]
 DtypeOption = Annotated[str | None, typer.Option(help="Of a raw file, as NumPy writes it: <u2.")]
-OffsetOption = Annotated[int, typer.Option(min=0, help="Bytes before the values of a raw file.")]
+OffsetOption = Annotated[
+    int | None, typer.Option(min=0, help="Bytes before the values of a raw file (default: 0).")
+]
 ChannelOption = Annotated[
     int | None, typer.Option(min=0, help="Which of several channels (or colours), from 0.")
 ]
@@ -45,7 +47,7 @@ def reading(
     dataset: str | None,
     shape: str | None,
     dtype: str | None,
-    offset: int,
+    offset: int | None,
     channel: int | None,
     time: int | None,
 ) -> ReadOptions:

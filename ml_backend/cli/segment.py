@@ -170,7 +170,7 @@ def segment(
     dataset: DatasetOption = None,
     shape: ShapeOption = None,
     dtype: DtypeOption = None,
-    offset: OffsetOption = 0,
+    offset: OffsetOption = None,
     channel: ChannelOption = None,
     time: TimeOption = None,
 ) -> None:

@@ -177,7 +177,7 @@ class SliceAddress:
             found["shape"] = "x".join(map(str, self.options.shape))
         found["oriented"] = 1 if self.options.oriented else None
         found["flip"] = self.options.flip or None
-        found |= {"offset": self.options.offset or None, "expires": self.expires}
+        found |= {"offset": self.options.offset, "expires": self.expires}
         found |= {"channel": self.options.channel, "time": self.options.time}
         return [(name, str(value)) for name, value in found.items() if value is not None]
 
@@ -193,7 +193,7 @@ class SliceAddress:
                 dataset=query.get("dataset"),
                 shape=_shape(query["shape"]) if "shape" in query else None,
                 dtype=query.get("dtype"),
-                offset=int(query.get("offset", 0)),
+                offset=int(query["offset"]) if "offset" in query else None,
                 oriented=query.get("oriented") == "1",
                 flip=_flip(query.get("flip", "")),
                 channel=int(query["channel"]) if "channel" in query else None,

@@ -181,7 +181,7 @@ class ReadOptions:
     dataset: str | None = None
     shape: tuple[int, int, int] | None = None
     dtype: str | None = None
-    offset: int = 0
+    offset: int | None = None
     bounds: Bounds = field(default_factory=Bounds, repr=False, compare=False)
     oriented: bool = False
     flip: str = ""

@@ -30,7 +30,7 @@ def read(path: Path, options: ReadOptions) -> Volume:
     sidecar = read_sidecar(path)
     shape = _shape(path, options.shape or sidecar.get("shape"))
     dtype = _dtype(path, options.dtype or sidecar.get("dtype"))
-    offset = options.offset or sidecar.get("offset", 0)
+    offset = sidecar.get("offset", 0) if options.offset is None else options.offset
     if not isinstance(offset, int) or offset < 0:
         raise VolumeError(f"{path}: the offset is {offset!r}, expected bytes from 0")
     flat = Flat(path, shape, dtype, offset)
