@@ -152,7 +152,7 @@ def segment_volume(
     started = time.monotonic()
     if len(learner.classes) > 256:
         raise VolumeError(f"the model has {len(learner.classes)} classes, a label is one byte")
-    if not Path(out).name:  # "." or "/"
+    if Path(out).name in ("", ".."):  # "." and "/" have none
         raise VolumeError(
             f"{out} is a folder without a name of its own, give a name for the output"
         )

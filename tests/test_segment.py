@@ -598,8 +598,7 @@ def test_the_folder_that_the_command_runs_in_is_kept(
     monkeypatch.chdir(here)
     place = Path(out.format(here.parent))
 
-    says = "give a name|runs in, or above it|names no format"
-    refused(says, learner, volume, place, overwrite=True)
+    refused("give a name", learner, volume, place, overwrite=True)
 
     assert Path.cwd() == here
     assert not list(Path().iterdir())
