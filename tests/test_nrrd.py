@@ -34,6 +34,13 @@ def test_types_and_encodings(tmp_path: Path, dtype: str, encoding: str, name: st
         assert (volume.voxel_size, volume.unit) == ((4.25, 2.5, 1.5), "mm")
 
 
+def test_values_as_text_are_refused_for_that(tmp_path: Path) -> None:
+    """pynrrd says no byte order of them."""
+    nrrd.write(str(tmp_path / "a.nrrd"), np.ones((4, 5, 6), "u2"), {"encoding": "ascii"})
+    with pytest.raises(VolumeError, match="has the encoding ascii, expected raw, gzip or bzip2"):
+        open_volume(tmp_path / "a.nrrd")
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
 @pytest.mark.parametrize("field", ["units", "space units"])
 def test_the_unit_in_either_encoding(tmp_path: Path, encoding: str, field: str) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from ml_backend.volumes.formats.registry import formats
 from ml_backend.volumes.opening import ReadOptions, open_volume
 from ml_backend.volumes.volume import VolumeError
 from tests.test_formats import assert_holds, values
@@ -39,6 +41,35 @@ def test_the_way_of_raw_values_is_one(tmp_path: Path) -> None:
     options = ReadOptions(shape=array.shape, dtype="<u2", offset=6)
     with open_volume(tmp_path / "a.dat", options) as volume:
         assert_holds(volume, array)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("dataset", "a/b"), ("shape", (5, 7, 6)), ("dtype", "<u2"), ("offset", 5)]
+)
+def test_what_a_format_does_not_look_at_is_refused_where_asked(
+    tmp_path: Path, option: str, value: Any
+) -> None:
+    array = values("u2")
+    np.save(tmp_path / "a.npy", array)
+    options = ReadOptions(**{option: value})
+    with pytest.raises(VolumeError, match=rf"a\.npy is read as .*does not look at --{option} "):
+        open_volume(tmp_path / "a.npy", options, strict=True)
+    with open_volume(tmp_path / "a.npy", options) as volume:  # as in addresses
+        assert_holds(volume, array)
+
+
+@pytest.mark.parametrize(
+    ("name", "looked_at"),
+    [
+        ("a.h5", {"dataset"}), ("a.zarr", {"dataset"}), ("a.ozx", {"dataset"}),
+        ("a.am", {"dataset"}), ("a.dcm", {"dataset"}), ("a.raw", {"shape", "dtype", "offset"}),
+        ("a.tif", set()), ("a.vgi", set()),
+    ],
+)  # fmt: skip
+def test_what_formats_look_at(name: str, looked_at: set[str]) -> None:
+    kind = next(one for one in formats() if one.reading_of(name))
+    said = {"dataset"} if kind.datasets else set()
+    assert said | ({"shape", "dtype", "offset"} if kind.described else set()) == looked_at
 
 
 def test_options_of_raw_values_make_no_file_of_a_folder(tmp_path: Path) -> None:

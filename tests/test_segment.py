@@ -768,6 +768,14 @@ def test_the_command_reads_raw_values_and_a_checkpoint_of_a_file(
     assert np.load(tmp_path / "out.npy").shape == SHAPE
 
 
+def test_the_command_refuses_options_that_change_nothing(
+    tmp_path: Path, store: Store, volume: Volume
+) -> None:
+    done = invoke(volume.path, "-o", tmp_path / "a.npy", "--project", 7, "--dataset", "nope")
+    assert "does not look at --dataset" in str(done.exception)
+    assert not (tmp_path / "a.npy").exists()
+
+
 def test_the_command_says_what_is_wrong(tmp_path: Path, store: Store, volume: Volume) -> None:
     project = store.project("127.0.0.1_9", "7.1763865028")
 

@@ -198,7 +198,7 @@ def segment(
     roots = volume_roots(settings)
     chosen = reading(dataset, shape, dtype, offset, channel, time)
     options = replace(chosen, bounds=roots.bounds_of(volume))
-    with open_volume(volume, options) as opened:
+    with open_volume(volume, options, strict=True) as opened:
         data, version = (
             _published(project) if weights is None else (weights.read_bytes(), weights.name)
         )

@@ -45,10 +45,13 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def open_volume(path: str | Path, options: ReadOptions | None = None) -> Volume:
+def open_volume(
+    path: str | Path, options: ReadOptions | None = None, *, strict: bool = False
+) -> Volume:
     """The volume at ``path``; nothing but its description is read yet.
 
-    Without ``options`` it is oriented, see `ReadOptions`.
+    Without ``options`` it is oriented, see `ReadOptions`. ``strict``: what its format does not look
+    at of ``options`` is refused; addresses of slices that were given needless ones stay good.
     Raises VolumeError for what is none of the formats, is broken, has no three axes (z, y, x) of
     numbers, needs ``options``, leads out of their bounds, or claims more than `limits` allow.
     """
@@ -61,6 +64,8 @@ def open_volume(path: str | Path, options: ReadOptions | None = None) -> Volume:
         kind = format_of(place, given)
         if not kind.chooses:
             refuse_choice(place, given)
+        if strict:
+            _refuse_needless(place, kind, given)
         volume = open_apart(place, given) if kind.apart else kind.read(place, given)
     volume = replace(volume, files=(*volume.files, *elsewhere(places, place)))
     if max(volume.shape) > LONGEST_AXIS:
@@ -70,6 +75,16 @@ def open_volume(path: str | Path, options: ReadOptions | None = None) -> Volume:
             "an axis: is its header broken?"
         )
     return flipped(towards_superior(volume) if given.oriented else volume, given.flip)
+
+
+def _refuse_needless(path: Path, kind: Format, options: ReadOptions) -> None:
+    given = () if kind.datasets else ("dataset",)
+    for name in given if kind.described else (*given, "shape", "dtype", "offset"):
+        if (value := getattr(options, name)) not in (None, 0):
+            raise VolumeError(
+                f"{path} is read as {kind.title}, which says all of itself and does not look at "
+                f"{options.asked_by(name)} (found {value!r}): leave it out"
+            )
 
 
 def write_volume(

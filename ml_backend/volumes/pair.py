@@ -42,10 +42,10 @@ class VolumePair:
         options: ReadOptions | None = None,
         labels_options: ReadOptions | None = None,
     ) -> None:
-        scan = open_volume(image, options)
+        scan = open_volume(image, options, strict=True)
         self._image = scan.along(axis)
         reading = replace(labels_options or ReadOptions(oriented=True), labels=True)
-        self._labels = laid_on(open_volume(labels, reading), scan).along(axis)
+        self._labels = laid_on(open_volume(labels, reading, strict=True), scan).along(axis)
         self.path = self._image.path
         if self._image.shape != self._labels.shape:
             raise VolumeError(

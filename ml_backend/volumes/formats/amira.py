@@ -92,6 +92,7 @@ FORMAT = Format(
     endings=(".am",),
     read=read,
     chooses=True,
+    datasets=True,
     apart=False,
     place=82,
 )

@@ -80,6 +80,7 @@ FORMAT = Format(
     readable="DICOM (.dcm)",
     endings=_ENDINGS,
     read=read,
+    datasets=True,
     images={"DICOM": _ENDINGS},
     takes=_takes,
     place=70,

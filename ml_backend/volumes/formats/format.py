@@ -48,6 +48,8 @@ class Format:
     - ``read(path, options)`` opens a volume whose slices are read when they are asked for;
       VolumeError for what is broken or something else.
     - ``chooses``: ``read`` obeys ``channel`` and ``time`` of the options; else they are refused.
+    - ``datasets``: ``read`` obeys ``dataset``; ``described``: it obeys ``shape``, ``dtype`` and
+      ``offset``. Else what is given of them is refused where `open_volume` is strict.
     - ``apart``: it is read in a child process, under limits of time and memory (`apart`). False
       where no C code parses the file that bytes may hang or end.
     - ``write(path, slices, spec)`` makes the new ``path`` of slices (Y, X) along z; None: it is
@@ -81,6 +83,8 @@ class Format:
     read: Callable[[Path, ReadOptions], Volume]
     also: tuple[str, ...] = ()
     chooses: bool = False
+    datasets: bool = False
+    described: bool = False
     apart: bool = True
     write: Callable[[Path, Iterable[npt.NDArray[Any]], VolumeSpec], None] | None = None
     dtypes: tuple[str, ...] = ()

@@ -81,6 +81,7 @@ FORMAT = Format(
     endings=(".h5", ".hdf5", ".hdf", ".nxs", ".nx", ".he5"),
     read=read,
     chooses=True,
+    datasets=True,
     write=write,
     dtypes=DTYPES,
     keeps=EVERYTHING,

@@ -78,15 +78,15 @@ def read(path: Path, options: ReadOptions) -> Volume:
         header, start, files = _header(path)
         lengths = [int(n) for n in header["sizes"]][::-1]  # fastest last
         choice = choose_axes(path, _axes(header, len(lengths)), lengths, options)
-        dtype = _stored_type(path, header)
-        notes = _notes(header, choice.axes, len(lengths))
-        lies = _lies(header, choice.axes, len(lengths))
         encoding = str(header["encoding"]).lower()
         raw, kind = encoding == "raw", _PACKED.get(encoding, "")
         if not raw and not kind:
             raise VolumeError(
                 f"{path} has the encoding {encoding}, expected raw, gzip or bzip2: {_HOW}"
             )
+        dtype = _stored_type(path, header)
+        notes = _notes(header, choice.axes, len(lengths))
+        lies = _lies(header, choice.axes, len(lengths))
         if files is not None and not raw:
             raise VolumeError(
                 f"{path} has values packed by {kind} in {len(files)} files, expected one: {_HOW}"

@@ -112,6 +112,7 @@ FORMAT = Format(
     endings=(".zarr",),
     read=read,
     chooses=True,
+    datasets=True,
     write=write,
     dtypes=DTYPES,
     keeps=EVERYTHING,

@@ -18,5 +18,6 @@ FORMAT = Format(
     endings=(".ozx", ".zarr.zip"),
     read=read,
     chooses=True,
+    datasets=True,
     place=84,
 )

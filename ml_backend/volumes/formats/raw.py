@@ -64,6 +64,7 @@ FORMAT = Format(
     readable="raw values (.raw, .bin, .vol)",
     endings=(".raw", ".bin", ".vol"),
     read=read,
+    described=True,
     apart=False,
     write=write,
     dtypes=DTYPES,
