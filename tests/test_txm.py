@@ -67,6 +67,7 @@ def test_a_scan_that_was_broken_off_has_the_images_that_were_taken(tmp_path: Pat
     ("stream", "value", "message"),
     [
         ("ImageInfo/ImagesTaken", 106, "has 105 images, expected 106 .*: image 106 is missing"),
+        ("ImageInfo/ImagesTaken", 2**32 - 1, "expected 4294967295 .*: image 106 is missing"),
         ("ImageInfo/ImagesTaken", 0, "expected 0 as it says itself"),
         ("ImageInfo/DataType", 12, "values of type 12, expected one of 2, 3, 4"),
         ("ImageInfo/DataType", 10, r"960 bytes in ImageData1/Image1, expected 1920: float32"),

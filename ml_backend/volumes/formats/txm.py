@@ -147,11 +147,11 @@ def _names(path: Path, file: Any) -> list[str]:
     # a scan that was broken off has taken fewer than were planned
     taken = "ImagesTaken" if file.exists("ImageInfo/ImagesTaken") else "NoOfImages"
     count = int(_said(file, path, taken, "I"))
-    missing = [n for n in range(1, count + 1) if n not in numbered]
+    missing = next((n for n in range(1, count + 1) if n not in numbered), None)
     if missing or not count:
         raise VolumeError(
             f"{path} has {len(numbered)} images, expected {count} as it says itself"
-            + (f": image {missing[0]} is missing" if missing else "")
+            + (f": image {missing} is missing" if missing else "")
         )
     return [numbered[n] for n in range(1, count + 1)]
 
