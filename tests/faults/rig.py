@@ -29,7 +29,7 @@ from ml_backend.rounds.artefacts import (
     SELECTION,
     of_a_round,
 )
-from ml_backend.rounds.claim import last_holder
+from ml_backend.rounds.claim import Holder, last_holder
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import ProjectRecord
 from ml_backend.rounds.schedule import GPU
@@ -196,14 +196,22 @@ class Rig:
         cells.wait_until(published, f"round {number} of {self.folder}", within_s, 0.05)
 
     def wait_for_quiet(self) -> None:
-        """Until nothing is asked for any more."""
+        """Until nothing is asked for any more, and nobody is at a round."""
         schedule = self.service.schedule
         looks = [self.project.schedule.job_id("count"), self.project.schedule.job_id("tidy")]
         self.hint()
         cells.wait_until(
-            lambda: schedule.length(GPU) == (0, 0) and all(map(schedule.ended, looks)),
+            lambda: schedule.length(GPU) == (0, 0) and all(map(schedule.ended, looks))
+            # a job that has left the queue is not at once among those that have started
+            and all(holder.released for holder in self._holders()),
             "an end of the jobs", 180, 0.05,
         )  # fmt: skip
+
+    def _holders(self) -> list[Holder]:
+        """Who had each round last."""
+        project = self.project.folder
+        found = (last_holder(project.round(number)) for number in project.rounds())
+        return [holder for holder in found if holder is not None]
 
     def check(self, number: int) -> tuple[int, int]:
         """Hold round ``number``, the last, against what must be; labels lost, and trained twice."""
@@ -254,8 +262,7 @@ class Rig:
             folder = project.round(number)
             for artefact in of_a_round():
                 folder.load(artefact)  # type: ignore[arg-type]  # each is an artefact
-            holder = last_holder(folder)
-            assert holder is None or holder.released
+        assert all(holder.released for holder in self._holders())
 
     def _labels(self, number: int) -> tuple[int, int]:
         """Of what people submitted: how many the round lacks, and how many count more than once."""
