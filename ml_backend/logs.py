@@ -26,7 +26,7 @@ __all__ = [
 
 _PASSWORD = re.compile(r"(?<=://)([^/\s:@]*):[^/\s]*@|(?<=[?&]password=)[^&\s]+")
 _SIGNATURE = re.compile(
-    r"((?<=[?&;])(?:sig|(?:X-(?:Amz|Goog)-)?Signature|token)=)[^&\s\"')>]+|(/zarr/[\w-]+\.\w+\.)\w+",
+    r"((?<=[?&;])(?:sig|(?:X-(?:Amz|Goog)-)?Signature|token)=)[^&#\s\"')>]+|(/zarr/[\w-]+\.\w+\.)\w+",
     re.IGNORECASE,
 )
 """Of our addresses of slices and volumes, and of those of storages."""

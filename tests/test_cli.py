@@ -471,6 +471,9 @@ def test_simulate_draws_what_is_there_when_a_run_fails_or_another_process_is_on_
     options += ["--seeds", "1", "--steps", "2", "--no-supervised", "--gap", "1", "--out", str(out)]
     strided = RunFiles(out, "strided", 0)
     in_the_way = strided.folder / "status.json"  # that of a training, the second at the latest
+    assert nextslice("simulate", *options, OMP_NUM_THREADS="1").returncode == 0
+    strided.lines_path.unlink()
+    in_the_way.unlink(missing_ok=True)
     in_the_way.mkdir(parents=True)
 
     failed = nextslice("simulate", *options, OMP_NUM_THREADS="1")

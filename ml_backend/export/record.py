@@ -23,7 +23,7 @@ __all__ = ["RECORD_VERSION", "annotators", "export_record", "round_record"]
 
 RECORD_VERSION = 1
 """Goes up when a key changes its meaning or goes away; new keys may come without."""
-_SIGNATURE = re.compile(r"[?&]sig=[\w%]*")
+_SIGNATURE = re.compile(r"[?&]sig=[\w%*]*")
 """In an address or in a sentence, which goes on behind it."""
 
 
