@@ -84,23 +84,32 @@ class Watched(ConnectedProject):
         return [self.folder.round(n).need(METRICS) for n in self.folder.rounds() if n]
 
 
+@pytest.fixture
+def watch(
+    make_settings: Callable[..., Settings], redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Watched]:
+    """A `Watched` project under settings; others are passed on."""
+    monkeypatch.setitem(learners.KINDS, "network", Scored)
+
+    def watched(*, uploaded: bool = False, **more: object) -> Watched:
+        settings = make_settings(
+            REDIS_URL=redis_url,
+            NEXTSLICE_QUEUE_PREFIX="held-out",
+            NEXTSLICE_K=K,
+            NEXTSLICE_STRATEGY="entropy",
+            NEXTSLICE_TRAIN_DEVICE="cpu",
+            **more,
+        )
+        return Watched(settings, uploaded=uploaded)
+
+    return watched
+
+
 @pytest.mark.parametrize("warm", [False, True], ids=["afresh", "warm"])
 def test_over_five_rounds_nothing_held_out_was_ever_trained_on(
-    make_settings: Callable[..., Settings],
-    redis_url: str,
-    monkeypatch: pytest.MonkeyPatch,
-    warm: bool,
+    watch: Callable[..., Watched], warm: bool
 ) -> None:
-    monkeypatch.setitem(learners.KINDS, "network", Scored)
-    settings = make_settings(
-        REDIS_URL=redis_url,
-        NEXTSLICE_QUEUE_PREFIX="held-out",
-        NEXTSLICE_K=K,
-        NEXTSLICE_WARM_START=warm,
-        NEXTSLICE_STRATEGY="entropy",
-        NEXTSLICE_TRAIN_DEVICE="cpu",
-    )
-    project = Watched(settings)
+    project = watch(NEXTSLICE_WARM_START=warm)
 
     for _ in range(5):
         project.label_round()
@@ -125,21 +134,10 @@ def test_over_five_rounds_nothing_held_out_was_ever_trained_on(
 
 @pytest.mark.parametrize("noted", [True, False], ids=["noted", "of an older nextslice"])
 def test_tasks_that_go_move_no_others_into_a_block_or_out_of_it(
-    make_settings: Callable[..., Settings],
-    redis_url: str,
-    monkeypatch: pytest.MonkeyPatch,
-    noted: bool,
+    watch: Callable[..., Watched], noted: bool
 ) -> None:
     """Of uploaded images, which name no z: some are deleted, some lose their image for a while."""
-    monkeypatch.setitem(learners.KINDS, "network", Scored)
-    settings = make_settings(
-        REDIS_URL=redis_url,
-        NEXTSLICE_QUEUE_PREFIX="held-out",
-        NEXTSLICE_K=K,
-        NEXTSLICE_STRATEGY="entropy",
-        NEXTSLICE_TRAIN_DEVICE="cpu",
-    )
-    project = Watched(settings, uploaded=True)
+    project = watch(uploaded=True)
 
     def label_and_run() -> None:
         project.label_round()

@@ -182,7 +182,8 @@ def test_tasks_that_were_deleted_since_hold_no_round_up(
     server.memory.delete_task(gone[1])
     assert attempt(project, "test") is not None
 
-    assert project.published.round == 1  # type: ignore[union-attr]
+    assert project.published is not None
+    assert project.published.round == 1
     assert project.folder.round(1).need(ROUND).unseen == gone[2:]
     selection = project.folder.round(1).need(SELECTION)
     selected = {*selection.chosen, *selection.reserve, *selection.backlog}

@@ -45,7 +45,9 @@ class Labelled(ConnectedProject):
 
     def __init__(self, settings: Settings, behind: MemoryStudio | None = None) -> None:
         studio = behind or in_memory()
-        service = Service(settings) if behind else Service(settings, studio=studio)  # type: ignore[arg-type]
+        service = Service(settings)
+        if behind is None:  # a studio in memory answers what is asked of the real one here
+            service = Service(settings, studio=studio)  # type: ignore[arg-type]
         super().__init__(service, "7.1763865028")
         self.memory = studio
         self.label(range(3))

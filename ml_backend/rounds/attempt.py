@@ -15,7 +15,7 @@ from ml_backend.errors import EnvironmentFault, NextsliceError, TimeUp
 from ml_backend.rounds.artefacts import DATASET
 from ml_backend.rounds.claim import ClaimLost, ClaimTaken
 from ml_backend.rounds.project import ConnectedProject
-from ml_backend.rounds.records import ProjectRecord, RoundRecord
+from ml_backend.rounds.records import ProjectRecord, RoundRecord, next_round
 from ml_backend.rounds.round import run_round
 from ml_backend.rounds.unreadable import UnreadableSlices
 from ml_backend.studio.failures import StudioError
@@ -31,7 +31,7 @@ def attempt(
     project: ConnectedProject, reason: str, progress: Progress | None = None
 ) -> RoundRecord | None:
     """`run_round`, noted in `project.json`: its errors are counted and raised."""
-    number = _next_round(project)
+    number = next_round(project.published)
     before = project.update(lambda record: record.attempt_began(time.time(), number))
     if before.unended > 1:
         logger.warning("project %s: %d attempts at the round did not end: was a worker killed?",
@@ -54,12 +54,7 @@ def _comes_back(project: ConnectedProject, error: BaseException) -> bool:
     labels were not even read, as where the labelling config cannot be used for a while."""
     if isinstance(error, _OUTAGES):
         return True
-    return not project.folder.round(_next_round(project)).has(DATASET)
-
-
-def _next_round(project: ConnectedProject) -> int:
-    published = project.published
-    return 0 if published is None else published.round + 1
+    return not project.folder.round(next_round(project.published)).has(DATASET)
 
 
 def _note_failure(project: ConnectedProject, told: str, *, outage: bool) -> None:

@@ -35,6 +35,7 @@ __all__ = [
     "SwitchBack",
     "TaskRecord",
     "TaskState",
+    "next_round",
     "round_name",
     "round_number",
 ]
@@ -348,6 +349,11 @@ class Published(Record):
         if self.weights is None:
             return None
         return round_number(self.weights.partition("/")[0])
+
+
+def next_round(published: Published | None) -> int:
+    """The number of the round after the ``published`` one: 0, the first, without it."""
+    return 0 if published is None else published.round + 1
 
 
 class SwitchBack(Record):

@@ -47,6 +47,7 @@ from ml_backend.rounds.records import (
     Published,
     RoundRecord,
     SelectionRecord,
+    next_round,
 )
 from ml_backend.rounds.scoring import whole_pool
 from ml_backend.rounds.source import ProjectSource, positions
@@ -84,7 +85,7 @@ def run_round(
     annotation can be read as a mask, UnreadableSlices when too many slices cannot be read.
     """
     published = project.published
-    number = 0 if published is None else published.round + 1
+    number = next_round(published)
     ttl_s = project.settings.claim_ttl_s
     with (
         about(project=project.key, round=number),

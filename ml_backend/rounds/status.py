@@ -22,7 +22,7 @@ from ml_backend.rounds.further import FAILURES, known_further
 from ml_backend.rounds.pauses import gives_up, next_attempt_at, next_job_at
 from ml_backend.rounds.pending import known_drawing
 from ml_backend.rounds.project import ConnectedProject
-from ml_backend.rounds.records import ProjectRecord, Published, Record, TriesRecord
+from ml_backend.rounds.records import ProjectRecord, Published, Record, TriesRecord, next_round
 from ml_backend.rounds.schedule import GPU, RoundProgress
 from ml_backend.rounds.store import StoreFault
 from ml_backend.studio.task_order import VERSION_PREFIX
@@ -95,7 +95,7 @@ def project_status(
     projects, again and again, has found out once for all of them.
     """
     published = project.published
-    number = 0 if published is None else published.round + 1
+    number = next_round(published)
     claimed = last_holder(project.folder.round(number))
     alive = claimed is not None and claimed.alive(project.settings.claim_ttl_s)
     holder = claimed if alive else None

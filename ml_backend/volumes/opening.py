@@ -78,8 +78,9 @@ def open_volume(
 
 
 def _refuse_needless(path: Path, kind: Format, options: ReadOptions) -> None:
-    given = () if kind.datasets else ("dataset",)
-    for name in given if kind.described else (*given, "shape", "dtype", "offset"):
+    datasets = () if kind.datasets else ("dataset",)
+    description = () if kind.described else ("shape", "dtype", "offset")
+    for name in (*datasets, *description):
         if (value := getattr(options, name)) not in (None, 0):
             raise VolumeError(
                 f"{path} is read as {kind.title}, which says all of itself and does not look at "
