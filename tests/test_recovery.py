@@ -399,6 +399,27 @@ def test_a_round_that_was_published_meanwhile_is_not_followed_by_another(
     assert not project.folder.round(2).has(DATASET)
 
 
+def test_a_round_that_is_published_as_its_job_begins_is_not_followed_by_another(
+    make_project: MakeProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another worker was at it, and ends between the job's first look and its claim."""
+    project = make_project()
+    project.label(range(K))
+    began = ProjectRecord.attempt_began
+
+    def and_it_is_there(record: ProjectRecord, moment: float, number: int) -> None:
+        monkeypatch.setattr(ProjectRecord, "attempt_began", began)
+        assert project.run() is not None
+        began(record, moment, number)
+
+    monkeypatch.setattr(ProjectRecord, "attempt_began", and_it_is_there)
+    jobs.round(KEY, "3 new annotations", 1)
+
+    assert project.published.round == 1
+    assert not project.folder.round(2).has(DATASET)
+    assert (project.record.unended, project.record.attempted) == (0, None)
+
+
 def test_a_process_that_ends_before_it_notes_its_success_holds_nothing_up(
     make_project: MakeProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:

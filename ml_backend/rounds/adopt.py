@@ -89,7 +89,7 @@ def adopt(
     if backend is not None and config.prompts:
         make_interactive(project.studio, project.number, backend, project.link)
     if project.published is None:
-        run_round(project, "cold start")
+        run_round(project, "cold start", number=0)
     else:
         look_for_images(project, config)
     record = project.update(lambda record: record.adopted(now()))

@@ -28,16 +28,19 @@ _OUTAGES = (UnreadableSlices, StudioError, EnvironmentFault, RedisError, OSError
 
 
 def attempt(
-    project: ConnectedProject, reason: str, progress: Progress | None = None
+    project: ConnectedProject,
+    reason: str,
+    progress: Progress | None = None,
+    number: int | None = None,
 ) -> RoundRecord | None:
     """`run_round`, noted in `project.json`: its errors are counted and raised."""
-    number = next_round(project.published)
+    number = next_round(project.published) if number is None else number
     before = project.update(lambda record: record.attempt_began(time.time(), number))
     if before.unended > 1:
         logger.warning("project %s: %d attempts at the round did not end: was a worker killed?",
                        project.key, before.unended - 1)  # fmt: skip
     try:
-        done = run_round(project, reason, progress)
+        done = run_round(project, reason, progress, number)
     except (ClaimTaken, ClaimLost):
         project.update(ProjectRecord.attempt_ended)
         raise

@@ -186,7 +186,7 @@ def round(key: str, reason: str, number: int | None = None) -> None:
         project.schedule.count()
         return
     try:
-        attempt(project, reason, _job_progress(project.settings))
+        attempt(project, reason, _job_progress(project.settings), number)
     except (ClaimTaken, ClaimLost) as error:
         logger.info("project %s: %s", key, error)
         return

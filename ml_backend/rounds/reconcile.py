@@ -49,7 +49,7 @@ def count(project: ConnectedProject, seen: Project | None = None) -> None:
     if published is None:
         if project.studio.count_tasks(project.number):
             try:
-                attempt(project, "cold start")
+                attempt(project, "cold start", number=0)
             except ClaimTaken as error:
                 logger.info("project %s: %s", project.key, error)
             published = project.published

@@ -75,16 +75,24 @@ class UnusableLabels(NextsliceError, RuntimeError):
 
 
 def run_round(
-    project: ConnectedProject, reason: str, progress: Progress | None = None
+    project: ConnectedProject,
+    reason: str,
+    progress: Progress | None = None,
+    number: int | None = None,
 ) -> RoundRecord | None:
     """Run the next round of the project, or the rest of one that a worker left.
 
-    Round 0 selects by position alone and publishes an order without masks. Returns the committed
-    record; None for a project without slices, or a round after 0 without an annotation. Raises
+    ``number``: of the round that is asked for, which may be published by now; None: the next one,
+    whichever it is. Round 0 selects by position alone and publishes an order without masks. Returns
+    the committed record; None for a project without slices, a round after 0 without an annotation,
+    or one that is published already. Raises
     ClaimTaken when another worker is on it, ClaimLost when one took over, UnusableLabels when no
     annotation can be read as a mask, UnreadableSlices when too many slices cannot be read.
     """
     published = project.published
+    if number not in (None, next_round(published)):
+        logger.info("project %s: round %d is published already", project.key, number)
+        return None
     number = next_round(published)
     ttl_s = project.settings.claim_ttl_s
     with (
