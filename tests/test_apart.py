@@ -18,6 +18,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import psutil
 import pytest
 from flask.testing import FlaskClient
 
@@ -31,6 +32,7 @@ from ml_backend.volumes.readers import Readers
 from ml_backend.volumes.volume import Bounds, ReadOptions, Volume, VolumeError
 from ml_backend.volumes.window import Window
 from tests.damaged_volumes import crashing, hanging
+from tests.fuzz.target import CORPUS
 from tests.test_formats import assert_holds, values, write
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -181,6 +183,16 @@ def test_memory_has_a_limit(tmp_path: Path) -> None:
     with pytest.raises(VolumeError, match=r"a\.h5.*(Unable to allocate|more memory)"):
         volume[0]
     readers.close()
+
+
+def test_opening_takes_less_memory_than_reading_may(tmp_path: Path, readers: Readers) -> None:
+    """Some changed bytes, and HDF5 takes a gigabyte a second until its time is up."""
+    damaged = tmp_path / "a.h5"
+    shutil.copy(CORPUS / "hdf5" / "found-takes-memory", damaged)
+    with pytest.raises(VolumeError, match="memory allocation failed"):
+        open_apart(damaged, LATER, readers)
+    (process,) = readers.processes()
+    assert psutil.Process(process).memory_info().rss < 500 << 20
 
 
 @pytest.fixture

@@ -15,12 +15,14 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from ml_backend.volumes.enclosure import elsewhere, looked_at
 from ml_backend.volumes.recognition import format_of
@@ -30,6 +32,9 @@ __all__ = ["main"]
 
 _KEPT_OPEN = 8
 """Volumes; each may keep a slab of 128 MiB."""
+_OPENS_WITHIN = 400 << 20
+"""Bytes, beyond those that the process has, in which a volume must open: only its description is
+read then, 13 MB for 3,000 files of DICOM. Damaged HDF5 takes gigabytes if it gets them."""
 _GRACE_S = 2
 """It ends by itself this long after it should have been ended: whoever started it is gone."""
 
@@ -131,7 +136,7 @@ class _Volumes:
             while len(self._open) >= _KEPT_OPEN:
                 self._open.pop(next(iter(self._open))).close()
             path, options = Path(request["path"]), _options(**request["options"])
-            with looked_at() as places:
+            with looked_at() as places, _no_more_memory_than(_OPENS_WITHIN):
                 volume = format_of(path, options).read(path, options)
             volume = replace(volume, files=elsewhere(places, path))
         self._open[key] = volume
@@ -141,6 +146,18 @@ class _Volumes:
         if self._view is None or len(self._view) < size:
             self._view = mmap.mmap(self._memory, 0)
         return self._view
+
+
+@contextmanager
+def _no_more_memory_than(size: int) -> Iterator[None]:
+    """What would take more than ``size`` bytes, beyond those that this process has, fails."""
+    before, most = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = psutil.Process().memory_info().data + size
+    resource.setrlimit(resource.RLIMIT_DATA, (min(limit, most), most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (before, most))
 
 
 def _options(shape: list[int] | None, roots: list[str], **others: Any) -> ReadOptions:
