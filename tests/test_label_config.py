@@ -143,6 +143,13 @@ def test_how_regions_are_read_changes_with_the_controls_and_no_model_does():
     assert with_tools().reading == read[0].reading
 
 
+def test_how_regions_are_read_changes_with_the_aliases_and_no_model_does():
+    texts = ('value="bone"', 'value="bone" alias="B"', 'value="bone" alias="C"')
+    read = [parse_label_config(config(f'<Label {text}/><Label value="x"/>')) for text in texts]
+    assert len({one.reading for one in read}) == 3
+    assert len({one.fingerprint for one in read}) == 1
+
+
 def test_tag_and_attribute_names_in_any_case():
     read = parse_label_config(
         '<view><image NAME="i" VALUE="$image"/><brushlabels name="b" toname="i">'

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from al_strategies.learner import IGNORE
 from ml_backend.rounds.effort import opened_with_mask
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import DatasetRecord, EffortRecord, TaskState
@@ -154,6 +155,22 @@ def test_a_task_that_gets_an_image_is_one_of_the_pool(project: Labelled) -> None
     dataset, listings = project.sync(1, first)
     assert listings == 0
     assert tasks_of(dataset) == {*range(SLICES)}
+
+
+def test_an_alias_names_labels_that_were_ignored(project: Labelled) -> None:
+    """As of annotations that another tool wrote, whose class gets their label's name as alias."""
+    result = regions(MASK, parse_label_config(CONFIG))
+    result[0]["value"]["bitmasklabels"] = ["Knochen"]
+    project.memory.submit(4, result)
+    first, _ = project.sync(0, None)
+    alias = CONFIG.replace('value="bone"', 'value="bone" alias="Knochen"')
+    project.memory.fields["label_config"] = alias
+
+    second, _ = project.sync(1, first)
+
+    masks = [project.folder.mask(one) for d in (first, second) for one in d.labels if one.task == 4]
+    np.testing.assert_array_equal(masks, [np.where(MASK, IGNORE, 0), MASK])
+    assert ["Knochen" in str(dataset.warnings) for dataset in (first, second)] == [True, False]
 
 
 def test_deleted_annotations_are_noticed_without_listing_all_tasks(project: Labelled) -> None:

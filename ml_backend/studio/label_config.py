@@ -181,7 +181,8 @@ class LabelConfig:
     def reading(self) -> str:
         """16 hexadecimal digits of how regions are read beside that: when they change, masks that
         were rendered before are out of date, and a model is not."""
-        how = (_READING, sorted(self.controls), sorted(self.prompts), sorted(self.smart))
+        controls = (sorted(self.controls), sorted(self.prompts), sorted(self.smart))
+        how = (_READING, *controls, sorted(self.aliases))
         return hashlib.sha256(json.dumps(how).encode()).hexdigest()[:16]
 
     def _identity(self) -> tuple[object, ...]:
