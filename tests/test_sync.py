@@ -19,10 +19,10 @@ from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import DatasetRecord, EffortRecord, TaskState
 from ml_backend.rounds.service import Service
 from ml_backend.rounds.source import positions
-from ml_backend.rounds.sync import new_labels, sync
+from ml_backend.rounds.sync import chosen_annotation, new_labels, sync
 from ml_backend.settings import Settings
 from ml_backend.studio import client
-from ml_backend.studio.annotations import mask_region, regions
+from ml_backend.studio.annotations import AnnotationError, mask_region, regions
 from ml_backend.studio.client import Studio, TaskRow
 from ml_backend.studio.label_config import bitmask_config, parse_label_config
 from tests.http_server import serving
@@ -171,6 +171,39 @@ def test_an_alias_names_labels_that_were_ignored(project: Labelled) -> None:
     masks = [project.folder.mask(one) for d in (first, second) for one in d.labels if one.task == 4]
     np.testing.assert_array_equal(masks, [np.where(MASK, IGNORE, 0), MASK])
     assert ["Knochen" in str(dataset.warnings) for dataset in (first, second)] == [True, False]
+
+
+TRUTH = {"id": 1, "result": [], "ground_truth": True, "updated_at": "2026-11-01T10:00:00Z"}
+UNREADABLE = {"id": 2, "result": 7, "updated_at": "2026-11-01T11:00:00Z"}
+LATER = {"id": 3, "result": [], "updated_at": "2026-11-01T12:00:00Z"}
+
+
+@pytest.mark.parametrize(
+    ("annotations", "counts"),
+    [
+        ([TRUTH, UNREADABLE], 1),
+        ([TRUTH, UNREADABLE, LATER], 1),
+        ([UNREADABLE, LATER], 3),
+        ([LATER | {"id": 1, "updated_at": "2026-11-01T10:00:00Z"}, UNREADABLE], None),
+        ([UNREADABLE | {"ground_truth": True}, LATER], None),
+        ([TRUTH, UNREADABLE | {"ground_truth": True}], None),
+        ([UNREADABLE | {"ground_truth": True}, LATER | {"ground_truth": True}], 3),
+        ([UNREADABLE | {"ground_truth": True, "was_cancelled": True}, LATER], 3),
+    ],
+    ids=["beside a truth", "before both", "before", "after", "a truth", "the later truth",
+         "the earlier truth", "skipped"],
+)  # fmt: skip
+def test_an_unreadable_annotation_is_told_where_it_would_count(
+    annotations: list[dict[str, Any]], counts: int | None
+) -> None:
+    row = {"id": 5, "annotations": annotations}
+    if counts is None:
+        with pytest.raises(AnnotationError, match="result"):
+            chosen_annotation(row)
+    else:
+        chosen = chosen_annotation(row)
+        assert chosen is not None
+        assert chosen.id == counts
 
 
 def test_deleted_annotations_are_noticed_without_listing_all_tasks(project: Labelled) -> None:

@@ -436,7 +436,8 @@ def _apply(
 def chosen_annotation(row: dict[str, Any]) -> Annotation | None:
     """The annotation of the task ``row`` that counts; of drafts and predictions nothing is asked.
 
-    Raises AnnotationError for one that cannot be read, unless a later one took its place.
+    Raises AnnotationError for one that cannot be read, unless another counts instead of it for
+    sure, whatever it holds: a ground truth of an ordinary one, else one changed later.
     """
     readable: list[Annotation] = []
     broken: list[tuple[dict[str, Any], AnnotationError]] = []
@@ -448,12 +449,15 @@ def chosen_annotation(row: dict[str, Any]) -> Annotation | None:
             broken.append((found, error))
     chosen = choose_annotation(readable)
     for found, why in broken:
-        if not found.get("was_cancelled") and not (chosen and _before(found, chosen)):
+        if not found.get("was_cancelled") and not (chosen and _yields(found, chosen)):
             raise why
     return chosen
 
 
-def _before(found: dict[str, Any], chosen: Annotation) -> bool:
+def _yields(found: dict[str, Any], chosen: Annotation) -> bool:
+    """Whether ``chosen`` counts instead of ``found``, which cannot be read: `choose_annotation`."""
+    if bool(found.get("ground_truth")) != chosen.ground_truth:
+        return chosen.ground_truth
     try:
         return _moment(found["updated_at"]) < _moment(_stamp(chosen))
     except (KeyError, TypeError, ValueError):  # it may as well be the last
