@@ -45,6 +45,7 @@ from ml_backend.studio.projects import (
     delete_project,
     import_tasks,
     projects_called,
+    set_data,
     shortened_title,
     upload_images,
 )
@@ -202,7 +203,7 @@ class _Import:
         self._there: dict[int, str] = {}
         self._bare: dict[int, int] = {}
         self._windows: Counter[Window] = Counter()
-        self._moved: list[tuple[int, dict[str, Any]]] = []
+        self._moved: list[tuple[int, dict[str, str], dict[str, str]]] = []
         # What the browser loads from us must lie under a root; an upload comes from anywhere.
         self.name = (
             request.path.name if request.upload else service.volumes.roots.name(request.path)
@@ -225,7 +226,7 @@ class _Import:
             project = create_project(self.studio, self._title, self._label_config(), DRAG_HELP)
         try:
             missing = self._missing(project, indices, window)
-            self._move()
+            self._move(project)
             added = self._annotate(project, config, labelled)
             annotated = self._create(project, config, missing, window)
         except VolumeError:
@@ -412,14 +413,15 @@ class _Import:
         wanted = replace(claimed, window=self.request.window or claimed.window)
         today = wanted.url(settings.slices_url, slice_keys(settings))
         if today != row.data[name]:
-            self._moved.append((row.id, {**row.data, name: today}))
+            self._moved.append((row.id, {name: today}, {name: row.data[name]}))
 
     # -- tasks
 
-    def _move(self) -> None:
-        """Give the tasks that need one their new address, whatever slices are asked for."""
-        for done, (task, data) in enumerate(self._moved, start=1):
-            self.studio.request("PATCH", f"api/tasks/{task}/", json={"data": data})
+    def _move(self, project: Project) -> None:
+        """Give the tasks that need one their new address, whatever slices are asked for, unless
+        they got another one since they were looked at."""
+        for done, (task, today, then) in enumerate(self._moved, start=1):
+            set_data(self.studio, project.id, task, today, where=then)
             self.progress("addresses", done, len(self._moved))
 
     def _annotate(self, project: Project, config: LabelConfig, labelled: Sequence[int]) -> int:

@@ -11,6 +11,7 @@ import pytest
 from ml_backend.rounds import adopt, reconcile
 from ml_backend.rounds.explained import explain, reasons_of
 from ml_backend.rounds.project import ConnectedProject
+from ml_backend.rounds.queue import known_queue
 from ml_backend.rounds.records import QueueEntry, QueueRecord, SelectionRecord
 from ml_backend.rounds.service import Service
 from ml_backend.settings import Settings
@@ -26,10 +27,12 @@ from tests.memory_studio import FIRST_MOMENT, MemoryStudio
 
 
 class Told(MemoryStudio):
-    """``refuses``: it takes no change of a task. ``changed``: how many it took."""
+    """``refuses``: it takes no change of a task. ``changed``: how many it took. ``meanwhile``: is
+    called after each, with its task."""
 
     refuses = False
     changed = 0
+    meanwhile: Callable[[int], None] | None = None
 
     def set_webhook_header(self, project_id: int, url: str, name: str, value: str) -> bool:
         return True
@@ -39,6 +42,8 @@ class Told(MemoryStudio):
             raise StudioError("Label Studio is busy")
         self.changed += 1
         super().request(method, path, json=json)
+        if self.meanwhile is not None:
+            self.meanwhile(int(path.split("/")[2]))
 
 
 @pytest.fixture
@@ -110,6 +115,29 @@ def test_data_of_a_config_that_does_not_show_it_is_not_touched(
     adopt.adopt(project)
     reconcile.count(project)
     assert (told(studio), studio.changed) == ({}, 0)
+
+
+def test_what_others_write_into_the_data_meanwhile_stays(
+    make: Callable[[str], tuple[ConnectedProject, Told]],
+) -> None:
+    """As `nextslice import` does, which signs addresses anew."""
+    project, studio = make(bitmask_config(["bone"], why=True))
+    adopt.adopt(project)
+    queue = known_queue(project.folder.round(0))
+    assert queue is not None
+    first, second, *_ = [entry.task for entry in queue.entries]
+    others = {"image": f"/{second}.png?sig=new", "patient": "p7"}
+
+    def meanwhile(task: int) -> None:
+        if task == first:
+            MemoryStudio.request(studio, "PATCH", f"api/tasks/{second}/", json={"data": others})
+
+    studio.meanwhile = meanwhile
+    reconcile.count(project)
+
+    found = {row.id: row.data for row in studio.tasks(7)}
+    assert found[second] == {**others, WHY: told(studio)[second]}
+    assert told(studio)[second].startswith("Place 2 of 4. ")
 
 
 def test_a_refusal_costs_nothing_and_the_next_look_goes_on(

@@ -97,6 +97,24 @@ def test_tasks_under_another_base_get_todays_and_nothing_else_changes(imported: 
     assert (report.added, report.kept, report.moved) == (0, 2, 3)
 
 
+def test_what_others_write_into_the_data_meanwhile_stays(imported: Imported) -> None:
+    """As a round does, which tells why a slice is chosen, and another import, which asks for
+    another window, while this one has begun to write."""
+    others = imported.url(5, Window(5, 60))
+
+    def meanwhile(step: str, done: int, total: int) -> None:
+        if (step, done) == ("addresses", 1):
+            imported.put(4, imported.address(4).url(OLD, imported.keys), why="Place 1 of 2.")
+            imported.put(5, others)
+
+    request = ImportRequest(imported.path, project=7, connect=False)
+    import_volume(imported.service, request, meanwhile)
+
+    found = imported.data()
+    assert (found[4]["image"], found[4].get("why")) == (imported.url(4), "Place 1 of 2.")
+    assert found[5]["image"] == others
+
+
 def test_done_again_no_address_is_changed(imported: Imported) -> None:
     seen: list[tuple[str, int, int]] = []
     request = ImportRequest(imported.path, project=7, connect=False)

@@ -17,8 +17,9 @@ from ml_backend.rounds.artefacts import SELECTION
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.queue import known_queue
 from ml_backend.rounds.records import QueueEntry, QueueRecord, SelectionRecord
-from ml_backend.studio.client import StudioError, TaskRow
+from ml_backend.studio.client import StudioError
 from ml_backend.studio.label_config import WHY, shows_why
+from ml_backend.studio.projects import set_data
 
 __all__ = ["explain", "reasons_of"]
 
@@ -48,10 +49,8 @@ def explain(project: ConnectedProject, label_config: str) -> int:
     texts = reasons_of(queue, folder.load(SELECTION))
     count = 0
     try:
-        rows = {row.id: row for row in project.studio.tasks_by_id(project.number, new)}
         for task in new:
-            if task in rows:
-                count += _tell(project, rows[task], texts[task])
+            count += set_data(project.studio, project.number, task, {WHY: texts[task]})
             done += 1
             if project.schedule.others_wait():
                 break
@@ -89,12 +88,3 @@ def reasons_of(queue: QueueRecord, selection: SelectionRecord | None) -> dict[in
 def _sentence(place: str, entry: QueueEntry, why: Mapping[int, str]) -> str:
     reason = why.get(entry.task)
     return f"{place}. {reason} {_MEANT}" if reason else f"{place}."
-
-
-def _tell(project: ConnectedProject, row: TaskRow, text: str) -> bool:
-    """Whether the task did not say so before."""
-    if row.data.get(WHY) == text:
-        return False
-    data = {**row.data, WHY: text}
-    project.studio.request("PATCH", f"api/tasks/{row.id}/", json={"data": data})
-    return True

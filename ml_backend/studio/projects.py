@@ -33,6 +33,7 @@ __all__ = [
     "make_interactive",
     "projects_called",
     "register_backend",
+    "set_data",
     "shortened_title",
     "upload_images",
 ]
@@ -212,6 +213,25 @@ def _delete_task_attempts(
         touched = task.id in drawn_on or task.cancelled_annotations
         if len(sent) == 1 and task.total_annotations <= sent[0] and not touched:
             studio.request("DELETE", f"api/tasks/{task.id}/")
+
+
+def set_data(
+    studio: Studio,
+    project_id: int,
+    task_id: int,
+    fields: dict[str, Any],
+    where: dict[str, Any] | None = None,
+) -> bool:
+    """Set ``fields`` of a task's data, where it holds all of ``where``; whether that changed it.
+
+    Label Studio takes data as a whole alone, and imports, rounds and people write in it: so what it
+    holds is asked for right before. A task that is gone changes nothing.
+    """
+    row = next(studio.tasks_by_id(project_id, [task_id]), None)
+    if row is None or row.data | fields == row.data or row.data | (where or {}) != row.data:
+        return False
+    studio.request("PATCH", f"api/tasks/{task_id}/", json={"data": row.data | fields})
+    return True
 
 
 def upload_images(studio: Studio, project_id: int, files: Sequence[tuple[str, bytes]]) -> list[str]:
