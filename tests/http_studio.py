@@ -11,6 +11,7 @@ import re
 import threading
 import time
 import warnings
+from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -198,6 +199,8 @@ class _Handler(BaseHTTPRequestHandler):
         page = rows[first : first + int(query["page_size"][0])]
         tasks = [row | {"total_annotations": len(row["annotations"]),
                         "updated_at": row["updated_at"].isoformat()} for row in page]  # fmt: skip
+        if query.get("resolve_uri") != ["false"]:
+            tasks = [task | {"data": _for_browsers(task)} for task in tasks]
         annotations = sum(len(row["annotations"]) for row in rows)
         return {"total": len(rows), "total_annotations": annotations, "tasks": tasks}
 
@@ -232,6 +235,16 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _of_id(condition: Filter) -> bool:
     return bool(condition["filter"].endswith(":id"))
+
+
+def _for_browsers(task: dict[str, Any]) -> dict[str, Any]:
+    """The task's data, where addresses of storages lead through Label Studio."""
+    return {
+        name: f"/tasks/{task['id']}/resolve/?fileuri={urlsafe_b64encode(value.encode()).decode()}"
+        if isinstance(value, str) and value.startswith("s3://")
+        else value
+        for name, value in task["data"].items()
+    }
 
 
 @contextmanager

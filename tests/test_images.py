@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import io
 import struct
@@ -12,6 +13,7 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +24,7 @@ from ml_backend.studio.client import Studio, StudioError
 from ml_backend.studio.download import ImageHosts
 from ml_backend.studio.images import ImageCache, decode_image
 from tests.http_server import serving
+from tests.http_studio import phantom_server
 
 
 def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
@@ -174,6 +177,24 @@ def test_a_png_with_a_damaged_chunk_is_named() -> None:
 )
 def test_the_address_of_an_upload(server: str, url: str, address: str) -> None:
     assert Studio(server, "token").absolute(url, 1) == address
+
+
+def test_the_address_of_a_storage_is_the_one_that_label_studio_reads_back() -> None:
+    """The base64 of some keys has a +, which a query does not keep."""
+    url = "s3://scans/a~~~.png"
+    address = urlsplit(Studio("http://ls/studio", "token").absolute(url, 3))
+    (uri,) = parse_qs(address.query)["fileuri"]
+    assert address.path == "/studio/tasks/3/presign/"
+    assert base64.urlsafe_b64decode(uri.encode()).decode() == url
+
+
+def test_pages_of_tasks_name_images_as_they_are_stored() -> None:
+    with phantom_server() as server:
+        data = {"image": "s3://scans/a.png"}
+        server.memory.request("PATCH", "api/tasks/3/", json={"data": data})
+        studio = Studio(server.url, server.key)
+        assert [row.data for row in studio.tasks_by_id(7, [3])] == [data]
+        assert [row["data"] for row in studio.full_tasks_by_id(7, [3])] == [data]
 
 
 class Server(ThreadingHTTPServer):

@@ -449,6 +449,8 @@ class Studio:
             "fields": fields,
             "page": page,
             "page_size": size,
+            # As they are stored: else addresses of storages are those of browsers, on another host.
+            "resolve_uri": "false",
         }
         query: dict[str, Any] = {"ordering": [ordering]}
         if filters:
@@ -592,7 +594,7 @@ class Studio:
         if scheme in ("http", "https"):
             return url
         if scheme:
-            uri = base64.b64encode(url.encode()).decode()
+            uri = base64.urlsafe_b64encode(url.encode()).decode()
             return f"{self.url}/tasks/{task_id}/presign/?fileuri={uri}"
         path = url.removeprefix(f"{self.below}/") if self.below else url
         return urljoin(self.url + "/", path.lstrip("/"))
