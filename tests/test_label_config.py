@@ -213,6 +213,26 @@ def test_data_that_shows_an_image(field):
     assert read.plain_field == (field == "image")
 
 
+@pytest.mark.parametrize(
+    ("field", "data"),
+    [
+        ("image", {"image": "i", "meta": {"who": ""}, "pages": []}),
+        ("meta.image", {"meta": {"image": "i", "who": ""}, "pages": []}),
+        ("pages[0]", {"pages": ["i"], "meta": {"who": ""}}),
+        ("meta", {"meta": "i", "pages": []}),
+    ],
+)
+def test_data_has_what_label_studio_wants_beside_the_image(field, data):
+    shown = (
+        '<Header value="$no_name"/><Text name="a" value="$scan"/><Text name="b" value="$meta.who"/>'
+        '<HyperText name="c" value="of $place in $land"/><Text name="d" value="no field"/>'
+        '<Paragraphs name="e" value="$pages[2]"/><Text name="f" value="$"/>'
+    )
+    image = f'<Image name="image" value="${field}"/>'
+    read = parse_label_config(config(image=image, extra=shown))
+    assert read.data_of("i") == {**data, "scan": "", "place": ""}
+
+
 @pytest.mark.parametrize("field", ["a[", "a[b]", "a..b", "[0]", ".a", "a.", "a[0]b", "a[99999]"])
 def test_paths_that_lead_nowhere_are_refused(field):
     with pytest.raises(

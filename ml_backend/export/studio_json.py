@@ -71,7 +71,8 @@ def _exported(row: dict[str, Any]) -> dict[str, Any]:
 def round_tasks(folder: RoundFolder, progress: Progress | None = None) -> Iterator[dict[str, Any]]:
     """Every task with a label as round ``folder`` saw it: the label map as one region a class.
 
-    ``data`` holds the image's address, and volume, z and axis where the task had them. Each task
+    ``data`` holds the image's address, and volume, z and axis where the task had them; of what else
+    the labelling config shows, an empty text, without which Label Studio takes no task. Each task
     has one annotation, with the ``id``, ``completed_by`` and ``updated_at`` of the one it came
     from. Rendered again (`studio.annotations.label_map`) it gives the round's label map, except
     pixels that were ignored in a project without a background label: Label Studio cannot say that

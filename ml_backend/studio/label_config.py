@@ -97,7 +97,8 @@ class LabelConfig:
     polygon, rectangle and ellipse controls of the same image. ``controls``: the names of all
     controls, whatever they are for. ``prompts``: of those that draw nothing but prompts for
     interactive predictions (``smartOnly``); ``smart``: of those that draw labels or prompts, which
-    cannot be told apart in a result. The control that paints masks is in neither.
+    cannot be told apart in a result. The control that paints masks is in neither. ``needed``: the
+    data fields that Label Studio wants of a task that is imported: what tags with a name show.
     """
 
     image_name: str
@@ -112,6 +113,7 @@ class LabelConfig:
     controls: tuple[str, ...] = ()
     prompts: tuple[str, ...] = ()
     smart: tuple[str, ...] = ()
+    needed: tuple[str, ...] = ()
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -142,10 +144,19 @@ class LabelConfig:
         return found
 
     def data_of(self, image: str) -> dict[str, Any]:
-        """Data of a task that shows ``image``: ``{"meta": {"image": …}}`` for ``meta.image``."""
+        """Data of a task that shows ``image``: ``{"meta": {"image": …}}`` for ``meta.image``; what
+        else is ``needed`` is there and empty."""
         found: Any = image
         for step in reversed(_PATH_STEP.findall(self.value_field)):
             found = [found] * (int(step[1:]) + 1) if step[0] == "[" else {step: found}
+        for field in self.needed:
+            path, indexed, _ = field.partition("[")
+            *outer, last = path.split(".")
+            within = found
+            for step in outer:
+                within = within.setdefault(step, {}) if isinstance(within, dict) else None
+            if isinstance(within, dict):
+                within.setdefault(last, [] if indexed else "")
         return dict(found)
 
     def class_index(self, label: str) -> int | None:
@@ -232,6 +243,7 @@ def parse_label_config(xml: str) -> LabelConfig:
         smart=tuple(
             _name(one) for one in outlines if _says(one, "smart") and not _says(one, "smartonly")
         ),
+        needed=tuple(_needed(root)),
     )
 
 
@@ -462,6 +474,16 @@ def _steps(path: str) -> list[str]:
 def _controls(root: ElementTree.Element) -> list[ElementTree.Element]:
     """The tags that make regions or say something of them."""
     return [one for one in root.iter() if _name(one) and one.get("toname")]
+
+
+def _needed(root: ElementTree.Element) -> Iterator[str]:
+    """As Label Studio tells them (its `extract_data_types`): of a text with several, the first."""
+    for value in (one.get("value") or "" for one in root.iter() if _name(one)):
+        within = re.search(r"\$(\w+)", value)
+        if value.startswith("$") and len(value) > 1:
+            yield value[1:]
+        elif within:
+            yield within[1]
 
 
 def _name(element: ElementTree.Element) -> str:

@@ -13,10 +13,10 @@ from label_studio_sdk import LabelStudio
 
 from ml_backend.export import annotators, export_studio_json
 from ml_backend.studio.annotations import label_map, parse_task, regions
-from ml_backend.studio.label_config import parse_label_config
+from ml_backend.studio.label_config import bitmask_config, parse_label_config
 from ml_backend.studio.projects import import_tasks
 from tests.export_store import ExportStore, tasks_of
-from tests.integration.conftest import SIDE, LiveProject, disc
+from tests.integration.conftest import CLASSES, SIDE, LiveProject, disc
 
 pytestmark = pytest.mark.integration
 
@@ -83,6 +83,29 @@ def test_what_was_exported_can_be_imported_again(
     expected = [disc(z)[1] for z in (1, 2, 3, 8, 9)]
     np.testing.assert_array_equal(sorted(m.tobytes() for m in rendered),
                                   sorted(m.tobytes() for m in expected))  # fmt: skip
+
+
+def test_a_round_can_be_imported_where_the_config_shows_other_data(
+    make_project: Callable[..., LiveProject], tmp_path: Path
+) -> None:
+    shown = (
+        '<Text name="who" value="$patient.name"/><Text name="site" value="of $site"/>'
+        '<List name="pages" value="$pages"/><Header name="z" value="$z"/></View>'
+    )
+    label_config = bitmask_config(CLASSES).replace("</View>", shown)
+    project = make_project(slices=0, connect=False, config=label_config)
+    kept = ExportStore(project.service, key=project.key)
+    tasks = tasks_of("cone", "z", 4, 0)
+    kept.add_round(1, tasks, {2: disc(8)[1]}, config=label_config, users=(1,))
+
+    export_studio_json(project, tmp_path / "a.json", round=1)
+    rows = json.loads((tmp_path / "a.json").read_text())
+    import_tasks(project.studio, project.number, rows)
+
+    (task,) = project.studio.tasks(project.number)
+    nothing = {"patient": {"name": ""}, "site": "", "pages": ""}
+    slice_ = {"image": "/cone/2.png", "volume": "cone", "z": 2, "axis": "z"}
+    assert task.data == {**slice_, **nothing}
 
 
 def test_annotators_are_named(service: Any) -> None:
