@@ -20,7 +20,8 @@ from ml_backend.api import drags
 from ml_backend.api.opened import SliceName, StillComputing
 from ml_backend.api.serving import Serving
 from ml_backend.app import create_app
-from ml_backend.rounds.records import Published
+from ml_backend.rounds.artefacts import PROJECT
+from ml_backend.rounds.records import ProjectRecord, Published
 from ml_backend.settings import Settings
 from ml_backend.studio.annotations import label_map, regions
 from ml_backend.studio.label_config import bitmask_config, parse_label_config
@@ -134,6 +135,8 @@ class Page:
 
 OVER = (21, 21, 40, 40)
 """Around what was missed."""
+NEAR = (Y >= 10) & (Y < 52) & (X >= 10) & (X < 52)
+"""The box, and all around it that a drag may change."""
 
 
 def wrong(page: Page, wanted: npt.NDArray[np.uint8]) -> int:
@@ -247,7 +250,7 @@ def test_where_another_may_have_annotated_no_region_comes_back(app: Flask) -> No
     """The page may show their annotation, or the prediction: nobody says."""
     page = Page(app)
     submitted = {"id": 3, "result": [], "updated_at": "2026-11-01T00:00:00Z"}
-    page.others = {"annotations": [submitted], "overlap": 2}
+    page.others = {"annotations": [submitted]}
     known = {r["id"] for r in page._prediction}
     assert not known & set(page.drag(*OVER))
 
@@ -284,15 +287,15 @@ def of_bone(app: Flask, monkeypatch: pytest.MonkeyPatch) -> Flask:
 
 
 def reopened(app: Flask) -> Page:
-    """Of somebody who opens their own annotation again, one of two that are wanted: the region of
-    the prediction, with half of it taken away and a rim added, under its id."""
+    """Of somebody who opens their own annotation again, maybe one of two that are wanted: the
+    region of the prediction, with half of it taken away and a rim added, under its id."""
     page = Page(app)
     (bone,) = page.regions
     (mine,) = regions(((BONE & (X < 45)) | (Y < 4)).astype(np.uint8), CONFIG)
     page.regions = {bone: {**mine, "id": bone}}
     submitted = {"id": 3, "result": list(page.regions.values()),
                  "updated_at": "2026-11-01T00:00:00Z"}  # fmt: skip
-    page.others = {"annotations": [submitted], "overlap": 2}
+    page.others = {"annotations": [submitted]}
     return page
 
 
@@ -315,6 +318,47 @@ def test_nor_by_a_drag_that_fails(of_bone: Flask, picked: str | None) -> None:
     assert (page.shown == before).all()
     assert page.regions[empty]["value"]["bitmasklabels"] == ["bone"]
     assert page.regions[empty]["original_width"] == SIDE
+
+
+def test_where_a_slice_gets_one_annotation_it_is_that_which_a_drag_repairs(of_bone: Flask) -> None:
+    folder = of_bone.extensions["nextslice"].project(KEY).folder
+    folder.record = ProjectRecord(project=7, key=KEY, wanted_annotations=1)
+    page = reopened(of_bone)
+    before = page.shown
+    (bone,) = page.drag(*OVER)
+    assert bone in {r["id"] for r in page._prediction}
+    assert page.shown[30, 30] == 0
+    assert (page.shown == before)[~NEAR].all()
+
+
+def test_where_the_store_does_not_say_how_many_it_gets_no_region_comes_back(
+    of_bone: Flask, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = of_bone.extensions["nextslice"].project(KEY).folder
+    folder.record = ProjectRecord(project=7, key=KEY, wanted_annotations=1)
+    folder.write(PROJECT, b"{")
+    page = reopened(of_bone)
+    before = page.shown
+    page.drag(*OVER)
+    assert (page.shown == before).all()
+    assert "how many annotations it wants" in caplog.text
+
+
+@pytest.mark.parametrize("stroke", [None, X < 5], ids=["untouched", "painted"])
+def test_a_mask_that_somebody_else_submits_does_not_come_onto_the_page(
+    of_bone: Flask, stroke: npt.NDArray[np.bool_] | None
+) -> None:
+    page = Page(of_bone)
+    (bone,) = page.regions
+    if stroke is not None:
+        extended(page, bone, stroke)
+    before = page.shown
+    (theirs,) = regions((BONE & (X < 45)).astype(np.uint8), CONFIG)
+    page.others = {"annotations": [{"id": 3, "result": [{**theirs, "id": bone}],
+                   "updated_at": "2026-11-01T01:00:00Z"}]}  # fmt: skip
+    for _ in range(2):
+        page.drag(*OVER)
+        assert (page.shown == before)[~NEAR].all()
 
 
 def of_two_rounds(app: Flask) -> tuple[Page, list[dict[str, Any]], list[dict[str, Any]]]:

@@ -120,20 +120,32 @@ def test_a_draft_says_what_a_slice_shows_that_was_opened_before_the_last_round()
 def test_the_newest_draft_stands_before_all_else() -> None:
     older = {**DRAFT, "id": 4, "result": [], "updated_at": "2026-11-01T09:59:00Z"}
     task = {"predictions": [PREDICTION], "drafts": [DRAFT, older], "annotations": [SUBMITTED]}
-    found = standing({**task, "overlap": 1}, "v")
+    found = standing(task, "v")
     assert (found.ids, found.draft, found.certain) == ({"b"}, 5, True)
 
 
+def test_a_draft_is_not_certain_once_an_annotation_is_saved_until_the_next_one_is() -> None:
+    """That may be somebody else's, or what the page shows by now."""
+    submitted = {**SUBMITTED, "updated_at": "2026-11-01T10:00:01Z"}
+    task = {"predictions": [PREDICTION], "annotations": [SUBMITTED, submitted]}
+    found = standing({**task, "drafts": [DRAFT]}, "v", lambda: True)
+    assert (found.ids, found.draft, found.certain) == ({"b"}, 5, False)
+    saved = {**DRAFT, "updated_at": "2026-11-01T10:00:06Z"}
+    assert standing({**task, "drafts": [saved]}, "v").certain
+
+
 def test_an_annotation_that_is_changed_stands_where_there_can_be_but_one() -> None:
-    task = {"predictions": [PREDICTION], "annotations": [SUBMITTED], "overlap": 1}
-    assert standing(task, "v").ids == {"of the annotation"}
-    skipped = {**SUBMITTED, "was_cancelled": True}
-    assert standing({**task, "annotations": [skipped]}, "v").ids == {"of the prediction"}
+    task = {"predictions": [PREDICTION], "annotations": [SUBMITTED]}
+    found = standing(task, "v", lambda: True)
+    assert (found.ids, found.certain) == ({"of the annotation"}, True)
+    both = {**task, "annotations": [SUBMITTED, {**SUBMITTED, "id": 10}]}
+    found = standing(both, "v", lambda: True)
+    assert (found.ids, found.certain) == ({"of the prediction"}, False)
 
 
 def test_anothers_annotation_is_not_what_a_second_annotator_sees() -> None:
-    task = {"predictions": [PREDICTION], "annotations": [SUBMITTED], "overlap": 2}
-    found = standing(task, "v")
+    task = {"predictions": [PREDICTION], "annotations": [SUBMITTED]}
+    found = standing(task, "v", lambda: False)
     assert (found.ids, found.certain) == ({"of the prediction"}, False)
 
 

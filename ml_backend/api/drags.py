@@ -133,7 +133,7 @@ class Drags:
         prompt: Prompt | None = None
         read: LabelConfig | None = None
         try:
-            stands = standing(task, version)
+            stands = standing(task, version, lambda: self._serving.wants_one(key))
             config, reason = usable(published, label_config)
             read = config or parse_label_config(label_config)
             prompt = prompt_of(context, read)

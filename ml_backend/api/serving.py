@@ -87,6 +87,15 @@ class Serving:
             self._adopted.add(key)
         return key in self._adopted
 
+    def wants_one(self, key: str) -> bool:
+        """Whether a slice of the project is known to get one annotation and no more, as of the last
+        look at the project. Reads the store; where that fails it is not known."""
+        try:
+            return self.project(key).record.wanted_annotations == 1
+        except NextsliceError as error:
+            logger.warning("project %s: how many annotations it wants: %s", key, error)
+            return False
+
     def published(self, key: str) -> Published | None:
         """What is published for the project, at most ``published_ttl_s`` old."""
         seen = self._seen.get(key)

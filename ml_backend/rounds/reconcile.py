@@ -56,6 +56,9 @@ def count(project: ConnectedProject, seen: Project | None = None) -> None:
         if published is None:
             return
     seen = seen or project.in_studio()
+    wanted = seen.maximum_annotations
+    if wanted != project.record.wanted_annotations:
+        project.update(lambda record: record.wants(wanted))
     published = _follow_config(project, published, seen.label_config)
     reason = None if project.settings.pause else _reason(project, published)
     if reason is not None:

@@ -389,6 +389,8 @@ class ProjectRecord(Record):
     """The last few times, oldest first."""
     imageless: Told = ""
     """What is to be said of tasks without an image, empty where there is none."""
+    wanted_annotations: int | None = None
+    """How many a slice is to get at most, as Label Studio said last."""
     settings: dict[str, JsonValue] = Field(default_factory=dict)
     """The project's own, by field: over those of the service."""
 
@@ -427,6 +429,10 @@ class ProjectRecord(Record):
     def lacks_images(self, sentence: str) -> None:
         """Tasks without an image were found, or are no more: see ``imageless``."""
         self.imageless = sentence
+
+    def wants(self, annotations: int | None) -> None:
+        """So many annotations are what a slice is to get at most."""
+        self.wanted_annotations = annotations
 
     def found_on(self, back: SwitchBack) -> None:
         """The project was on another version than ours."""

@@ -74,6 +74,8 @@ class Project(BaseModel):
     model_version: str | None = None
     sampling: str | None = None
     show_collab_predictions: bool | None = None
+    maximum_annotations: int | None = None
+    """How many a task is to get; with more than one, some of the tasks may be to get one."""
 
     @property
     def key(self) -> str:

@@ -206,29 +206,30 @@ class Standing:
         return {str(result.get("id")) for result in self.results}
 
 
-def standing(task: Mapping[str, Any], model_version: str) -> Standing:
-    """What the page shows of ``task``, as far as Label Studio knows.
+def standing(
+    task: Mapping[str, Any], model_version: str, wants_one: Callable[[], bool] = lambda: False
+) -> Standing:
+    """What the page shows of ``task``, as far as Label Studio knows. It sends the drafts of the one
+    who asks alone, but everybody's annotations, and does not say who asks.
 
-    The newest draft: it sends those of the one who asks alone. Else the annotation that is changed,
-    where one annotation a task is all there can be; else the prediction of ``model_version`` (or
-    the newest one), which the page opens a slice with.
+    The newest draft, for certain until an annotation is saved. Without one the annotation that is
+    changed, where there is one and ``wants_one`` says that there can be no more; else the
+    prediction of ``model_version`` (or the newest one), which the page opens a slice with.
     """
     draft = _newest(task.get("drafts"))
     annotations = [a for a in _rows(task.get("annotations")) if not a.get("was_cancelled")]
-    annotation = _newest(annotations)
-    alone = task.get("overlap") in (None, 1)
-    if draft is not None and not (
-        alone and annotation is not None and _moment(annotation) > _moment(draft)
-    ):
-        return Standing(_results(draft), _number(draft), _moment(draft))
-    if annotation is not None and alone:
-        return Standing(_results(annotation))
+    if draft is not None:
+        saved = _moment(draft)
+        certain = all(_moment(annotation) <= saved for annotation in annotations)
+        return Standing(_results(draft), _number(draft), saved, certain)
+    if len(annotations) == 1 and wants_one():
+        return Standing(_results(annotations[0]))
     predictions = _rows(task.get("predictions"))
     ours = [p for p in predictions if p.get("model_version") == model_version]
     prediction = _newest(ours or predictions)
     shown = () if prediction is None else _results(prediction)
     versions = {str(p.get("model_version")) for p in predictions if p.get("result")}
-    return Standing(shown, certain=annotation is None, several=len(versions) > 1)
+    return Standing(shown, certain=not annotations, several=len(versions) > 1)
 
 
 def _rows(value: object) -> list[Mapping[str, Any]]:

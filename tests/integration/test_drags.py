@@ -206,11 +206,11 @@ class Opened:
         found: dict[str, Any] = answered.value.json()
         return found
 
-    def submit(self) -> npt.NDArray[np.uint8]:
-        """What the next round learns of it."""
+    def submit(self, among: int = 1) -> npt.NDArray[np.uint8]:
+        """What the next round learns of it, the last one ``among`` so many annotations."""
         self.page.get_by_text("Submit", exact=True).click()
-        wait_until(lambda: bool(self.annotations()), "the annotation", 30)
-        (annotation,) = self.annotations()
+        wait_until(lambda: len(self.annotations()) == among, "the annotation", 30)
+        annotation = max(self.annotations(), key=lambda found: int(found["id"]))
         return label_map(annotation["result"], self.config, SIDE, SIDE).mask
 
     def annotations(self) -> list[dict[str, Any]]:
@@ -360,6 +360,28 @@ def test_a_stroke_of_the_last_second_survives_drags(site: Site, page: Page) -> N
     far = np.ones((SIDE, SIDE), np.bool_)
     far[:26], far[38:75, 54:92], far[90:, :40] = False, False, False
     assert (learned == opened.first)[far].all(), "another class took the label"
+
+
+def test_a_mask_that_somebody_else_submits_does_not_come_onto_the_page(
+    site: Site, page: Page
+) -> None:
+    """Label Studio sends it with the drag, and neither how many are wanted nor who asks."""
+    opened = Opened(site, page, bitmask_config(CLASSES))
+    site.service.studio.update_project(opened.number, maximum_annotations=2)
+    opened.open(*BOTH)
+    page.keyboard.press("m")
+    (row,) = site.service.studio.full_tasks_by_id(opened.number, [opened.task])
+    (prediction,) = row["predictions"]
+    (half,) = regions(np.where(X < 64, opened.first, 0).astype(np.uint8), opened.config)
+    theirs = {"result": [{**half, "id": prediction["result"][0]["id"]}]}
+    path = f"/api/tasks/{opened.task}/annotations/"
+    assert site.session.call("POST", path, json=theirs).status_code == 201
+    opened.drag(OVER_SPILLED)
+    look(page, "drag-beside-anothers")
+    learned = opened.submit(among=2)
+    far = np.ones((SIDE, SIDE), np.bool_)
+    far[90:, :40] = False
+    assert (learned == opened.first)[far].all()
 
 
 def test_without_auto_accept_nothing_is_learned_of_a_prompt_that_is_left(

@@ -176,6 +176,16 @@ def test_reconcile_repairs_what_somebody_moved(make_project: MakeProject, stack:
     )
 
 
+def test_a_look_knows_how_many_annotations_are_wanted(
+    make_project: MakeProject, service: Service
+) -> None:
+    project = make_project(4)
+    for wanted in (1, 3):
+        service.studio.update_project(project.number, maximum_annotations=wanted)
+        reconcile.reconcile(service)
+        assert project.record.wanted_annotations == wanted
+
+
 def test_old_predictions_of_ours_go_and_others_stay(after_a_round: LiveProject) -> None:
     project, studio = after_a_round, after_a_round.service.studio
     old = project.folder.round(0).need(ROUND).model_version
