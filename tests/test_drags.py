@@ -286,7 +286,7 @@ def of_bone(app: Flask, monkeypatch: pytest.MonkeyPatch) -> Flask:
     return app
 
 
-def reopened(app: Flask) -> Page:
+def reopened(app: Flask, **fields: Any) -> Page:
     """Of somebody who opens their own annotation again, maybe one of two that are wanted: the
     region of the prediction, with half of it taken away and a rim added, under its id."""
     page = Page(app)
@@ -294,7 +294,7 @@ def reopened(app: Flask) -> Page:
     (mine,) = regions(((BONE & (X < 45)) | (Y < 4)).astype(np.uint8), CONFIG)
     page.regions = {bone: {**mine, "id": bone}}
     submitted = {"id": 3, "result": list(page.regions.values()),
-                 "updated_at": "2026-11-01T00:00:00Z"}  # fmt: skip
+                 "updated_at": "2026-11-01T00:00:00Z", **fields}  # fmt: skip
     page.others = {"annotations": [submitted]}
     return page
 
@@ -305,6 +305,13 @@ def test_an_annotation_that_was_opened_again_is_not_made_the_prediction(of_bone:
     (empty,) = page.drag(*OVER)
     assert (page.shown == before).all()
     assert empty not in {r["id"] for r in page._prediction}
+
+
+def test_what_was_painted_before_a_slice_was_skipped_stays(of_bone: Flask) -> None:
+    page = reopened(of_bone, was_cancelled=True)
+    before = page.shown
+    page.drag(*OVER)
+    assert (page.shown == before).all()
 
 
 @pytest.mark.parametrize("picked", [None, "bone"])

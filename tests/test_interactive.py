@@ -143,6 +143,18 @@ def test_an_annotation_that_is_changed_stands_where_there_can_be_but_one() -> No
     assert (found.ids, found.certain) == ({"of the prediction"}, False)
 
 
+def test_a_skipped_annotation_may_be_what_is_shown_and_what_the_next_one_annotates() -> None:
+    """Label Studio's page opens it for the one who skipped, with what was painted before."""
+    skipped = {**SUBMITTED, "was_cancelled": True}
+    task = {"predictions": [PREDICTION], "annotations": [skipped]}
+    found = standing(task, "v", lambda: True)
+    assert (found.ids, found.certain) == ({"of the prediction"}, False)
+    both = {**task, "annotations": [skipped, {**SUBMITTED, "id": 10}]}
+    assert not standing(both, "v", lambda: True).certain
+    since = {**skipped, "updated_at": "2026-11-01T10:00:01Z"}
+    assert not standing({**task, "annotations": [since], "drafts": [DRAFT]}, "v").certain
+
+
 def test_anothers_annotation_is_not_what_a_second_annotator_sees() -> None:
     task = {"predictions": [PREDICTION], "annotations": [SUBMITTED]}
     found = standing(task, "v", lambda: False)

@@ -214,15 +214,17 @@ def standing(
 
     The newest draft, for certain until an annotation is saved. Without one the annotation that is
     changed, where there is one and ``wants_one`` says that there can be no more; else the
-    prediction of ``model_version`` (or the newest one), which the page opens a slice with.
+    prediction of ``model_version`` (or the newest one), which the page opens a slice with. One that
+    is skipped is an annotation: it keeps its regions and is opened again, but others may annotate.
     """
     draft = _newest(task.get("drafts"))
-    annotations = [a for a in _rows(task.get("annotations")) if not a.get("was_cancelled")]
+    annotations = _rows(task.get("annotations"))
     if draft is not None:
         saved = _moment(draft)
         certain = all(_moment(annotation) <= saved for annotation in annotations)
         return Standing(_results(draft), _number(draft), saved, certain)
-    if len(annotations) == 1 and wants_one():
+    skipped = any(annotation.get("was_cancelled") for annotation in annotations)
+    if len(annotations) == 1 and not skipped and wants_one():
         return Standing(_results(annotations[0]))
     predictions = _rows(task.get("predictions"))
     ours = [p for p in predictions if p.get("model_version") == model_version]
