@@ -393,6 +393,28 @@ def test_a_drag_that_fails_brings_no_mask_of_a_round_that_came_after_the_slice_w
     assert (page.shown == before).all()
 
 
+FIRST, LATER = "2026-11-01T00:00:00Z", "2026-11-01T00:00:30Z"
+
+
+@pytest.mark.parametrize(
+    ("before", "made"),
+    [([], FIRST), ([{"id": 0, "model_version": "nextslice-r000-000000", "result": []}], LATER)],
+    ids=["drawn into its place", "of the next round"],
+)
+def test_a_drag_that_fails_brings_no_mask_onto_a_slice_that_was_opened_without_one(
+    of_bone: Flask, before: list[dict[str, Any]], made: str
+) -> None:
+    page = Page(of_bone)
+    drawn = {"id": 1, "model_version": VERSION, "result": page._prediction,
+             "created_at": made, "updated_at": LATER}  # fmt: skip
+    page.others = {"predictions": [*before, drawn]}
+    page.regions = {}
+    while of_bone.extensions["nextslice drags"]._places.acquire(blocking=False):
+        pass
+    assert page.drag(*OVER), "or the box stays on the page"
+    assert not page.shown.any()
+
+
 @pytest.mark.parametrize("drawn", [None, BONE & (X < 30)])
 def test_a_first_drag_takes_away_on_a_slice_that_has_masks_of_two_rounds(
     of_bone: Flask, drawn: npt.NDArray[np.bool_] | None

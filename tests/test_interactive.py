@@ -111,10 +111,33 @@ def test_the_prediction_that_the_page_opens_with_stands_first() -> None:
 def test_a_draft_says_what_a_slice_shows_that_was_opened_before_the_last_round() -> None:
     older = {**PREDICTION, "id": 0, "model_version": "u", "result": [{"id": "of the last round"}]}
     task = {"predictions": [older, PREDICTION], "annotations": []}
-    assert standing({**task, "drafts": []}, "v").several
-    assert not standing({**task, "drafts": [DRAFT]}, "v").several
+    assert not standing({**task, "drafts": []}, "v").known
+    assert standing({**task, "drafts": [DRAFT]}, "v").known
     bare = {**older, "result": []}
-    assert not standing({"predictions": [bare, PREDICTION]}, "v").several, "it showed nothing"
+    assert not standing({"predictions": [bare, PREDICTION]}, "v").known, "or it shows nothing"
+
+
+@pytest.mark.parametrize(
+    ("made", "touched", "known"),
+    [
+        ("10:00:00.000001Z", "10:00:00.000090Z", True),
+        ("10:00:00Z", "10:00:30Z", False),
+        ("10:00:00+00:00", "12:00:30+02:00", False),
+        ("10:00:00Z", None, True),
+    ],
+)
+def test_a_slice_may_be_open_since_before_its_prediction_was_drawn(
+    made: str, touched: str | None, known: bool
+) -> None:
+    """It shows nothing then: early rounds store their queue without masks."""
+    moments = {
+        "created_at": f"2026-11-01T{made}",
+        "updated_at": touched and f"2026-11-01T{touched}",
+    }
+    task = {"predictions": [{**PREDICTION, **moments}]}
+    assert standing(task, "v").known is known
+    assert standing(task, "v").certain
+    assert standing({**task, "drafts": [DRAFT]}, "v").known
 
 
 def test_the_newest_draft_stands_before_all_else() -> None:

@@ -11,7 +11,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from al_strategies.effort import Correction, correction
 from ml_backend.rounds.records import EffortRecord, LabelRecord
 from ml_backend.studio.annotations import Annotation, label_map
-from ml_backend.studio.interactive import dragged
+from ml_backend.studio.interactive import dragged, drawn_at
 from ml_backend.studio.label_config import LabelConfig, Policy
 from ml_backend.studio.task_order import PENDING_VERSION, VERSION_PREFIX
 
@@ -37,8 +37,6 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 Mask = npt.NDArray[np.uint8]
-_AT_ONCE = timedelta(seconds=1)
-"""A prediction that was touched no later than this after it was made was not drawn into."""
 _BARE = (f"{VERSION_PREFIX}r000-", PENDING_VERSION)
 """What the versions begin with that have an order and no masks."""
 
@@ -69,14 +67,11 @@ def shown(
 
 
 def _drawn_later(prediction: Mapping[str, Any], annotation: Annotation) -> bool:
-    """Whether the slice was open already when ``prediction`` got its regions: early rounds store
-    their queue bare and draw into it (`task_order.draw`)."""
-    made, drawn = _moment(prediction.get("created_at")), _moment(prediction.get("updated_at"))
-    seconds, submitted = annotation.lead_time, annotation.created_at
-    if made is None or drawn is None or seconds is None or submitted is None:
+    """Whether the slice was open already when ``prediction`` got its regions."""
+    drawn, seconds, submitted = drawn_at(prediction), annotation.lead_time, annotation.created_at
+    if drawn is None or seconds is None or submitted is None:
         return False
-    since = (submitted - drawn).total_seconds()
-    return drawn - made > _AT_ONCE and 0 <= since < seconds
+    return 0 <= (submitted - drawn).total_seconds() < seconds
 
 
 def effort_of(

@@ -14,7 +14,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -45,6 +45,7 @@ __all__ = [
     "Standing",
     "answer",
     "dragged",
+    "drawn_at",
     "label_of",
     "new_id",
     "nothing",
@@ -184,21 +185,22 @@ def _prompt(result: Mapping[str, Any]) -> Prompt | None:
 class Standing:
     """What the page is believed to show: ``results`` in painting order. ``draft``: the id of the
     draft that they are of, which was last ``saved`` then; None where they are of an annotation or a
-    prediction. ``certain``: False where it may be an annotation that is shown. ``several``: there
-    are predictions of several versions, and a slice that was opened before the last one came shows
-    another; nobody has worked on that yet, or there would be a draft."""
+    prediction. ``certain``: False where it may be an annotation that is shown. ``newer``: there are
+    predictions of several versions, or this one got its regions after it was stored, and a slice
+    that was opened before shows others or none; nobody has worked on that yet, or there would be a
+    draft."""
 
     results: tuple[Result, ...] = ()
     draft: int | None = None
     saved: datetime | None = None
     certain: bool = True
-    several: bool = False
+    newer: bool = False
 
     @property
     def known(self) -> bool:
         """Whether a region may be answered as it stands, without another mask coming onto the
         page."""
-        return self.certain and not self.several
+        return self.certain and not self.newer
 
     @property
     def ids(self) -> set[str]:
@@ -229,9 +231,24 @@ def standing(
     predictions = _rows(task.get("predictions"))
     ours = [p for p in predictions if p.get("model_version") == model_version]
     prediction = _newest(ours or predictions)
-    shown = () if prediction is None else _results(prediction)
-    versions = {str(p.get("model_version")) for p in predictions if p.get("result")}
-    return Standing(shown, certain=not annotations, several=len(versions) > 1)
+    if prediction is None:
+        return Standing(certain=not annotations)
+    versions = {str(p.get("model_version")) for p in predictions}
+    newer = len(versions) > 1 or drawn_at(prediction) is not None
+    return Standing(_results(prediction), certain=not annotations, newer=newer)
+
+
+_AT_ONCE = timedelta(seconds=1)
+"""A prediction that was touched no later than this after it was made was not drawn into."""
+
+
+def drawn_at(prediction: Mapping[str, Any]) -> datetime | None:
+    """When ``prediction`` got its regions, where that was after it was stored: early rounds store
+    their queue bare and draw into it (`task_order.draw`). None else, or where nobody says."""
+    made, touched = _time(prediction.get("created_at")), _time(prediction.get("updated_at"))
+    if made is None or touched is None or touched - made <= _AT_ONCE:
+        return None
+    return touched
 
 
 def _rows(value: object) -> list[Mapping[str, Any]]:
@@ -243,13 +260,16 @@ def _newest(value: object) -> Mapping[str, Any] | None:
 
 
 def _moment(row: Mapping[str, Any]) -> datetime:
-    for name in ("updated_at", "created_at"):
-        try:
-            found = datetime.fromisoformat(str(row.get(name)))
-        except ValueError:
-            continue
-        return found if found.tzinfo else found.replace(tzinfo=UTC)
-    return datetime.min.replace(tzinfo=UTC)
+    found = _time(row.get("updated_at")) or _time(row.get("created_at"))
+    return found or datetime.min.replace(tzinfo=UTC)
+
+
+def _time(said: object) -> datetime | None:
+    try:
+        found = datetime.fromisoformat(str(said))
+    except ValueError:
+        return None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def _number(row: Mapping[str, Any]) -> int | None:
