@@ -87,6 +87,7 @@ _PLAIN_ADDRESS = re.compile(
 )
 """Likewise."""
 _HOST_NAME = re.compile(r"[A-Za-z0-9._-]+")
+_LATIN_1 = re.compile(r"[\x00-\xff]*")
 
 
 def _shared(name: str) -> AliasChoices:
@@ -511,6 +512,26 @@ class Settings(BaseSettings):
                 "BASIC_AUTH_USER and BASIC_AUTH_PASS: found one of them, expected both, or neither "
                 "to let everybody in"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _as_label_studio_can_send_it(self) -> Self:
+        if ":" in self.basic_auth_user:
+            raise ValueError(
+                f"BASIC_AUTH_USER: found {self.basic_auth_user!r}, expected a user without a "
+                "colon: what follows one is taken for the password"
+            )
+        sent = {
+            "basic_auth_user": self.basic_auth_user,
+            "basic_auth_pass": self.basic_auth_pass.get_secret_value(),
+            "webhook_secret": self.webhook_secret.get_secret_value(),
+        }
+        for name, text in sent.items():
+            if text != text.strip() or not _LATIN_1.fullmatch(text):
+                raise ValueError(
+                    f"{variable_of(name)}: Label Studio cannot send it: expected characters of "
+                    "Latin-1 alone, and no space at either end"
+                )
         return self
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -387,6 +387,31 @@ def test_basic_auth_guards_everything(guarded: Flask, path: str) -> None:
     assert client.get(path, headers=basic("ls", "wrong")).status_code == 401
     assert client.get(path, headers=basic("other", "secret")).status_code == 401
     assert client.get(path, headers=basic("ls", "secret")).status_code == 200
+
+
+@pytest.mark.parametrize("password", ["plain", "Schlüssel", "with:colon"])
+def test_a_password_is_good_as_label_studio_and_as_browsers_write_it(
+    make_settings: Callable[..., Settings], password: str
+) -> None:
+    """Label Studio's requests writes Latin-1, browsers write UTF-8."""
+    client = create_app(
+        make_settings(BASIC_AUTH_USER="jürgen", BASIC_AUTH_PASS=password)
+    ).test_client()
+
+    def by_requests(password: str) -> Mapping[str, Any]:
+        asked = requests.Request("GET", "http://localhost/", auth=("jürgen", password))
+        return asked.prepare().headers
+
+    for headers in (basic("jürgen", password), by_requests(password)):
+        assert client.get("/health", headers=headers).status_code == 200
+    for headers in (basic("jürgen", f"{password}é"), by_requests(f"{password}é")):
+        assert client.get("/health", headers=headers).status_code == 401
+
+
+@pytest.mark.parametrize("header", ["Basic", "Basic é", "Basic bHM", "Bearer bHM6c2VjcmV0", "é"])
+def test_what_is_no_basic_auth_lets_nobody_in(guarded: Flask, header: str) -> None:
+    answer = guarded.test_client().get("/health", headers={"Authorization": header})
+    assert answer.status_code == 401
 
 
 def test_the_webhook_may_come_with_its_secret_instead(guarded: Flask) -> None:

@@ -88,6 +88,7 @@ def test_an_address_that_httpx_can_ask_is_taken(address: str) -> None:
         ("PUBLIC_URL", "http://host:99999", r"PUBLIC_URL: found .*expected an address"),
         ("NEXTSLICE_LOG_LEVEL", "chatty", r"NEXTSLICE_LOG_LEVEL: found 'CHATTY'.*'DEBUG', 'INFO'"),
         ("BASIC_AUTH_USER", "ann", r"BASIC_AUTH_USER and BASIC_AUTH_PASS: found one of them"),
+        ("NEXTSLICE_WEBHOOK_SECRET", "schlüssel€", "SECRET: Label Studio cannot send it: expected"),
         ("LABEL_STUDIO_URL", "labelstudio:8080", r"\. LABEL_STUDIO_URL: found 'labelstudio:8080'"),
         ("NEXTSLICE_STRATEGY", "corset", r"NEXTSLICE_STRATEGY: found 'corset'.*there are badge, "),
         ("NEXTSLICE_STRATEGY", "worst_iou", r"'worst_iou'.*looks at true masks"),
@@ -205,6 +206,25 @@ def test_an_empty_variable_is_the_default(monkeypatch: pytest.MonkeyPatch) -> No
 def test_basic_auth_is_user_and_password(make_settings: Callable[..., Settings]) -> None:
     assert make_settings().basic_auth is None
     assert make_settings(BASIC_AUTH_USER="u", BASIC_AUTH_PASS="p").basic_auth == ("u", "p")
+
+
+@pytest.mark.parametrize(
+    ("user", "password", "complaint"),
+    [
+        ("lab:ns", "secret", r"BASIC_AUTH_USER: found 'lab:ns', expected a user without a colon"),
+        ("łab", "secret", r"BASIC_AUTH_USER: Label Studio cannot send it: expected .*Latin-1"),
+        ("lab", "secret€", r"BASIC_AUTH_PASS: Label Studio cannot send it: expected .*Latin-1"),
+        ("lab", "secret ", r"BASIC_AUTH_PASS: Label Studio cannot send it: .*no space at either"),
+    ],
+)
+def test_credentials_that_label_studio_cannot_send_are_refused(
+    monkeypatch: pytest.MonkeyPatch, user: str, password: str, complaint: str
+) -> None:
+    monkeypatch.setenv("BASIC_AUTH_USER", user)
+    monkeypatch.setenv("BASIC_AUTH_PASS", password)
+    with pytest.raises(SettingsError, match=complaint) as refused:
+        load_settings()
+    assert password not in str(refused.value)
 
 
 def test_a_round_records_every_setting_that_decides_what_it_computes() -> None:

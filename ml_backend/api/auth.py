@@ -7,6 +7,7 @@ machine is answered, unless NEXTSLICE_ALLOW_ANYONE says otherwise.
 
 from __future__ import annotations
 
+import base64
 import hmac
 import ipaddress
 from urllib.parse import urlsplit
@@ -68,6 +69,25 @@ def _equal(found: str | None, expected: str) -> bool:
     return hmac.compare_digest((found or "").encode(), expected.encode())
 
 
+def _presented(request: Request) -> bytes:
+    """User and password as the request has them, `user:password`; empty without any.
+
+    As bytes: browsers write UTF-8, Label Studio (requests) Latin-1, and Werkzeug reads no Latin-1.
+    """
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "basic":
+        return b""
+    try:
+        return base64.b64decode(token)
+    except ValueError:  # not ASCII, or not base64
+        return b""
+
+
+def _is(expected: tuple[str, str], presented: bytes) -> bool:
+    text = ":".join(expected)
+    return any(hmac.compare_digest(presented, text.encode(way)) for way in ("utf-8", "latin-1"))
+
+
 def refuse(settings: Settings, request: Request) -> Response | None:
     """None for a request that may go on; the 401 for one that may not."""
     expected = settings.basic_auth
@@ -75,11 +95,8 @@ def refuse(settings: Settings, request: Request) -> Response | None:
         if settings.allow_anyone or _from_here(settings, request):
             return None
         return Response(f"nextslice: {_MISSING}\n", 403, mimetype="text/plain")
-    given = request.authorization
-    if given is not None and given.type == "basic":
-        user = _equal(given.username, expected[0])
-        if _equal(given.password, expected[1]) and user:
-            return None
+    if _is(expected, _presented(request)):
+        return None
     if request.path.rstrip("/") == "/webhook" and _equal(
         request.headers.get(WEBHOOK_HEADER), webhook_secret(settings)
     ):
