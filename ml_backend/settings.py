@@ -217,7 +217,8 @@ class Settings(BaseSettings):
     )
     webhook_secret: Local[SecretStr] = Field(
         SecretStr(""),
-        description="Secret header of the webhook; empty: derived from the API key.",
+        description="Secret header of the webhook; empty: derived from the API key. With neither, "
+        "only user and password let a webhook in.",
     )
     slice_secret: Local[SecretStr] = Field(
         SecretStr(""),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -412,6 +414,26 @@ def test_a_password_is_good_as_label_studio_and_as_browsers_write_it(
 def test_what_is_no_basic_auth_lets_nobody_in(guarded: Flask, header: str) -> None:
     answer = guarded.test_client().get("/health", headers={"Authorization": header})
     assert answer.status_code == 401
+
+
+def test_a_webhook_without_a_secret_of_anybody_needs_user_and_password(
+    make_settings: Callable[..., Settings], redis_url: str
+) -> None:
+    """What is derived from an API key that is not set is known to everybody."""
+    login = {"BASIC_AUTH_USER": "ls", "BASIC_AUTH_PASS": "secret"}
+    keyless = make_settings(REDIS_URL=redis_url, LABEL_STUDIO_API_KEY="", **login)
+    client = create_app(keyless).test_client()
+    body = {"action": "LABEL_LINK_CREATED", "project": PROJECT}
+    known = hmac.new(b"", b"nextslice webhook", hashlib.sha256).hexdigest()
+    for headers in ({WEBHOOK_HEADER: known}, {WEBHOOK_HEADER: ""}, {}):
+        answer = client.post("/webhook", json=body, headers=headers)
+        assert answer.status_code == 401
+        assert "NEXTSLICE_WEBHOOK_SECRET" in answer.text
+    assert client.post("/webhook", json=body, headers=basic("ls", "secret")).status_code == 200
+    with pytest.raises(SettingsError, match="NEXTSLICE_WEBHOOK_SECRET"):
+        webhook_secret(keyless)
+    told = make_settings(LABEL_STUDIO_API_KEY="", NEXTSLICE_WEBHOOK_SECRET="said", **login)
+    assert webhook_secret(told) == "said"
 
 
 def test_the_webhook_may_come_with_its_secret_instead(guarded: Flask) -> None:

@@ -97,12 +97,15 @@ def refuse(settings: Settings, request: Request) -> Response | None:
         return Response(f"nextslice: {_MISSING}\n", 403, mimetype="text/plain")
     if _is(expected, _presented(request)):
         return None
-    if request.path.rstrip("/") == "/webhook" and _equal(
-        request.headers.get(WEBHOOK_HEADER), webhook_secret(settings)
-    ):
-        return None
+    wrong = "user or password is missing or wrong (BASIC_AUTH_USER, BASIC_AUTH_PASS)"
+    if request.path.rstrip("/") == "/webhook":
+        try:
+            if _equal(request.headers.get(WEBHOOK_HEADER), webhook_secret(settings)):
+                return None
+        except SettingsError as error:
+            wrong = f"{wrong}. {error}"
     return Response(
-        "nextslice: user or password is missing or wrong (BASIC_AUTH_USER, BASIC_AUTH_PASS)\n",
+        f"nextslice: {wrong}\n",
         401,
         {"WWW-Authenticate": 'Basic realm="nextslice"'},
         mimetype="text/plain",

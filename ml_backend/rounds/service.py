@@ -24,12 +24,19 @@ WEBHOOK_HEADER = "X-Nextslice-Secret"
 
 
 def webhook_secret(settings: Settings) -> str:
-    """The value of the webhook's secret header: set, or derived from the API key."""
+    """The value of the webhook's secret header: set, or derived from the API key.
+
+    Raises SettingsError when there is neither.
+    """
     given = settings.webhook_secret.get_secret_value()
     if given:
         return given
-    key = settings.label_studio_api_key.get_secret_value().encode()
-    return hmac.new(key, b"nextslice webhook", hashlib.sha256).hexdigest()
+    derived = _derived(settings, b"nextslice webhook")
+    if derived is None:
+        raise SettingsError(
+            "The webhook has no secret: set NEXTSLICE_WEBHOOK_SECRET (or LABEL_STUDIO_API_KEY)."
+        )
+    return derived
 
 
 def slice_keys(settings: Settings) -> SliceKeys:
@@ -39,18 +46,22 @@ def slice_keys(settings: Settings) -> SliceKeys:
     """
     from ml_backend.volumes.address import SliceKeys
 
-    given = settings.slice_secret.get_secret_value()
-    key = settings.label_studio_api_key.get_secret_value()
-    if not given and not key:
-        # derived from nothing, it would be known to everybody
+    said = settings.slice_secret.get_secret_value() or _derived(settings, b"nextslice slices")
+    if said is None:
         raise SettingsError(
             "Slices cannot be addressed: set NEXTSLICE_SLICE_SECRET (or LABEL_STUDIO_API_KEY)."
         )
     try:
-        derived = hmac.new(key.encode(), b"nextslice slices", hashlib.sha256).hexdigest()
-        return SliceKeys.parse(given or derived)
+        return SliceKeys.parse(said)
     except ValueError as error:
         raise SettingsError(f"NEXTSLICE_SLICE_SECRET: {error}") from None
+
+
+def _derived(settings: Settings, purpose: bytes) -> str | None:
+    """A secret that follows from the API key; None without one: everybody would know what follows
+    from nothing."""
+    key = settings.label_studio_api_key.get_secret_value().encode()
+    return hmac.new(key, purpose, hashlib.sha256).hexdigest() if key else None
 
 
 def volume_roots(settings: Settings) -> VolumeRoots:
