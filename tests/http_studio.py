@@ -57,6 +57,7 @@ class HttpStudio(ThreadingHTTPServer):
     """Label Studio at ``url``; its project is that of ``memory``.
 
     ``fault``: is asked before each image is answered, with its path: a status instead, or None.
+    ``refused``: path of the API → status that it is answered with.
     ``posix``: its database knows POSIX classes in patterns, as all but SQLite do.
     ``moved``: path → address that it redirects to. ``seen``: method, path and status of each
     answer. ``shown``: the Authorization headers of requests. ``renewals``: access tokens given out.
@@ -69,6 +70,7 @@ class HttpStudio(ThreadingHTTPServer):
         self.memory, self.life_s, self.ahead_s = memory, life_s, ahead_s
         self.key = personal_token()
         self.fault: Callable[[str], int | None] = lambda path: None
+        self.refused: dict[str, int] = {}
         self.posix = False
         self.moved: dict[str, str] = {}
         self.seen: list[tuple[str, str, int]] = []
@@ -130,6 +132,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.reply({"release": "1.23.2"})
         elif not self.server.lets_in(self.headers.get("Authorization")):
             self.reply({"detail": "Given token not valid for any token type"}, 401)
+        elif path in self.server.refused:
+            self.reply({"detail": "as the test wants it"}, self.server.refused[path])
         elif path == "api/projects/999":
             answer = {"id": "7f", "status_code": 404, "version": "1.23.2", "exc_info": None,
                       "detail": "No Project matches the given query."}  # fmt: skip

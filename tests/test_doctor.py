@@ -172,6 +172,17 @@ def test_a_store_that_cannot_be_written_is_named(service: Service, tmp_path: Pat
     assert str(tmp_path / "file") in found.says
 
 
+@pytest.mark.parametrize("status", [403, 502])
+def test_projects_that_cannot_be_listed_are_one_fault(
+    service: Service, server: HttpStudio, status: int
+) -> None:
+    server.refused["api/projects"] = status
+    found = examined(service)
+    assert found["projects"].verdict == "fault"
+    assert str(status) in found["projects"].says
+    assert [name for name, f in found.items() if f.verdict == "fault"] == ["projects"]
+
+
 def doctor(service: Service, *options: str, **env: str) -> subprocess.CompletedProcess[str]:
     settings = service.settings
     known = {
@@ -199,6 +210,20 @@ def test_the_command_says_a_line_each_and_ends_well_with_a_warning(
     (warned,) = (line for line in lines if line.startswith("warning"))
     assert "database: " in warned
     assert "DJANGO_DB=default" in warned
+
+
+def test_the_command_says_what_stands_in_the_way_of_mending(
+    service: Service, server: HttpStudio, tmp_path: Path
+) -> None:
+    server.refused["api/projects"] = 502
+    done = doctor(service, "--fix")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "502" in next(line for line in done.stdout.splitlines() if "  projects: " in line)
+    server.refused.clear()
+    (tmp_path / "file").write_text("no folder")
+    done = doctor(service, "--fix", NEXTSLICE_STORE=str(tmp_path / "file" / "store"))
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "WRONG    store: " in done.stdout
 
 
 def test_the_command_ends_with_1_where_something_is_wrong_in_json_too(service: Service) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 
 from ml_backend.health.finding import FIX, Finding
-from ml_backend.health.projects import projects
+from ml_backend.health.projects import mend, projects
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.service import WEBHOOK_HEADER, Service, webhook_secret
+from ml_backend.rounds.store import StoreFault
 from ml_backend.settings import Settings
 from ml_backend.studio import task_order
 from ml_backend.studio.client import Backend, Webhook
@@ -32,6 +33,9 @@ class Hooked(MemoryStudio):
 
     def webhooks(self, project_id: int, url: str) -> list[Webhook]:
         return [hook for hook in self.hooks if hook.url == url]
+
+    def set_webhook(self, project_id: int, url: str) -> None:
+        self.hooks = [Webhook(id=1, url=url)]
 
     def find_backend(self, project_id: int, url: str) -> Backend | None:
         return next((b for b in self.backends(project_id) if b.url == url), None)
@@ -63,6 +67,27 @@ def test_a_project_that_is_well_is_one_good_line(service: Service) -> None:
     assert found(service) == Finding(
         "project 7", "good", "Connected; it follows the queue of nothing yet."
     )
+
+
+def test_a_redis_that_fails_as_a_project_is_mended_is_said(service: Service) -> None:
+    service.studio.update_project(7, sampling="Sequential sampling")
+    settings = service.settings.model_copy(update={"redis_url": "redis://:secret@127.0.0.1:9/0"})
+    without = Service(settings, studio=service.studio)
+    (said,) = mend(without)
+    assert said.startswith("project 7 could not be mended: ")
+    assert "secret" not in said
+
+
+def test_a_store_that_fails_as_a_project_is_looked_at_is_a_fault_of_it(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(project: ConnectedProject) -> NoReturn:
+        raise StoreFault("The store's published.json cannot be read: Input/output error.")
+
+    monkeypatch.setattr(ConnectedProject, "published", property(failing))
+    assert {(f.check, f.verdict) for f in projects(service)} == {("project 7", "fault")}
+    monkeypatch.setattr("ml_backend.health.projects._CHECKS", ())
+    assert found(service).says == "The store's published.json cannot be read: Input/output error."
 
 
 def test_a_project_that_label_studio_does_not_have_any_more_is_no_matter(service: Service) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from redis.exceptions import RedisError
+
 from ml_backend.errors import NextsliceError
 from ml_backend.health.finding import FIX, Finding, Verdict
 from ml_backend.rounds import switching
@@ -36,20 +38,24 @@ Check = Callable[[ConnectedProject, Project], Iterator[Finding]]
 
 
 def projects(service: Service) -> Iterator[Finding]:
-    """Each thing amiss in each adopted project that is there; one line for a project that is well.
-
-    Raises StudioError when the projects cannot be listed.
+    """Each thing amiss in each adopted project that is there; one line for a project that is well,
+    and one where they cannot be listed. Raises nothing that Label Studio or the store can cause.
     """
-    for project, seen in _adopted(service):
+    try:
+        adopted = list(_adopted(service))
+    except NextsliceError as error:
+        yield Finding("projects", "fault", without_passwords(str(error)))
+        return
+    for project, seen in adopted:
         amiss = [finding for check in _CHECKS for finding in _made(check, project, seen)]
-        yield from amiss or [Finding(_name(seen), "good", _well(project))]
+        yield from amiss or _made(_well, project, seen)
 
 
 def mend(service: Service) -> Iterator[str]:
     """Connect again each project of which a finding's ``mend`` is `FIX`, in a sentence each.
 
-    Nothing that people or other programs have made is changed. Raises StudioError when the projects
-    cannot be listed.
+    Nothing that people or other programs have made is changed. Raises StudioError or StoreFault
+    when the projects cannot be listed.
     """
     from ml_backend.rounds.adopt import connect
 
@@ -59,7 +65,7 @@ def mend(service: Service) -> Iterator[str]:
                 project.studio.set_webhook(project.number, f"{project.link.url}/webhook")
                 connect(project)
                 switching.repair(project, project.in_studio())
-            except NextsliceError as error:
+            except (NextsliceError, RedisError) as error:
                 yield f"{_name(seen)} could not be mended: {without_passwords(str(error))}"
             else:
                 yield f"{_name(seen)} is connected anew."
@@ -83,10 +89,10 @@ def _name(seen: Project) -> str:
     return f"project {seen.id} ({seen.title})" if seen.title else f"project {seen.id}"
 
 
-def _well(project: ConnectedProject) -> str:
+def _well(project: ConnectedProject, seen: Project) -> Iterator[Finding]:
     published = project.published
     version = "nothing yet" if published is None else published.model_version
-    return f"Connected; it follows the queue of {version}."
+    yield Finding(_name(seen), "good", f"Connected; it follows the queue of {version}.")
 
 
 # -- checks
