@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from al_strategies import base
 from ml_backend import cli
+from ml_backend.rounds import extra_params
 from ml_backend.rounds.extra_params import SOURCE, faults_of, follow, usable
 from ml_backend.rounds.held_settings import held_settings
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.project_settings import change_settings
 from ml_backend.rounds.records import ProjectRecord
 from ml_backend.rounds.service import Service
-from ml_backend.settings import Settings, load_settings
+from ml_backend.settings import Settings, SettingsError, load_settings
 from ml_backend.studio.client import Backend
 
 KEY = "7.1763865028"
@@ -118,6 +120,66 @@ def test_they_are_written_where_they_are_new_and_not_else(
     monkeypatch.setattr(ConnectedProject, "update", lambda self, change: writes.append(change))
     follow(again(project), backend({"k": 4}))
     assert writes == []
+
+
+@pytest.fixture
+def of_a_plugin(monkeypatch: pytest.MonkeyPatch) -> Callable[[], object]:
+    """Installs the strategy ``mine`` when it is called."""
+    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
+    cls = type(base.get_strategy("random"))
+    return lambda: base._REGISTRY.update(mine=cls)
+
+
+def test_one_that_was_refused_holds_once_it_can_be_used(
+    project: ConnectedProject, of_a_plugin: Callable[[], object]
+) -> None:
+    said = backend({"k": 4, "strategy": "mine"})
+    follow(project, said)
+    assert (again(project).settings.k, again(project).settings.strategy) == (4, "entropy")
+    assert "'mine'" in faults_of(again(project))[0]
+    of_a_plugin()
+    follow(again(project), said)
+    assert again(project).settings.strategy == "mine"
+    assert faults_of(again(project)) == []
+
+
+def test_one_that_was_taken_and_can_be_used_no_more_stops_the_project_for_one_look_at_most(
+    project: ConnectedProject, of_a_plugin: Callable[[], object]
+) -> None:
+    said = backend({"k": 4, "strategy": "mine"})
+    of_a_plugin()
+    follow(project, said)
+    assert again(project).settings.strategy == "mine"
+    del base._REGISTRY["mine"]
+    with pytest.raises(SettingsError, match=r"extra params of project 7 .*'mine'.*Edit them under"):
+        _ = again(project).settings
+    follow(again(project), said)
+    assert (again(project).settings.k, again(project).settings.strategy) == (4, "entropy")
+    assert "'mine'" in faults_of(again(project))[0]
+
+
+def test_another_nextslice_judges_them_anew_and_a_network_is_built_once(
+    project: ConnectedProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[str] = []
+    monkeypatch.setattr(extra_params, "_check_built", built.append)
+    said = backend({"architecture": "unet"})
+    for _ in range(3):
+        follow(again(project), said)
+    assert built == ["unet"]
+    monkeypatch.setattr(extra_params, "__version__", "99")
+    for _ in range(3):
+        follow(again(project), said)
+    assert built == ["unet", "unet"]
+
+
+def test_own_settings_that_cannot_be_used_are_named_before_extra_params(
+    project: ConnectedProject,
+) -> None:
+    project.update(lambda record: record.extra_read("", {"strategy": "gone"}, []))
+    project.update(lambda record: record.given_settings({"cold_start": "gone"}, ()))
+    with pytest.raises(SettingsError, match=r"nextslice project set 7 cold_start=$"):
+        _ = again(project).settings
 
 
 def test_show_says_where_they_come_from_and_what_is_wrong(

@@ -6,6 +6,7 @@ of the ML backend that is us, read at adoption and with each look of reconcile.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import subprocess  # nosec B404  # of ourselves
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ml_backend import __version__
 from ml_backend.configuration import written
 from ml_backend.errors import OptionError, SettingsError
 from ml_backend.rounds.project import ConnectedProject
@@ -34,21 +36,30 @@ _BUILT_WITHIN_S = 120
 
 def follow(project: ConnectedProject, backend: Backend | None) -> None:
     """Keep what the extra params of ``backend`` say, where it is not known yet: its settings hold
-    from now on. None, where Label Studio has no backend that is us: none hold."""
+    from now on. None, where Label Studio has no backend that is us: none hold.
+
+    They are judged anew where they, nextslice or what can be used here has changed: a strategy may
+    come and go with a plugin.
+    """
     given = None if backend is None else backend.extra_params
-    said = json.dumps(given, sort_keys=True)[:_MOST_CHARACTERS]
-    if said == (project.record.extra_said or "null"):
+    service, record = project.service.settings, project.record
+    if given is None and not record.extra_settings and not record.extra_faults:
         return
-    settings, faults = usable(project.service.settings, given)
+    here = [__version__, given, *usable(service, given, build=False)]
+    judged = hashlib.sha256(json.dumps(here, sort_keys=True).encode()).hexdigest()
+    if judged == record.extra_judged:
+        return
+    settings, faults = usable(service, given)
     for fault in faults:
         logger.warning("project %s: %s", project.key, fault)
-    project.update(lambda record: record.extra_read(said, settings, faults))
+    project.update(lambda record: record.extra_read(judged, settings, faults))
     project.read_settings_again()
 
 
-def usable(service: Settings, said: Any) -> tuple[dict[str, Any], list[str]]:
+def usable(service: Settings, said: Any, *, build: bool = True) -> tuple[dict[str, Any], list[str]]:
     """The settings among extra params, by field and over those of ``service``, and a sentence on
-    each that is none. ``said``: an object, a text of one, or nothing."""
+    each that is none. ``said``: an object, a text of one, or nothing. ``build``: whether a network
+    can be built is found out, which takes seconds."""
     if (size := len(json.dumps(said))) > _MOST_CHARACTERS:
         return {}, [_refused(f"found {size:,} characters")]
     if isinstance(said, str):
@@ -66,19 +77,19 @@ def usable(service: Settings, said: Any) -> tuple[dict[str, Any], list[str]]:
         if value is None or value == "":
             continue
         try:
-            found |= _setting(service, name, value)
+            found |= _setting(service, name, value, build)
         except (OptionError, SettingsError) as error:
             faults.append(f"Extra params in Label Studio, not obeyed: {error}")
     return found, faults
 
 
-def _setting(service: Settings, name: str, value: object) -> dict[str, Any]:
+def _setting(service: Settings, name: str, value: object, build: bool) -> dict[str, Any]:
     field = named_setting(name)
     if not isinstance(value, (str, int, float)):
         raise OptionError(f"{field}: found {str(value)[:60]}, expected a text, a number or a bool")
     text = written(value).strip()
     checked = service.with_own({field: text})
-    if field == "architecture" and text != "auto":
+    if build and field == "architecture" and text != "auto":
         _check_built(text)
     kept: dict[str, Any] = checked.model_dump(mode="json", include={field})
     return kept

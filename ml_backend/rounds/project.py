@@ -70,11 +70,23 @@ class ConnectedProject:
         try:
             return self.service.settings.with_own({**record.extra_settings, **record.settings})
         except SettingsError as error:
+            raise SettingsError(self._unusable(record, error)) from None
+
+    def _unusable(self, record: ProjectRecord, error: SettingsError) -> str:
+        """What a person can do about ``error``, of own settings or of extra params."""
+        try:
+            service = self.service.settings.with_own(record.settings)
+        except SettingsError as own:
             names = " ".join(f"{name}=" for name in record.settings)
-            raise SettingsError(
-                f"The settings of project {self.number} cannot be used: {error}. Take them back: "
+            return (
+                f"The settings of project {self.number} cannot be used: {own}. Take them back: "
                 f"nextslice project set {self.number} {names}"
-            ) from None
+            )
+        return (
+            f"The extra params of project {self.number} in Label Studio cannot be used: {error}. "
+            "Edit them under Settings → Model, where its ML backend is: "
+            f"{service.label_studio_url}/projects/{self.number}/settings/ml"
+        )
 
     def page_of(self, task: int) -> str:
         """The address of the slice in Label Studio."""

@@ -394,8 +394,9 @@ class ProjectRecord(Record):
     settings: dict[str, JsonValue] = Field(default_factory=dict)
     """The project's own, by field: over those of the service."""
 
-    extra_said: str = ""
-    """The extra params of its ML backend in Label Studio, as they were read last."""
+    extra_judged: str = ""
+    """Digest of the extra params of its ML backend in Label Studio, and of what they were judged
+    by, when they were judged last."""
     extra_settings: dict[str, JsonValue] = Field(default_factory=dict)
     """What can be used of them, by field: under ``settings``, over those of the service."""
     extra_faults: list[str] = Field(default_factory=list)
@@ -420,10 +421,10 @@ class ProjectRecord(Record):
         self.settings = {**kept, **given}
 
     def extra_read(
-        self, said: str, settings: Mapping[str, JsonValue], faults: Sequence[str]
+        self, judged: str, settings: Mapping[str, JsonValue], faults: Sequence[str]
     ) -> None:
-        """Label Studio has other extra params than before."""
-        self.extra_said = said
+        """Label Studio has other extra params than before, or they are judged otherwise."""
+        self.extra_judged = judged
         self.extra_settings, self.extra_faults = dict(settings), list(faults)
 
     def lacks_images(self, sentence: str) -> None:
