@@ -3,9 +3,12 @@ what is believed of the slice is put where it would be kept."""
 
 from __future__ import annotations
 
+import errno
+import math
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -141,6 +144,26 @@ NEAR = (Y >= 10) & (Y < 52) & (X >= 10) & (X < 52)
 
 def wrong(page: Page, wanted: npt.NDArray[np.uint8]) -> int:
     return int(np.count_nonzero(page.shown != wanted))
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["it was read before", "never"])
+def test_a_drag_while_the_store_does_not_answer_is_no_error(
+    app: Flask, monkeypatch: pytest.MonkeyPatch, seen: bool
+) -> None:
+    """What is published is read every two seconds; all that a drag needs is in memory by then."""
+    page, serving = Page(app), app.extensions["nextslice"]
+    if seen:
+        serving.published(KEY)
+        serving._seen[KEY] = replace(serving._seen[KEY], at=-math.inf)
+
+    def away(*_: object, **__: object) -> bytes:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(serving.service.store.fs, "cat_file", away)
+    before = page.shown
+    page.drag(*OVER)
+
+    assert (page.shown != before).any() == seen
 
 
 def test_a_drag_repairs_what_was_missed_in_a_region_of_its_own(app: Flask) -> None:

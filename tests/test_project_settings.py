@@ -138,7 +138,7 @@ def test_a_round_that_was_asked_for_before_the_pause_does_not_begin(
     begun: list[str] = []
     monkeypatch.setattr("ml_backend.rounds.jobs._project", lambda key: again(project))
     monkeypatch.setattr(
-        "ml_backend.rounds.jobs.attempt", lambda p, why, progress: begun.append(why)
+        "ml_backend.rounds.jobs.attempt", lambda p, why, progress, number: begun.append(why)
     )
     change_settings(project, {"pause": "yes"})
     round_job(KEY, "8 new annotations")

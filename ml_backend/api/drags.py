@@ -125,14 +125,15 @@ class Drags:
     def _answer(
         self, key: str, task: dict[str, Any], label_config: str, context: object
     ) -> dict[str, Any]:
-        published = self._serving.published(key)
-        version = PENDING_VERSION if published is None else published.model_version
+        version = PENDING_VERSION
         stands = Standing()
         outcome: DragOutcome = "failed"
         found: dict[str, Result] = {}
         prompt: Prompt | None = None
         read: LabelConfig | None = None
         try:
+            published = self._serving.published(key)
+            version = version if published is None else published.model_version
             stands = standing(task, version, lambda: self._serving.wants_one(key))
             config, reason = usable(published, label_config)
             read = config or parse_label_config(label_config)

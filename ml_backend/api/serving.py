@@ -27,6 +27,7 @@ from ml_backend.rounds.artefacts import ROUND
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import Published
 from ml_backend.rounds.service import Service
+from ml_backend.rounds.store import StoreFault
 from ml_backend.rounds.upcoming import next_in_queue
 from ml_backend.studio.annotations import regions
 from ml_backend.studio.label_config import LabelConfig, LabelConfigError, parse_label_config
@@ -97,12 +98,19 @@ class Serving:
             return False
 
     def published(self, key: str) -> Published | None:
-        """What is published for the project, at most ``published_ttl_s`` old."""
+        """What is published for the project, at most ``published_ttl_s`` old; older while the store
+        does not answer. Raises StoreFault where it never did."""
         seen = self._seen.get(key)
         moment = time.monotonic()
         if seen is None or moment - seen.at > self.service.settings.published_ttl_s:
             project = self.project(key)
-            seen = _Seen(project.published, moment)
+            try:
+                seen = _Seen(project.published, moment)
+            except StoreFault as error:
+                if seen is None:
+                    raise
+                logger.warning("project %s: what was published last is served: %s", key, error)
+                seen = _Seen(seen.published, moment)
             if seen.published is not None:  # the first publication must not wait to be seen
                 self._seen[key], self._projects[key] = seen, project
                 self._warm(key, seen.published)
