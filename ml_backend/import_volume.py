@@ -39,6 +39,7 @@ from ml_backend.studio.label_config import (
     shows_why,
 )
 from ml_backend.studio.projects import (
+    ANNOTATED_AT_ONCE,
     annotate,
     check_title,
     create_project,
@@ -426,19 +427,19 @@ class _Import:
 
     def _annotate(self, project: Project, config: LabelConfig, labelled: Sequence[int]) -> int:
         """Give slices that are there the labels that an import before this one lost, or was not
-        asked for; how many. Not where somebody has annotated, skipped or begun the slice."""
-        lacking = {z: self._bare[z] for z in labelled if z in self._bare}
-        if not lacking:
-            return 0
-        begun = {row.id for row in self.studio.tasks(project.id, [drafted()])}
-        # In full: where Label Studio has workers, its count of a task's annotations comes later.
-        looked = self.studio.full_tasks_by_id(project.id, lacking.values())
-        bare = {int(row["id"]) for row in looked if not row["annotations"]} - begun
-        mine = {task: z for z, task in lacking.items() if task in bare}
-        for done, (task, z) in enumerate(mine.items(), start=1):
-            annotate(self.studio, {task: self._annotations(z, config)["annotations"]})
-            self.progress("labels", done, len(mine))
-        return len(mine)
+        asked for; how many. Not where somebody has annotated, skipped or begun the slice, also
+        while this goes on."""
+        lacking = [z for z in labelled if z in self._bare]
+        given = 0
+        for done in range(0, len(lacking), ANNOTATED_AT_ONCE):
+            few = lacking[done : done + ANNOTATED_AT_ONCE]
+            drawn = {self._bare[z]: self._annotations(z, config)["annotations"] for z in few}
+            begun = [row.id for row in self.studio.tasks_by_id(project.id, drawn, [drafted()])]
+            for task in begun:
+                del drawn[task]
+            given += annotate(self.studio, project.id, drawn)
+            self.progress("labels", done + len(few), len(lacking))
+        return given
 
     def _missing(self, project: Project, indices: range, window: Window) -> list[int]:
         missing = [i for i in indices if i not in self._there]

@@ -19,6 +19,7 @@ from ml_backend.cli import app
 from ml_backend.import_volume import ImportReport, ImportRequest, import_volume
 from ml_backend.rounds.service import Service, slice_keys
 from ml_backend.settings import Settings
+from ml_backend.studio import projects
 from ml_backend.studio.annotations import label_map
 from ml_backend.studio.client import StudioError
 from ml_backend.studio.label_config import bitmask_config, parse_label_config
@@ -232,6 +233,42 @@ def test_labels_that_an_import_lost_are_added_by_the_next(imported: Imported) ->
         assert (label_map(rows[z][0]["result"], config, 8, 9).mask == 1).all()
     assert rows[2][0]["result"] == []
     assert imported.repeat(with_labels=labels).labels_added == 0
+
+
+@pytest.mark.parametrize(
+    ("person", "left"),
+    [
+        (lambda studio: studio.submit(5, []), 1),
+        (lambda studio: studio.submit(5, [], was_cancelled=True), 1),
+        (lambda studio: studio.drafted.add(5), 0),
+    ],
+    ids=["submits", "skips", "begins"],
+)
+def test_a_slice_that_somebody_takes_while_labels_are_added_is_left(
+    imported: Imported,
+    person: Callable[[MemoryStudio], None],
+    left: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    labels = imported.path.with_name("labels.npy")
+    np.save(labels, np.ones((SLICES, 8, 9), np.uint8))
+    for module in (importing, projects):
+        monkeypatch.setattr(module, "ANNOTATED_AT_ONCE", 2)
+    request = imported.studio.request
+    sent: list[str] = []
+
+    def beside(method: str, path: str, **options: Any) -> None:
+        if method == "POST":
+            sent.append(path)
+            if len(sent) == 1:
+                person(imported.studio)
+        request(method, path, **options)
+
+    monkeypatch.setattr(imported.studio, "request", beside)
+
+    assert imported.repeat(with_labels=labels).labels_added == SLICES - 1
+    rows = {row["id"]: row["annotations"] for row in imported.studio.full_tasks(7)}
+    assert [len(rows[z]) for z in range(SLICES)] == [1, 1, 1, 1, 1, left]
 
 
 @pytest.mark.parametrize("failure", [StudioError("Label Studio is gone."), KeyboardInterrupt()])

@@ -11,6 +11,7 @@ from urllib.parse import parse_qs
 
 import pytest
 
+from ml_backend.studio import projects
 from ml_backend.studio.client import Studio, StudioError
 from ml_backend.studio.projects import create_project, import_tasks, upload_images
 from ml_backend.studio.task_order import QueuedPrediction, store_predictions
@@ -302,6 +303,25 @@ def test_what_label_studio_did_not_store_of_an_import_is_sent_again(
     stored = [(task["data"], task["annotations"]) for task in forgetful.tasks[1:]]
     assert stored == [(row["data"], row["annotations"]) for row in ROWS]
     assert forgetful.tasks[0]["annotations"] == []
+
+
+def test_what_somebody_submits_before_annotations_are_sent_again_counts(
+    forgetful: Forgetful, talking: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(projects, "ANNOTATED_AT_ONCE", 2)
+    forgetful.lost = ["annotations"]
+    request, drawn = talking.request, {"result": [{"drawn": "by a person"}]}
+
+    def beside(method: str, path: str, **options: Any) -> Any:
+        if path.endswith("tasks/1/annotations/"):
+            forgetful.tasks[5]["annotations"].append(drawn)
+        return request(method, path, **options)
+
+    monkeypatch.setattr(talking, "request", beside)
+    import_tasks(talking, 1, ROWS)
+
+    stored = [task["annotations"] for task in forgetful.tasks]
+    assert stored == [*(row["annotations"] for row in ROWS[:5]), [drawn]]
 
 
 @pytest.mark.parametrize(
