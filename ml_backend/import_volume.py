@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from al_strategies.learner import IGNORE, Progress
 from ml_backend.errors import NextsliceError
+from ml_backend.grey import middles
 from ml_backend.pictures import class_ids, encode_png
 from ml_backend.rounds.adopt import connect
 from ml_backend.rounds.project import ConnectedProject
@@ -67,6 +68,8 @@ Item = TypeVar("Item")
 _TASKS_PER_REQUEST = 500
 _BYTES_PER_REQUEST = 16 << 20
 _FILES_PER_REQUEST = 16
+_COMPARED = 3
+"""Of a project's uploaded slices that show something, to tell whose they are."""
 
 
 @dataclass(frozen=True)
@@ -442,23 +445,37 @@ class _Import:
         return given
 
     def _missing(self, project: Project, indices: range, window: Window) -> list[int]:
-        missing = [i for i in indices if i not in self._there]
-        if self.request.upload and len(missing) < len(indices):
-            self._check_picture(project, next(i for i in indices if i in self._there), window)
-        return missing
+        if self.request.upload and self._there:
+            self._check_pictures(project, window)
+        return [i for i in indices if i not in self._there]
 
-    def _check_picture(self, project: Project, index: int, window: Window) -> None:
-        """Raise StudioError when the picture of a slice that is there is not that of our volume:
-        files of one name, as every sample's recon.tif, are different volumes."""
-        stored = decode_image(self.studio.download(self._there[index], 0), f"slice {index}")
-        if not np.array_equal(stored, render(self.volume[index], window)):
-            if self.request.options.oriented:
-                raise _StoredThereAlready  # if they are pictures of this volume at all
-            raise StudioError(
-                f"project {project.id} ({project.title!r}) has slices of a volume called "
-                f"{self.name!r} already, and its slice {index} looks different: another file, or "
-                "another --window. Give another --title for a new project"
-            )
+    def _check_pictures(self, project: Project, window: Window) -> None:
+        """Raise StudioError when the pictures that are there are not our volume's: files of one
+        name, as every sample's recon.tif, are different volumes. Air looks the same in all of them:
+        so slices are compared until some had anything to see, all where none has."""
+        there = sorted(self._there)
+        for index in (there[0], there[-1]):
+            if not 0 <= index < len(self.volume):
+                self._refuse(project, f"one is its slice {index}, ours has {len(self.volume)}")
+        telling = 0
+        for place in dict.fromkeys([*middles(len(there), _COMPARED), *range(len(there))]):
+            index = there[place]
+            shown = render(self.volume[index], window)
+            stored = decode_image(self.studio.download(self._there[index], 0), f"slice {index}")
+            if not np.array_equal(stored, shown):
+                self._refuse(project, f"its slice {index} looks different")
+            telling += bool(shown.min() < shown.max())
+            if telling == _COMPARED:
+                return
+
+    def _refuse(self, project: Project, difference: str) -> NoReturn:
+        if self.request.options.oriented:
+            raise _StoredThereAlready  # if they are pictures of this volume at all
+        raise StudioError(
+            f"project {project.id} ({project.title!r}) has slices of a volume called {self.name!r} "
+            f"already, and {difference}: another file, or another --window. Give another --title "
+            "for a new project"
+        )
 
     def _create(
         self, project: Project, config: LabelConfig, missing: Sequence[int], window: Window

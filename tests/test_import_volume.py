@@ -59,6 +59,13 @@ class Imported:
         row = {"image": image, "volume": "scans/scan.npy", "axis": "z", "z": z, **data}
         self.studio.request("PATCH", f"api/tasks/{z}/", json={"data": row})
 
+    def put_picture(self, z: int, values: np.ndarray, window: Window) -> None:
+        """What ``--upload`` makes of a slice."""
+        url = f"/data/upload/7/scan_z{z:05d}.png"
+        row = {"image": url, "volume": self.path.name, "axis": "z", "z": z}
+        self.studio.request("PATCH", f"api/tasks/{z}/", json={"data": row})
+        self.studio.show(url, render(values, window))
+
     def data(self) -> dict[int, dict[str, Any]]:
         return {row.id: row.data for row in self.studio.tasks(7)}
 
@@ -415,19 +422,60 @@ def test_pictures_uploaded_as_they_are_stored_are_the_volume_too(
     imported, window = lying(oriented=False), Window(0, 4000)
     values = imported.values[:, ::-1] if other else imported.values
     for z in range(SLICES):
-        url = f"/data/upload/7/scan_z{z:05d}.png"
-        imported.studio.request(
-            "PATCH",
-            f"api/tasks/{z}/",
-            json={"data": {"image": url, "volume": "scan.nii", "axis": "z", "z": z}},
-        )
-        imported.studio.show(url, render(values[:, :, z].T, window))
+        imported.put_picture(z, values[:, :, z].T, window)
     if other:
-        with pytest.raises(StudioError, match="slice 0 looks different: another file"):
+        with pytest.raises(StudioError, match=r"slice \d looks different: another file"):
             imported.repeat(upload=True, window=window)
         return
     report = imported.repeat(upload=True, window=window)
     assert (report.added, report.kept) == (0, SLICES)
+
+
+WHITE = Window(0, 4000)
+
+
+def an_uploaded_sample(imported: Imported, seed: int, air: int, there: int) -> np.ndarray:
+    """Another sample of the same name, which begins with air: its slices ``there`` are tasks."""
+    values = np.random.default_rng(seed).integers(0, 4000, (SLICES, 8, 9), np.uint16)
+    values[:air] = 0
+    for z in range(SLICES):
+        imported.put_picture(z, values[z], WHITE)
+    for z in range(there, SLICES):
+        imported.studio.delete_task(z)
+    return values
+
+
+@pytest.mark.parametrize(
+    ("there", "span"), [(SLICES, None), (SLICES, (0, 1)), (4, (4, 6)), (4, (0, 4))]
+)
+def test_air_does_not_make_another_sample_the_same_volume(
+    imported: Imported, there: int, span: tuple[int, int] | None
+) -> None:
+    first = an_uploaded_sample(imported, 1, 1, there)
+    second = np.where(first == 0, 0, first[::-1, ::-1])
+    np.save(imported.path, second)
+    labels = imported.path.with_name("labels.npy")
+    np.save(labels, (second > 2000).astype(np.uint8))
+
+    with pytest.raises(StudioError, match=r"slice \d looks different: another file"):
+        imported.repeat(upload=True, window=WHITE, span=span, with_labels=labels)
+    assert not any(row["annotations"] for row in imported.studio.full_tasks(7))
+
+
+def test_a_longer_sample_is_another_volume(imported: Imported) -> None:
+    np.save(imported.path, an_uploaded_sample(imported, 1, 0, SLICES)[:4])
+    with pytest.raises(StudioError, match="one is its slice 5, ours has 4: another file"):
+        imported.repeat(upload=True, window=WHITE)
+
+
+def test_where_only_air_was_uploaded_the_import_goes_on(imported: Imported) -> None:
+    values = an_uploaded_sample(imported, 1, 5, 4)
+    np.save(imported.path, values)
+    assert imported.repeat(upload=True, window=WHITE, span=(0, 4)).kept == 4
+    values[2] = 4000
+    np.save(imported.path, values)
+    with pytest.raises(StudioError, match="slice 2 looks different"):
+        imported.repeat(upload=True, window=WHITE, span=(0, 4))
 
 
 @pytest.mark.parametrize("title", ["ct", "a" * 51])
