@@ -28,7 +28,7 @@ from ml_backend.rounds.adopt import connect
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.service import Service, slice_keys
 from ml_backend.studio.annotations import regions
-from ml_backend.studio.client import Project, StudioError, TaskRow, drafted
+from ml_backend.studio.client import Project, StudioError, TaskRow, drafted, ids_after
 from ml_backend.studio.images import decode_image
 from ml_backend.studio.interactive import DRAG_HELP
 from ml_backend.studio.label_config import (
@@ -203,7 +203,7 @@ class _Import:
         self.request, self.volume, self.labels = request, volume, labels
         self.progress: Progress = progress or (lambda step, done, total: None)
         self.axis = AXES[volume.axis]
-        self._added = self._to_add = 0
+        self._added = self._to_add = self._newest = 0
         self._there: dict[int, str] = {}
         self._bare: dict[int, int] = {}
         self._windows: Counter[Window] = Counter()
@@ -227,8 +227,9 @@ class _Import:
             labelled = _check_labels(self.labels, self.volume, indices, config, self.progress)
         created = project is None
         if project is None:
-            project = create_project(self.studio, self._title, self._label_config(), DRAG_HELP)
+            project = self._new_project()
         try:
+            self._there |= self._since(project, config.value_field)
             missing = self._missing(project, indices, window)
             self._move(project)
             added = self._annotate(project, config, labelled)
@@ -251,9 +252,9 @@ class _Import:
             title=project.title,
             created=created,
             volume=self.name,
-            added=len(missing),
+            added=self._added,
             annotated=annotated,
-            kept=len(indices) - len(missing),
+            kept=len(indices) - self._added,
             window=window,
             moved=len(self._moved),
             labels_left=len(self._there.keys() & set(labelled)),
@@ -354,6 +355,7 @@ class _Import:
         elsewhere = "give another --title for a new project"
         volumes: set[str] = set()
         for row in self.studio.tasks(project.id):
+            self._newest = row.id
             image, volume = row.data.get(config.value_field), row.data.get("volume")
             volumes.add(str(volume or "none"))
             served = isinstance(image, str) and is_slice_address(image)
@@ -365,17 +367,17 @@ class _Import:
                     f"{which} shows {found}, this import {ours}: those are two grey scales, which "
                     f"no network can learn together. Import it as the others were, or {elsewhere}"
                 )
-            if volume != self.name or (row.data.get("axis") or "z") != self.axis:
+            if not self._is_ours(row):
                 continue
             claimed = SliceAddress.claimed(str(image))
             if claimed is not None:
                 self._check_reading(which, claimed.options, elsewhere)
                 self._note_address(row, config.value_field, claimed)
-            z = row.data.get("z")
-            if isinstance(z, int) or (isinstance(z, float) and math.isfinite(z)):
-                self._there[int(z)] = str(image)
+            z = _index(row)
+            if z is not None:
+                self._there[z] = str(image)
                 if not row.total_annotations and not row.cancelled_annotations:
-                    self._bare[int(z)] = row.id
+                    self._bare[z] = row.id
         implicit = self.request.project is None and self.request.title is None
         if implicit and volumes and self.name not in volumes:
             raise StudioError(
@@ -383,6 +385,9 @@ class _Import:
                 f"({', '.join(sorted(volumes))}): to add this one, give --project {project.id}; "
                 f"else {elsewhere}"
             )
+
+    def _is_ours(self, row: TaskRow) -> bool:
+        return row.data.get("volume") == self.name and (row.data.get("axis") or "z") == self.axis
 
     def _check_reading(self, which: str, there: ReadOptions, elsewhere: str) -> None:
         """StudioError unless the slices that are there are read as ours."""
@@ -420,6 +425,28 @@ class _Import:
             self._moved.append((row.id, {name: today}, {name: row.data[name]}))
 
     # -- tasks
+
+    def _new_project(self) -> Project:
+        """StudioError where there is one by now: looking at the volume may have taken minutes."""
+        found = projects_called(self.studio, self._title)
+        if found:
+            raise StudioError(
+                f"project {found[0].id} ({found[0].title!r}) was made while this import looked at "
+                "the volume, as the same command in another terminal does. Give the command again: "
+                "it goes on there"
+            )
+        return create_project(self.studio, self._title, self._label_config(), DRAG_HELP)
+
+    def _since(self, project: Project, name: str) -> dict[int, str]:
+        """The images of the volume's slices that were added since we looked last, by us or by
+        another import."""
+        found: dict[int, str] = {}
+        for row in self.studio.tasks(project.id, [ids_after(self._newest)]):
+            self._newest = row.id
+            z = _index(row) if self._is_ours(row) else None
+            if z is not None:
+                found[z] = str(row.data.get(name))
+        return found
 
     def _move(self, project: Project) -> None:
         """Give the tasks that need one their new address, whatever slices are asked for, unless
@@ -485,6 +512,7 @@ class _Import:
             missing, window
         )  # fmt: skip
         done = annotated = 0
+        seen: dict[int, str] = {}
         self._to_add = len(missing)
         self.progress("import", 0, len(missing))
         why = shows_why(project.label_config)
@@ -492,16 +520,21 @@ class _Import:
         slices = ((i, image, self._annotations(i, config)) for i, image in images)
         for batch in _within(slices, _TASKS_PER_REQUEST, lambda row: len(json.dumps(row[2]))):
             rows = []
+            seen |= self._since(project, config.value_field)
             for index, image, labelled in batch:
+                if index in seen:
+                    self._there[index] = seen[index]
+                    continue
                 slice_ = {"volume": self.name, "axis": self.axis, "z": index}
                 data = {**slice_, config.value_field: image}
                 if why:
                     data[WHY] = f"Slice {index} along {self.axis} of {self.name}.{upright}"
                 rows.append({"data": data, **labelled})
                 annotated += bool(labelled)
-            import_tasks(self.studio, project.id, rows)
-            done += len(rows)
-            self._added = done
+            if rows:
+                import_tasks(self.studio, project.id, rows)
+            self._added += len(rows)
+            done += len(batch)
             self.progress("import", done, len(missing))
         return annotated
 
@@ -533,6 +566,12 @@ class _Import:
         if (mask == IGNORE).all():
             return {}
         return {"annotations": [{"result": regions(mask, config)}]}
+
+
+def _index(row: TaskRow) -> int | None:
+    """The slice that a task says it is; None without one."""
+    z = row.data.get("z")
+    return int(z) if isinstance(z, int) or (isinstance(z, float) and math.isfinite(z)) else None
 
 
 def _said(value: object) -> object:

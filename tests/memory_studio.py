@@ -90,6 +90,11 @@ class MemoryStudio:
         for task in tasks:
             self._rows[task]["annotations"].clear()
 
+    def add_task(self, data: dict[str, Any]) -> None:
+        """Somebody imports a task."""
+        task = 1 + max(self._rows, default=0)
+        self._rows[task] = {"id": task, "data": data, "annotations": [], "updated_at": self._now}
+
     def delete_task(self, task: int) -> None:
         del self._rows[task]
 
@@ -198,6 +203,9 @@ class MemoryStudio:
     def _meets(self, row: dict[str, Any], condition: Filter) -> bool:
         field = condition["filter"].rpartition(":")[2]
         value = condition["value"]
+        if field == "id":
+            assert condition["operator"] == "greater"
+            return bool(row["id"] > value)
         if field == "predictions_model_versions":
             return row["id"] in self._versions(value[0])
         if field == "updated_at":

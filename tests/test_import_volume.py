@@ -243,6 +243,49 @@ def test_labels_that_an_import_lost_are_added_by_the_next(imported: Imported) ->
 
 
 @pytest.mark.parametrize(
+    ("step", "done", "added"), [("check labels", 1, 0), ("import", 0, 0), ("import", 2, 2)]
+)
+def test_the_same_import_beside_it_doubles_nothing(
+    imported: Imported, monkeypatch: pytest.MonkeyPatch, step: str, done: int, added: int
+) -> None:
+    for z in range(1, SLICES):
+        imported.studio.delete_task(z)
+
+    def send(studio: MemoryStudio, project: int, rows: list[dict[str, Any]]) -> None:
+        assert rows
+        for row in rows:
+            studio.add_task(row["data"])
+
+    monkeypatch.setattr(importing, "import_tasks", send)
+    monkeypatch.setattr(importing, "_TASKS_PER_REQUEST", 2)
+    labels = imported.path.with_name("labels.npy")
+    np.save(labels, np.ones((SLICES, 8, 9), np.uint8))
+    request = ImportRequest(imported.path, project=7, connect=False, with_labels=labels)
+    others: list[ImportReport] = []
+
+    def beside(at: str, place: int, _: int) -> None:
+        if (at, place) == (step, done):
+            others.append(import_volume(imported.service, request))
+
+    report = import_volume(imported.service, request, beside)
+
+    assert sorted(row["z"] for row in imported.data().values()) == list(range(SLICES))
+    assert (report.added, report.annotated, others[0].added) == (added, added, 5 - added)
+    assert (report.kept, report.labels_left) == (SLICES - added, SLICES - added)
+
+
+def test_a_project_made_meanwhile_is_not_made_twice(
+    imported: Imported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = [[], [imported.studio.project(7)]]
+    monkeypatch.setattr(importing, "projects_called", lambda studio, title: listed.pop(0))
+    monkeypatch.setattr(importing, "create_project", pytest.fail)
+    asked = ImportRequest(imported.path, labels=("bone",), connect=False)
+    with pytest.raises(StudioError, match=r"project 7 .* made while .* command again: it goes on"):
+        import_volume(imported.service, asked)
+
+
+@pytest.mark.parametrize(
     ("person", "left"),
     [
         (lambda studio: studio.submit(5, []), 1),
@@ -478,10 +521,11 @@ def test_where_only_air_was_uploaded_the_import_goes_on(imported: Imported) -> N
         imported.repeat(upload=True, window=WHITE, span=(0, 4))
 
 
-@pytest.mark.parametrize("title", ["ct", "a" * 51])
+@pytest.mark.parametrize("title", ["ct", "a" * 51, "  ct "])
 def test_a_title_that_label_studio_refuses_is_said_first(imported: Imported, title: str) -> None:
     asked = ImportRequest(imported.path, labels=("bone",), title=title, connect=False)
-    with pytest.raises(StudioError, match=rf"has {len(title)} characters.*3 to 50.*--title"):
+    length = len(title.strip())
+    with pytest.raises(StudioError, match=rf"has {length} characters.*3 to 50.*--title"):
         import_volume(imported.service, asked)
 
 

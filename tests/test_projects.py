@@ -166,6 +166,13 @@ def test_what_stays_refused_is_said(
     assert (server.rows, server.asked) == ({}, asked)
 
 
+def test_blanks_around_a_title_do_not_count(server: Server, studio: Studio) -> None:
+    """Label Studio drops them."""
+    server.add(Row())
+    assert [project.id for project in projects.projects_called(studio, " scan.tif\n")] == [1]
+    assert projects.projects_called(studio, "scan .tif") == []
+
+
 # -- what is stored of what is sent
 
 

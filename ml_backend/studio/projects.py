@@ -60,7 +60,9 @@ _TITLE = range(3, 51)
 
 
 def check_title(title: str) -> None:
-    """Raise StudioError for a title that Label Studio would refuse for its length."""
+    """Raise StudioError for a title that Label Studio, which drops the blanks around it, would
+    refuse for its length."""
+    title = title.strip()
     if len(title) not in _TITLE:
         raise StudioError(
             f"The title {title!r} has {len(title)} characters, Label Studio takes {_TITLE[0]} to "
@@ -106,7 +108,9 @@ def delete_project(studio: Studio, project_id: int) -> None:
 
 
 def projects_called(studio: Studio, title: str) -> list[Project]:
-    """The projects with exactly this title that the token's user may see, oldest first."""
+    """The projects with exactly this title, but for blanks around it, that the token's user may
+    see, oldest first."""
+    title = title.strip()
     return sorted(
         (project for project in studio.projects(title=title) if project.title == title),
         key=lambda project: project.id,

@@ -164,14 +164,19 @@ def test_what_is_annotated_in_any_format_comes_out_bit_for_bit(
     assert exported == {key[:2] for key in labelled}
 
 
+@pytest.mark.parametrize("title", [None, " blanks around it "])
 def test_done_again_an_import_adds_what_is_missing_and_nothing_else(
-    importing: Callable[..., ImportReport], service: Service, session: Session, volumes: Path
+    importing: Callable[..., ImportReport],
+    service: Service,
+    session: Session,
+    volumes: Path,
+    title: str | None,
 ) -> None:
-    path = write(volumes / "again" / "scan.tif", explant(7)[0])
+    path = write(volumes / ("titled" if title else "again") / "scan.tif", explant(7)[0])
 
-    half = importing(path, labels=LABELS, connect=False, every=3)
-    whole = importing(path, connect=False)
-    again = importing(path, connect=False)
+    half = importing(path, labels=LABELS, title=title, connect=False, every=3)
+    whole = importing(path, title=title, connect=False)
+    again = importing(path, title=title, connect=False)
 
     assert (half.created, half.added, half.kept) == (True, 4, 0)
     assert (whole.created, whole.added, whole.kept) == (False, 8, 4)
