@@ -389,6 +389,43 @@ def test_slices_that_were_turned_over_go_back(
     assert np.array_equal(labels[labels != 255], scan[labels != 255] % 3)
 
 
+@pytest.mark.parametrize("lacking", ["the file", "its shape", "a look", "a z"])
+@pytest.mark.parametrize("flip", ["y", "zyx"])
+@pytest.mark.parametrize("axis", ["z", "y", "x"])
+def test_slices_that_were_turned_over_go_back_without_the_source(
+    make_settings: Callable[..., Settings], tmp_path: Path, axis: str, flip: str, lacking: str
+) -> None:
+    """But for their order, where it is not known how many there are."""
+    (tmp_path / "scans").mkdir()
+    file = tmp_path / "scans" / "bone.npy"
+    scan = np.arange(60, dtype=np.uint8).reshape(3, 4, 5)
+    np.save(file, scan)
+    store = ExportStore.of(make_settings(NEXTSLICE_VOLUMES=tmp_path / "scans"))
+    options = ReadOptions(flip=flip)
+    image = SliceAddress("scans/bone.npy", axis, 0, options=options).url(
+        "http://backend", slice_keys(store.service.settings)
+    )
+    with store.service.volumes.volume("scans/bone.npy", options) as volume:
+        drawn = (volume.along(axis)[0] % 3).astype(np.uint8)
+    z = None if lacking == "a z" else 0.0
+    task = TaskRecord(id=1, image=image, volume="scans/bone.npy", z=z, axis=axis)
+    store.add_round(1, [task], {1: drawn})
+    if lacking == "the file":
+        file.unlink()
+    elif lacking == "its shape":
+        np.save(file, np.zeros((9, 9, 9), np.uint8))
+
+    find = None if lacking == "a look" else source_finder(store.service)
+    report = export_masks(store.folder.round(1), tmp_path / "o", "numpy", find_source=find)
+    store.service.volumes.close()
+
+    labels = np.load(tmp_path / "o" / str(report.volumes[0].file))
+    here = np.take(scan, -1 if axis in flip else 0, "zyx".index(axis))
+    assert np.array_equal(labels.squeeze(), here % 3)
+    told = f"counted from the file's other end (--flip {axis})" in " ".join(report.warnings)
+    assert told == (axis in flip)
+
+
 def test_the_label_volume_lies_where_its_source_lies(
     make_settings: Callable[..., Settings], tmp_path: Path
 ) -> None:

@@ -25,6 +25,7 @@ from ml_backend.rounds.cut_from import FindSource, SourceError
 from ml_backend.rounds.records import DatasetRecord, LabelRecord, RoundRecord
 from ml_backend.rounds.stacks import Stack, places_along, sized, stacked
 from ml_backend.rounds.store import RoundFolder
+from ml_backend.volumes.address import SliceAddress, is_slice_address
 from ml_backend.volumes.formats.registry import mask_formats, volume_stem
 from ml_backend.volumes.opening import write_volume
 from ml_backend.volumes.volume import VolumeError, VolumeSpec, axis_index
@@ -155,8 +156,7 @@ def _stacks(dataset: DatasetRecord) -> list[_Stack]:
             volume,
             axis,
             *places_along(tasks),
-            None,
-            [labels[t.id] for t in tasks if t.id in labels],
+            labels=[labels[t.id] for t in tasks if t.id in labels],
         )
         for (volume, axis), tasks in groups.items()
     ]
@@ -223,6 +223,19 @@ class _Writer:
             unfit = stack.use(source, read_mask(self.folder, first).shape)
             stack.warnings += [unfit] if unfit else []
 
+    def _look_at_address(self, stack: _Stack) -> None:
+        """Whether slices were turned over, where no source can say it. Who signed the address does
+        not matter: nothing is read by it."""
+        image = self._images[stack.labels[0].task]
+        claimed = SliceAddress.claimed(image) if is_slice_address(image) else None
+        stack.flip = claimed.options.flip if claimed else ""
+        if stack.axis in stack.flip:
+            stack.warnings.append(
+                f"{stack.title}: its slices were counted from the file's other end (--flip "
+                f"{stack.axis}). How many the file has is not known here, so the label volume has "
+                "them in that order: it is the file's turned over. Export where the file is"
+            )
+
     def _name(self, volume: str) -> str:
         """The volume's name as a file's, another one for each volume: ``bone.nii.gz`` gives
         ``bone-z.tif``."""
@@ -273,6 +286,8 @@ class _Writer:
 
     def _write_volume(self, stack: _Stack) -> tuple[str, tuple[int, int, int]]:
         self._check_once(stack)
+        if stack.source is None:
+            self._look_at_address(stack)
         file = f"{self._name(stack.volume)}-{stack.axis}{MASK_FORMATS[self.format]}"
         rows, columns = read_mask(self.folder, stack.labels[0]).shape
         extent = [rows, columns]

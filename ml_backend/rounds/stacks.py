@@ -22,13 +22,15 @@ Mask = npt.NDArray[np.uint8]
 class Stack:
     """The slices of one volume along one axis. ``places``: task → its place along the axis;
     ``numbered``: whether that is the slice's own number or only its place in order. ``source``: the
-    volume that they were cut from, where it is known."""
+    volume that they were cut from, where it is known; where it is not, ``flip``: the axes along
+    which they were turned over."""
 
     volume: str
     axis: str
     places: dict[int, int]
     numbered: bool
     source: Source | None = None
+    flip: str = ""
 
     @property
     def title(self) -> str:
@@ -43,19 +45,17 @@ class Stack:
 
     def put(self, task: int) -> int:
         """Where along the axis of the volume's file it goes: slices that were turned over go back
-        to where the file has them."""
+        to where the file has them, if the source says how many it has."""
         place = self.places[task]
-        return self.length - 1 - place if self.axis in self._flip else place
+        turned = self.source is not None and self.axis in self.source.flip
+        return self.length - 1 - place if turned else place
 
     def straight(self, mask: Mask) -> Mask:
         """A label map turned over as its slice was, so that it lies on the file."""
         across = [axis for axis in AXES if axis != self.axis]
-        steps = tuple(slice(None, None, -1 if axis in self._flip else 1) for axis in across)
+        flip = self.flip if self.source is None else self.source.flip
+        steps = tuple(slice(None, None, -1 if axis in flip else 1) for axis in across)
         return mask[steps]
-
-    @property
-    def _flip(self) -> str:
-        return "" if self.source is None else self.source.flip
 
     def use(self, source: Source, size: tuple[int, ...]) -> str | None:
         """Take ``source`` for the volume that the slices were cut from, if their numbers and
