@@ -216,12 +216,14 @@ def test_without_a_z_slices_come_in_task_order(store: ExportStore, tmp_path: Pat
     assert (tmp_path / "png" / "project" / "task-20.png").exists()
 
 
+@pytest.mark.parametrize(
+    "heights", [(7.5, -2.5, 2.5), (1763865228, 1763865028, 1763865128), (1 << 20, 0, 5)]
+)
 def test_heights_that_are_no_slice_numbers_give_the_order(
-    store: ExportStore, tmp_path: Path
+    store: ExportStore, tmp_path: Path, heights: tuple[float, ...]
 ) -> None:
-    tasks = [
-        TaskRecord(id=i, image="i", volume="v", z=z) for i, z in ((1, 7.5), (2, -2.5), (3, 2.5))
-    ]
+    """No volume has more than 1,048,576 slices."""
+    tasks = [TaskRecord(id=i, image="i", volume="v", z=z) for i, z in enumerate(heights, start=1)]
     store.add_round(1, tasks, {i: a_mask(i, (8, 8)) for i in (1, 2)})
 
     export_masks(store.folder.round(1), tmp_path / "out", "numpy")

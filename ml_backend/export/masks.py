@@ -121,8 +121,9 @@ def export_masks(
     255 where nobody labelled; voxel size, unit and class names are in the file where its format has
     a place for them, and in `labels.json`. Shape and voxel size are those of the source volume
     where ``find_source`` finds it; else a volume ends at its highest z, and where z is unknown or
-    no whole number from 0, slices come in their order. As PNG only the labelled slices are written,
-    ``<volume>/<axis><z>.png``, or ``<volume>/task-<id>.png`` where z is unknown or used twice.
+    no slice number (whole, from 0 to 1,048,575), slices come in their order. As PNG only the
+    labelled slices are written, ``<volume>/<axis><z>.png``, or ``<volume>/task-<id>.png`` where z
+    is unknown or used twice.
 
     Raises ExportError for slices of one volume that differ in size or are labelled twice (PNG can
     hold those) and for an ``out`` that is there already; StoreError for a round or label map that

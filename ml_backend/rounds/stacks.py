@@ -11,6 +11,7 @@ import numpy.typing as npt
 from ml_backend.rounds.cut_from import Source
 from ml_backend.rounds.records import TaskRecord
 from ml_backend.rounds.source import PROJECT_VOLUME
+from ml_backend.volumes.limits import LONGEST_AXIS
 from ml_backend.volumes.volume import AXES, VolumeError, axis_index
 
 __all__ = ["Stack", "places_along", "sized", "stacked"]
@@ -88,12 +89,12 @@ def _axis(task: TaskRecord) -> str:
 
 
 def places_along(tasks: Sequence[TaskRecord]) -> tuple[dict[int, int], bool]:
-    """z where it is a whole number from 0 in all of them; else their place by z, else by id.
-    Whether it is z."""
+    """z where it is a slice number in all of them, whole, from 0 and below the `LONGEST_AXIS` of a
+    volume; else their place by z, else by id. Whether it is z."""
     heights = {task.id: task.z for task in tasks if task.z is not None}
     order = [task.id for task in tasks]
     if len(heights) == len(tasks):
-        if all(z >= 0 and z.is_integer() for z in heights.values()):
+        if all(0 <= z < LONGEST_AXIS and z.is_integer() for z in heights.values()):
             return {task: int(z) for task, z in heights.items()}, True
         order.sort(key=lambda task: (heights[task], task))
     return {task: place for place, task in enumerate(order)}, False
