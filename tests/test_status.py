@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,16 @@ from rq.serializers import JSONSerializer
 
 from ml_backend.embedded.processes import free_port
 from ml_backend.rounds import reconcile, switching
-from ml_backend.rounds.artefacts import METRICS
+from ml_backend.rounds.artefacts import DRAWING, FURTHER, METRICS
 from ml_backend.rounds.claim import claimed
 from ml_backend.rounds.project import ConnectedProject
-from ml_backend.rounds.records import MetricsRecord, ProjectRecord, Published
+from ml_backend.rounds.records import (
+    FurtherRecord,
+    MetricsRecord,
+    ProjectRecord,
+    Published,
+    TriesRecord,
+)
 from ml_backend.rounds.schedule import GPU
 from ml_backend.rounds.service import Service
 from ml_backend.rounds.status import ProjectStatus, State, project_status
@@ -183,6 +189,93 @@ def test_a_round_that_waits_for_a_worker_says_for_which(project: ConnectedProjec
         worker.register_death()
     finally:
         queue.empty()
+
+
+def told(project: ConnectedProject) -> str:
+    return " ".join(condition.says for condition in project_status(project).conditions)
+
+
+def paused(project: ConnectedProject, **fields: object) -> ConnectedProject:
+    note(project, settings={"pause": True}, **fields)
+    return ConnectedProject(project.service, project.key)
+
+
+@pytest.fixture
+def asked(project: ConnectedProject) -> Iterator[None]:
+    """Round 3 waits for a gpu worker."""
+    project.schedule.round("8 new annotations", 3)
+    yield
+    project.service.schedule.queue(GPU).empty()
+
+
+@pytest.mark.usefixtures("asked")
+def test_of_a_round_that_is_asked_for_is_not_said_at_what_it_begins(
+    project: ConnectedProject,
+) -> None:
+    drawing = TriesRecord(failures=3, failed_at=time.time(), last_error="UnreadableSlices: 9")
+    project.folder.round(2).save(DRAWING, drawing)
+    assert project_status(project).has("queued")
+    assert "begins at" not in told(project)
+    assert "could not be drawn (3×): UnreadableSlices: 9." in told(project)
+    note(project, failures=5, failed_at=time.time(), last_error="StudioError: 500")
+    assert "The last attempt failed (5×)" in told(project)
+    assert "tried again" not in told(project)
+
+
+@pytest.mark.usefixtures("asked")
+def test_of_a_paused_project_nothing_is_said_to_begin(project: ConnectedProject) -> None:
+    states = [c.state for c in project_status(paused(project)).conditions]
+    assert states == ["paused"], "no worker begins the round that is asked for"
+    failed = paused(project, failures=2, failed_at=time.time(), last_error="StudioError: 500")
+    assert "The last attempt failed (2×): StudioError: 500." in told(failed)
+    assert "tried again" not in told(failed)
+    killed = paused(project, failures=0, last_error=None, unended=1, attempted=3,
+                    began_at=time.time() - HOUR)  # fmt: skip
+    assert "the next goes on from the last finished step" in said(project_status(killed), "killed")
+    for other in (failed, killed):
+        assert "nextslice project set 7 pause=false" in said(project_status(other), "paused")
+        assert "may begin" not in told(other)
+
+
+def test_of_a_round_that_is_given_up_is_not_said_that_it_may_begin(
+    project: ConnectedProject,
+) -> None:
+    note(project, failures=5, failed_at=time.time() - HOUR, last_error="StudioError: 500",
+         unended=1, attempted=3, began_at=time.time() - HOUR)  # fmt: skip
+    assert "at 8 labels that no attempt has seen" in told(project)
+    assert "may begin" not in told(project)
+
+
+def test_a_project_that_is_retired_and_paused_says_both(project: ConnectedProject) -> None:
+    published = project.published
+    assert published is not None
+    project.folder.published = published.model_copy(update={"retired": "class screw is new"})
+    status = project_status(paused(project))
+    assert "without masks: class screw is new." in said(status, "retired")
+    assert said(status, "paused").startswith("No round begins: the project is paused.")
+
+
+def test_masks_that_cannot_be_drawn_are_told_of_a_paused_project_too(
+    project: ConnectedProject,
+) -> None:
+    """A pause does not hold them up; the training that goes on it does."""
+    tries = {"failures": 3, "failed_at": time.time(), "last_error": "UnreadableSlices: 9"}
+    project.folder.round(2).save(DRAWING, TriesRecord(**tries))
+    project.folder.round(2).save(FURTHER, FurtherRecord(**tries))
+    note(project, settings={"pause": True, "further_minutes": 10.0})
+    text = said(project_status(project), "paused")
+    drawing, _, further = text.partition("The training that goes on after it failed")
+    assert "could not be drawn (3×): UnreadableSlices: 9. It is tried again from " in drawing
+    assert further.endswith(" It is tried again when the project goes on.")
+
+
+def test_round_0_is_held_up_by_no_pause(project: ConnectedProject) -> None:
+    other = ConnectedProject(project.service, "8.1763865028")
+    other.folder.record = ProjectRecord(
+        project=8, key=other.key, settings={"pause": True}, failures=1,
+        failed_at=time.time(), last_error="StudioError: 500",
+    )  # fmt: skip
+    assert "tried again at each look" in said(project_status(other), "failed")
 
 
 def test_a_redis_that_does_not_answer_is_named_and_the_rest_told(

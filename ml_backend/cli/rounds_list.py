@@ -125,6 +125,8 @@ def _begun(number: int, seen: ProjectOverview | None) -> str:
     if "queued" in states:
         none = ": none is running" if NO_GPU_WORKER in states["queued"] else ""
         return f"waiting for a gpu worker{none}"
+    if "paused" in states:
+        return "paused"
     return "its worker is gone" if "killed" in states else "waiting to go on"
 
 

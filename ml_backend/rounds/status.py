@@ -52,6 +52,9 @@ _PAUSED = (
     "the project is paused. Go on with: nextslice project set {number} pause=false (or take "
     "NEXTSLICE_PAUSE back)."
 )
+HeldUp = Literal["paused", "queued"]
+"""Why neither labels nor time are what the next round begins at: nothing begins it, or it is asked
+for already."""
 NO_GPU_WORKER = "no gpu worker runs"
 """In the sentence of a round that is queued: nobody listens."""
 _BEGINNING_S = 10.0
@@ -101,12 +104,19 @@ def project_status(
     holder = claimed if alive else None
     record = project.record
     record.was_published(number - 1)
-    progress, jobs = _jobs(project, number, running=alive) if redis else (None, [])
+    # Round 0 trains nothing: a pause does not hold it up.
+    paused = published is not None and project.settings.pause
+    awaited = not alive and not paused
+    progress, jobs = _jobs(project, number, awaited=awaited) if redis else (None, [])
+    queued = any(condition.state == "queued" for condition in jobs)
+    held_up: HeldUp | None = "paused" if paused else "queued" if queued else None
+    running = _running(record, number, holder, progress)
+    at_work = running or _killed(record, number, claimed, held_up)
     store = _store(project) if write else []
     lacking = _condition("imageless", record.imageless) if record.imageless else []
-    trouble = [*store, *jobs, *_contended(project, record), *lacking,
-               *_failed(project, record, number)]  # fmt: skip
-    at_work = _running(record, number, holder, progress) or _killed(record, number, claimed)
+    contended = _contended(project, record)
+    failed = _failed(project, record, number, tells_when=not running and held_up is None)
+    served = _served(project, record, published, held_up, waits=not at_work)
     return ProjectStatus(
         project=project.number,
         key=project.key,
@@ -114,7 +124,7 @@ def project_status(
         model_version=None if published is None else published.model_version,
         holder=holder,
         progress=progress,
-        conditions=[*trouble, *at_work, *_served(project, record, published, waits=not at_work)],
+        conditions=[*store, *jobs, *contended, *lacking, *failed, *at_work, *served],
     )
 
 
@@ -139,16 +149,17 @@ def _store(project: ConnectedProject) -> list[Condition]:
 
 
 def _jobs(
-    project: ConnectedProject, number: int, *, running: bool
+    project: ConnectedProject, number: int, *, awaited: bool
 ) -> tuple[RoundProgress | None, list[Condition]]:
-    """The round's job, and what is to be said of one that nobody has begun."""
+    """The round's job, and what is to be said of one that nobody has begun. ``awaited``: whether a
+    worker that is free would begin it."""
     try:
         progress = project.schedule.round_progress()
         listening = project.service.schedule.listening(GPU)
     except RedisError as error:
         said = f"Redis does not answer ({error}): until it does, no round and no look is started."
         return None, _condition("redis", said)
-    if running or progress is None or progress.status != JobStatus.QUEUED:
+    if not awaited or progress is None or progress.status != JobStatus.QUEUED:
         return progress, []
     if listening:
         why = f"none of the gpu workers that listen ({listening}) is free yet."
@@ -184,23 +195,29 @@ def _contended(project: ConnectedProject, record: ProjectRecord) -> list[Conditi
 # -- rounds
 
 
-def _failed(project: ConnectedProject, record: ProjectRecord, number: int) -> list[Condition]:
+def _failed(
+    project: ConnectedProject, record: ProjectRecord, number: int, *, tells_when: bool
+) -> list[Condition]:
     """How the last attempt at round ``number`` failed, and when the next one is made."""
     if not record.last_error:
         return []
     times = f" ({record.failures}×)" if record.failures else ""
-    following = ""
+    following = _next_attempt(project, record, number) if tells_when else ""
+    error = record.last_error.rstrip(".")
+    return _condition("failed", f"The last attempt failed{times}: {error}.{following}")
+
+
+def _next_attempt(project: ConnectedProject, record: ProjectRecord, number: int) -> str:
     if not number:  # no pause: it trains nothing, and somebody has just connected the project
-        following = " It is tried again at each look, twice a minute."
-    elif gives_up(record):
+        return " It is tried again at each look, twice a minute."
+    if gives_up(record):
         # What fails after the training does not fail for its labels: others change nothing.
         at = f"at {project.settings.k} labels that no attempt has seen, or "
         trained = project.folder.round(number).has(METRICS)
-        following = f" It is tried again {'only ' if trained else at}after Start Training."
-    elif record.failures and time.time() < next_attempt_at(record):
-        following = f" It is tried again from {_moment(next_attempt_at(record))} on."
-    error = record.last_error.rstrip(".")
-    return _condition("failed", f"The last attempt failed{times}: {error}.{following}")
+        return f" It is tried again {'only ' if trained else at}after Start Training."
+    if record.failures and time.time() < next_attempt_at(record):
+        return f" It is tried again from {_moment(next_attempt_at(record))} on."
+    return ""
 
 
 def _running(
@@ -222,7 +239,9 @@ def _running(
     return []
 
 
-def _killed(record: ProjectRecord, number: int, claimed: Holder | None) -> list[Condition]:
+def _killed(
+    record: ProjectRecord, number: int, claimed: Holder | None, held_up: HeldUp | None
+) -> list[Condition]:
     """What became of who was at round ``number`` and did not end."""
     if not record.unended:
         return []
@@ -233,71 +252,80 @@ def _killed(record: ProjectRecord, number: int, claimed: Holder | None) -> list[
     if record.unended == 1:
         times = "The attempt at it did not end that began at"
     at = next_attempt_at(record)
-    when = f"at {_moment(at)}" if at > time.time() else "now"
+    when = f" may begin {f'at {_moment(at)}' if at > time.time() else 'now'} and"
+    if held_up == "paused" or gives_up(record):  # `_served`, `_failed` say what it waits for
+        when = ""
     said = (
-        f"Round {number} is not running: {who}. {times} {_moment(record.began_at)}; the next may "
-        f"begin {when} and goes on from the last finished step. "
-        "Was a worker killed, as for want of memory?"
+        f"Round {number} is not running: {who}. {times} {_moment(record.began_at)}; the next{when} "
+        "goes on from the last finished step. Was a worker killed, as for want of memory?"
     )
     return _condition("killed", said)
 
 
 def _served(
-    project: ConnectedProject, record: ProjectRecord, published: Published | None, *, waits: bool
+    project: ConnectedProject,
+    record: ProjectRecord,
+    published: Published | None,
+    held_up: HeldUp | None,
+    *,
+    waits: bool,
 ) -> list[Condition]:
     """What is served, and what the next round waits for where nobody is at it."""
     if published is None:
         said = "Nothing is published yet"
         said += "." if record.last_error else ": round 0 begins when the project has slices."
         return _condition("unpublished", said) if waits else []
+    version, pause = published.model_version, _PAUSED.format(number=project.number)
     if published.retired:
-        said = (
-            f"{published.model_version} serves an order without masks: {published.retired}. The "
-            "next round trains anew."
-        )
-        return _condition("retired", said)
-    if project.settings.pause:
-        said = f"{published.model_version} is served, and no round begins: {_PAUSED}"
-        return _condition("paused", said.format(number=project.number))
+        said = f"{version} serves an order without masks: {published.retired}. The next round "
+        retired = _condition("retired", f"{said}trains anew.")
+        held = held_up == "paused"
+        return [*retired, *(_condition("paused", f"No round begins: {pause}") if held else ())]
+    masks = _beside(project, published, held_up) if waits else ""
+    if held_up == "paused":
+        said = f"{version} is served, and no round begins: {pause}{masks}"
+        return _condition("paused", said)
     if not waits:
         return []
-    masks = f"{_drawing(project, published)}{_further(project, published)}"
-    if record.last_error:  # `_failed` says when the round is tried again
-        return _condition("waiting", f"{published.model_version} is served.{masks}")
+    following = ""
+    if held_up is None and not record.last_error:  # otherwise it is said when the round begins
+        following = f" {_begins(project, published)}"
+    return _condition("waiting", f"{version} is served.{following}{masks}")
+
+
+def _begins(project: ConnectedProject, published: Published) -> str:
+    """What the next round begins at."""
     committed = project.folder.round(published.round).load(ROUND)
     labelled = committed.annotated if committed is not None else 0
     wanted = wanted_labels(published, labelled, project.settings)
     new = "a new annotation" if wanted == 1 else f"{wanted} new annotations"
-    said = (
-        f"{published.model_version} is served. The next round begins at {new}, or by Start "
-        f"Training.{masks}"
-    )
-    return _condition("waiting", said)
+    return f"The next round begins at {new}, or by Start Training."
 
 
-def _further(project: ConnectedProject, published: Published) -> str:
-    """What came to nothing of the training that went on after the round."""
-    further = known_further(project.folder.round(published.round))
+def _beside(project: ConnectedProject, published: Published, held_up: HeldUp | None) -> str:
+    """What came to nothing beside the rounds: masks of the queue, which a pause does not hold up,
+    and the training that goes on, which it does. A round that is asked for comes before both."""
+    folder = project.folder.round(published.round)
+    drawing, further = known_drawing(folder), known_further(folder)
+    held = "" if held_up == "queued" else None
+    said = _came_to_nothing("Masks of the queue could not be drawn", drawing, held)
     if not project.settings.further_minutes:
-        return ""
+        return said
     what = "Better weights of this round could not be served"
     if further.model_version is None:
         what = "The training that goes on after it failed"
-    following = None
     if further.failures >= FAILURES:
-        following = "It is not tried again before the next round."
-    return _came_to_nothing(what, further, following)
-
-
-def _drawing(project: ConnectedProject, published: Published) -> str:
-    """Why slices of the queue are still without their masks."""
-    drawing = known_drawing(project.folder.round(published.round))
-    return _came_to_nothing("Masks of the queue could not be drawn", drawing)
+        held = "It is not tried again before the next round."
+    elif held_up == "paused":
+        held = "It is tried again when the project goes on."
+    return said + _came_to_nothing(what, further, held)
 
 
 def _came_to_nothing(what: str, tries: TriesRecord, following: str | None = None) -> str:
     """``following``: what comes of it; None: another try after the pause."""
     if not tries.failures or not tries.last_error:
         return ""
-    following = following or f"It is tried again from {_moment(next_job_at(tries))} on."
-    return f" {what} ({tries.failures}×): {tries.last_error.rstrip('.')}. {following}"
+    if following is None:
+        following = f"It is tried again from {_moment(next_job_at(tries))} on."
+    said = f" {what} ({tries.failures}×): {tries.last_error.rstrip('.')}. {following}"
+    return said.rstrip()
