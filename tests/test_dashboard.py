@@ -22,10 +22,16 @@ from ml_backend.api.dashboard.thumbnails import thumbnail
 from ml_backend.app import create_app
 from ml_backend.embedded.processes import free_port
 from ml_backend.rounds.artefacts import QUEUE
-from ml_backend.rounds.overview import HeldSetting, RoundSummary, held_settings
+from ml_backend.rounds.overview import (
+    HeldSetting,
+    RoundSummary,
+    held_settings,
+    project_overview,
+)
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.project_settings import change_settings
 from ml_backend.settings import Settings
+from ml_backend.studio.task_order import queue_length
 from tests.http_studio import HttpStudio, phantom_server
 from tests.served import client, look_each_time, phantom_loop
 from tests.volume_project import predict
@@ -93,6 +99,20 @@ def test_a_project_page_says_where_it_stands(project: ConnectedProject) -> None:
     assert "Evenly spaced between what is labelled: slice " in text
     assert "nextslice export 7 --out labels-7" in text
     assert client(project).get("/projects/8", headers=HTML).status_code == 404
+
+
+def test_what_people_skipped_is_not_next_in_the_queue(
+    project: ConnectedProject, server: HttpStudio
+) -> None:
+    before = [place.task for place in project_overview(project).queue]
+    for task in before[:3]:
+        server.memory.skip(task)
+    assert [place.task for place in project_overview(project).queue] == before[3:]
+    version = project.published.model_version  # type: ignore[union-attr]
+    assert queue_length(project.studio, 7, version) == len(before) - 3
+    page = client(project).get("/projects/7", headers=HTML).text
+    text = " ".join(re.sub(r"<[^>]+>", " ", page).split())
+    assert f"Left {len(before) - 3} in the queue, 6 in the pool (3 skipped)" in text
 
 
 def test_train_now_asks_for_a_training(project: ConnectedProject) -> None:

@@ -57,6 +57,16 @@ def test_how_far_it_is_to_the_next_round(project: ConnectedProject) -> None:
     assert said.startswith("5 of 8 labels for the next round; 5 slices are annotated, ")
 
 
+def test_slices_that_people_skipped_are_counted_by_themselves(
+    project: ConnectedProject, server: HttpStudio
+) -> None:
+    tasks = project.studio.count_tasks(7)
+    for task in (5, 6, 7):
+        server.memory.skip(task)
+    said = _labels(project_overview(project))
+    assert said.endswith(f"; 5 slices are annotated, {tasks - 8} are not, 3 were skipped.")
+
+
 def test_a_step_with_what_is_left() -> None:
     running = Running(step="train", done=1200, total=6000, seconds_left=250)
     assert _step(running) == "train, 1,200 of 6,000, 4 min left"

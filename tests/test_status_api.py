@@ -112,7 +112,7 @@ def test_one_project_with_labels_queue_and_reasons_of_the_cold_start(
     project: ConnectedProject,
 ) -> None:
     found = client(project).get("/api/projects/7").get_json()
-    assert found["labels"] == {"annotated": 3, "fresh": 3, "wanted": 3, "pool": 9}
+    assert found["labels"] == {"annotated": 3, "fresh": 3, "wanted": 3, "pool": 9, "skipped": 0}
     assert found["unanswered"] is None
     places = found["queue"]
     assert [place["place"] for place in places] == list(range(1, len(places) + 1))

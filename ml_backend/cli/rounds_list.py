@@ -145,10 +145,11 @@ def _labels(seen: ProjectOverview) -> str:
     """How far it is to the next round; empty where Label Studio was not to be asked."""
     if seen.labels is None:
         return ""
-    fresh, wanted = seen.labels.fresh, seen.labels.wanted
+    labels = seen.labels
+    skipped = f", {labels.skipped:,} were skipped" if labels.skipped else ""
     return (
-        f"{fresh:,} of {wanted:,} labels for the next round; {seen.labels.annotated:,} slices are "
-        f"annotated, {seen.labels.pool:,} are not."
+        f"{labels.fresh:,} of {labels.wanted:,} labels for the next round; {labels.annotated:,} "
+        f"slices are annotated, {labels.pool:,} are not{skipped}."
     )
 
 

@@ -88,12 +88,14 @@ class ProjectSummary(Record):
 
 class Labels(Record):
     """How much is labelled. ``fresh``: what the published round has not learned; the next round
-    begins at ``wanted`` of them. ``pool``: slices without an annotation that nobody has skipped."""
+    begins at ``wanted`` of them. ``pool``: slices without an annotation that nobody has skipped;
+    ``skipped``: those that somebody has."""
 
     annotated: int
     fresh: int
     wanted: int
     pool: int
+    skipped: int
 
 
 class RoundSummary(Record):
@@ -247,21 +249,23 @@ def _labels(
         if not published.round:  # there when the project was adopted: nothing has learned them
             fresh += len(there.labels)
         wanted = wanted_labels(published, len(there.labels), settings)
+    pool = studio.count_tasks(number, [not_annotated(), not_skipped()])
     return Labels(
         annotated=count,
         fresh=fresh,
         wanted=wanted,
-        pool=studio.count_tasks(number, [not_annotated(), not_skipped()]),
+        pool=pool,
+        skipped=studio.count_tasks(number, [not_annotated()]) - pool,
     )
 
 
 def _open_rows(project: ConnectedProject, published: Published | None) -> dict[int, TaskRow]:
-    """The queue's tasks that nobody has annotated, first place first."""
+    """The queue's tasks that nobody has annotated or skipped, first place first."""
     queue = None if published is None else known_queue(project.folder.round(published.round))
     if queue is None:
         return {}
     ids = [entry.task for entry in queue.in_order()]
-    rows = project.studio.tasks_by_id(project.number, ids, [not_annotated()])
+    rows = project.studio.tasks_by_id(project.number, ids, [not_annotated(), not_skipped()])
     found = {row.id: row for row in rows}
     return {task: found[task] for task in ids if task in found}
 
