@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,15 @@ def look_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def phantom_loop(
-    server: HttpStudio, make_settings: Callable[..., Settings], prefix: str, **variables: object
+    server: HttpStudio,
+    make_settings: Callable[..., Settings],
+    prefix: str,
+    labels: Iterable[int] = range(3),
+    **variables: object,
 ) -> Iterator[ConnectedProject]:
     """`phantom_project` with queues of its own, whose jobs are forgotten afterwards."""
-    project = phantom_project(server, make_settings, NEXTSLICE_QUEUE_PREFIX=prefix, **variables)
+    own = {"NEXTSLICE_QUEUE_PREFIX": prefix, **variables}
+    project = phantom_project(server, make_settings, labels, **own)
     yield project
     project.service.schedule.connection.flushall()
 

@@ -21,6 +21,7 @@ from ml_backend.api.dashboard.forms import settings_form
 from ml_backend.api.dashboard.thumbnails import thumbnail
 from ml_backend.app import create_app
 from ml_backend.embedded.processes import free_port
+from ml_backend.rounds import reconcile
 from ml_backend.rounds.artefacts import QUEUE
 from ml_backend.rounds.overview import (
     HeldSetting,
@@ -101,6 +102,22 @@ def test_a_project_page_says_where_it_stands(project: ConnectedProject) -> None:
     assert client(project).get("/projects/8", headers=HTML).status_code == 404
 
 
+def test_a_training_that_is_asked_for_before_there_is_a_label_is_not_forgotten(
+    server: HttpStudio, make_settings: Callable[..., Settings], redis_url: str
+) -> None:
+    redis = {"REDIS_URL": redis_url}
+    with phantom_loop(server, make_settings, "unlabelled", labels=(), **redis) as project:
+        asked = client(project)
+        assert asked.post("/projects/7/train").status_code == 303
+        page = asked.get("/projects/7?done=train", headers=HTML).text
+        assert "Nobody has labelled a slice yet: it begins with the first one." in page
+        reconcile.request_start(project)  # as the job that the page has asked for
+        reconcile.count(project)
+        assert project.schedule.round_progress() is None
+        page = asked.get("/projects/7", headers=HTML).text
+        assert "A training is asked for: it begins as soon as a slice is annotated." in page
+
+
 def test_what_people_skipped_is_not_next_in_the_queue(
     project: ConnectedProject, server: HttpStudio
 ) -> None:
@@ -123,6 +140,9 @@ def test_train_now_asks_for_a_training(project: ConnectedProject) -> None:
     assert schedule.job(project.schedule.job_id("start")) is not None
     page = client(project).get("/projects/7?done=train", headers=HTML)
     assert "A training is asked for." in page.text
+    change_settings(project, {"pause": "true"})  # by somebody else, while the page is open
+    page = client(project).get("/projects/7?done=train", headers=HTML)
+    assert "is asked for. It begins when the project, which is paused, goes on." in page.text
     gone = client(project, redis_url=f"redis://:secret@127.0.0.1:{free_port()}/0")
     answer = gone.post("/projects/7/train")
     assert answer.status_code == 503

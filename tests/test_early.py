@@ -241,6 +241,21 @@ def test_who_asks_for_a_training_gets_a_whole_one(project: MemoryProject) -> Non
     assert project.folder.round(1).has(EVIDENCE)
 
 
+def test_who_asks_for_a_training_before_there_is_a_label_gets_it_with_the_first(
+    project: MemoryProject,
+) -> None:
+    reconcile.request_start(project)
+    reconcile.count(project)
+    assert "round" not in asked(project)
+    assert project.record.start_requested_at is not None
+
+    project.label(project.selection(0).chosen[:1])
+    project.job()
+
+    assert not project.dataset(1).early
+    assert project.record.start_requested_at is None
+
+
 @pytest.mark.parametrize("usable", [True, False], ids=["image out of reach", "label unusable"])
 def test_who_asks_for_a_training_gets_a_whole_one_also_where_it_fails_at_first(
     project: MemoryProject, monkeypatch: pytest.MonkeyPatch, usable: bool

@@ -197,6 +197,10 @@ def told(project: ConnectedProject) -> str:
 
 def paused(project: ConnectedProject, **fields: object) -> ConnectedProject:
     note(project, settings={"pause": True}, **fields)
+    return again(project)
+
+
+def again(project: ConnectedProject) -> ConnectedProject:
     return ConnectedProject(project.service, project.key)
 
 
@@ -267,6 +271,18 @@ def test_masks_that_cannot_be_drawn_are_told_of_a_paused_project_too(
     drawing, _, further = text.partition("The training that goes on after it failed")
     assert "could not be drawn (3×): UnreadableSlices: 9. It is tried again from " in drawing
     assert further.endswith(" It is tried again when the project goes on.")
+
+
+def test_a_training_that_is_asked_for_is_told_until_it_is_queued(project: ConnectedProject) -> None:
+    note(project, start_requested_at="2026-11-30T12:00:00+00:00")
+    begins = "is asked for: it begins as soon as a slice is annotated."
+    assert said(project_status(project), "waiting").endswith(begins)
+    assert said(project_status(paused(project)), "paused").endswith(" begins then.")
+    published = project.published
+    assert published is not None
+    project.folder.published = published.model_copy(update={"retired": "class screw is new"})
+    note(project, settings={})
+    assert said(project_status(again(project)), "retired").endswith(begins)
 
 
 def test_round_0_is_held_up_by_no_pause(project: ConnectedProject) -> None:

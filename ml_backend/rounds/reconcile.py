@@ -103,14 +103,9 @@ def _reason(project: ConnectedProject, published: Published) -> str | None:
         return _new_reason(project, following)
     if following.has(DATASET):
         return "go on with the round that a worker left"
-    requested = record.start_requested_at
-    if requested is not None:
-        if project.studio.count_tasks(project.number, [annotated()]):
-            return "start training"
-        logger.warning("project %s: asked to train, but nobody has annotated a slice yet",
-                       project.key)  # fmt: skip
-        project.update(lambda record: record.request_met(requested))
-        return None
+    if record.start_requested_at is not None:
+        there_is_one = project.studio.count_tasks(project.number, [annotated()]) > 0
+        return "start training" if there_is_one else None
     there = _labels(project.folder.round(published.round))
     fresh = new_labels(project, there)
     if not published.round:

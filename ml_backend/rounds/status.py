@@ -276,11 +276,14 @@ def _served(
         said += "." if record.last_error else ": round 0 begins when the project has slices."
         return _condition("unpublished", said) if waits else []
     version, pause = published.model_version, _PAUSED.format(number=project.number)
+    if record.start_requested_at is not None:
+        pause += " The training that was asked for begins then."
     if published.retired:
         said = f"{version} serves an order without masks: {published.retired}. The next round "
-        retired = _condition("retired", f"{said}trains anew.")
-        held = held_up == "paused"
-        return [*retired, *(_condition("paused", f"No round begins: {pause}") if held else ())]
+        if held_up != "paused":
+            return _condition("retired", f"{said}trains anew.{_asked(record) if waits else ''}")
+        paused = _condition("paused", f"No round begins: {pause}")
+        return [*_condition("retired", f"{said}trains anew."), *paused]
     masks = _beside(project, published, held_up) if waits else ""
     if held_up == "paused":
         said = f"{version} is served, and no round begins: {pause}{masks}"
@@ -289,8 +292,15 @@ def _served(
         return []
     following = ""
     if held_up is None and not record.last_error:  # otherwise it is said when the round begins
-        following = f" {_begins(project, published)}"
+        following = _asked(record) or f" {_begins(project, published)}"
     return _condition("waiting", f"{version} is served.{following}{masks}")
+
+
+def _asked(record: ProjectRecord) -> str:
+    """What becomes of a request to train where no round is asked for: nobody has labelled yet."""
+    if record.start_requested_at is None or record.failures:
+        return ""
+    return " A training is asked for: it begins as soon as a slice is annotated."
 
 
 def _begins(project: ConnectedProject, published: Published) -> str:

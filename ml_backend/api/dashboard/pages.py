@@ -31,6 +31,7 @@ from ml_backend.api.status import CANNOT_LOOK, looks
 from ml_backend.errors import NextsliceError, OptionError, TryAgainLater
 from ml_backend.logs import without_passwords
 from ml_backend.rounds.extra_params import SOURCE
+from ml_backend.rounds.overview import ProjectOverview
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.project_settings import change_settings
 from ml_backend.rounds.service import Service
@@ -42,10 +43,7 @@ _EXTENSION = "nextslice thumbnails"
 _SHOWN = 24
 """Places of the queue that are shown as pictures."""
 _UNCERTAINTY = "uncertainty"
-_DONE = {
-    "train": "A training is asked for. It begins when a gpu worker is free.",
-    "settings": "The settings are kept. The next round goes by them.",
-}
+_SETTINGS_KEPT = "The settings are kept. The next round goes by them."
 
 dashboard = Blueprint(
     "dashboard",
@@ -115,7 +113,7 @@ def root() -> Response | tuple[Response, int]:
 @dashboard.get("/projects/<int:number>")
 def project(number: int) -> Response | tuple[Response, int]:
     """One project."""
-    return _project_page(number, done=_DONE.get(request.args.get("done", "")))
+    return _project_page(number, done=request.args.get("done"))
 
 
 @dashboard.post("/projects/<int:number>/train")
@@ -191,6 +189,19 @@ def _not_now(title: str, error: Exception) -> tuple[Response, int]:
     return answer, code
 
 
+def _what_was_done(done: str | None, found: ProjectOverview) -> str | None:
+    if done == "settings":
+        return _SETTINGS_KEPT
+    if done != "train":
+        return None
+    begins = "It begins when a gpu worker is free."
+    if found.paused:
+        begins = "It begins when the project, which is paused, goes on."
+    elif found.labels is not None and not found.labels.annotated:
+        begins = "Nobody has labelled a slice yet: it begins with the first one."
+    return f"A training is asked for. {begins}"
+
+
 def _project_page(
     number: int,
     *,
@@ -217,7 +228,7 @@ def _project_page(
         shown=found.queue[:_SHOWN],
         uncertain=request.args.get("show") == _UNCERTAINTY,
         colours=legend(found.classes),
-        done=done,
+        done=_what_was_done(done, found),
         wrong=wrong,
     )
 
