@@ -6,8 +6,10 @@ from __future__ import annotations
 import io
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta, timezone
 from html.parser import HTMLParser
 from typing import Any
 
@@ -22,7 +24,7 @@ from ml_backend.api.dashboard.thumbnails import thumbnail
 from ml_backend.app import create_app
 from ml_backend.embedded.processes import free_port
 from ml_backend.rounds import reconcile
-from ml_backend.rounds.artefacts import QUEUE
+from ml_backend.rounds.artefacts import QUEUE, ROUND
 from ml_backend.rounds.overview import (
     HeldSetting,
     RoundSummary,
@@ -116,6 +118,47 @@ def test_a_training_that_is_asked_for_before_there_is_a_label_is_not_forgotten(
         assert project.schedule.round_progress() is None
         page = asked.get("/projects/7", headers=HTML).text
         assert "A training is asked for: it begins as soon as a slice is annotated." in page
+
+
+def text_of(project: ConnectedProject, path: str) -> str:
+    page = client(project).get(path, headers=HTML).text
+    return " ".join(re.sub(r"<[^>]+>", " ", page).split())
+
+
+def test_labels_that_no_round_has_read_are_somebodys(project: ConnectedProject) -> None:
+    text = text_of(project, "/projects/7")
+    assert "Labelled 3 slices" in text
+    assert "Nobody has labelled yet" not in text
+    assert "No round has read the labels yet" in text
+
+
+def test_the_first_page_says_once_when_a_round_begins(
+    server: HttpStudio, make_settings: Callable[..., Settings], redis_url: str
+) -> None:
+    early = {"REDIS_URL": redis_url, "NEXTSLICE_K": 8, "NEXTSLICE_EARLY_ROUNDS": "1,2,4"}
+    with phantom_loop(server, make_settings, "early", labels=(), **early) as project:
+        text = text_of(project, "/")
+    assert re.findall("begins at [^,]+", text) == ["begins at a new annotation"]
+
+
+def test_moments_on_a_page_are_all_local_time(
+    project: ConnectedProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moment = time.time()
+    project.update(lambda record: record.attempt_began(moment, 1))
+    project.update(lambda record: record.attempt_failed(moment, "StudioError: 500"))
+    try:
+        with monkeypatch.context() as patch:
+            patch.setenv("TZ", "UTC-9")
+            time.tzset()
+            text = text_of(project, "/projects/7")
+    finally:
+        time.tzset()
+    east = timezone(timedelta(hours=9))
+    committed = datetime.fromisoformat(project.folder.round(0).need(ROUND).committed_at)
+    assert f" {committed.astimezone(east):%Y-%m-%d %H:%M} " in text
+    following = datetime.fromtimestamp(moment + 60, east)
+    assert f"It is tried again from {following:%Y-%m-%d %H:%M:%S} on" in text
 
 
 def test_what_people_skipped_is_not_next_in_the_queue(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from urllib.parse import urlsplit
 
 from flask import (
@@ -258,5 +259,5 @@ def _duration(seconds: float | None) -> str:
 
 @dashboard.app_template_filter("day")
 def _day(moment: str) -> str:
-    """An ISO moment, to the minute."""
-    return moment[:16].replace("T", " ")
+    """An ISO moment in local time, as those of the conditions, to the minute; empty stays so."""
+    return f"{datetime.fromisoformat(moment).astimezone():%Y-%m-%d %H:%M}" if moment else ""
