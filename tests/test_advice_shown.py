@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from ml_backend.cli.rounds_list import show
-from ml_backend.rounds.artefacts import METRICS, ROUND
+from ml_backend.rounds.artefacts import FURTHER, FURTHER_WEIGHTS, METRICS, ROUND
 from ml_backend.rounds.effort import opened_with_mask
 from ml_backend.rounds.overview import project_overview
 from ml_backend.rounds.project import ConnectedProject
-from ml_backend.rounds.records import EffortRecord, MetricsRecord, RoundRecord
+from ml_backend.rounds.records import EffortRecord, FurtherRecord, MetricsRecord, RoundRecord
 from ml_backend.settings import Settings
 from tests.http_studio import HttpStudio, phantom_server
 from tests.served import client, look_each_time, phantom_loop
@@ -103,6 +103,28 @@ def test_rounds_list_says_it(project: ConnectedProject, capsys: pytest.CaptureFi
     three_rounds(project)
     show(project, project_overview(project))
     assert SAID in " ".join(capsys.readouterr().err.split())
+
+
+def test_it_is_of_the_better_weights_that_are_served_by_now(
+    project: ConnectedProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of the training that went on after the round."""
+    three_rounds(project)
+    folder = project.folder.round(3)
+    better = folder.need(METRICS).model_copy(update={"miou": 0.85, "published_miou": 0.75})
+    version = "nextslice-r003-fedcba"
+    folder.save(FURTHER, FurtherRecord(tries=1, model_version=version, metrics=better))
+    assert project.published is not None
+    project.folder.published = project.published.model_copy(
+        update={"round": 3, "weights": folder.relative(FURTHER_WEIGHTS), "model_version": version}
+    )
+    found = project_overview(project)
+    assert [one.miou for one in found.rounds] == [None, 0.6, 0.7, 0.85]
+    assert found.advice is not None
+    assert " the mIoU of 0.850 by " in found.advice.says
+    show(project, found)
+    row = next(line for line in capsys.readouterr().out.splitlines() if "r003-abcdef" in line)
+    assert "0.850" in row
 
 
 def test_no_more_is_promised_than_there_are_slices(

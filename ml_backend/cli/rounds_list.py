@@ -10,8 +10,9 @@ from rich.table import Table
 from al_strategies.holdout import MINIMUM_JUDGED
 from ml_backend.cli import as_written, console
 from ml_backend.cli.tables import whole
-from ml_backend.rounds.artefacts import METRICS, ROUND
+from ml_backend.rounds.artefacts import ROUND
 from ml_backend.rounds.effort import EffortTotals, totals_of
+from ml_backend.rounds.further import shown_metrics
 from ml_backend.rounds.overview import ProjectOverview, Running
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.queue import known_queue
@@ -99,7 +100,7 @@ def rounds_table(folder: ProjectStore, seen: ProjectOverview | None = None) -> T
         if record is None:
             table.add_row(str(number), *[""] * (len(_COLUMNS) - 1), _begun(number, seen))
             continue
-        metrics = folder.round(number).load(METRICS)
+        metrics = shown_metrics(folder, number, published)
         cost = totals_of(metrics.effort if metrics else ())
         unread = _unread(record, known_queue(folder.round(number)))
         said = (_state(record, published), record.flagged, _judged(metrics), *unread)

@@ -20,6 +20,7 @@ __all__ = [
     "may_go_on",
     "next_round_is_on",
     "served_metrics",
+    "shown_metrics",
 ]
 
 JUDGES = 5
@@ -77,6 +78,16 @@ def next_round_is_on(project: ConnectedProject, published: Published) -> bool:
         return True
     holder = last_holder(following)
     return holder is not None and holder.alive(project.settings.claim_ttl_s)
+
+
+def shown_metrics(
+    project: ProjectStore, number: int, published: Published | None
+) -> MetricsRecord | None:
+    """What is known of round ``number``'s weights: where it made those that are served, of these,
+    though the training that went on after it did."""
+    if published is not None and published.weights_round == number:
+        return served_metrics(project, published)
+    return project.round(number).load(METRICS)
 
 
 def served_metrics(project: ProjectStore, published: Published) -> MetricsRecord | None:

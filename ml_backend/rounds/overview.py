@@ -19,6 +19,7 @@ from ml_backend.rounds.artefacts import LABELS, METRICS, ROUND, SELECTION, WARNI
 from ml_backend.rounds.early import next_round_at, wanted_labels
 from ml_backend.rounds.effort import opened_with_mask, totals_of
 from ml_backend.rounds.extra_params import faults_of
+from ml_backend.rounds.further import shown_metrics
 from ml_backend.rounds.held_settings import HeldSetting, held_settings
 from ml_backend.rounds.people import People, Seen, people_of, seen_now
 from ml_backend.rounds.project import ConnectedProject
@@ -344,7 +345,8 @@ def _rounds(project: ConnectedProject, published: Published | None) -> list[Roun
         record = folder.load(ROUND)
         if record is not None:
             served = published is not None and published.weights_round == number
-            found.append(_round(record, folder.load(METRICS), served=served))
+            metrics = shown_metrics(project.folder, number, published)
+            found.append(_round(record, metrics, served=served))
     return found
 
 
