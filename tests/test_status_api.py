@@ -26,10 +26,12 @@ from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.project_settings import change_settings
 from ml_backend.rounds.schedule import CONTROL, GPU
 from ml_backend.settings import Settings
+from ml_backend.studio.client import Studio, StudioError
 from tests.fuzz.endpoints import DESCRIPTION
 from tests.http_studio import HttpStudio, phantom_server
 from tests.openapi_schemas import record_schemas
 from tests.served import client, look_each_time, phantom_loop
+from tests.test_recovery import raising
 
 
 @pytest.fixture
@@ -185,6 +187,16 @@ def test_label_studio_away_leaves_what_the_store_knows(project: ConnectedProject
     assert found["queue"] == []
     assert found["unanswered"]
     assert [one["round"] for one in found["rounds"]] == [0]
+
+
+def test_the_last_project_that_is_deleted_in_label_studio_is_shown_no_more(
+    project: ConnectedProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = client(project)
+    monkeypatch.setattr(Studio, "projects", raising(StudioError("502: Bad Gateway")))
+    assert [one["project"] for one in asked.get("/api/status").get_json()["projects"]] == [7]
+    monkeypatch.setattr(Studio, "projects", lambda self, **asked: iter(()))
+    assert asked.get("/api/status").get_json()["projects"] == []
 
 
 def test_what_is_not_there_and_what_cannot_be_read_say_so(project: ConnectedProject) -> None:

@@ -196,6 +196,19 @@ def test_when_reconcile_looked_last_is_told(app: Flask, settings: Settings) -> N
     assert before <= moment <= time.time()
 
 
+def test_projects_that_were_deleted_in_label_studio_are_in_no_state(
+    app: Flask, settings: Settings
+) -> None:
+    publish(ConnectedProject(serving(app).service, KEY))
+    assert scraped(app.test_client())["nextslice_projects", "waiting"] == 1
+    studio: Any = MemoryStudio(CONFIG, 3, lambda _: np.zeros((8, 9)))
+    studio.projects = lambda: iter(())
+    reconcile(Service(settings, studio=studio))
+    found = scraped(create_app(settings).test_client())  # whose first look it is
+    assert not any(n for key, n in found.items() if key[0] == "nextslice_projects")
+    assert ("nextslice_round_failures", KEY) not in found
+
+
 def test_scrapes_are_answered_without_redis_and_store(
     make_settings: Callable[..., Settings], tmp_path: Path
 ) -> None:

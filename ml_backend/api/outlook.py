@@ -100,12 +100,14 @@ def _redis(service: Service) -> list[Metric]:
 
 
 def _projects(service: Service, away: set[State]) -> list[Metric]:
-    """The states of all projects, and the rounds of some; nothing where no project can be read.
+    """The states of all projects that Label Studio still has, and the rounds of some; nothing where
+    no project can be read.
 
     ``away``: what does not answer, which holds for each of them.
     """
     try:
-        projects = stored_projects(service)
+        gone = set() if "redis" in away else _gone(service)
+        projects = [one for one in stored_projects(service) if one.key not in gone]
     except (NextsliceError, OSError) as error:
         logger.warning("the projects cannot be looked at: %s", error)
         return []
@@ -134,6 +136,15 @@ def _projects(service: Service, away: set[State]) -> list[Metric]:
     for state, count in states.items():
         family.add_metric([state], count)
     return [family, *_rounds(committed, failures)]
+
+
+def _gone(service: Service) -> set[str]:
+    """Nobody can do anything about what became of these: they would be in their state for good."""
+    try:
+        return service.schedule.gone()
+    except RedisError as error:
+        logger.warning("which projects are gone is not known: %s", error)
+        return set()
 
 
 def _last_round(project: ConnectedProject) -> RoundRecord | None:

@@ -135,23 +135,24 @@ class StatusLooks:
             label_studio=self.service.settings.label_studio_url,
             seen_at=time.time(),
         )
-        titles = self._in_studio() if verdicts["token"] == "good" else {}
-        for key, summary in self._summaries(titles, redis=verdicts["Redis"] == "good"):
+        there = self._in_studio() if verdicts["token"] == "good" else None
+        for key, summary in self._summaries(there, redis=verdicts["Redis"] == "good"):
             if isinstance(summary, ProjectSummary):
                 found.projects.append(summary)
             else:
                 found.unreadable[key] = summary
         return found
 
-    def _in_studio(self) -> dict[str, Project]:
+    def _in_studio(self) -> dict[str, Project] | None:
+        """Its projects by key; None where it does not tell."""
         try:
             return {project.key: project for project in self.service.studio.projects()}
         except NextsliceError as error:
             logger.warning("the projects' titles are not known: %s", error)
-            return {}
+            return None
 
     def _summaries(
-        self, titles: dict[str, Project], *, redis: bool
+        self, there: dict[str, Project] | None, *, redis: bool
     ) -> Iterator[tuple[str, ProjectSummary | str]]:
         try:
             projects = stored_projects(self.service)
@@ -159,10 +160,10 @@ class StatusLooks:
             yield "", without_passwords(str(error))
             return
         for project in projects:
-            if titles and project.key not in titles:
+            if there is not None and project.key not in there:
                 continue  # deleted, or of a server that was set up afresh
             try:
-                seen = titles.get(project.key)
+                seen = None if there is None else there[project.key]
                 yield project.key, project_summary(project, seen, redis=redis)
             except CANNOT_LOOK as error:
                 yield project.key, without_passwords(str(error))

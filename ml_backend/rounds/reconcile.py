@@ -150,7 +150,7 @@ def reconcile(service: Service) -> None:
             with about(project=key):
                 _look(ConnectedProject(service, key), there[key])
     with suppress(RedisError):  # for people to watch: the look is taken
-        service.schedule.looked()
+        service.schedule.looked(gone)
 
 
 def _look(project: ConnectedProject, seen: Project) -> None:

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -166,9 +166,11 @@ class Schedule:
             waiting, started = pipeline.execute()
         return int(waiting), int(started)
 
-    def looked(self) -> None:
-        """Note that every project was looked at, now."""
-        self.connection.set(self._last_look, time.time())
+    def looked(self, gone: Sequence[str] = ()) -> None:
+        """Note that every project was looked at, now, and the keys of those that Label Studio no
+        longer has."""
+        noted: dict[str, Any] = {self._last_look: time.time(), self._gone: " ".join(gone)}
+        self.connection.mset(noted)
 
     def last_look(self) -> float | None:
         """When every project was looked at last, in seconds since 1970; None: never, or before
@@ -176,9 +178,18 @@ class Schedule:
         found: Any = self.connection.get(self._last_look)
         return None if found is None else float(found)
 
+    def gone(self) -> set[str]:
+        """The keys of the projects that Label Studio no longer had at the last look."""
+        found: Any = self.connection.get(self._gone)
+        return set() if found is None else set(found.decode().split())
+
     @property
     def _last_look(self) -> str:
         return f"{self._prefix}:last-look"
+
+    @property
+    def _gone(self) -> str:
+        return f"{self._prefix}:gone"
 
     def job_id(self, name: str, key: str) -> str:
         """RQ job id of job ``name`` for the project ``key``: letters, digits, dashes."""
