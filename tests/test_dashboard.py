@@ -12,15 +12,18 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from html.parser import HTMLParser
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from ml_backend.api.dashboard import thumbnails
+from ml_backend.api.dashboard.answers import legend
 from ml_backend.api.dashboard.curve import learning_curve
 from ml_backend.api.dashboard.forms import settings_form
 from ml_backend.api.dashboard.thumbnails import thumbnail
+from ml_backend.api.dashboard.views import VolumeView
 from ml_backend.app import create_app
 from ml_backend.embedded.processes import free_port
 from ml_backend.rounds import reconcile
@@ -34,6 +37,7 @@ from ml_backend.rounds.overview import (
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.project_settings import change_settings
 from ml_backend.settings import Settings
+from ml_backend.studio.label_config import bitmask_config
 from ml_backend.studio.task_order import queue_length
 from tests.http_studio import HttpStudio, phantom_server
 from tests.served import client, look_each_time, phantom_loop
@@ -428,6 +432,23 @@ def test_the_curve_lies_between_its_axes_and_marks_what_is_flagged() -> None:
     assert last.says == "Round 2, 20 labels: mean 1.000, not served: worse"
     assert curve.lines[-1].path == f"M{first.x} {first.y} L{last.x} {last.y}"
     assert learning_curve([summary(0, 0, None)], ["background"]) is None
+
+
+def test_each_class_has_the_colour_that_it_has_in_label_studio() -> None:
+    classes = ["background", *(f"class {number}" for number in range(1, 13))]
+    tags = ElementTree.fromstring(bitmask_config(classes[1:])).iter("Label")
+    wanted = {tag.attrib["value"]: tag.attrib["background"] for tag in tags}
+    assert len(set(wanted.values())) == 12
+    assert dict(legend(classes)) == wanted
+    measured = summary(1, 10, 0.5).model_copy(update={"iou": dict.fromkeys(classes, 0.5)})
+    curve = learning_curve([measured], classes)
+    assert curve is not None
+    assert {line.name: line.colour for line in curve.lines if line.colour} == wanted
+    view = VolumeView("phantom", "z", (), tuple(classes), None)
+    assert view.colours == list(wanted.values())
+    mask = np.repeat(np.arange(13, dtype=np.uint8), 4)[np.newaxis].repeat(8, axis=0)
+    shown = np.asarray(Image.open(io.BytesIO(thumbnail(np.zeros_like(mask), mask))))
+    assert len({tuple(shown[4, 4 * value + 2]) for value in range(13)}) == 13
 
 
 def test_pages_and_their_files_are_behind_the_login(project: ConnectedProject) -> None:

@@ -17,7 +17,7 @@ from werkzeug.serving import make_server
 
 from ml_backend.api.dashboard import volumes
 from ml_backend.api.ome_zarr import pages, planes, served
-from ml_backend.api.ome_zarr.images import scan_image
+from ml_backend.api.ome_zarr.images import _colours, scan_image
 from ml_backend.app import create_app
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.service import slice_keys
@@ -239,6 +239,11 @@ def test_labels_lie_on_the_scan(
     assert [one["name"] for one in properties] == ["background", "bone", "implant"]
     colours = {c["label-value"]: c["rgba"] for c in image.attrs["image-label"]["colors"]}
     assert colours == {0: [0, 0, 0, 0], 1: [230, 159, 0, 255], 2: [86, 180, 233, 255]}
+
+
+def test_each_of_many_classes_has_a_colour_of_its_own() -> None:
+    colours = [tuple(one["rgba"]) for one in _colours(tuple(map(str, range(13))))]
+    assert len(set(colours)) == 13
 
 
 def test_predictions_that_are_stored_are_an_image_of_their_own(

@@ -20,7 +20,6 @@ from ml_backend.errors import NextsliceError
 
 __all__ = [
     "BACKGROUND_NAMES",
-    "COLOURS",
     "WHY",
     "LabelConfig",
     "LabelConfigError",
@@ -33,6 +32,7 @@ __all__ = [
     "brush_config",
     "data_fields",
     "explain_change",
+    "label_colour",
     "parse_label_config",
     "shows_why",
     "with_drags",
@@ -59,7 +59,7 @@ _SHAPE_TAGS: dict[str, ShapeKind] = {
 WHY = "why"
 """Field of a task's data in which annotators are told why they get the slice."""
 
-COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 """Okabe and Ito's: told apart with any colour vision, on grey too. Black is left out: slices are
 dark."""
 
@@ -536,7 +536,7 @@ def _new_config(tag: str, classes: Sequence[str], *, why: bool) -> str:
     # Above the slice, which is made as high as the page: below it nobody sees them.
     control = ElementTree.SubElement(view, tag, name="label", toName="image", smart="false")
     for index, name in enumerate(names):
-        ElementTree.SubElement(control, "Label", value=name, background=_colour(index))
+        ElementTree.SubElement(control, "Label", value=name, background=label_colour(index))
     # BitmaskLabels need smoothing="false", and it shows the pixels as they are for BrushLabels too.
     ElementTree.SubElement(
         view,
@@ -556,11 +556,12 @@ def _new_config(tag: str, classes: Sequence[str], *, why: bool) -> str:
     return ElementTree.tostring(view, encoding="unicode") + "\n"
 
 
-def _colour(index: int) -> str:
-    """A colour for the label at ``index``: Okabe & Ito's, then hues a golden angle apart."""
-    if index < len(COLOURS):
-        return COLOURS[index]
-    turn = index - len(COLOURS)
+def label_colour(index: int) -> str:
+    """A colour for the label at ``index``, ``#RRGGBB``: Okabe & Ito's, then hues a golden angle
+    apart. The same in Label Studio and wherever else a class is shown."""
+    if index < len(_COLOURS):
+        return _COLOURS[index]
+    turn = index - len(_COLOURS)
     red, green, blue = colorsys.hsv_to_rgb(
         turn * 0.618034 % 1, 0.85 - 0.3 * (turn % 2), 0.95 - 0.25 * (turn // 2 % 2)
     )

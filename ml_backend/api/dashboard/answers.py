@@ -11,7 +11,7 @@ from flask import Response, make_response, render_template
 from ml_backend import __version__
 from ml_backend.api.status import looks
 from ml_backend.rounds.project import ConnectedProject, stored_project
-from ml_backend.studio.label_config import COLOURS
+from ml_backend.studio.label_config import label_colour
 
 __all__ = ["legend", "message", "page", "stored", "unknown"]
 
@@ -40,6 +40,6 @@ def unknown(number: int) -> tuple[Response, int]:
     return message(f"Project {number} is not known", said, 404)
 
 
-def legend(classes: Sequence[str]) -> list[tuple[str, int]]:
-    """Class and the number of its colour, from the second on: the first is the background."""
-    return [(name, i % len(COLOURS)) for i, name in enumerate(classes[1:])]
+def legend(classes: Sequence[str]) -> list[tuple[str, str]]:
+    """Class and its colour, from the second on: the first is the background."""
+    return [(name, label_colour(i)) for i, name in enumerate(classes[1:])]

@@ -6,11 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ml_backend.rounds.overview import RoundSummary
+from ml_backend.studio.label_config import label_colour
 
 __all__ = ["Curve", "Line", "Mark", "learning_curve"]
 
 WIDTH, HEIGHT = 640, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 12, 40
+_DASHES = 7
+"""After so many classes, the patterns of the sheet come again: `.line.c0` and so on."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +28,12 @@ class Mark:
 
 @dataclass(frozen=True)
 class Line:
-    """One class, or the mean (``index`` None). ``path``: the d of an SVG path."""
+    """One class, or the mean. ``kind``: ``mean``, ``background``, or how it is dashed. ``colour``:
+    that of the class; None: as the sheet has it for the kind. ``path``: the d of an SVG path."""
 
     name: str
-    index: int | None
+    kind: str
+    colour: str | None
     path: str
     marks: list[Mark]
 
@@ -69,7 +74,10 @@ def learning_curve(rounds: Sequence[RoundSummary], classes: Sequence[str]) -> Cu
             if (value := iou(one)) is not None
         ]
         steps = (f"{'L' if place else 'M'}{m.x} {m.y}" for place, m in enumerate(marks))
-        return Line(name, index, " ".join(steps), marks)
+        kind, colour = "mean" if index is None else "background", None
+        if index:
+            kind, colour = f"c{(index - 1) % _DASHES}", label_colour(index - 1)
+        return Line(name, kind, colour, " ".join(steps), marks)
 
     named = [
         line(name, index, lambda one, name=name: one.iou.get(name))  # type: ignore[misc]

@@ -26,7 +26,7 @@ from ml_backend.rounds.records import Published
 from ml_backend.rounds.service import Service
 from ml_backend.rounds.uncertainty_pictures import picture_name
 from ml_backend.studio.annotations import label_map
-from ml_backend.studio.label_config import COLOURS, LabelConfig, parse_label_config
+from ml_backend.studio.label_config import LabelConfig, label_colour, parse_label_config
 
 __all__ = [
     "NoSuchSlice", "Picture", "Thumbnails", "TooManyPictures", "predicted", "thumbnail",
@@ -154,7 +154,7 @@ def thumbnail(image: npt.NDArray[Any], mask: npt.NDArray[np.uint8] | None) -> by
         small = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
         painted = (small > 0) & (small < 255)
         # of the classes from the second on: the first is the background
-        colours = np.array([_rgb(COLOURS[(i - 1) % len(COLOURS)]) for i in range(1, 255)])
+        colours = np.array([_rgb(label_colour(i)) for i in range(254)])
         over = colours[np.clip(small, 1, 254).astype(int) - 1]
         mixed = picture * (1 - _OPACITY) + over * _OPACITY
         picture = np.where(painted[..., np.newaxis], mixed, picture)

@@ -20,7 +20,7 @@ from ml_backend.rounds.queue import known_queue
 from ml_backend.rounds.records import TaskRecord
 from ml_backend.rounds.stacks import Stack, places_along
 from ml_backend.studio.client import TaskRow, annotated, with_version
-from ml_backend.studio.label_config import COLOURS, LabelConfig, parse_label_config
+from ml_backend.studio.label_config import LabelConfig, label_colour, parse_label_config
 from ml_backend.volumes.address import SliceAddress
 from ml_backend.volumes.volume import VolumeError
 
@@ -79,7 +79,7 @@ class VolumeView:
     @property
     def colours(self) -> list[str]:
         """Of the classes from the second on: the first is the background."""
-        return [COLOURS[i % len(COLOURS)] for i in range(len(self.classes) - 1)]
+        return [label_colour(i) for i in range(len(self.classes) - 1)]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.studio.label_config import COLOURS
+from ml_backend.studio.label_config import label_colour
 from ml_backend.volumes.formats.ome_zarr import UNITS, metadata
 from ml_backend.volumes.formats.pyramid import Level, levels_of
 from ml_backend.volumes.volume import VolumeSpec
@@ -143,7 +143,7 @@ def _colours(classes: tuple[str, ...]) -> list[dict[str, Any]]:
     """The background, which also stands for what nobody labelled, lets the scan through."""
     found: list[dict[str, Any]] = [{"label-value": 0, "rgba": [0, 0, 0, 0]}]
     for value in range(1, len(classes)):
-        rgb = bytes.fromhex(COLOURS[(value - 1) % len(COLOURS)][1:])
+        rgb = bytes.fromhex(label_colour(value - 1)[1:])
         found.append({"label-value": value, "rgba": [*rgb, 255]})
     return found
 
