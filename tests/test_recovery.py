@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import safetensors.torch
 
 from ml_backend.api.serving import Serving
 from ml_backend.rounds import filling, jobs, publish, reconcile, switching
@@ -40,8 +41,10 @@ from ml_backend.rounds.store import StoreFault
 from ml_backend.rounds.sync import sync
 from ml_backend.rounds.unreadable import UnreadableSlices
 from ml_backend.segmentation import inference
+from ml_backend.segmentation.checkpoints import read_metadata
 from ml_backend.segmentation.dataset import NothingLabelled
 from ml_backend.segmentation.learner import NetworkLearner
+from ml_backend.segmentation.room import OutOfMemory
 from ml_backend.segmentation.validation import inside
 from ml_backend.settings import Settings
 from ml_backend.studio.annotations import label_map, regions
@@ -342,6 +345,95 @@ def test_an_attempt_that_goes_on_after_its_training_keeps_its_labels(
 
     assert project.dataset() == seen
     assert project.published.round == 1
+
+
+def older(data: bytes) -> bytes:
+    """A checkpoint as if of a network that had one tensor less then."""
+    tensors = safetensors.torch.load(data)
+    tensors.popitem()
+    return safetensors.torch.save(tensors, read_metadata(data))
+
+
+def spoil(project: MemoryProject, how: str) -> None:
+    """The weights of round 1 cannot be loaded any more."""
+    folder = project.folder.round(1)
+    if how == "gone":
+        folder.remove(WEIGHTS)
+        return
+    data = folder.read(WEIGHTS)
+    folder.write(WEIGHTS, older(data) if how == "older" else data[: len(data) // 2])
+
+
+NOT_LOADED = {
+    "older": "1 tensors missing",
+    "cut off": "is cut off or damaged",
+    "gone": "The file is not there any more",
+}
+
+
+@pytest.mark.parametrize(("how", "why"), NOT_LOADED.items())
+def test_a_published_checkpoint_that_cannot_be_loaded_stops_no_round(
+    make_project: MakeProject, caplog: pytest.LogCaptureFixture, how: str, why: str
+) -> None:
+    """The training begins afresh, as after a change of classes, and the record says why."""
+    project = make_project(NEXTSLICE_STRATEGY="ceal", NEXTSLICE_WARM_START=True)
+    project.label([*range(0, SLICES, 2)])
+    project.job()
+    assert project.selection().pseudo, "or there is nothing to be labelled by it"
+    spoil(project, how)
+    project.label([1, 3, 5])
+
+    project.job()
+
+    metrics = project.metrics(2)
+    assert project.published.weights == "round-0002/weights.safetensors"
+    assert project.folder.round(2).need(ROUND).flagged is None
+    assert metrics.not_loaded is not None
+    assert metrics.not_loaded.startswith("round-0001/weights.safetensors: ")
+    assert why in metrics.not_loaded
+    assert metrics.validation, "or there is nothing to compare by"
+    assert (metrics.published_miou, metrics.published_weights) == (None, None)
+    assert (metrics.pseudo, metrics.inherited) == ([], [])
+    assert metrics.training["warm_started"] is False
+    assert "round 2: the published checkpoint cannot be loaded" in caplog.text
+
+
+def test_a_full_memory_is_no_reason_to_train_afresh(
+    make_project: MakeProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = make_project()
+    project.label(range(K))
+    project.job()
+    project.label(range(K, 2 * K))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(NetworkLearner, "from_bytes", raising(OutOfMemory("of the GPU")))
+        with pytest.raises(OutOfMemory):
+            project.job()
+
+    project.job()
+    assert project.metrics(2).not_loaded is None
+    assert project.metrics(2).published_weights == "round-0001/weights.safetensors"
+
+
+@pytest.mark.parametrize(("stopped", "how"), [("evidence", "older"), ("predict", "gone")])
+def test_a_round_whose_own_weights_cannot_be_loaded_any_more_trains_again(
+    make_project: MakeProject, monkeypatch: pytest.MonkeyPatch, stopped: str, how: str
+) -> None:
+    """It was running, scoring or publishing, when nextslice was upgraded, and goes on after it."""
+    project = make_project()
+    project.label(range(K))
+    with monkeypatch.context() as patch:
+        patch.setattr(NetworkLearner, stopped, raising(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            project.job()
+    assert project.folder.round(1).has(METRICS)
+    spoil(project, how)
+
+    project.job()
+
+    assert project.published.weights == "round-0001/weights.safetensors"
+    assert any(project.stored().values())
 
 
 def raising(error: BaseException) -> Callable[..., Any]:

@@ -17,13 +17,14 @@ from rq.serializers import JSONSerializer
 
 from ml_backend.api import status
 from ml_backend.embedded.processes import free_port, wait_until
-from ml_backend.rounds.artefacts import QUEUE
+from ml_backend.rounds.artefacts import METRICS, QUEUE
 from ml_backend.rounds.attempt import attempt
 from ml_backend.rounds.claim import claimed
 from ml_backend.rounds.jobs import _JobProgress
 from ml_backend.rounds.overview import ProjectOverview, project_overview
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.project_settings import change_settings
+from ml_backend.rounds.records import MetricsRecord
 from ml_backend.rounds.schedule import CONTROL, GPU
 from ml_backend.settings import Settings
 from ml_backend.studio.client import Studio, StudioError
@@ -91,6 +92,14 @@ def test_a_service_that_is_well_says_what_it_stands_on(project: ConnectedProject
     assert one["label_studio"].endswith("/projects/7")
     assert one["model_version"].startswith("nextslice-r000-")
     assert [c["state"] for c in one["conditions"]] == ["waiting"]
+
+
+def test_a_checkpoint_that_could_not_be_loaded_is_a_warning(project: ConnectedProject) -> None:
+    why = "round-0003/weights.safetensors: The file is not there any more."
+    project.folder.round(0).save(METRICS, MetricsRecord(not_loaded=why))
+    (said,) = client(project).get("/api/projects/7").get_json()["warnings"]
+    assert said.startswith("The checkpoint before could not be loaded, so the network has learned")
+    assert said.endswith(why)
 
 
 def test_each_fault_is_one_and_says_what_mends_it(project: ConnectedProject) -> None:

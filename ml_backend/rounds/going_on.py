@@ -30,7 +30,7 @@ from ml_backend.rounds.further import (
     may_go_on,
     next_round_is_on,
 )
-from ml_backend.rounds.learners import device_of, learner_config, load_learner, new_learner
+from ml_backend.rounds.learners import device_of, learner_config, new_learner, stored_learner
 from ml_backend.rounds.live_masks import Regions
 from ml_backend.rounds.looking_up import GivenWay, LookingUp
 from ml_backend.rounds.project import ConnectedProject
@@ -150,8 +150,7 @@ class _GoingOn:
     def _found_better(self) -> bool:
         """Try until something is better; whether its weights are kept and named."""
         assert self.published.weights is not None
-        data = self.project.folder.read_at(self.published.weights)
-        served = load_learner(self.settings, data, self.settings.train_device)
+        served = stored_learner(self.settings, self.project.folder, self.published.weights)
         metrics = self.folder.need(METRICS)
         while self.further.tries < TRIES:
             self.further.tries += 1  # noted first: a process that is killed notes nothing more
@@ -235,8 +234,8 @@ class _GoingOn:
         version = self.further.model_version
         assert version is not None
         self.project.in_studio()  # is it ours still?
-        data = self.folder.read(FURTHER_WEIGHTS)
-        learner = load_learner(self.settings, data, self.settings.train_device)
+        weights = self.folder.relative(FURTHER_WEIGHTS)
+        learner = stored_learner(self.settings, self.project.folder, weights)
         config = parse_label_config(self.dataset.label_config)
 
         pictures = KeptPictures(self.folder, version)
@@ -258,5 +257,4 @@ class _GoingOn:
                     pictures.keep(int(task), prediction)
                     yield int(task), regions(prediction.mask, config)
 
-        weights = self.folder.relative(FURTHER_WEIGHTS)
         return publish.republish(self.project, self.published, weights, version, predict)

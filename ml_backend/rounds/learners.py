@@ -12,6 +12,8 @@ import torch
 
 from al_strategies.learner import Learner
 from ml_backend.errors import OptionError, SettingsError
+from ml_backend.rounds.store import ProjectStore
+from ml_backend.segmentation.checkpoints import CheckpointError
 from ml_backend.segmentation.checks import check_architecture, check_gpu
 from ml_backend.segmentation.inference import InferenceConfig
 from ml_backend.segmentation.learner import LearnerConfig, NetworkLearner
@@ -26,6 +28,7 @@ __all__ = [
     "learner_config",
     "load_learner",
     "new_learner",
+    "stored_learner",
 ]
 
 
@@ -63,6 +66,18 @@ def load_learner(settings: Settings, data: bytes, device_setting: str) -> Learne
     device = device_of(device_setting)
     config = LearnerConfig(inference=InferenceConfig.for_device(device, settings.max_tile))
     return KINDS[_DEFAULT].from_bytes(data, config, device)
+
+
+def stored_learner(settings: Settings, project: ProjectStore, weights: str) -> Learner:
+    """The learner of ``weights``, a path relative to the project's folder, on the training device.
+
+    Raises CheckpointError, also where the file is gone.
+    """
+    try:
+        data = project.read_at(weights)
+    except FileNotFoundError as error:
+        raise CheckpointError("The file is not there any more.") from error
+    return load_learner(settings, data, settings.train_device)
 
 
 def learner_config(settings: Settings, device: str, *, brief: bool = False) -> LearnerConfig:

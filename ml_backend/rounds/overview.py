@@ -403,7 +403,7 @@ def _warnings(project: ConnectedProject, published: Published | None) -> list[st
         return said
     folder = project.folder.round(published.round)
     following = project.folder.round(published.round + 1)
-    found = [*said, *_left_out(folder), *_of_dataset(following), *_of_dataset(folder)]
+    found = [*said, *_of_training(folder), *_of_dataset(following), *_of_dataset(folder)]
     found = list(dict.fromkeys(found))
     more = len(found) - _WARNINGS
     return found[:_WARNINGS] + ([f"… and {more:,} more, in the round's dataset.json."] * (more > 0))
@@ -420,13 +420,18 @@ def _of_dataset(folder: RoundFolder) -> list[str]:
     return [*([lacking] if found.without_image else []), *found.warnings]
 
 
-def _left_out(folder: RoundFolder) -> list[str]:
+def _of_training(folder: RoundFolder) -> list[str]:
     record, metrics = folder.load(ROUND), folder.load(METRICS)
     found = []
     if record is not None and record.unseen:
         found.append(_counted(len(record.unseen), "could not be read when the pool was scored"))
     if metrics is not None and metrics.left_out:
         found.append(_counted(len(metrics.left_out), "with a label could not be learned from"))
+    if metrics is not None and metrics.not_loaded:
+        found.append(
+            "The checkpoint before could not be loaded, so the network has learned afresh and was "
+            f"compared with nothing: {metrics.not_loaded}"
+        )
     return found
 
 

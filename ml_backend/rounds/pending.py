@@ -77,10 +77,9 @@ def _draw(project: ConnectedProject, published: Published, weights: str, progres
         if not tasks:
             return
         # Imports torch: only where there is something to draw.
-        from ml_backend.rounds.learners import load_learner
+        from ml_backend.rounds.learners import stored_learner
 
-        data = project.folder.read_at(weights)
-        learner = load_learner(project.settings, data, project.settings.train_device)
+        learner = stored_learner(project.settings, project.folder, weights)
         coverage = Coverage(
             len(tasks),
             "the queue's {} slices that wait for their masks",

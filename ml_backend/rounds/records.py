@@ -226,7 +226,10 @@ class MetricsRecord(Record):
     """The z-blocks held out, kept from round to round."""
     published_weights: str | None = None
     """The published checkpoint, relative to the project's folder; None: there was none of these
-    classes, or it was not noted."""
+    classes, it could not be loaded, or it was not noted."""
+    not_loaded: Told | None = None
+    """Why the published checkpoint could not be loaded: the training began afresh, and was compared
+    with nothing."""
     published_miou: float | None = None
     """That checkpoint on those validation slices that it has not learned either."""
     compared: int = 0

@@ -230,6 +230,8 @@ class _Round:
         if None not in (compared, served) and compared != served:
             # They may be better than those of the round, which have not been compared with them.
             return "other weights are published than it was compared with"
+        if metrics is not None and published is not None and not self._loads(metrics, published):
+            return "its weights cannot be loaded"
         return None
 
     def _refuse_unusable(self, dataset: DatasetRecord) -> None:
@@ -293,11 +295,23 @@ class _Round:
         """The learner that this round scores and predicts with; the same for both steps."""
         if self._learner is None:
             # Imports torch: only where a round trains, never in a control worker.
-            from ml_backend.rounds.learners import load_learner
+            from ml_backend.rounds.learners import stored_learner
 
-            data = self.folder.project.read_at(weights)
-            self._learner = load_learner(self.settings, data, self.settings.train_device)
+            self._learner = stored_learner(self.settings, self.folder.project, weights)
         return self._learner
+
+    def _loads(self, metrics: MetricsRecord, published: Published) -> bool:
+        """Whether what is to be served after a training that is done can be loaded: after an
+        upgrade it may not fit any more."""
+        from ml_backend.segmentation.checkpoints import CheckpointError
+
+        weights, _ = self._served(metrics, published)
+        try:
+            self._serving(weights)
+        except CheckpointError as error:
+            logger.warning("project %s: %s: %s", self.project.key, weights, error)
+            return False
+        return True
 
     def _train(self, dataset: DatasetRecord, published: Published) -> MetricsRecord:
         """Train, validate, keep: `metrics.json` comes last, and says that the step is done."""

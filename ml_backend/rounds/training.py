@@ -13,12 +13,13 @@ from ml_backend.rounds.artefacts import LABELS, SELECTION
 from ml_backend.rounds.coverage import Coverage
 from ml_backend.rounds.effort import new_effort
 from ml_backend.rounds.further import served_metrics
-from ml_backend.rounds.learners import device_of, learner_config, load_learner, new_learner
+from ml_backend.rounds.learners import device_of, learner_config, new_learner, stored_learner
 from ml_backend.rounds.pseudo import Mask, pseudo_labels, pseudo_slices
 from ml_backend.rounds.records import DatasetRecord, MetricsRecord, Published
 from ml_backend.rounds.source import ProjectSource, positions
 from ml_backend.rounds.store import ProjectStore
 from ml_backend.rounds.unreadable import UnreadableSlices
+from ml_backend.segmentation.checkpoints import CheckpointError
 from ml_backend.segmentation.validation import Split, ZBlock, compare, split_labelled
 from ml_backend.settings import Settings
 
@@ -58,7 +59,8 @@ def train(
     trained on: in projects from before blocks were fixed at adoption, the first held-out block was
     training data of the checkpoints before it. What the published checkpoint has trained on says
     the round that made it, an older one after a flag. Slices without a labelled pixel judge
-    nothing.
+    nothing. A published checkpoint that cannot be loaded any more (``not_loaded``), as after an
+    upgrade, is neither started from nor compared with, and labels nothing.
 
     A slice that cannot be read any more, or whose image has another size than its mask, is neither
     trained nor validated on; it is named in the log and in ``left_out``. Raises UnreadableSlices
@@ -72,7 +74,7 @@ def train(
     device = device_of(settings.train_device)
     config = learner_config(settings, device, brief=dataset.early)
     learner = new_learner(tuple(dataset.classes), config, device)
-    old = _published_learner(settings, project, dataset, published)
+    old, not_loaded = _published_learner(settings, project, dataset, published)
     if settings.warm_start and old is not None:
         learner.start_from(old)
     pseudo, unread = _pseudo_labels(old, project, dataset, published, source, split, progress)
@@ -94,6 +96,7 @@ def train(
         left_out=[i for i in labelled if i in left_out.ids],
         blocks=list(split.blocks),
         published_weights=published.weights if old is not None else None,
+        not_loaded=not_loaded,
         effort=new_effort(dataset.labels, earlier.labels if earlier else ()),
     )
     unseen = [i for i in validation if served is not None and i not in served.learned]
@@ -164,7 +167,8 @@ def _pseudo_labels(
     """What the published round wants pseudo-labelled, by its checkpoint ``old``, and what of it
     cannot be read.
 
-    Empty without one: before round 1 and after the classes changed. Raises UnreadableSlices.
+    Empty without one: before round 1, after the classes changed, where it cannot be loaded. Raises
+    UnreadableSlices.
     """
     selection = project.round(published.round).load(SELECTION)
     if old is None or selection is None or not selection.pseudo:
@@ -187,11 +191,19 @@ def _pseudo_labels(
 
 def _published_learner(
     settings: Settings, project: ProjectStore, dataset: DatasetRecord, published: Published
-) -> Learner | None:
-    """The published checkpoint, if it is of the same classes."""
+) -> tuple[Learner | None, str | None]:
+    """The published checkpoint, if it is of the same classes, and why it cannot be loaded."""
     if published.weights is None or published.fingerprint != dataset.fingerprint:
-        return None
-    return load_learner(settings, project.read_at(published.weights), settings.train_device)
+        return None, None
+    try:
+        return stored_learner(settings, project, published.weights), None
+    except CheckpointError as error:
+        not_loaded = f"{published.weights}: {error}"
+    logger.warning(
+        "round %d: the published checkpoint cannot be loaded, the training begins afresh and is "
+        "compared with nothing: %s", dataset.round, not_loaded,
+    )  # fmt: skip
+    return None, not_loaded
 
 
 def _finite(metrics: Metrics) -> dict[str, float | None]:
