@@ -85,6 +85,26 @@ def test_each_slice_is_judged_by_who_has_not_seen_it(slices: LabelledSlices) -> 
     assert asked.count(0) == 3 * asked.count(1), "the crops are of all four slices alike"
 
 
+def test_readers_that_learned_on_another_device_are_asked_where_the_network_is(
+    slices: LabelledSlices,
+) -> None:
+    """Where a GPU's memory was full, the CPU has taught them."""
+
+    class Elsewhere(Sure):
+        device = torch.device("cuda")
+
+        def to(self, device: torch.device) -> Elsewhere:  # type: ignore[override]
+            self.device = device
+            return self
+
+        def forward(self, values: Tensor) -> Tensor:
+            assert self.device == values.device
+            return super().forward(values)
+
+    readers = [Elsewhere(1.0), Elsewhere(1.0)]
+    assert deserved_share(network(-6.0), slices, readers, [0, 1, 0, 1], crop=64) == 0.0
+
+
 def test_the_share_is_in_what_is_served(slices: LabelledSlices) -> None:
     both = network(-6.0)
     both.agree_with(Sure(1.0))

@@ -44,12 +44,13 @@ def deserved_share(
     cross-entropy on ``slices``; a half without ``unseen``.
 
     ``unseen``: for each of the ``folds`` (one number a slice) a pixel reader that was not shown it;
-    they stand for the expert. ``network``: trained, in evaluation mode. ``crop``: side of the crops
-    that it was trained on.
+    they stand for the expert, and are moved to where the network is. ``network``: trained, in
+    evaluation mode. ``crop``: side of the crops that it was trained on.
     """
     if not unseen:
         return _SHARES[0]
     device = network.middle.device
+    readers = [reader.to(device) for reader in unseen]  # the CPU may have taught them
     crops = Crops(
         slices, crop=crop, batch=_CROPS, augmentation=Augmentation.none(), balance=0.0,
         seed=seed, device=device, located=True,
@@ -60,7 +61,7 @@ def deserved_share(
             values, reads, targets = network.recall(lesson)
             assert lesson.slices is not None
             expects = [
-                unseen[folds[of]](rows) for of, rows in zip(lesson.slices, values, strict=True)
+                readers[folds[of]](rows) for of, rows in zip(lesson.slices, values, strict=True)
             ]
             losses += _losses(reads, torch.stack(expects), targets)
     return min(
