@@ -16,7 +16,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -606,7 +606,9 @@ def _size_and_time(path: Path) -> tuple[int, int]:
     found = [path.stat()]
     if path.is_dir():
         with os.scandir(path) as entries:
-            found += [entry.stat() for entry in entries]
+            for entry in entries:
+                with suppress(OSError):  # removed meanwhile, or a link that leads nowhere
+                    found.append(entry.stat())
     return sum(f.st_size for f in found), max(f.st_mtime_ns for f in found)
 
 

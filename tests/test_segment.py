@@ -673,6 +673,19 @@ def test_the_partial_result_of_another_job_is_refused(
     assert partial_folder(out).exists()
 
 
+def test_what_a_folder_has_beside_its_slices_and_leads_nowhere_stops_nothing(
+    tmp_path: Path, learner: NetworkLearner, values: Any
+) -> None:
+    """As what an editor leaves while it has a file open, or DataLad until it fetches one."""
+    folder = tmp_path / "scan_png"
+    write_volume(folder, values, VolumeSpec(SHAPE, values.dtype))
+    (folder / ".#notes.txt").symlink_to("somebody@host.4711:1")
+    (folder / "notes.txt").symlink_to(folder / "notes.txt")
+    with open_volume(folder) as opened:
+        report = segment_volume(learner, opened, tmp_path / "labels.npy")
+    assert report.predicted == SHAPE[0]
+
+
 @pytest.mark.parametrize(
     ("name", "says"), [("a.docx", "names no format"), ("a.jpg", "names no format")]
 )
