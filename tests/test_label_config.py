@@ -292,6 +292,7 @@ def test_the_fields_of_data_as_a_config_names_them():
         (config(labels("a", "a", "b")), r"labels of the same name \(a\)"),
         (config('<Label alias="a"/>'), "the Label tag has no value"),
         (config(labels("bg", "Background")), r"2 labels for the background \(bg, Background\)"),
+        (config(labels("BG")), r"has no label but the background \(BG\): add one Label"),
         (config(labels(*map(str, range(255)))), "256 classes with the background, at most 255"),
         (
             '<View><Image name="i" value="$i"/>'
@@ -405,7 +406,7 @@ def test_moving_the_background_label_changes_no_class():
 
 names = st.lists(
     st.sampled_from(["a", "b", "c", "d", "background"]), min_size=1, max_size=4, unique=True
-)
+).filter(lambda names: names != ["background"])
 kinds = st.sampled_from(["BrushLabels", "BitmaskLabels"])
 
 
@@ -477,6 +478,7 @@ def test_the_sdk_accepts_new_configs(make, why):
         (["a", " "], "a class has an empty name"),
         (["a", "a"], r"same name \(a\)"),
         (["bg", "background"], "2 labels for the background"),
+        (["background"], "no label but the background"),
     ],
 )
 def test_new_configs_that_are_refused(classes, message):

@@ -451,6 +451,10 @@ def _classes(names: Sequence[str], where: str) -> tuple[tuple[str, ...], bool]:
             "keep one"
         )
     others = [name for name in names if name not in background]
+    if not others:
+        raise LabelConfigError(
+            f"{where} has no label but the background ({background[0]}): add one Label per class"
+        )
     classes = (background[0] if background else BACKGROUND_NAMES[0], *others)
     if len(classes) > _MOST_CLASSES:
         raise LabelConfigError(
