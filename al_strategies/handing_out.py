@@ -5,7 +5,7 @@ Live rounds and simulations hand out alike. `al_strategies.holdout` says which s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from al_strategies.base import Query, Selection, Strategy, get_strategy
@@ -37,17 +37,14 @@ def hand_out(strategy: Strategy, query: Query, blocks: tuple[ZBlock, ...]) -> Se
             taken=len(labelled) - len(done) if blocks else None,
         )
     )
-    spread = get_strategy("strided").select(
-        replace(
-            query,
-            pool=_part(pool, held, within=True),
-            labelled=_part(labelled, done, within=True),
-            k=min(wanted, len(held)),
-            reserve=0,
-            spacing=None,
-        )
+    spread = _spread(
+        query,
+        _part(pool, held, within=True),
+        _part(labelled, done, within=True),
+        first=max(judging, 1),
+        count=min(wanted, len(held)),
     )
-    teach, judge = iter((*chosen.chosen, *chosen.reserve)), iter(spread.chosen)
+    teach, judge = iter((*chosen.chosen, *chosen.reserve)), iter(spread)
     merged = tuple(_merged(due, teach, judge))
     # What somebody has skipped or begun comes last, of whichever part it is.
     order = tuple(sorted(merged, key=lambda i: i in query.deferred))
@@ -58,6 +55,32 @@ def hand_out(strategy: Strategy, query: Query, blocks: tuple[ZBlock, ...]) -> Se
         pseudo=tuple(i for i in chosen.pseudo if i not in order[: query.k]),
         scores={i: chosen.scores[i] for i in order if i in chosen.scores},
     )
+
+
+def _spread(
+    query: Query, pool: Evidence, labelled: Evidence, *, first: int, count: int
+) -> list[SliceId]:
+    """``count`` slices of ``pool``, every beginning of which is spread evenly between those that
+    are ``labelled``: ``first`` of them, then as many between these as there are before, and so on.
+    """
+    places = {i: p for e in (pool, labelled) for i, p in zip(e.ids, e.positions, strict=True)}
+    left, known = list(pool.ids), list(labelled.ids)
+    spread: list[SliceId] = []
+
+    def part(ids: Sequence[SliceId]) -> Evidence:
+        return Evidence(tuple(ids), tuple(places[i] for i in ids))
+
+    while len(spread) < count:
+        portion = min(len(spread) or first, count - len(spread))
+        asked = replace(
+            query, pool=part(left), labelled=part(known), k=portion, reserve=0, spacing=None
+        )
+        found = get_strategy("strided").select(asked).chosen
+        spread += found
+        known += found
+        taken = set(found)
+        left = [i for i in left if i not in taken]
+    return spread
 
 
 def _part(evidence: Evidence, ids: frozenset[SliceId], *, within: bool) -> Evidence:

@@ -237,3 +237,34 @@ def test_a_strategy_is_told_how_many_slices_it_has_chosen() -> None:
     taught = [sum(not 40 <= z <= 51 for z in chosen) for chosen in found]
     assert len(set(taught)) > 1
     assert told == [sum(taught[:before]) for before in range(len(told))]
+
+
+@pytest.mark.parametrize("volumes", [1, 3, 10])
+@pytest.mark.parametrize("further", [0, 5], ids=["K a round", "K of the reserve too"])
+@pytest.mark.parametrize("reserve", [5, 320], ids=["a short reserve", "that of a live round"])
+def test_what_judges_is_evenly_spread_from_the_first_label_on(
+    volumes: int, further: int, reserve: int
+) -> None:
+    """``further``: slices that people label of the reserve, while a round is trained."""
+    k, rounds = 5, 10
+    places: dict[SliceId, Position] = {}
+    for volume in range(volumes):
+        places |= stack(f"v{volume} ", 600 // volumes)
+    blocks = fixed_blocks(places)
+    within, labelled = inside(places, places, blocks), list[SliceId]()
+
+    def part(ids: list[SliceId]) -> Evidence:
+        return Evidence(tuple(ids), tuple(places[i] for i in ids))
+
+    for number in range(rounds):
+        pool = [i for i in places if i not in labelled]
+        query = Query(part(pool), part(labelled), k, reserve, number, seed=number)
+        selection = hand_out(get_strategy("random"), query, blocks)
+        labelled += [*selection.chosen, *selection.reserve][: k + further]
+
+    judged = [places[i] for i in labelled if i in within]
+    assert len(judged) == (k + further) * rounds // 5
+    heights = [[p.z for p in judged if p.volume == v] for v in {p.volume for p in places.values()}]
+    shares = sorted(len(z) for z in heights)
+    assert shares[-1] - shares[0] <= 1, "as many of each volume"
+    assert all(min(np.diff(sorted(z)), default=99) > 2 for z in heights), "no near-copies"
