@@ -234,14 +234,13 @@ def held_out_places(
 
     ``labelled``: slices that have a label, ``held`` of them inside a block. So that these are
     ``fraction`` of all, and no more, from the first ones on; where too few are held, one place in
-    1 / ``fraction`` makes up for it, and not more, since nothing is learned from them.
+    1 / ``fraction`` makes up for it, and not more, since nothing is learned from them. That place
+    is told by the number of labels, so that short queues that follow each other agree on it.
     """
     every = round(1 / fraction)
-    since = every
     places = []
-    for number in range(1, count + 1):
-        due = held + 1 <= fraction * (labelled + number) + _SLACK and since >= every
-        since = 1 if due else since + 1
+    for number in range(labelled + 1, labelled + count + 1):
+        due = number % every == 0 and held + 1 <= fraction * number + _SLACK
         held += due
         places.append(due)
     return tuple(places)

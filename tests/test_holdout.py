@@ -174,8 +174,18 @@ def test_every_fifth_label_is_one_that_judges() -> None:
 
 
 def test_too_few_are_made_up_for_slowly_and_too_many_are_waited_for() -> None:
-    assert [p for p, due in enumerate(held_out_places(12, 60, 0)) if due] == [0, 5, 10]
+    assert [p for p, due in enumerate(held_out_places(12, 60, 0)) if due] == [4, 9]
     assert not any(held_out_places(12, 20, 8))
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("labelled", [0, 40, 43])
+def test_no_more_than_one_in_five_makes_up_whatever_k_is(k: int, labelled: int) -> None:
+    handed: list[bool] = []
+    while len(handed) < 48:
+        handed += held_out_places(k, labelled + len(handed), sum(handed))
+
+    assert [n for n, due in enumerate(handed) if due] == list(range(4 - labelled % 5, 48, 5))
 
 
 def test_the_labels_inside_validate_and_the_others_train() -> None:
