@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -24,6 +25,7 @@ __all__ = [
     "HoldOutError",
     "Split",
     "ZBlock",
+    "closed",
     "fixed_blocks",
     "held_out_block",
     "held_out_places",
@@ -101,11 +103,17 @@ def _central(ordered: Sequence[SliceId], fraction: float, centre: float) -> Sequ
 
 @dataclass(frozen=True)
 class ZBlock:
-    """Slices of ``volume`` with ``low`` ≤ z ≤ ``high``; to the volume's end where one is None."""
+    """Slices of ``volume`` with ``low`` ≤ z ≤ ``high``; without an end where one is None, as in
+    records of old (`closed`)."""
 
     volume: str
     low: float | None = None
     high: float | None = None
+
+    @property
+    def open(self) -> bool:
+        """Whether it lacks an end."""
+        return self.low is None or self.high is None
 
     def __contains__(self, position: object) -> bool:
         return (
@@ -145,7 +153,8 @@ def fixed_blocks(
     its slices are labelled and none is learned, they hold ``fraction`` of these instead. Of several
     places those are taken that hold the fewest ``learned`` slices. Smaller volumes are held out
     whole, as long as that is at most ``fraction`` of their slices. Fewer than `MINIMUM_SLICES` in
-    all: nothing is held out.
+    all: nothing is held out. A block ends half a step beyond its outermost slices, so what a volume
+    gains beyond its ends is in none.
     """
     if len(positions) < MINIMUM_SLICES:
         return tuple(blocks)
@@ -163,7 +172,7 @@ def fixed_blocks(
             rows = known if fresh else members
             taught = [i in learned for i in rows]
             held += _spread(volume, [positions[i].z for i in rows], taught, fraction, draws)
-    return (*held, *_whole(volumes, named, learned, fraction, rng))
+    return (*held, *_whole(volumes, positions, named, learned, fraction, rng))
 
 
 def _spread(
@@ -171,6 +180,7 @@ def _spread(
 ) -> Iterator[ZBlock]:
     """Blocks of ``volume``, one in each of its equal parts; ``z`` is sorted, ``draws`` in [0, 1)
     say where in its part each lies."""
+    edges = _edges(z)
     count = min(max(round(fraction * len(z)) // _LEAST_BLOCK, 1), _BLOCKS)
     for part, draw in zip(np.array_split(np.arange(len(z)), count), draws, strict=False):
         length = _part(fraction, len(part))
@@ -178,14 +188,34 @@ def _spread(
         known = np.array([sum(taught[start : start + length]) for start in starts])
         best = starts[known == known.min()]
         start = int(best[int(draw * len(best))])
-        stop = start + length
-        low = (z[start - 1] + z[start]) / 2 if start else None
-        high = (z[stop - 1] + z[stop]) / 2 if stop < len(z) else None
-        yield ZBlock(volume, low, high)
+        yield ZBlock(volume, edges[start], edges[start + length])
+
+
+def closed(block: ZBlock, positions: Mapping[SliceId, Position]) -> ZBlock:
+    """``block``, whose open ends are those of its volume in ``positions``; open as before where
+    these hold none of it."""
+    z = sorted(place.z for place in positions.values() if place.volume == block.volume)
+    if not z:
+        return block
+    first, *_, last = _edges(z)
+    return ZBlock(
+        block.volume,
+        first if block.low is None else block.low,
+        last if block.high is None else block.high,
+    )
+
+
+def _edges(z: Sequence[float]) -> list[float]:
+    """What lies in the middle between each two of ``z``, which is sorted, and half a step beyond
+    the first and the last."""
+    between = [(low + high) / 2 for low, high in pairwise(z)]
+    first, last = (between[0], between[-1]) if between else (z[0], z[0])
+    return [2 * z[0] - first, *between, 2 * z[-1] - last]
 
 
 def _whole(
     volumes: Mapping[str, Sequence[SliceId]],
+    positions: Mapping[SliceId, Position],
     named: Collection[str],
     learned: Collection[SliceId],
     fraction: float,
@@ -201,7 +231,8 @@ def _whole(
         members = volumes[small[place]]
         fresh = small[place] not in named and not any(i in learned for i in members)
         if fresh and len(members) <= room:
-            chosen.append(ZBlock(small[place]))
+            edges = _edges([positions[i].z for i in members])
+            chosen.append(ZBlock(small[place], edges[0], edges[-1]))
             room -= len(members)
     return chosen
 

@@ -227,6 +227,29 @@ def test_a_project_that_has_blocks_keeps_them(make_settings: Callable[..., Setti
     assert hold_out.blocks_of(folder, data, published, 0) == (BLOCK,)
 
 
+def test_blocks_with_open_ends_stop_where_their_volumes_did_when_they_were_chosen(
+    make_settings: Callable[..., Settings],
+) -> None:
+    """As nextslice stored them; then both volumes were imported further, and learned from."""
+    folder = ConnectedProject(Service(make_settings()), KEY).folder
+    early, late = ZBlock("v", 31.5), ZBlock("w", None, 3.5)
+    grown = [*volume("v", 60), *volume("w", 20, 100)]
+    records = ([early], volume("v", 40)), ([early, late], grown), ([early, late], volume("v", 80))
+    for number, (blocks, tasks) in enumerate(records):
+        folder.round(number).save(DATASET, dataset(*tasks))
+        folder.round(number).save(METRICS, MetricsRecord(blocks=blocks))
+    published = Published(round=2, model_version="r2", classes=[], fingerprint="")
+    now = dataset(*volume("v", 90), *volume("w", 90, 100))
+
+    ends = (ZBlock("v", 31.5, 39.5), ZBlock("w", -0.5, 3.5))
+    assert hold_out.blocks_of(folder, now, published, 0) == ends
+
+    for number in (0, 1):
+        folder.round(number).remove(DATASET)
+    ends = (ZBlock("v", 31.5, 79.5), ZBlock("w", -0.5, 3.5))
+    assert hold_out.blocks_of(folder, now, published, 0) == ends, "as far as is known"
+
+
 def test_one_that_has_none_yet_gets_them_beside_what_it_has_learned(
     make_settings: Callable[..., Settings],
 ) -> None:

@@ -14,6 +14,7 @@ from al_strategies.evidence import Evidence, Position, SliceId
 from al_strategies.handing_out import hand_out
 from al_strategies.holdout import (
     ZBlock,
+    closed,
     fixed_blocks,
     held_out_block,
     held_out_places,
@@ -138,8 +139,41 @@ def test_small_volumes_are_held_out_whole_and_at_most_a_fifth_of_them() -> None:
     blocks = fixed_blocks(positions, seed=3)
 
     assert len(blocks) == 2
-    assert all((block.low, block.high) == (None, None) for block in blocks)
+    assert all((block.low, block.high) == (-0.5, 1.5) for block in blocks)
     assert fixed_blocks(positions, blocks=blocks, seed=4) == blocks
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("step", [1.0, 0.25])
+@pytest.mark.parametrize("slices", [1, 2, 12, 60])
+def test_slices_that_a_volume_gains_are_not_held_out_by_blocks_at_its_ends(
+    slices: int, step: float, seed: int
+) -> None:
+    """As of `import --range 400:600`, and of the rest later."""
+
+    def cut(*rows: int) -> dict[SliceId, Position]:
+        return {f"{v}{row}": Position(v, step * row) for v in "abcdefghij" for row in rows}
+
+    there = cut(*range(400, 400 + slices))
+    blocks = fixed_blocks(there, seed=seed)
+    assert 0.15 * len(there) < len(held(there, blocks)) < 0.25 * len(there)
+
+    gained = cut(*range(390, 400), *range(400 + slices, 410 + slices))
+
+    assert fixed_blocks(there | gained, blocks=blocks, seed=seed)[: len(blocks)] == blocks
+    assert not held(gained, blocks)
+
+
+def test_open_ends_of_an_older_record_stop_where_the_volume_did() -> None:
+    blocks = (ZBlock("v", None, 4.5), ZBlock("v", 20.5), ZBlock("w"), ZBlock("gone", 3.0))
+    positions = stack("v", 30) | {"w7": Position("w", 7.0)}
+
+    assert tuple(closed(block, positions) for block in blocks) == (
+        ZBlock("v", -0.5, 4.5),
+        ZBlock("v", 20.5, 29.5),
+        ZBlock("w", 7.0, 7.0),
+        ZBlock("gone", 3.0),
+    )
 
 
 def test_a_handful_of_slices_is_all_trained_on() -> None:
@@ -164,6 +198,16 @@ def test_labels_from_before_adoption_are_held_out_in_proportion() -> None:
     blocks = fixed_blocks(positions, labelled=labelled, seed=0)
 
     assert len(inside(labelled, positions, blocks)) == 3
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_labels_of_a_part_of_a_volume_do_not_hold_the_rest_of_it_out(seed: int) -> None:
+    positions = stack("v", 100)
+    labelled = [f"v{z:03d}" for z in range(30, 45)]
+
+    blocks = fixed_blocks(positions, labelled=labelled, seed=seed)
+
+    assert len(held(positions, blocks)) == 3
 
 
 def test_every_fifth_label_is_one_that_judges() -> None:

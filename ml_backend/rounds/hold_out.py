@@ -6,10 +6,12 @@ slice; each round after it takes those of the round that is published.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from al_strategies import Query, Selection, get_strategy
 from al_strategies.handing_out import hand_out
-from al_strategies.holdout import ZBlock, fixed_blocks
-from ml_backend.rounds.artefacts import METRICS, SELECTION
+from al_strategies.holdout import ZBlock, closed, fixed_blocks
+from ml_backend.rounds.artefacts import DATASET, METRICS, SELECTION
 from ml_backend.rounds.records import DatasetRecord, Published
 from ml_backend.rounds.source import positions
 from ml_backend.rounds.store import ProjectStore
@@ -31,7 +33,8 @@ def blocks_of(
         before = project.round(published.round)
         metrics, selection = before.load(METRICS), before.load(SELECTION)
         found = metrics.blocks if metrics else selection.blocks if selection else ()
-        blocks, learned = tuple(found), metrics.learned if metrics else set()
+        blocks = _closed(project, found, dataset)
+        learned = metrics.learned if metrics else set()
     return fixed_blocks(
         positions(dataset),  # type: ignore[arg-type]  # int is a SliceId
         blocks=blocks,
@@ -39,6 +42,25 @@ def blocks_of(
         learned=learned,
         seed=seed,
     )
+
+
+def _closed(
+    project: ProjectStore, blocks: Sequence[ZBlock], dataset: DatasetRecord
+) -> tuple[ZBlock, ...]:
+    """``blocks``; the ends that records of old leave open are those of the volumes as the first
+    round had them that held the block out, or as ``dataset`` has them where that is gone."""
+    for number in project.rounds():
+        if not any(block.open for block in blocks):
+            break
+        folder = project.round(number)
+        records = (folder.load(SELECTION), folder.load(METRICS))
+        held = {block for record in records if record for block in record.blocks if block.open}
+        seen = folder.load(DATASET) if held.intersection(blocks) else None
+        if seen is not None:
+            places = positions(seen)
+            blocks = [closed(b, places) if b in held else b for b in blocks]  # type: ignore[arg-type]
+    places = positions(dataset) if any(block.open for block in blocks) else {}
+    return tuple(closed(block, places) for block in blocks)  # type: ignore[arg-type]
 
 
 def select(strategy: str, query: Query, blocks: tuple[ZBlock, ...]) -> Selection:
