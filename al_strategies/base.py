@@ -79,7 +79,8 @@ class Query:
     empty. ``k``: how many slices to choose. ``reserve``: how many more to give after those, in
     queue order. ``round`` of ``rounds``, from 1 (0: before there is a model), for strategies with a
     schedule; a round past the last counts as the last. ``taken``: how many slices the strategy was
-    given to choose in all rounds before; None: K in each. ``seed``: at least 0. ``spacing`` and
+    given to choose in all rounds before; None: K in each. ``pseudo``: how many slices to give for
+    pseudo-labels, of a strategy that wants some; None: K. ``seed``: at least 0. ``spacing`` and
     ``deferred`` hold under every strategy, see `Admission`; deferred ids that are not in the pool
     are passed over.
 
@@ -97,6 +98,7 @@ class Query:
     taken: int | None = None
     spacing: Spacing | None = None
     deferred: frozenset[SliceId] = frozenset()
+    pseudo: int | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("k", 0), ("reserve", 0), ("round", 0), ("rounds", 1), ("seed", 0)):
@@ -116,6 +118,11 @@ class Query:
     def chosen_before(self) -> int:
         """How many slices the strategy chose in the rounds before this one."""
         return max(self.round - 1, 0) * self.k if self.taken is None else self.taken
+
+    @property
+    def pseudo_labelled(self) -> int:
+        """How many slices are to be pseudo-labelled, of a strategy that wants some."""
+        return self.k if self.pseudo is None else self.pseudo
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,8 @@ class CEAL(ScoreStrategy):
         rows = problem.admission.pick_in_order(self.order(scores), problem.count)
         candidates = self.pseudo_order(problem, scores)
         taken = np.isin(candidates, rows[: problem.k]) | problem.deferred()[candidates]
-        return Ranking(rows, scores[rows], pseudo=candidates[~taken][: problem.k])
+        pseudo = candidates[~taken][: problem.query.pseudo_labelled]
+        return Ranking(rows, scores[rows], pseudo=pseudo)
 
     def pseudo_order(self, problem: Problem, scores: Floats) -> Rows:
         """All rows in the order in which they would be pseudo-labelled."""

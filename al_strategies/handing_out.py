@@ -34,6 +34,10 @@ def hand_out(strategy: Strategy, query: Query, blocks: tuple[ZBlock, ...]) -> Se
             query,
             pool=_part(pool, held, within=False),
             k=query.k - judging,
+            # Asked for no slice at all, a strategy names none to pseudo-label either.
+            reserve=query.reserve or int(judging == query.k),
+            # Of the reserve, as many may be chosen in place of skipped slices that judge.
+            pseudo=query.pseudo_labelled + judging,
             taken=len(labelled) - len(done) if blocks else None,
         )
     )
@@ -48,11 +52,12 @@ def hand_out(strategy: Strategy, query: Query, blocks: tuple[ZBlock, ...]) -> Se
     merged = tuple(_merged(due, teach, judge))
     # What somebody has skipped or begun comes last, of whichever part it is.
     order = tuple(sorted(merged, key=lambda i: i in query.deferred))
+    best = order[: query.k]
     return replace(
         chosen,
-        chosen=order[: query.k],
+        chosen=best,
         reserve=order[query.k :],
-        pseudo=tuple(i for i in chosen.pseudo if i not in order[: query.k]),
+        pseudo=tuple(i for i in chosen.pseudo if i not in best)[: query.pseudo_labelled],
         scores={i: chosen.scores[i] for i in order if i in chosen.scores},
     )
 

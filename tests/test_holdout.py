@@ -322,3 +322,30 @@ def test_what_judges_is_evenly_spread_from_the_first_label_on(
     shares = sorted(len(z) for z in heights)
     assert shares[-1] - shares[0] <= 1, "as many of each volume"
     assert all(min(np.diff(sorted(z)), default=99) > 2 for z in heights), "no near-copies"
+
+
+@pytest.mark.parametrize("skipped", [False, True], ids=["plain", "a slice that judges is skipped"])
+@pytest.mark.parametrize("reserve", [0, 20])
+@pytest.mark.parametrize("k", [1, 2, 8])
+@pytest.mark.parametrize("name", ["ceal", "ceal_confident"])
+def test_k_slices_are_pseudo_labelled_whatever_of_the_k_judges(
+    name: str, k: int, reserve: int, skipped: bool
+) -> None:
+    def part(zs: list[int]) -> Evidence:
+        sure = np.array(zs, float) / 100
+        scores = {"entropy": 1 - sure, "confidence": sure, "margin": sure}
+        return Evidence(tuple(zs), tuple(Position("v", float(z)) for z in zs), scores)
+
+    done, judges = [0, 2, 4, 6], list(range(40, 60))
+    query = Query(
+        part([z for z in range(100) if z not in done]),
+        part(done),
+        k,
+        reserve,
+        deferred=frozenset(judges if skipped else ()),
+    )
+
+    selection = hand_out(get_strategy(name), query, (ZBlock("v", 40.0, 59.0),))
+
+    assert len(selection.chosen) == len(selection.pseudo) == k
+    assert not {*selection.pseudo} & {*selection.chosen, *judges}
