@@ -24,6 +24,7 @@ def write_experiment(
     data: str = "phantom",
     test: Mapping[str, tuple[str, float]] | None = None,
     costs: Mapping[str, Sequence[int]] | None = None,
+    judged: bool = False,
 ) -> Path:
     """``curves``: strategy → for each seed, from 0, the test mIoU after each round.
 
@@ -45,6 +46,7 @@ def write_experiment(
         rounds=longest,
         cold_start="strided",
         spacing=True,
+        judged=judged,
         warm_start=False,
         architecture="hrnet_w18",
         steps=None,

@@ -174,6 +174,16 @@ def test_the_protocol_has_the_rounds_that_were_run(tmp_path: Path) -> None:
     assert "3 rounds: the first annotates 4 slices" in written(tmp_path / "b", CURVES, pool=100)
 
 
+def test_the_protocol_says_what_was_trained_on(tmp_path: Path) -> None:
+    taught = written(tmp_path / "a", CURVES, pool=100)
+    assert "is trained afresh on all annotated slices and measured once" in taught
+    assert "A fifth" not in taught
+
+    judged = written(tmp_path / "b", CURVES, pool=100, judged=True)
+    assert "is trained afresh on all other annotated slices and measured once" in judged
+    assert "A fifth of what is annotated is of blocks that no training sees" in judged
+
+
 def test_full_supervision_is_spoken_of_only_where_it_was_run(tmp_path: Path) -> None:
     sentences = (
         "dashed: full supervision",

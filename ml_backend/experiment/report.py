@@ -98,16 +98,24 @@ def _protocol(summary: Summary) -> str:
     weights = "from the weights of the round before" if experiment.warm_start else "afresh"
     precision = experiment.training.get("precision")
     how = f"{weights} in {precision}" if precision else weights
+    judged, taught = (_JUDGED, "other annotated") if experiment.judged else ("", "annotated")
     start = min(experiment.start, len(experiment.pool))
     return (
         f"{_rounds(summary)}: the first annotates "
         f"{count(start, 'slice')} chosen by {experiment.cold_start} before there is a model, each "
         f"later one {count(experiment.k, 'more slice')} chosen by the strategy, "
-        f"{spacing}. After each, {experiment.architecture} is trained {how} on all annotated "
-        "slices and measured once on the test slices, by which nothing is chosen. Strategies with "
-        "the same seed start from the same slices and weights, so they are compared in pairs."
+        f"{spacing}. {judged}After each, {experiment.architecture} is trained {how} on all "
+        f"{taught} slices and measured once on the test slices, by which nothing is chosen. "
+        "Strategies with the same seed start from the same slices and weights, so they are "
+        "compared in pairs."
         + (f" {_ceiling(experiment)}" if summary.full else "")
     )
+
+
+_JUDGED = (
+    "A fifth of what is annotated is of blocks that no training sees: no strategy chooses it, it "
+    "is evenly spread over them, and judges each model, as in the live loop. "
+)
 
 
 def _rounds(summary: Summary) -> str:
