@@ -143,3 +143,43 @@ def test_other_versions_are_named_and_the_record_stays(slices: Path, tmp_path: P
     (sentence,) = other_versions(kept)
     assert sentence.startswith("timm was 0.1 when this experiment began and is 1.")
     assert load_experiment(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("architecture", "amx", "precision"),
+    [
+        ("hrnet_w18_small+filters", True, "bfloat16"),
+        ("hrnet_w18_small+filters", False, "float32"),
+        ("hrnet_w18_small", True, "float32"),
+    ],
+)
+def test_the_precision_that_auto_comes_to_is_recorded(
+    monkeypatch: pytest.MonkeyPatch,
+    slices: Path,
+    tmp_path: Path,
+    architecture: str,
+    amx: bool,
+    precision: str,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    wanted = load_experiment(experiment(tmp_path, slices, architecture=architecture))
+    assert wanted.versions["precision"] == precision
+    assert not list(other_versions(wanted))
+
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: not amx)
+    said = list(other_versions(wanted))
+    assert len(said) == architecture.endswith("+filters")
+    assert all(s.startswith(f"precision was {precision} when") for s in said)
+
+
+def test_a_precision_that_was_asked_for_is_recorded_once(slices: Path, tmp_path: Path) -> None:
+    asked = experiment(tmp_path / "a", slices, training={"precision": "bfloat16"})
+    assert "precision" not in load_experiment(asked).versions
+    for_workers = experiment(tmp_path / "b", slices, processes=None)
+    assert "precision" not in load_experiment(for_workers).versions, "nobody knows of their CPUs"
+
+
+def test_a_precision_is_not_compared_where_the_device_is_not(slices: Path, tmp_path: Path) -> None:
+    here = load_experiment(experiment(tmp_path, slices))
+    missing = f"cuda:{torch.cuda.device_count()}"
+    assert not list(other_versions(here.model_copy(update={"device": missing})))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ml_backend.experiment.record import RecordError, RoundLine
+from ml_backend.experiment.record import RecordError, RoundLine, load_experiment
 from ml_backend.experiment.report import Report, write_report
 from tests.experiment_folder import line, write_experiment, write_run
 
@@ -182,6 +182,15 @@ def test_the_protocol_says_what_was_trained_on(tmp_path: Path) -> None:
     judged = written(tmp_path / "b", CURVES, pool=100, judged=True)
     assert "is trained afresh on all other annotated slices and measured once" in judged
     assert "A fifth of what is annotated is of blocks that no training sees" in judged
+
+
+def test_the_protocol_names_the_precision_that_auto_came_to(tmp_path: Path) -> None:
+    out = write_experiment(tmp_path, CURVES)
+    path = out / "experiment.json"
+    experiment = load_experiment(out)
+    experiment = experiment.model_copy(update={"versions": {"precision": "bfloat16"}})
+    path.write_text(experiment.model_dump_json())
+    assert "is trained afresh in bfloat16 on all" in write_report(out).markdown.read_text()
 
 
 def test_full_supervision_is_spoken_of_only_where_it_was_run(tmp_path: Path) -> None:

@@ -164,7 +164,10 @@ def simulate(
     architecture: Annotated[str | None, typer.Option(help="Default: by device.")] = None,
     precision: Annotated[
         Literal["auto", "float32", "bfloat16"],
-        typer.Option(help="Of the trainings; auto: bfloat16 on a GPU, else float32."),
+        typer.Option(
+            help="Of the trainings; auto: bfloat16 on a GPU, and on a CPU with AMX where the "
+            "network has filters, as the default has; else float32."
+        ),
     ] = "auto",
     device: Annotated[
         str,

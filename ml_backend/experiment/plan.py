@@ -83,7 +83,7 @@ def plan(request: Request, spec: DataSpec, data: Data, data_hash: str) -> Experi
         training=dict(request.training),
         device=request.device,
         threads=_threads(request.processes),
-        versions=_versions(),
+        versions=_versions() | _precision(request, architecture),
     )
 
 
@@ -137,8 +137,11 @@ def keep(out: Path, wanted: Experiment) -> Experiment:
 
 
 def other_versions(experiment: Experiment) -> Iterator[str]:
-    """A sentence for each library that is not as it was when the experiment began."""
+    """A sentence for each library that is not as it was when the experiment began, and one where
+    trainings compute in another precision."""
     now = _versions()
+    if "precision" in experiment.versions:
+        now |= _usual_precision(experiment.architecture, experiment.device)
     for name, before in experiment.versions.items():
         if name in now and now[name] != before:
             yield (
@@ -149,6 +152,25 @@ def other_versions(experiment: Experiment) -> Iterator[str]:
 
 def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("nextslice", *_LIBRARIES)}
+
+
+def _precision(request: Request, architecture: str) -> dict[str, str]:
+    """That of the trainings, where nobody asked for one; nothing of RQ workers, which may run
+    elsewhere."""
+    if request.processes is None or "precision" in request.training:
+        return {}
+    return _usual_precision(architecture, request.device)
+
+
+def _usual_precision(architecture: str, device: str) -> dict[str, str]:
+    """Nothing where the device is another machine's."""
+    import torch
+
+    from ml_backend.segmentation.training import usual_precision
+
+    if device != "cpu" and (torch.device(device).index or 0) >= torch.cuda.device_count():
+        return {}
+    return {"precision": usual_precision(architecture, device)}
 
 
 def _threads(processes: int | None) -> int:

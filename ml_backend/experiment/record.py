@@ -79,6 +79,8 @@ class Experiment(BaseModel):
     """CPU threads of a run: another number gives other rounding. 0: as many as torch takes on the
     machine of the RQ worker."""
     versions: dict[str, str] = Field(default_factory=dict)
+    """Of the libraries; and the precision that trainings computed in on the machine where the
+    experiment began, where ``training`` names none."""
 
     def labelled(self, round_: int) -> int:
         """Slices annotated after a round, from 1; a run ends when that is the whole pool."""

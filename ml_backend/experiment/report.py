@@ -96,7 +96,7 @@ def _protocol(summary: Summary) -> str:
     experiment = summary.experiment
     spacing = "kept apart along z" if experiment.spacing else "not kept apart along z"
     weights = "from the weights of the round before" if experiment.warm_start else "afresh"
-    precision = experiment.training.get("precision")
+    precision = experiment.training.get("precision") or experiment.versions.get("precision")
     how = f"{weights} in {precision}" if precision else weights
     judged, taught = (_JUDGED, "other annotated") if experiment.judged else ("", "annotated")
     start = min(experiment.start, len(experiment.pool))
@@ -107,8 +107,7 @@ def _protocol(summary: Summary) -> str:
         f"{spacing}. {judged}After each, {experiment.architecture} is trained {how} on all "
         f"{taught} slices and measured once on the test slices, by which nothing is chosen. "
         "Strategies with the same seed start from the same slices and weights, so they are "
-        "compared in pairs."
-        + (f" {_ceiling(experiment)}" if summary.full else "")
+        "compared in pairs." + (f" {_ceiling(experiment)}" if summary.full else "")
     )
 
 

@@ -41,6 +41,7 @@ __all__ = [
     "needed_crop",
     "seeded",
     "train",
+    "usual_precision",
 ]
 
 logger = logging.getLogger(__name__)
@@ -252,12 +253,24 @@ def class_weights(counts: npt.NDArray[np.int64], *, limit: float = 5.0) -> npt.N
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
     """The context a forward runs in: bfloat16 where ``precision`` asks for it, else nothing."""
-    if precision == "auto":
-        # Before Ampere torch emulates it, without cuDNN; is_bf16_supported says yes there too.
-        wanted = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    else:
-        wanted = precision == "bfloat16"
+    wanted = _settled(device, precision) == "bfloat16"
     return torch.autocast(device.type, dtype=torch.bfloat16) if wanted else nullcontext()
+
+
+def usual_precision(architecture: str, device: str) -> Precision:
+    """What trainings of ``architecture`` compute in on ``device``, which is here, where nobody has
+    asked for another: float32 or bfloat16."""
+    config = TrainingConfig.usual(architecture, device, (MULTIPLE, MULTIPLE), 1, 2)
+    return _settled(torch.device(device), config.precision)
+
+
+def _settled(device: torch.device, precision: Precision) -> Precision:
+    """What "auto" is on ``device``."""
+    if precision != "auto":
+        return precision
+    # Before Ampere torch emulates it, without cuDNN; is_bf16_supported says yes there too.
+    fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return "bfloat16" if fast else "float32"
 
 
 def train(
