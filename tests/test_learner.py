@@ -102,12 +102,19 @@ def test_the_report_holds_what_replays_the_training() -> None:
 def test_a_network_that_has_hardly_learned_counts_for_nothing_beside_pixels_that_tell_all(
     labelled: int,
 ) -> None:
-    """Also of a single label, whose one half tells how well the other is known."""
-    source = Phantom(4)
+    """Also of a single label, whose one half tells how well the other is known. The pixel expert
+    that decides alone is taught for longer."""
+    source, lessons = Phantom(4), list[tuple[str, int]]()
 
-    report = NetworkLearner(CLASSES, SHORT).fit(source, source.ids[:labelled], seed=0)
+    report = NetworkLearner(CLASSES, SHORT).fit(
+        source, source.ids[:labelled], seed=0,
+        progress=lambda step, done, total: lessons.append((step, total)),
+    )  # fmt: skip
 
     assert report.settings["share_of_context"] == 0.0
+    teachers = 4 * report.steps
+    assert lessons[-1] == ("pixels", 4 * teachers)
+    assert ("pixels", 2 * teachers) in lessons
 
 
 def test_classes_that_nobody_labelled_take_no_steps() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -187,7 +190,30 @@ def test_less_noise_is_learned_under_where_unseen_slices_are_known_better_so(
 
     assert (learned.noise < QUICK.noise) is less
     assert len(learned.unseen) == 2
-    assert learn(network, slices, [], QUICK, seed=0)[1:] == (QUICK.noise, ())
+    without_folds = learn(network, slices, [], QUICK, seed=0)
+    assert (without_folds.noise, without_folds.unseen) == (QUICK.noise, ())
+
+
+def test_what_balances_classes_does_not_teach_an_expert_that_decides_alone(
+    network: FullResolutionHRNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On textures it costs more than it gives; beside HRNet it is worth its place."""
+    teachers = pixels._teachers
+
+    def of_the_third(values: torch.Tensor) -> torch.Tensor:
+        return torch.eye(3)[torch.full((len(values),), 2)]
+
+    def one_sees_the_third_class_everywhere(*given: Any) -> list[Callable[..., torch.Tensor]]:
+        of_pixels, _, of_trees = teachers(*given)
+        return [of_pixels, of_the_third, of_trees]
+
+    monkeypatch.setattr(pixels, "_teachers", one_sees_the_third_class_everywhere)
+    learned = learn(network, labelled(), [shown("t1")], QUICK, seed=0)
+
+    beside, alone = (
+        believed(expert, network, "t2")[:, 2].mean() for expert in (learned.expert, learned.alone())
+    )
+    assert alone < beside / 5
 
 
 def test_classes_that_nobody_labels_do_not_dilute_what_teaches_the_classes_alike() -> None:

@@ -189,6 +189,8 @@ class NetworkLearner:
             share = deserved_share(
                 network, judged, expert.unseen, folds, crop=run.config.crop, seed=seed
             )
+            if not share:
+                network.agree_with(expert.alone())
             network.weigh(share)
             agreement = {"pixel_noise": expert.noise, "share_of_context": share}
         self.model = model
