@@ -24,6 +24,7 @@ from ml_backend.rounds.round import run_round
 from ml_backend.rounds.schedule import GPU
 from ml_backend.rounds.status import project_status
 from ml_backend.segmentation import inference
+from ml_backend.segmentation import learner as learner_module
 from ml_backend.segmentation.dataset import LabelledSlices
 from ml_backend.segmentation.inference import (
     EVIDENCE_NAMES,
@@ -335,6 +336,27 @@ def test_a_training_that_does_not_fit_says_what_was_tried() -> None:
 
     with pytest.raises(OutOfMemory, match=r"4 × 64², 2 × 64² pixels.*NEXTSLICE_CROP.*DEVICE=cpu"):
         train(trained, slices(), TrainingConfig(steps=1, batch=4, crop=64))
+
+
+def test_a_training_is_not_lost_where_what_follows_it_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    share, calls = learner_module.deserved_share, []
+
+    def once_full(*arguments: Any, **options: Any) -> float:
+        calls.append(1)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError(TOLD)
+        return share(*arguments, **options)
+
+    monkeypatch.setattr(learner_module, "deserved_share", once_full)
+    source = Phantom(4)
+    config = LearnerConfig("hrnet_w18_small+filters", training={"steps": 2, "crop": 64})
+
+    report = NetworkLearner(CLASSES, config).fit(source, source.ids[:2])
+
+    assert "share_of_context" in report.settings
+    assert len(calls) == 2
 
 
 def test_filters_that_do_not_fit_are_learned_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

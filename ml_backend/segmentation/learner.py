@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -186,12 +187,8 @@ class NetworkLearner:
         run = train(network, slices, training, seed=seed, progress=progress, began=began)
         agreement = {}
         if isinstance(network, FullResolutionHRNet) and expert is not None:
-            share = deserved_share(
-                network, judged, expert.unseen, folds, crop=run.config.crop, seed=seed
-            )
-            if not share:
-                network.agree_with(expert.alone())
-            network.weigh(share)
+            weighed = partial(_weigh, network, expert, judged, folds, run.config.crop, seed)
+            share = or_on_cpu(network, self.device, weighed)
             agreement = {"pixel_noise": expert.noise, "share_of_context": share}
         self.model = model
         return FitReport(
@@ -433,6 +430,23 @@ class NetworkLearner:
             "device": str(self.device),
             "threads": torch.get_num_threads(),
         }
+
+
+def _weigh(
+    network: FullResolutionHRNet,
+    learned: Learned,
+    judged: LabelledSlices,
+    folds: Sequence[int],
+    crop: int,
+    seed: int,
+) -> float:
+    """Let both readers of the trained ``network`` count as the labels say; the share of that with
+    context."""
+    share = deserved_share(network, judged, learned.unseen, folds, crop=crop, seed=seed)
+    if not share:
+        network.agree_with(learned.alone())
+    network.weigh(share)
+    return share
 
 
 def _pixel_config(training: TrainingConfig, labelled: int, pool: int) -> PixelConfig:
