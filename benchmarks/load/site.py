@@ -17,7 +17,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ml_backend.embedded.label_studio import LABEL_STUDIO_VERSION, install_label_studio
+from ml_backend.embedded.label_studio import (
+    LABEL_STUDIO_VERSION,
+    install_label_studio,
+    label_studio_environment,
+)
 from ml_backend.embedded.processes import ProcessGroup, StartError, free_port
 from ml_backend.embedded.stack import Stack, start_stack
 from ml_backend.rounds.service import Service, slice_keys
@@ -104,7 +108,7 @@ def _make_tables(home: Path, database: dict[str, str], folder: Path) -> None:
     """Label Studio's migrations: too long for its first start, on a busy machine."""
     environment = install_label_studio(home).parents[1]
     (manage,) = environment.glob("lib/python*/site-packages/label_studio/manage.py")
-    env = {**os.environ, **database, "LABEL_STUDIO_BASE_DATA_DIR": str(folder)}
+    env = {**os.environ, **label_studio_environment(folder, database)}
     argv = [str(environment / "bin" / "python"), str(manage), "migrate"]
     done = subprocess.run(argv, env=env, capture_output=True, timeout=_MIGRATE_S, check=False)
     if done.returncode:

@@ -24,6 +24,7 @@ __all__ = [
     "Session",
     "find_label_studio",
     "install_label_studio",
+    "label_studio_environment",
     "start_label_studio",
 ]
 
@@ -34,7 +35,11 @@ _CONSTRAINTS = Path(__file__).with_name("label_studio_constraints.txt")
 _EMAIL = "demo@nextslice.local"
 _PASSWORD = "nextslice-demo"  # nosec B105  # of the demo, which the command prints
 _EMPTY = Path("empty", "label_studio.sqlite3")
-_OFFLINE = {
+_NOWHERE_ELSE = {
+    # Uploads go into the folder too, and pages link to the address that they are asked at.
+    "STORAGE_TYPE": "",
+    "MINIO_STORAGE_ENDPOINT": "",
+    "HOST": "",
     "COLLECT_ANALYTICS": "false",
     # Its own start-up check for a newer version would wait for a network that may not be there.
     "LATEST_VERSION_CHECK": "false",
@@ -47,6 +52,25 @@ _OFFLINE = {
 
 def _environment(home: Path) -> Path:
     return home / f"label-studio-{LABEL_STUDIO_VERSION}"
+
+
+def label_studio_environment(
+    folder: Path, database: Mapping[str, str] | None = None, **settings: str
+) -> dict[str, str]:
+    """The variables by which Label Studio keeps everything in ``folder``, or its tables in
+    ``database``, and has ``settings``, whatever the shell is set for.
+
+    It looks for each setting as LABEL_STUDIO_X, then HEARTEX_X, then X: all are given by the name
+    that wins. A shell on the machine of a lab's own server has that one's database in the others.
+    """
+    sqlite = {"DJANGO_DB": "sqlite", "DATABASE_NAME": str(folder / _EMPTY.name)}
+    given = {
+        "BASE_DATA_DIR": str(folder),
+        **_NOWHERE_ELSE,
+        **settings,
+        **(sqlite if database is None else database),
+    }
+    return {f"LABEL_STUDIO_{name}": value for name, value in given.items()}
 
 
 def find_label_studio(home: Path) -> Path | None:
@@ -82,7 +106,7 @@ def install_label_studio(home: Path) -> Path:
             f"label-studio=={LABEL_STUDIO_VERSION}", "--constraint", str(_CONSTRAINTS),
         )  # fmt: skip
         (manage,) = environment.glob("lib/python*/site-packages/label_studio/manage.py")
-        empty = {"LABEL_STUDIO_BASE_DATA_DIR": str(environment / _EMPTY.parent), **_OFFLINE}
+        empty = label_studio_environment(environment / _EMPTY.parent)
         _run(python, str(manage), "migrate", env=empty)
         (environment / "installed").touch()
         return environment / "bin" / "label-studio"
@@ -214,14 +238,13 @@ def start_label_studio(
     port = port or free_port()
     url = f"http://127.0.0.1:{port}"
     guard = "false" if allow_private_addresses else "true"
-    env = {
-        "LABEL_STUDIO_BASE_DATA_DIR": str(folder),
-        "ML_BLOCK_LOCAL_IP": guard,
-        "SSRF_PROTECTION_ENABLED": guard,
-        "TASK_LOCK_TTL": "3600",
-        **_OFFLINE,
-        **(database or {"DJANGO_DB": "sqlite"}),
-    }
+    env = label_studio_environment(
+        folder,
+        database,
+        ML_BLOCK_LOCAL_IP=guard,
+        SSRF_PROTECTION_ENABLED=guard,
+        TASK_LOCK_TTL="3600",
+    )
     argv = [str(command), "start", "--no-browser", "--internal-host", "127.0.0.1"]
     argv += ["--port", str(port), "--username", _EMAIL, "--password", _PASSWORD]
     group.start("label-studio", argv, env=env, cwd=folder)
