@@ -76,13 +76,14 @@ def run(
     ] = False,
 ) -> None:
     """Run a round now, without waiting for K annotations."""
-    from ml_backend.rounds.project import find_project
+    from ml_backend.rounds.project import known_project
     from ml_backend.rounds.service import Service
     from ml_backend.settings import configure_logging
 
     service = Service.from_environment()
     configure_logging(service.settings.log_level)
-    found = find_project(service, project)
+    found = known_project(service, project)
+    found.in_studio()  # it may be deleted, or another have its number now
     if not here:
         found.schedule.start()
         console.print(f"Project {project}: asked for a round. Watch it: nextslice rounds list")
@@ -91,13 +92,23 @@ def run(
     from ml_backend.rounds.attempt import attempt
     from ml_backend.rounds.reconcile import request_start
 
+    before = found.published
     request_start(found)  # so that it is a whole one
     with round_progress(console) as progress:
         record = attempt(found, "nextslice rounds run", progress)
-    if record is None:
-        console.print(f"Project {project}: nothing to train on: nobody has annotated a slice yet.")
-        raise typer.Exit(1)
-    console.print(f"Project {project}: {record.model_version} is published.")
+    if record is not None:
+        console.print(f"Project {project}: {record.model_version} is published.")
+        return
+    published = found.published
+    if published is not None and published != before:
+        console.print(
+            f"Project {project}: another worker has published {published.model_version} in this "
+            "moment; the round that was asked for follows it."
+        )
+        return
+    why = "it has no slices yet" if published is None else "nobody has annotated a slice yet"
+    console.print(f"Project {project}: nothing to train on: {why}.")
+    raise typer.Exit(1)
 
 
 @rounds_app.command("prune")

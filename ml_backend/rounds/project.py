@@ -219,6 +219,7 @@ def known_project(service: Service, project: int | str) -> ConnectedProject:
         raise StoreError(
             f"project {wanted} is not in {service.settings.store} for "
             f"{service.settings.label_studio_url}: {known}. Are NEXTSLICE_STORE and "
-            "LABEL_STUDIO_URL those of the running service?"
+            "LABEL_STUDIO_URL those of the running service? If so, `nextslice connect` makes it "
+            "known."
         )
     return found

@@ -1,0 +1,72 @@
+"""`rounds run`: a round of a project that is connected, and of no other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from ml_backend.cli import app, load_commands
+from ml_backend.rounds import attempt as attempts
+from ml_backend.rounds.project import ConnectedProject
+from ml_backend.rounds.records import ProjectRecord, Published
+from ml_backend.rounds.service import Service
+from ml_backend.settings import Settings
+from ml_backend.studio.label_config import bitmask_config
+from tests.memory_studio import MemoryStudio
+
+KEY = "7.1763865028"
+
+
+@pytest.fixture
+def service(
+    make_settings: Callable[..., Settings], redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Service]:
+    """With a Label Studio that has one project, number 7, and a store that has none."""
+    studio = MemoryStudio(bitmask_config(["bone"]), 20, lambda _: np.zeros((8, 9), np.uint8))
+    settings = make_settings(REDIS_URL=redis_url, NEXTSLICE_QUEUE_PREFIX="rounds-run")
+    service = Service(settings, studio=studio)
+    monkeypatch.setattr(Service, "from_environment", classmethod(lambda cls: service))
+    load_commands()
+    yield service
+    service.schedule.connection.flushall()
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["rounds", "run", *arguments])
+
+
+@pytest.mark.parametrize("here", [[], ["--here"]])
+def test_a_project_that_was_never_connected_is_left_alone(
+    service: Service, here: list[str]
+) -> None:
+    done = run("7", *here)
+    assert service.project_keys() == []
+    assert service.studio.imported == []  # type: ignore[attr-defined]  # it is the one above
+    assert set(service.studio.fields) == {"label_config"}  # type: ignore[attr-defined]
+    assert service.schedule.length("control") == (0, 0)
+    assert "project 7 is not in" in str(done.exception)
+    assert "nextslice connect" in str(done.exception)
+
+
+def test_a_round_that_another_worker_has_published_is_not_said_to_lack_labels(
+    service: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = ConnectedProject(service, KEY)
+    project.folder.record = ProjectRecord(project=7, key=KEY)
+
+    def publishes(found: ConnectedProject, *_: object) -> None:
+        found.folder.published = Published(
+            round=1, model_version="nextslice-r001-abcdef", classes=["bone"], fingerprint="f",
+            published_at="2026-11-28T08:00:00+00:00",
+        )  # fmt: skip
+
+    monkeypatch.setattr(attempts, "attempt", publishes)
+    done = run("7", "--here")
+    said = " ".join((done.output + capsys.readouterr().err).split())
+    assert done.exit_code == 0
+    assert "another worker has published nextslice-r001-abcdef" in said
+    assert "nobody has annotated" not in said
