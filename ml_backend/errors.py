@@ -40,7 +40,8 @@ several raise stand here.
   x HoldOutError              nothing would be left to train on, or to hold out
   x InvalidKey                a project key that is not <id>.<created timestamp>
   x StoreError                a file of the store is missing or damaged
-  x ClaimLost                 another worker has taken this round over
+    + TakenOff                  a project's folder is not in the store any more
+  x ClaimLost                 another worker has taken this round over, or its folder is gone
   x ForeignJob                a job calls something else than our entry points
   x NotConnected              Label Studio does not know us as the backend of a project
   x MasksAwaited              the backend predicts nothing now, and slices enough are free

@@ -274,7 +274,7 @@ def phantom_project(
     }  # fmt: skip
     settings = make_settings(**{**fast, **variables})
     project = ConnectedProject(Service(settings), server.memory.project(7).key)
-    project.update(lambda record: None)
+    project.update(lambda record: None, adopting=True)
     reconcile.count(project)
     config = parse_label_config(CONFIG)
     for task in labels:

@@ -162,7 +162,7 @@ def test_it_is_asked_as_our_user(
 def test_what_was_adopted_is_not_given_to_another_program(project: ConnectedProject) -> None:
     """Before round 0 is published, anybody may have it adopted again, at another address."""
     studio: Any = project.studio
-    project.update(lambda record: record.linked(US))
+    project.update(lambda record: record.linked(US), adopting=True)
     studio.found = Backend(id=1, url="http://sam:9090", model_version="INITIAL")
 
     adoption.adopt(project, "http://sam:9090", confirmed=False)

@@ -43,6 +43,7 @@ def test_the_error_of_an_attempt_is_told_also_where_it_cannot_be_noted(
     studio: Any = Failing(bitmask_config(["bone"]), 3, lambda _: np.zeros((8, 9)))
     settings = make_settings(REDIS_URL=redis_url, NEXTSLICE_QUEUE_PREFIX="attempt")
     project = ConnectedProject(Service(settings, studio=studio), KEY)
+    project.folder.record = ProjectRecord(project=7, key=KEY)
     studio.record = Path(settings.store, project.folder.path, "project.json")
 
     with pytest.raises(StudioError, match="Label Studio is down"):
@@ -62,6 +63,7 @@ def test_an_attempt_whose_time_is_up_has_failed(
     studio: Any = Slow(bitmask_config(["bone"]), 3, lambda _: np.zeros((8, 9)))
     settings = make_settings(REDIS_URL=redis_url, NEXTSLICE_QUEUE_PREFIX="attempt")
     project = ConnectedProject(Service(settings, studio=studio), KEY)
+    project.folder.record = ProjectRecord(project=7, key=KEY)
 
     with pytest.raises(TimeUp):
         attempt(project, "test")
@@ -78,7 +80,7 @@ def test_a_failing_round_0_is_told_until_it_succeeds(
     )
     settings = make_settings(REDIS_URL=redis_url, NEXTSLICE_QUEUE_PREFIX="attempt")
     project = ConnectedProject(Service(settings, studio=studio), KEY)
-    project.update(lambda record: record.adopted("2026-11-28T08:00:00+00:00"))
+    project.update(lambda record: record.adopted("2026-11-28T08:00:00+00:00"), adopting=True)
     for _ in range(MAX_FAILURES + 1):
         with pytest.raises(LabelConfigError) as refused:
             reconcile.count(project)

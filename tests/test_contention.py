@@ -30,7 +30,7 @@ class Backend(ConnectedProject):
 
     def __init__(self, settings: Settings, studio: MemoryStudio) -> None:
         super().__init__(Service(settings, studio=studio), KEY)  # type: ignore[arg-type]
-        self.update(lambda record: None)
+        self.update(lambda record: None, adopting=True)
         reconcile.count(self)
 
     @property

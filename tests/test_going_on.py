@@ -181,7 +181,7 @@ def make_project(
         )
         project = ConnectedProject(Service(settings), studio.memory.project(7).key)
         made.append(project)
-        project.update(lambda record: None)
+        project.update(lambda record: None, adopting=True)
         reconcile.count(project)
         label(studio, ORDER[:labels])
         run_round(project, "test")

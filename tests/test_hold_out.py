@@ -69,7 +69,7 @@ class Watched(ConnectedProject):
             studio.request("PATCH", f"api/tasks/{task}/", json={"data": image_of(task)})
         super().__init__(Service(settings, studio=studio), KEY)  # type: ignore[arg-type]
         self.memory = studio
-        self.update(lambda record: None)
+        self.update(lambda record: None, adopting=True)
         reconcile.count(self)
 
     def label_round(self) -> None:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from ml_backend.rounds.project import (
     ConnectedProject,
     InvalidKey,
+    TakenOff,
     find_project,
     known_project,
     stored_project,
@@ -57,7 +58,7 @@ def test_what_a_service_is_given_is_used(make_settings: Callable[..., Settings])
 def test_a_change_of_the_record_keeps_what_others_wrote(service: Service) -> None:
     first, second = ConnectedProject(service, KEY), ConnectedProject(service, KEY)
 
-    first.update(lambda record: record.linked("http://backend:9090"))
+    first.update(lambda record: record.linked("http://backend:9090"), adopting=True)
     second.update(lambda record: record.attempt_failed(12.5, "no disk"))
 
     record = first.record
@@ -67,9 +68,19 @@ def test_a_change_of_the_record_keeps_what_others_wrote(service: Service) -> Non
     assert first.link.url == "http://backend:9090"
 
 
+def test_only_an_adoption_makes_the_record(service: Service) -> None:
+    project = ConnectedProject(service, KEY)
+    with pytest.raises(TakenOff, match="nextslice connect"):
+        project.update(lambda record: record.attempt_failed(12.5, "no disk"))
+    assert service.project_keys() == []
+
+    project.update(lambda record: record.linked("http://backend:9090"), adopting=True)
+    assert service.project_keys() == [KEY]
+
+
 def test_a_misspelt_field_or_a_wrong_type_is_never_written(service: Service) -> None:
     project = ConnectedProject(service, KEY)
-    project.update(lambda record: record.adopted("2026-11-28T08:00:00+00:00"))
+    project.update(lambda record: record.adopted("2026-11-28T08:00:00+00:00"), adopting=True)
     before = project.record
 
     with pytest.raises(ValueError, match="backend_uri"):
@@ -82,7 +93,7 @@ def test_a_misspelt_field_or_a_wrong_type_is_never_written(service: Service) -> 
 
 def test_attempts_are_counted_until_one_succeeds(service: Service) -> None:
     project = ConnectedProject(service, KEY)
-    project.update(lambda record: record.attempt_began(1.0, 3))
+    project.update(lambda record: record.attempt_began(1.0, 3), adopting=True)
     project.update(
         lambda record: record.attempt_began(2.0, 3)
     )  # the first one's process was killed
@@ -99,7 +110,7 @@ def test_attempts_are_counted_until_one_succeeds(service: Service) -> None:
 def test_what_was_noted_of_a_round_that_is_published_counts_no_more(service: Service) -> None:
     """Also where nobody came to note that it succeeded."""
     project = ConnectedProject(service, KEY)
-    project.update(lambda record: record.attempt_began(1.0, 3))
+    project.update(lambda record: record.attempt_began(1.0, 3), adopting=True)
     project.update(lambda record: record.attempt_failed(2.0, "out of memory"))
     before = project.update(lambda record: record.attempt_began(3.0, 3))
     assert project.update(lambda record: record.was_published(2)) == before
@@ -112,7 +123,7 @@ def test_what_was_noted_of_a_round_that_is_published_counts_no_more(service: Ser
 
 def test_a_request_that_is_met_takes_no_later_one_along(service: Service) -> None:
     project = ConnectedProject(service, KEY)
-    project.update(lambda record: record.asked_to_train("now"))
+    project.update(lambda record: record.asked_to_train("now"), adopting=True)
     project.update(lambda record: record.asked_to_train("later"))
     assert project.update(lambda record: record.request_met("now")).start_requested_at == "later"
     assert project.update(lambda record: record.request_met("later")).start_requested_at is None
@@ -120,7 +131,7 @@ def test_a_request_that_is_met_takes_no_later_one_along(service: Service) -> Non
 
 def test_of_two_projects_of_one_number_the_youngest_has_it(service: Service) -> None:
     for key in ("7.1763865028", "7.1863865028", "8.1"):
-        ConnectedProject(service, key).update(lambda record: None)
+        ConnectedProject(service, key).update(lambda record: None, adopting=True)
 
     found = stored_project(service, 7)
     assert found is not None

@@ -53,7 +53,9 @@ def service(make_settings: Callable[..., Settings], redis_url: str) -> Iterator[
     studio.hooks = [Webhook(id=1, url=f"{URL}/webhook", headers=headers)]
     studio.backend = Backend(id=1, url=URL, state="CO", basic_auth_user="ls")
     studio.fields |= {"sampling": task_order.SAMPLING, "show_collab_predictions": True}
-    ConnectedProject(service, KEY).update(lambda record: record.adopted("2026-01-01T00:00:00"))
+    ConnectedProject(service, KEY).update(
+        lambda record: record.adopted("2026-01-01T00:00:00"), adopting=True
+    )
     yield service
     service.schedule.connection.flushall()
 
@@ -91,7 +93,9 @@ def test_a_store_that_fails_as_a_project_is_looked_at_is_a_fault_of_it(
 
 
 def test_a_project_that_label_studio_does_not_have_any_more_is_no_matter(service: Service) -> None:
-    ConnectedProject(service, "9.1").update(lambda record: record.adopted("2026-01-01T00:00:00"))
+    ConnectedProject(service, "9.1").update(
+        lambda record: record.adopted("2026-01-01T00:00:00"), adopting=True
+    )
     assert found(service).verdict == "good"
 
 

@@ -50,7 +50,7 @@ class Queue(ConnectedProject):
         if backend:
             studio.backend = Backend(id=1, url=settings.backend_url, title="nextslice")
         super().__init__(Service(settings, studio=studio), KEY)
-        self.update(lambda record: None)
+        self.update(lambda record: None, adopting=True)
         reconcile.count(self)
         studio.imported.append(OTHERS)
 

@@ -9,7 +9,9 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,13 +20,14 @@ import pytest
 import safetensors.torch
 
 from ml_backend.api.serving import Serving
+from ml_backend.errors import NextsliceError
 from ml_backend.rounds import filling, jobs, publish, reconcile, switching
 from ml_backend.rounds import round as round_module
 from ml_backend.rounds.artefacts import DATASET, METRICS, QUEUE, ROUND, SELECTION, WEIGHTS, File
 from ml_backend.rounds.claim import ClaimedRound
 from ml_backend.rounds.live_masks import LiveMasks
 from ml_backend.rounds.pauses import MAX_FAILURES, may_try_again
-from ml_backend.rounds.project import ConnectedProject
+from ml_backend.rounds.project import ConnectedProject, TakenOff
 from ml_backend.rounds.records import (
     DatasetRecord,
     MetricsRecord,
@@ -78,7 +81,7 @@ class MemoryProject(ConnectedProject):
     def __init__(self, settings: Settings, config: str, annotated: Iterable[int] = ()) -> None:
         studio = MemoryStudio(config, SLICES, lambda i: PHANTOM.image(PHANTOM.ids[i]))
         super().__init__(Service(settings, studio=studio), KEY)
-        self.update(lambda record: None)
+        self.update(lambda record: None, adopting=True)
         self.label(annotated)
         reconcile.count(self)
         self.forget_jobs()
@@ -1237,6 +1240,34 @@ def test_a_round_that_has_trained_while_label_studio_was_set_up_afresh_is_not_pu
     assert project.published.round == 0
 
 
+@pytest.mark.parametrize("step", ["train", "select", "publish"])
+def test_a_project_that_is_taken_off_during_a_round_stays_off(
+    make_project: MakeProject, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, step: str
+) -> None:
+    """As docs/setup.md says it: the backend deleted, the project's folder moved away."""
+    project = make_project(annotated=range(K))
+    folder = Path(project.settings.store, project.folder.path)
+    there, fields = list(project.studio.imported), dict(project.studio.fields)
+
+    def progress(now: str, done: int, total: int) -> None:
+        if now == step and folder.exists():
+            folder.rename(tmp_path / "taken-off")
+
+    monkeypatch.setattr(jobs, "_job_progress", lambda settings: progress)
+    with suppress(NextsliceError):  # where a file of the round is read
+        jobs.round(KEY, "3 new annotations", 1)
+
+    assert (tmp_path / "taken-off").exists()
+    assert [path for path in folder.rglob("*") if path.is_file()] == []
+    assert project.service.project_keys() == []
+    assert project.studio.fields == fields
+    if step != "publish":
+        assert project.studio.imported == there
+    with pytest.raises(TakenOff, match="nextslice connect"):
+        reconcile.request_start(ConnectedProject(project.service, KEY))
+    assert not project.adopted
+
+
 def test_one_project_that_fails_does_not_stop_the_others(
     make_project: MakeProject, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -1253,7 +1284,7 @@ def test_one_project_that_fails_does_not_stop_the_others(
     here = project.studio.project(7)
     other = here.model_copy(update={"id": 8})
     for seen in (other, here):
-        ConnectedProject(project.service, seen.key).update(lambda record: None)
+        ConnectedProject(project.service, seen.key).update(lambda record: None, adopting=True)
     project.studio.projects = lambda: iter([here, other])  # type: ignore[attr-defined]
 
     reconcile.reconcile(project.service)

@@ -310,7 +310,7 @@ def test_backends_that_fight_over_a_project_are_named(
     studio: Any = MemoryStudio(bitmask_config(["bone"]), 9, lambda _: np.zeros((8, 9)))
     studio.backend = Backend(id=1, url=settings.backend_url, title="nextslice")
     project = ConnectedProject(Service(settings, studio=studio), KEY)
-    project.update(lambda record: None)
+    project.update(lambda record: None, adopting=True)
     reconcile.count(project)
     theirs = "nextslice-r004-abcdef"
     studio.import_predictions(7, [{"task": 0, "model_version": theirs, "score": 0, "result": []}])

@@ -261,6 +261,17 @@ def _take_on_a_full_disk(root: str) -> None:
         claimed(Store(root).project("h", "1.1").round(1), ttl_s=600).__enter__()
 
 
+def test_a_claim_that_is_gone_is_lost_and_not_made_anew(tmp_path: Path) -> None:
+    """The folder of a project is moved out of the store while a worker is at a round of it."""
+    round_ = Store(str(tmp_path)).project("ls.example", "7.1763865028").round(1)
+    with claimed(round_, 4) as folder:  # a sign of life each half second
+        (tmp_path / "ls.example").rename(tmp_path / "taken-off")
+        time.sleep(1.2)
+        with pytest.raises(ClaimLost, match="taken off"):
+            folder.write(DATASET, b"{}")
+    assert not (tmp_path / "ls.example").exists()
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff" * 9])
 def test_a_claim_that_cannot_be_read_ends_like_any_other(
     project: ProjectStore, content: bytes

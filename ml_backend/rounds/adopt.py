@@ -83,7 +83,7 @@ def adopt(
         )
     task_order.prepare(project.studio, seen)
     url = None if backend is None else backend.url.rstrip("/")
-    project.update(lambda record: record.linked(url))
+    project.update(lambda record: record.linked(url), adopting=True)
     extra_params.follow(project, backend)
     protect_webhook(project)
     if backend is not None and config.prompts:

@@ -32,7 +32,8 @@ class ClaimTaken(TryAgainLater, RuntimeError):
 
 
 class ClaimLost(NextsliceError, RuntimeError):
-    """Our claim was taken over: whatever we computed since must not be written."""
+    """Our claim was taken over, or is gone with the project's folder: whatever we computed since
+    must not be written."""
 
 
 class Holder(Record):
@@ -161,7 +162,7 @@ class Claim:
         silent = False
         while not self._stop.wait(self._interval_s):
             try:
-                self.folder.save(self._file, self._holder())
+                self._show()
             except Exception as error:
                 if not silent:
                     logger.warning(
@@ -173,10 +174,20 @@ class Claim:
             else:
                 silent = False
 
+    def _show(self, *, released: bool = False) -> None:
+        """Write a sign of life; none where the round's folder is gone: it would make that of a
+        project that was taken off anew."""
+        if self.folder.store.exists(self.folder.path):
+            self.folder.save(self._file, self._holder(released=released))
+
     def check(self) -> None:
-        """Raise ClaimLost when a higher token exists."""
+        """Raise ClaimLost when a higher token exists, or none."""
         current = last_holder(self.folder)
-        if current is not None and current.token > self.token:
+        if current is None:
+            raise ClaimLost(
+                f"{self.folder.path} is not in the store any more: was the project taken off?"
+            )
+        if current.token > self.token:
             raise ClaimLost(
                 f"{self.folder.path} was taken over with token {current.token}, "
                 f"ours was {self.token}."
@@ -187,7 +198,7 @@ class Claim:
         self._stop.set()
         self._thread.join()
         try:
-            self.folder.save(self._file, self._holder(released=True))
+            self._show(released=True)
         except Exception as error:  # it is void soon, and what the work came to counts more
             logger.warning("%s: that it is released cannot be noted: %s", self.folder.path, error)
 

@@ -22,7 +22,7 @@ from ml_backend.rounds import tidying
 from ml_backend.rounds.attempt import attempt
 from ml_backend.rounds.claim import ClaimLost, ClaimTaken
 from ml_backend.rounds.pending import draw_pending
-from ml_backend.rounds.project import ConnectedProject
+from ml_backend.rounds.project import ConnectedProject, TakenOff
 from ml_backend.rounds.schedule import Schedule, outlast_restarts
 from ml_backend.rounds.service import Service
 from ml_backend.rounds.unreadable import UnreadableSlices
@@ -187,7 +187,7 @@ def round(key: str, reason: str, number: int | None = None) -> None:
         return
     try:
         attempt(project, reason, _job_progress(project.settings), number)
-    except (ClaimTaken, ClaimLost) as error:
+    except (ClaimTaken, ClaimLost, TakenOff) as error:
         logger.info("project %s: %s", key, error)
         return
     project.schedule.tidy()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # what of these is used is imported then, as the parts of `Se
 __all__ = [
     "ConnectedProject",
     "InvalidKey",
+    "TakenOff",
     "find_project",
     "known_project",
     "now",
@@ -37,6 +38,10 @@ _KEY = re.compile(r"[0-9]{1,18}(\.[0-9]{1,18})?")
 
 class InvalidKey(NextsliceError, ValueError):
     """A project key that is not ``<id>.<created timestamp>``."""
+
+
+class TakenOff(StoreError):
+    """The project's folder is not in the store any more: nothing of it is written there again."""
 
 
 def now() -> str:
@@ -137,12 +142,21 @@ class ConnectedProject:
         """Whether it is ours: Label Studio has confirmed it once. Others are not acted on."""
         return self.folder.has(PROJECT) or self.published is not None
 
-    def update(self, change: Callable[[ProjectRecord], object]) -> ProjectRecord:
+    def update(
+        self, change: Callable[[ProjectRecord], object], *, adopting: bool = False
+    ) -> ProjectRecord:
         """Let ``change`` act on the record as it is now, and keep it; the record afterwards.
 
-        Alone: workers, control jobs and commands all write the one file.
+        Alone: workers, control jobs and commands all write the one file. ``adopting``: make it
+        where there is none. Raises TakenOff else: who takes a project off moves its folder away
+        while jobs of it run, and would find it connected again.
         """
         with self.schedule.alone("record", wait=True):
+            if not (adopting or self.adopted):
+                raise TakenOff(
+                    f"project {self.key} is not in {self.service.settings.store}: was it taken "
+                    "off? `nextslice connect` takes it on again."
+                )
             record = self.record
             change(record)
             self.folder.record = record

@@ -105,7 +105,7 @@ class Rig:
         settings = settings_from({**self.env, "NEXTSLICE_STORE": str(seen_store or store)})
         self.service = Service(settings)
         self.project = ConnectedProject(self.service, studio.memory.project(7).key)
-        self.project.update(lambda record: None)
+        self.project.update(lambda record: None, adopting=True)
         reconcile.count(self.project)
         self.label(range(K))
 

@@ -75,7 +75,7 @@ def test_two_backends_look_after_one_project(
         "NEXTSLICE_COLD_START": "random",
     }
     other = ConnectedProject(Service(settings_from({**rig.env, **env})), rig.project.key)
-    other.update(lambda record: None)
+    other.update(lambda record: None, adopting=True)
     reconcile.count(other)
     rig.control()
     rival = rig.control(**env)
