@@ -10,6 +10,7 @@ several raise stand here.
   x TryAgainLater             somebody else is at it now: the command ends with code 75
     + RunTaken                  another process is on this run of an experiment
     + ClaimTaken                another worker holds this round
+    + QueuesTaken               workers of another deployment take the jobs of these queues
     + TooManyRequests           more slices are asked for at once than have threads
     + TooManyVolumes            more volumes are asked for at once than have threads
     + TooManyPictures           more small pictures are asked for at once than have threads

@@ -73,7 +73,7 @@ ROUNDS = (
     ),
     "going_on",
     *("attempt", "status", "readiness", "people", "overview"),  # where it stands
-    *("adopt", "reconcile", "jobs", "worker"),  # who runs them, and when
+    *("adopt", "reconcile", "jobs", "deployment", "worker"),  # who runs them, and when
 )
 """The modules of `rounds`, each of which may import those before it."""
 

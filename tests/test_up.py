@@ -14,6 +14,7 @@ import requests
 
 from ml_backend.embedded.processes import ProcessGroup, free_port, split_address
 from ml_backend.embedded.redis_server import redis_answers, start_redis
+from ml_backend.embedded.stack import settings_from, start_worker
 from ml_backend.errors import OptionError
 from ml_backend.rounds.schedule import CONTROL, Schedule
 from ml_backend.settings import Settings
@@ -101,6 +102,40 @@ def test_up_says_whose_redis_it_has_behind_a_proxy_too(
     said = log.read_text()
     assert f"The Redis at unix://{home}/redis.sock?db=0 is another nextslice up's" in said
     assert f"Logs: {data / 'logs'}." in said
+
+
+def test_up_refuses_the_queues_of_another_one(
+    label_studio: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Started in another folder, for another Label Studio, it would find the first one's Redis."""
+    env = {
+        "LABEL_STUDIO_URL": label_studio,
+        "LABEL_STUDIO_API_KEY": "token",
+        "NEXTSLICE_HOME": str(tmp_path_factory.mktemp("h")),
+        "REDIS_URL": "",
+    }
+    with ProcessGroup(tmp_path / "logs") as group:
+        url = start_redis(group, tmp_path / "redis", Path(env["NEXTSLICE_HOME"], "redis.sock"))
+        first = {
+            "REDIS_URL": url,
+            "LABEL_STUDIO_URL": "http://first.example",
+            "NEXTSLICE_STORE": str(tmp_path / "first"),
+        }
+        schedule = Schedule(settings_from(first))
+        start_worker(group, "control", first)
+        group.wait("worker-control", lambda: schedule.listening(CONTROL) == 1, timeout_s=120)
+        done = nextslice(
+            "up",
+            "--bind",
+            f"127.0.0.1:{free_port()}",
+            "--data",
+            str(tmp_path / "data"),
+            **env,
+            NEXTSLICE_STORE=str(tmp_path / "second"),
+        )
+    assert done.returncode == 75
+    assert "NEXTSLICE_QUEUE_PREFIX" in done.stderr
+    assert "first.example" in done.stderr
 
 
 def test_up_stops_at_a_redis_that_it_cannot_use_and_hides_its_password(

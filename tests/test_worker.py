@@ -16,8 +16,9 @@ from rq import Callback, SpawnWorker
 from rq.exceptions import InvalidJobOperation
 
 from ml_backend.cli.worker import Kind, _tick, _worker_class
-from ml_backend.embedded.processes import ProcessGroup, free_port, wait_until
+from ml_backend.embedded.processes import ProcessGroup, free_port, kill_tree, wait_until
 from ml_backend.embedded.redis_server import find_redis_server, redis_answers
+from ml_backend.rounds.deployment import QueuesTaken, check_queues
 from ml_backend.rounds.jobs import _job_progress
 from ml_backend.rounds.schedule import CONTROL, GPU, SIMULATE, Schedule
 from ml_backend.settings import Settings, load_settings
@@ -359,3 +360,46 @@ def test_a_worker_begins_again_after_an_outage_of_any_length(
     time.sleep(1)
     worker.terminate()
     assert worker.wait(20) == 0
+
+
+# -- beside another deployment
+
+
+def test_workers_of_another_deployment_leave_its_jobs_to_it(
+    stage: Stage, make_settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    """As two `nextslice up` of one user, for two Label Studios."""
+    schedule = Schedule(make_settings(REDIS_URL=stage.url))
+    stage.start_worker()
+    stage.workers.wait("worker", lambda: schedule.listening(CONTROL) == 1, timeout_s=120)
+    same = {
+        "REDIS_URL": stage.url,
+        "NEXTSLICE_STORE": f"{stage.folder}/./store",
+        "NEXTSLICE_CACHE_DIR": str(tmp_path / "cache"),
+    }
+    for other, says in (
+        ({"LABEL_STUDIO_URL": "http://other.example:8080"}, "this one is for other.example_8080"),
+        ({"NEXTSLICE_STORE": str(tmp_path / "other")}, f"with {tmp_path}/other"),
+    ):
+        refused = nextslice("worker", "control", "--burst", **same | other)
+        said = " ".join(refused.stderr.split())
+        assert (refused.returncode, "NEXTSLICE_QUEUE_PREFIX" in said) == (75, True)
+        assert says in said
+        apart = other | {"NEXTSLICE_QUEUE_PREFIX": "apart"}
+        assert nextslice("worker", "control", "--burst", **same | apart).returncode == 0
+    assert nextslice("worker", "control", "--burst", **same).returncode == 0
+
+
+def test_a_worker_that_was_killed_keeps_nobody_from_its_queues(
+    stage: Stage, make_settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    """As before the store is moved: what it told Redis stays for minutes."""
+    schedule = Schedule(make_settings(REDIS_URL=stage.url))
+    worker = stage.start_worker()
+    stage.workers.wait("worker", lambda: schedule.listening(CONTROL) == 1, timeout_s=120)
+    settings = make_settings(REDIS_URL=stage.url, NEXTSLICE_STORE=tmp_path / "moved")
+    with pytest.raises(QueuesTaken):
+        check_queues(schedule, settings)
+    kill_tree(worker)
+    assert schedule.listening(CONTROL) == 1
+    check_queues(schedule, settings)

@@ -54,6 +54,7 @@ def up(
     from ml_backend.api.server import gunicorn_argv
     from ml_backend.embedded.redis_server import provide_redis
     from ml_backend.embedded.stack import start_worker, wait_for_backend
+    from ml_backend.rounds.deployment import check_queues
     from ml_backend.rounds.service import Service
     from ml_backend.settings import load_settings, own_redis_socket, socket_url
 
@@ -76,6 +77,8 @@ def up(
             console.print(as_written(f"No Redis listened at {url}: one is started {there}."))
         elif own is not None and url == socket_url(own):
             console.print(as_written(f"The Redis at {url} is another nextslice up's. {_ENDS}"))
+        if not started:
+            check_queues(service.schedule, settings)
         env = {"NEXTSLICE_REDIS_URL": started or url}
         group.start("backend", gunicorn_argv(address, log_level=settings.log_level), env=env)
         with console.status("starting the backend"):

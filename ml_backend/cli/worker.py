@@ -77,6 +77,7 @@ def worker(
     """Work off the queues of a kind. Start one or two `control`, and a `gpu` per GPU."""
     from rq.serializers import JSONSerializer
 
+    from ml_backend.rounds.deployment import check_queues
     from ml_backend.rounds.leftovers import sweep_leftovers
     from ml_backend.rounds.schedule import HEARTBEAT_S, Schedule, outlast_restarts
     from ml_backend.rounds.worker import OurJob, keep_working
@@ -87,6 +88,7 @@ def worker(
     configure_logging(settings.log_level)
     schedule = Schedule(settings)
     schedule.connection.ping()  # a wrong REDIS_URL must show at the start
+    check_queues(schedule, settings)
     outlast_restarts(schedule.connection)
     worker_class = _worker_class(kind, settings.train_device)
     device = ""

@@ -65,6 +65,8 @@ SPARE: Kind = "spare"
 KINDS: tuple[Kind, ...] = get_args(Kind)
 DEVICE_FIELD = "nextslice_device"
 """Of what Redis holds of a worker: what it trains on."""
+STUDIO_FIELD, STORE_FIELD = "nextslice_label_studio", "nextslice_store"
+"""Likewise: whom it works for."""
 HEARTBEAT_S = 5
 """RQ's job monitoring interval in our workers: a started job shows a sign of life this often."""
 _DEAD_AFTER_S = 60
@@ -109,12 +111,15 @@ def outlast_restarts(connection: Redis) -> None:
 @dataclass(frozen=True)
 class WorkerSign:
     """A worker as it told Redis of itself. ``state``: idle or busy; ``device``: what it trains on,
-    empty where it does not say; ``beat``: its last sign of life, in seconds since 1970."""
+    ``label_studio`` and ``store``: whom it works for, all empty where it does not say; ``beat``:
+    its last sign of life, in seconds since 1970."""
 
     host: str
     pid: int
     state: str
     device: str
+    label_studio: str
+    store: str
     beat: float
 
 
@@ -335,14 +340,14 @@ class Schedule:
                 lock.release()
 
 
-_SIGNS = ("hostname", "pid", "state", DEVICE_FIELD, "last_heartbeat")
+_SIGNS = ("hostname", "pid", "state", DEVICE_FIELD, STUDIO_FIELD, STORE_FIELD, "last_heartbeat")
 
 
 def _sign(*fields: bytes | None) -> WorkerSign:
-    host, pid, state, device, beat = ((field or b"").decode() for field in fields)
+    host, pid, state, device, studio, store, beat = ((field or b"").decode() for field in fields)
     moment = datetime.fromisoformat(beat)
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return WorkerSign(host, int(pid or 0), state, device, moment.timestamp())
+    return WorkerSign(host, int(pid or 0), state, device, studio, store, moment.timestamp())
 
 
 def _renew(lock: RedisLock, lease_s: float, longest_s: float, stop: threading.Event) -> None:

@@ -28,7 +28,8 @@ from rq.timeouts import JobTimeoutException, UnixSignalDeathPenalty
 from ml_backend.errors import NextsliceError, TimeUp
 from ml_backend.logs import about
 from ml_backend.parents import end_with_parent
-from ml_backend.rounds.schedule import DEVICE_FIELD, JOBS
+from ml_backend.rounds.deployment import named_store
+from ml_backend.rounds.schedule import DEVICE_FIELD, JOBS, STORE_FIELD, STUDIO_FIELD
 from ml_backend.settings import configure_logging, load_settings
 
 __all__ = [
@@ -118,10 +119,16 @@ class ForkingWorker(Worker):
     """What its jobs train on, for people to see; empty: nothing."""
 
     def register_birth(self) -> None:
-        """Say that it is there, and its device."""
+        """Say that it is there, its device, and whom it works for."""
         super().register_birth()  # type: ignore[no-untyped-call]  # RQ has no types
+        settings = load_settings()
+        told: dict[Any, Any] = {
+            STUDIO_FIELD: settings.label_studio_host,
+            STORE_FIELD: named_store(settings),
+        }
         if self.device:
-            self.connection.hset(self.key, DEVICE_FIELD, self.device)
+            told[DEVICE_FIELD] = self.device
+        self.connection.hset(self.key, mapping=told)
 
     def _set_ip_address(self, connection: Redis) -> None:
         """For people to see. Redis tells it beside the path of its socket, and in a path with a

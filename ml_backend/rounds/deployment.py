@@ -1,0 +1,56 @@
+"""Whose jobs the queues hold: of one Label Studio and one store.
+
+Jobs name a project and nothing else. A worker of another deployment would find none of its own
+under that name, do nothing, and the job would be gone.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import psutil
+
+from ml_backend.errors import TryAgainLater
+from ml_backend.logs import without_passwords
+from ml_backend.rounds.schedule import KINDS, Schedule, WorkerSign
+from ml_backend.settings import Settings
+
+__all__ = ["QueuesTaken", "check_queues", "named_store"]
+
+
+class QueuesTaken(TryAgainLater, RuntimeError):
+    """Workers of another deployment take the jobs of these queues."""
+
+
+def named_store(settings: Settings) -> str:
+    """The store, by a name that is the same for every process of its machine; no password."""
+    if "://" in settings.store:
+        return without_passwords(settings.store)
+    return os.path.realpath(settings.store)
+
+
+def check_queues(schedule: Schedule, settings: Settings) -> None:
+    """Raise QueuesTaken where a worker of another deployment takes jobs of the queues.
+
+    Workers of one name their Label Studio alike, which is a folder of the store, and on one machine
+    the store too. Folders of other machines may be mounted anywhere.
+    """
+    studio, store = settings.label_studio_host, named_store(settings)
+    for sign in (sign for kind in KINDS for sign in schedule.workers(kind)):
+        if not sign.label_studio or _is_gone(sign):
+            continue
+        comparable = sign.host == socket.gethostname() or "://" in sign.store
+        if sign.label_studio != studio or (comparable and sign.store != store):
+            raise QueuesTaken(
+                f"The queues {settings.queue_prefix!r} are those of another nextslice: worker "
+                f"{sign.pid} on {sign.host} works for the Label Studio {sign.label_studio} with "
+                f"the store {sign.store}, this one is for {studio} with {store}. Each would take "
+                "the other's jobs: set NEXTSLICE_QUEUE_PREFIX to another name for one of the two, "
+                "in all its processes, or stop the other."
+            )
+
+
+def _is_gone(sign: WorkerSign) -> bool:
+    """Whether it was killed: what it told Redis stays for some minutes."""
+    return sign.host == socket.gethostname() and not psutil.pid_exists(sign.pid)
