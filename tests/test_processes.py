@@ -94,6 +94,47 @@ def test_a_terminal_that_is_closed_stops_what_was_started(tmp_path: Path, first:
     assert gone(child)
 
 
+STUBBORN = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("there", flush=True)
+time.sleep(600)
+"""
+"""As a worker that a single SIGTERM has end its job first."""
+STOPPED_TWICE = f"""
+import sys, time
+from pathlib import Path
+from ml_backend.embedded.processes import ProcessGroup, stop_on_signals, wait_until
+stop_on_signals()
+logs = Path(sys.argv[1])
+with ProcessGroup(logs) as group:
+    pids = [group.start(f"{{n}}", [sys.executable, "-c", {STUBBORN!r}]).pid for n in range(3)]
+    begun = lambda: all("there" in log.read_text() for log in logs.iterdir())
+    wait_until(begun, "all to begin", 60)
+    print(*pids, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_leaves_nothing_running(tmp_path: Path, first: int) -> None:
+    """Who stops it has come to the last of three; the others were not asked to end yet."""
+    argv = [sys.executable, "-c", STOPPED_TWICE, str(tmp_path)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        children = [int(pid) for pid in process.stdout.readline().split()]
+        process.send_signal(first)
+        time.sleep(0.5)
+        assert not any(map(gone, children))
+        process.send_signal(signal.SIGINT)
+        process.wait(6)  # seconds; it had 8 for each
+    try:
+        wait_until(lambda: all(map(gone, children)), "all to end", 2)
+    finally:
+        for pid in filter(lambda pid: not gone(pid), children):
+            os.kill(pid, signal.SIGKILL)
+
+
 def test_under_nohup_a_closed_terminal_stops_nothing(tmp_path: Path) -> None:
     argv = ["nohup", sys.executable, "-c", STOPPED, str(tmp_path)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:

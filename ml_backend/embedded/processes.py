@@ -220,12 +220,18 @@ class ProcessGroup(contextlib.AbstractContextManager["ProcessGroup", None]):
         self._children = [c for c in self._children if c.process is not process]
 
     def stop(self, grace_s: float = 8.0) -> None:
-        """Ask every process to end, last started first; kill what does not."""
-        while self._children:
-            child = self._children.pop()
-            _end(child.process, grace_s)
-        while self._scratch:
-            self._scratch.pop().cleanup()
+        """Ask every process to end, last started first; kill what does not. Interrupted, as by a
+        second Ctrl-C, kill all that is left at once."""
+        try:
+            while self._children:
+                _end(self._children[-1].process, grace_s)
+                self._children.pop()
+        finally:
+            with _undisturbed():
+                while self._children:
+                    _end(self._children.pop().process, 0)
+                while self._scratch:
+                    self._scratch.pop().cleanup()
 
 
 def kill_tree(process: subprocess.Popen[bytes]) -> None:
@@ -257,9 +263,10 @@ def _kill(pids: Iterable[int]) -> None:
 
 
 def _end(process: subprocess.Popen[bytes], grace_s: float) -> None:
-    """SIGTERM to the process, then SIGKILL to it and to what it started."""
+    """SIGTERM to the process, then SIGKILL to it and to what it started; SIGKILL alone where it has
+    no ``grace_s``."""
     started = _started_by(process)
-    if process.poll() is None:
+    if grace_s and process.poll() is None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(grace_s)
