@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from rich.table import Table
 from al_strategies import available_strategies
 from ml_backend.cli import _sentence
 from ml_backend.cli.tables import whole
+from ml_backend.embedded.processes import free_port
 from ml_backend.experiment.files import RunFiles
 from ml_backend.rounds.claim import ClaimLost, ClaimTaken
 from ml_backend.rounds.records import ProjectRecord
@@ -151,6 +153,24 @@ def test_a_round_whose_worker_is_gone_is_not_said_to_be_running(tmp_path: Path) 
     assert "Round 0 is not running: its worker was killed" in shown.stderr
     assert "Round 0 is running" not in shown.stderr
     assert "is held by" not in shown.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_every_command_ends_alike_by_ctrl_c_sigterm_and_a_closed_terminal(
+    tmp_path: Path, number: int
+) -> None:
+    """What it holds, as the claim of a round, is given back: a signal alone leaves it."""
+    project = Store(str(tmp_path)).project("127.0.0.1_8080", "7.1700000000")
+    project.record = ProjectRecord(project=7, key="7.1700000000")
+    env = {"NEXTSLICE_STORE": str(tmp_path), "REDIS_URL": f"redis://127.0.0.1:{free_port()}/0"}
+    argv = [sys.executable, "-m", "ml_backend.cli", "rounds", "list", "--watch"]
+    with subprocess.Popen(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={**os.environ, **env}
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()  # it is at work
+        process.send_signal(number)
+        assert process.wait(30) == 130
 
 
 def test_a_table_shows_names_with_brackets_as_they_are() -> None:

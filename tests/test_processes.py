@@ -67,7 +67,8 @@ def test_children_of_one_that_was_killed_are_stopped_too(tmp_path: Path) -> None
 STOPPED = """
 import sys, time
 from pathlib import Path
-from ml_backend.embedded.processes import ProcessGroup, stop_on_signals
+from ml_backend.cli.signals import stop_on_signals
+from ml_backend.embedded.processes import ProcessGroup
 stop_on_signals()
 try:
     with ProcessGroup(Path(sys.argv[1])) as group:
@@ -104,7 +105,8 @@ time.sleep(600)
 STOPPED_TWICE = f"""
 import sys, time
 from pathlib import Path
-from ml_backend.embedded.processes import ProcessGroup, stop_on_signals, wait_until
+from ml_backend.cli.signals import stop_on_signals
+from ml_backend.embedded.processes import ProcessGroup, wait_until
 stop_on_signals()
 logs = Path(sys.argv[1])
 with ProcessGroup(logs) as group:

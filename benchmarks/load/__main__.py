@@ -37,9 +37,10 @@ from typing import Any
 from benchmarks.load.people import Deeds, annotate, call_webhooks
 from benchmarks.load.site import CLASSES, create_tasks, start_site, truth
 from benchmarks.load.watch import Watch, listed, wait_for, webhook_times, within
+from ml_backend.cli.signals import stop_on_signals
 from ml_backend.embedded.annotator import Annotator
 from ml_backend.embedded.label_studio import Session
-from ml_backend.embedded.processes import ProcessGroup, StartError, stop_on_signals
+from ml_backend.embedded.processes import ProcessGroup, StartError
 from ml_backend.embedded.stack import Stack, default_home
 from ml_backend.rounds.artefacts import DATASET
 from ml_backend.rounds.project import find_project

@@ -20,6 +20,7 @@ from rich.markup import escape
 
 from ml_backend import __version__
 from ml_backend.cli.commands import COMMANDS, Commands, load
+from ml_backend.cli.signals import stop_on_signals
 
 if TYPE_CHECKING:
     from ml_backend.errors import NextsliceError
@@ -114,6 +115,7 @@ def _without_proxy() -> None:
 
 def main() -> None:
     """Entry point. Errors that a person can act on are one sentence, not a traceback."""
+    stop_on_signals()
     _print_anything()
     _without_proxy()
     # libgomp's threads spin at every barrier; beside other busy processes that made a training step

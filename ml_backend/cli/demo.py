@@ -19,7 +19,7 @@ import typer
 from ml_backend.cli import app, as_written, console
 from ml_backend.cli.progress import say
 from ml_backend.durable import held
-from ml_backend.embedded.processes import ProcessGroup, StartError, stop_on_signals
+from ml_backend.embedded.processes import ProcessGroup, StartError
 from ml_backend.errors import OptionError
 from ml_backend.settings import LARGEST_SEED, Settings, default_home
 
@@ -139,7 +139,6 @@ def demo(
     afresh: the last one is moved to a folder beside it, or deleted if it was headless.
     """
     os.umask(0o077)  # all that it writes is this user's own
-    stop_on_signals()
     _check_strategy(strategy)
     if not math.isfinite(pace):
         raise OptionError(f"--pace: found {pace}, expected a number of seconds")

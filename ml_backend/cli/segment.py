@@ -33,7 +33,6 @@ from ml_backend.cli.reading import (
     reading,
 )
 from ml_backend.cli.tables import whole
-from ml_backend.embedded.processes import stop_on_signals
 from ml_backend.errors import OptionError
 from ml_backend.volumes.formats.registry import written_endings
 
@@ -193,7 +192,6 @@ def segment(
     from ml_backend.settings import load_settings
     from ml_backend.volumes.opening import open_volume
 
-    stop_on_signals()
     settings = load_settings()
     roots = volume_roots(settings)
     chosen = reading(dataset, shape, dtype, offset, channel, time)

@@ -19,7 +19,6 @@ from ml_backend.cli.reading import (
     LabelsTimeOption,
     TimeOption,
 )
-from ml_backend.embedded.processes import stop_on_signals
 from ml_backend.errors import OptionError
 
 __all__ = ["simulate"]
@@ -202,7 +201,6 @@ def simulate(
         return
     if out is None:
         raise OptionError("give --out, a folder for the experiment")
-    stop_on_signals()
     names = _names(strategies)
     _check_options(context, data, labels, phantom)
     if workers:

@@ -16,7 +16,6 @@ from ml_backend.embedded.processes import (
     StartError,
     check_free,
     split_address,
-    stop_on_signals,
 )
 
 if TYPE_CHECKING:
@@ -59,7 +58,6 @@ def up(
     from ml_backend.settings import load_settings, own_redis_socket, socket_url
 
     os.umask(0o077)  # logs, Redis' file, store and cache are this user's own
-    stop_on_signals()
     settings = load_settings()
     address = bind or f"127.0.0.1:{urlsplit(settings.backend_url).port or _PORT}"
     host, _ = split_address(address)

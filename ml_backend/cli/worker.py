@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import threading
 from enum import StrEnum
 from importlib import import_module
@@ -83,6 +84,8 @@ def worker(
     from ml_backend.rounds.worker import OurJob, keep_working
     from ml_backend.settings import configure_logging, load_settings
 
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # RQ takes what it raises for a fault of a job
     os.umask(0o077)  # store and cache are this user's own
     settings = load_settings()
     configure_logging(settings.log_level)

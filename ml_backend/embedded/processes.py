@@ -27,7 +27,6 @@ __all__ = [
     "free_port",
     "kill_tree",
     "split_address",
-    "stop_on_signals",
     "wait_until",
 ]
 
@@ -94,20 +93,6 @@ def check_free(address: str) -> None:
                 f"Nothing can listen at {address} ({error.strerror or error}): give an address of "
                 "this machine with --bind, as 127.0.0.1:9090 or 0.0.0.0:9090."
             ) from None
-
-
-def stop_on_signals() -> None:
-    """Let SIGTERM, and the SIGHUP of a terminal that is closed, unwind like Ctrl-C, so that
-    everything that was started is stopped. Under nohup, which ignores it, SIGHUP stays ignored."""
-
-    def interrupt(signum: int, frame: object) -> None:
-        # shell and system send it one after the other: what is being stopped is stopped
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, interrupt)
 
 
 @contextlib.contextmanager
