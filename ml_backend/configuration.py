@@ -27,6 +27,7 @@ __all__ = [
     "PREFIX",
     "Given",
     "Place",
+    "asked_home",
     "asked_log_format",
     "asked_log_level",
     "configure_logging",
@@ -181,6 +182,11 @@ def asked_log_level() -> str | None:
     know it without the other settings."""
     level = _asked("LOG_LEVEL").upper()
     return level if level in _LEVELS else None
+
+
+def asked_home() -> str:
+    """What NEXTSLICE_HOME names, in the environment or a file; empty where it is not set."""
+    return _asked("HOME")
 
 
 def asked_log_format() -> str:

@@ -35,6 +35,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from ml_backend.configuration import (
     PREFIX,
     Given,
+    asked_home,
     asked_log_format,
     asked_log_level,
     configure_logging,
@@ -544,10 +545,10 @@ class Settings(BaseSettings):
     def redis_address(self) -> str:
         """Where Redis is: ``redis_url``; where that is not set, `own_redis_socket` if one listens
         there."""
-        own = own_redis_socket()
-        if "redis_url" in self.model_fields_set or not _listens(own):
+        if "redis_url" in self.model_fields_set:
             return self.redis_url
-        return socket_url(own)
+        own = own_redis_socket()
+        return socket_url(own) if _listens(own) else self.redis_url
 
     @property
     def also_called(self) -> frozenset[str]:
@@ -609,9 +610,18 @@ def own_fields() -> tuple[str, ...]:
 
 
 def default_home() -> Path:
-    """Where what is a user's own is kept: NEXTSLICE_HOME, else ``~/.cache/nextslice``."""
-    given = os.environ.get("NEXTSLICE_HOME")
-    return Path(given).resolve() if given else Path.home() / ".cache" / "nextslice"
+    """Where what is a user's own is kept: NEXTSLICE_HOME, else ``~/.cache/nextslice``. Raises
+    SettingsError for a user without a home."""
+    given = asked_home()
+    if given:
+        return Path(given).resolve()
+    try:
+        return Path.home() / ".cache" / "nextslice"
+    except RuntimeError:
+        raise SettingsError(
+            f"User {os.geteuid()} has no home, where nextslice keeps its own: set NEXTSLICE_HOME "
+            "to a folder; where that is for Redis only, REDIS_URL does."
+        ) from None
 
 
 def own_redis_socket() -> Path:

@@ -14,6 +14,7 @@ from ml_backend.settings import (
     Settings,
     SettingsError,
     asked_log_level,
+    default_home,
     load_settings,
     misspelt_settings,
     read_settings,
@@ -132,6 +133,19 @@ def test_the_log_is_asked_for_in_a_file_too(folder: Path) -> None:
     assert asked_log_level() == "DEBUG"
     (folder / "nextslice.toml").write_text("log_level")
     assert asked_log_level() is None
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [(".env", "NEXTSLICE_HOME={}"), ("nextslice.toml", "home = '{}'")]
+)
+def test_the_home_is_asked_for_in_a_file_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str
+) -> None:
+    monkeypatch.delenv("NEXTSLICE_HOME", raising=False)
+    (folder / name).write_text(text.format(folder / "kept"))
+    assert default_home() == folder / "kept"
+    monkeypatch.setenv("NEXTSLICE_HOME", str(folder / "other"))
+    assert default_home() == folder / "other"
 
 
 def test_config_prints_every_setting_and_where_it_is_written(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
+from pathlib import Path
 
 import httpx
 import pytest
@@ -225,6 +226,22 @@ def test_credentials_that_label_studio_cannot_send_are_refused(
     with pytest.raises(SettingsError, match=complaint) as refused:
         load_settings()
     assert password not in str(refused.value)
+
+
+def test_a_user_without_a_home_needs_none_for_a_redis_that_is_named(
+    make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container with a user of any number."""
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.delenv("NEXTSLICE_HOME", raising=False)
+    named = "redis://redis.example:6379/0"
+    assert make_settings(REDIS_URL=named).redis_address == named
+    with pytest.raises(SettingsError, match="set NEXTSLICE_HOME"):
+        _ = make_settings(REDIS_URL="").redis_address
 
 
 def test_a_round_records_every_setting_that_decides_what_it_computes() -> None:
