@@ -155,6 +155,7 @@ def test_a_round_whose_worker_is_gone_is_not_said_to_be_running(tmp_path: Path) 
     assert "is held by" not in shown.stderr
 
 
+@pytest.mark.usefixtures("ctrl_c_is_heard")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_every_command_ends_alike_by_ctrl_c_sigterm_and_a_closed_terminal(
     tmp_path: Path, number: int

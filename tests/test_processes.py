@@ -118,6 +118,7 @@ with ProcessGroup(logs) as group:
 """
 
 
+@pytest.mark.usefixtures("ctrl_c_is_heard")
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_leaves_nothing_running(tmp_path: Path, first: int) -> None:
     """Who stops it has come to the last of three; the others were not asked to end yet."""

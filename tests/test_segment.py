@@ -821,14 +821,6 @@ def test_the_command_says_what_is_wrong(tmp_path: Path, store: Store, volume: Vo
     assert not (tmp_path / "a.tif").exists()
 
 
-@pytest.fixture
-def ctrl_c_is_heard() -> Iterator[None]:
-    """A shell that starts something in the background has it ignore Ctrl-C; then we would too."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("flushed_always", "store", "ctrl_c_is_heard")
 def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tmp_path: Path) -> None:
     folder = tmp_path / "scans[old] :b:"  # brackets are no markup, and :b: is no picture
