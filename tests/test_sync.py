@@ -51,6 +51,7 @@ class Labelled(ConnectedProject):
             service = Service(settings, studio=studio)  # type: ignore[arg-type]
         super().__init__(service, "7.1763865028")
         self.memory = studio
+        self.update(lambda record: None, adopting=True)
         self.label(range(3))
         studio.request("PATCH", f"api/tasks/{SLICES - 1}/", json={"data": {"other": 1}})
 
