@@ -191,10 +191,10 @@ def _spread(
         yield ZBlock(volume, edges[start], edges[start + length])
 
 
-def closed(block: ZBlock, positions: Mapping[SliceId, Position]) -> ZBlock:
+def closed(block: ZBlock, positions: Collection[Position]) -> ZBlock:
     """``block``, whose open ends are those of its volume in ``positions``; open as before where
     these hold none of it."""
-    z = sorted(place.z for place in positions.values() if place.volume == block.volume)
+    z = sorted(place.z for place in positions if place.volume == block.volume)
     if not z:
         return block
     first, *_, last = _edges(z)

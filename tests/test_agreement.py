@@ -93,7 +93,7 @@ def test_readers_that_learned_on_another_device_are_asked_where_the_network_is(
     class Elsewhere(Sure):
         device = torch.device("cuda")
 
-        def to(self, device: torch.device) -> Elsewhere:  # type: ignore[override]
+        def to(self, device: torch.device) -> Elsewhere:  # type: ignore[override]  # all that is asked of it
             self.device = device
             return self
 

@@ -172,7 +172,7 @@ def test_what_people_skipped_is_not_next_in_the_queue(
     for task in before[:3]:
         server.memory.skip(task)
     assert [place.task for place in project_overview(project).queue] == before[3:]
-    version = project.published.model_version  # type: ignore[union-attr]
+    version = project.published.model_version  # type: ignore[union-attr]  # it is published
     assert queue_length(project.studio, 7, version) == len(before) - 3
     page = client(project).get("/projects/7", headers=HTML).text
     text = " ".join(re.sub(r"<[^>]+>", " ", page).split())

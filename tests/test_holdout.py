@@ -168,7 +168,7 @@ def test_open_ends_of_an_older_record_stop_where_the_volume_did() -> None:
     blocks = (ZBlock("v", None, 4.5), ZBlock("v", 20.5), ZBlock("w"), ZBlock("gone", 3.0))
     positions = stack("v", 30) | {"w7": Position("w", 7.0)}
 
-    assert tuple(closed(block, positions) for block in blocks) == (
+    assert tuple(closed(block, positions.values()) for block in blocks) == (
         ZBlock("v", -0.5, 4.5),
         ZBlock("v", 20.5, 29.5),
         ZBlock("w", 7.0, 7.0),

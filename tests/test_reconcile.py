@@ -42,7 +42,7 @@ def test_a_look_notes_how_many_annotations_a_slice_is_to_get(
 ) -> None:
     studio = MemoryStudio(bitmask_config(["bone"]), 3, lambda _: np.zeros((8, 9)))
     settings = make_settings(REDIS_URL=redis_url, NEXTSLICE_COLD_START="random")
-    project = ConnectedProject(Service(settings, studio=studio), KEY)  # type: ignore[arg-type]
+    project = ConnectedProject(Service(settings, studio=studio), KEY)  # type: ignore[arg-type]  # in memory
     project.update(lambda record: None, adopting=True)
     for wanted in (1, 2):
         studio.update_project(7, maximum_annotations=wanted)

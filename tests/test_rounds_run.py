@@ -46,7 +46,7 @@ def test_a_project_that_was_never_connected_is_left_alone(
     done = run("7", *here)
     assert service.project_keys() == []
     assert service.studio.imported == []  # type: ignore[attr-defined]  # it is the one above
-    assert set(service.studio.fields) == {"label_config"}  # type: ignore[attr-defined]
+    assert set(service.studio.fields) == {"label_config"}  # type: ignore[attr-defined]  # likewise
     assert service.schedule.length("control") == (0, 0)
     assert "project 7 is not in" in str(done.exception)
     assert "nextslice connect" in str(done.exception)

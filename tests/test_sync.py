@@ -48,7 +48,7 @@ class Labelled(ConnectedProject):
         studio = behind or in_memory()
         service = Service(settings)
         if behind is None:  # a studio in memory answers what is asked of the real one here
-            service = Service(settings, studio=studio)  # type: ignore[arg-type]
+            service = Service(settings, studio=studio)  # type: ignore[arg-type]  # in memory
         super().__init__(service, "7.1763865028")
         self.memory = studio
         self.update(lambda record: None, adopting=True)

@@ -11,7 +11,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from al_strategies.effort import Correction, correction
 from ml_backend.rounds.records import EffortRecord, LabelRecord
 from ml_backend.studio.annotations import Annotation, label_map
-from ml_backend.studio.interactive import dragged, drawn_at
+from ml_backend.studio.interactive import dragged, drawn_at, moment_of
 from ml_backend.studio.label_config import LabelConfig, Policy
 from ml_backend.studio.task_order import PENDING_VERSION, VERSION_PREFIX
 
@@ -55,7 +55,7 @@ def shown(
             if prediction.get("id") == annotation.parent_prediction:
                 return prediction
             continue
-        made = _moment(prediction.get("created_at"))
+        made = moment_of(prediction.get("created_at"))
         if (
             str(prediction.get("model_version") or "").startswith(VERSION_PREFIX)
             and made is not None
@@ -214,11 +214,3 @@ def _record(
         dragged=by_drags,
         seconds=seconds if known else None,
     )
-
-
-def _moment(text: object) -> datetime | None:
-    try:
-        found = datetime.fromisoformat(text) if isinstance(text, str) else None
-    except ValueError:
-        return None
-    return found.replace(tzinfo=UTC) if found is not None and found.tzinfo is None else found

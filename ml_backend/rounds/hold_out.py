@@ -57,10 +57,12 @@ def _closed(
         held = {block for record in records if record for block in record.blocks if block.open}
         seen = folder.load(DATASET) if held.intersection(blocks) else None
         if seen is not None:
-            places = positions(seen)
-            blocks = [closed(b, places) if b in held else b for b in blocks]  # type: ignore[arg-type]
-    places = positions(dataset) if any(block.open for block in blocks) else {}
-    return tuple(closed(block, places) for block in blocks)  # type: ignore[arg-type]
+            places = positions(seen).values()
+            blocks = [closed(block, places) if block in held else block for block in blocks]
+    if any(block.open for block in blocks):
+        places = positions(dataset).values()
+        blocks = [closed(block, places) for block in blocks]
+    return tuple(blocks)
 
 
 def select(strategy: str, query: Query, blocks: tuple[ZBlock, ...]) -> Selection:

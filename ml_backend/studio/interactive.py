@@ -47,6 +47,7 @@ __all__ = [
     "dragged",
     "drawn_at",
     "label_of",
+    "moment_of",
     "new_id",
     "nothing",
     "prompt_of",
@@ -245,7 +246,7 @@ _AT_ONCE = timedelta(seconds=1)
 def drawn_at(prediction: Mapping[str, Any]) -> datetime | None:
     """When ``prediction`` got its regions, where that was after it was stored: early rounds store
     their queue bare and draw into it (`task_order.draw`). None else, or where nobody says."""
-    made, touched = _time(prediction.get("created_at")), _time(prediction.get("updated_at"))
+    made, touched = moment_of(prediction.get("created_at")), moment_of(prediction.get("updated_at"))
     if made is None or touched is None or touched - made <= _AT_ONCE:
         return None
     return touched
@@ -260,16 +261,17 @@ def _newest(value: object) -> Mapping[str, Any] | None:
 
 
 def _moment(row: Mapping[str, Any]) -> datetime:
-    found = _time(row.get("updated_at")) or _time(row.get("created_at"))
+    found = moment_of(row.get("updated_at")) or moment_of(row.get("created_at"))
     return found or datetime.min.replace(tzinfo=UTC)
 
 
-def _time(said: object) -> datetime | None:
+def moment_of(said: object) -> datetime | None:
+    """The moment that Label Studio says, of UTC where it names no zone; None where it says none."""
     try:
-        found = datetime.fromisoformat(str(said))
+        found = datetime.fromisoformat(said) if isinstance(said, str) else None
     except ValueError:
         return None
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
+    return found.replace(tzinfo=UTC) if found is not None and found.tzinfo is None else found
 
 
 def _number(row: Mapping[str, Any]) -> int | None:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -153,9 +154,7 @@ def thumbnail(image: npt.NDArray[Any], mask: npt.NDArray[np.uint8] | None) -> by
     if mask is not None:
         small = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
         painted = (small > 0) & (small < 255)
-        # of the classes from the second on: the first is the background
-        colours = np.array([_rgb(label_colour(i)) for i in range(254)])
-        over = colours[np.clip(small, 1, 254).astype(int) - 1]
+        over = _colours()[np.clip(small, 1, 254).astype(int) - 1]
         mixed = picture * (1 - _OPACITY) + over * _OPACITY
         picture = np.where(painted[..., np.newaxis], mixed, picture)
     buffer = io.BytesIO()
@@ -174,6 +173,12 @@ def _eight_bits(image: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     low, high = grey_window(sample if sample.size else np.zeros(1))
     scaled = np.nan_to_num(from_low(values, low, 255.0 / (high - low)))
     return np.clip(scaled, 0, 255).astype(np.uint8)
+
+
+@cache
+def _colours() -> npt.NDArray[np.int64]:
+    """(254, 3): of the classes from the second on; the first is the background."""
+    return np.array([_rgb(label_colour(i)) for i in range(254)], np.int64)
 
 
 def _rgb(colour: str) -> list[int]:
