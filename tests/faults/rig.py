@@ -31,6 +31,7 @@ from ml_backend.rounds.artefacts import (
 )
 from ml_backend.rounds.claim import Holder, last_holder
 from ml_backend.rounds.project import ConnectedProject
+from ml_backend.rounds.queue import pending
 from ml_backend.rounds.records import ProjectRecord
 from ml_backend.rounds.schedule import GPU
 from ml_backend.rounds.service import Service
@@ -54,7 +55,8 @@ WITHIN_S = 400.0
 
 
 class Rig:
-    """Round 0 of the project is published, K slices are labelled, and nobody works yet.
+    """Round 0 of the project is published, the first ``labelled`` slices have labels, and nobody
+    works yet. ``early``: after how many labels early rounds begin.
 
     ``hurried``: pauses of minutes are skipped by ageing what they are counted from, and looks are
     half a second apart; else everything is as by default.
@@ -70,6 +72,8 @@ class Rig:
         store: Path | None = None,
         seen_store: Path | None = None,
         inside: int | None = None,
+        labelled: int = K,
+        early: str = "off",
     ) -> None:
         self.folder, self.studio = folder, studio
         self.hurried = not cells.real_time()
@@ -89,7 +93,7 @@ class Rig:
             "NEXTSLICE_BACKEND_URL": backend_url,
             "NEXTSLICE_QUEUE_PREFIX": f"faults-{uuid.uuid4().hex[:8]}",
             "NEXTSLICE_K": str(K),
-            "NEXTSLICE_EARLY_ROUNDS": "off",
+            "NEXTSLICE_EARLY_ROUNDS": early,
             "NEXTSLICE_OPEN_MINUTES": "0",
             "NEXTSLICE_RESERVE": str(_RESERVE),
             "NEXTSLICE_TRAIN_STEPS": "4",
@@ -107,7 +111,7 @@ class Rig:
         self.project = ConnectedProject(self.service, studio.memory.project(7).key)
         self.project.update(lambda record: None, adopting=True)
         reconcile.count(self.project)
-        self.label(range(K))
+        self.label(range(labelled))
 
     def start_redis(self, *, empty: bool = False) -> str:
         """Start a Redis of its own, with what it held before or ``empty``; its URL."""
@@ -194,6 +198,15 @@ class Rig:
             return found is not None and found.round >= number
 
         cells.wait_until(published, f"round {number} of {self.folder}", within_s, 0.05)
+
+    def wait_for_masks(self) -> None:
+        """Until no mask of the published queue is still to come."""
+
+        def drawn() -> bool:
+            found = self.project.published
+            return found is not None and not pending(self.project, found)
+
+        cells.wait_until(drawn, f"the masks of {self.folder}", WITHIN_S, 0.05)
 
     def wait_for_quiet(self) -> None:
         """Until nothing is asked for any more, and nobody is at a round."""

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from ml_backend.rounds.artefacts import of_a_round
+from ml_backend.rounds.artefacts import DRAWING, of_a_round
+from tests.faults.conftest import MakeRig
 from tests.faults.rig import Cell, Rig
 from tests.faults.worker import Stop, flushing, step, writing
 
@@ -34,8 +35,13 @@ def test_a_gpu_worker_is_killed(rig: Rig, cell: MakeCell, moment: str) -> None:
     killed(rig, cell(rig, f"gpu worker killed: {moment.replace('-', ' ')}"), MOMENTS[moment])
 
 
-WRITTEN = [file.name for file in of_a_round() if not file.name.startswith("further.")]
-"""By a round; what a training writes that goes on has kills of its own in test_going_on.py."""
+WRITTEN = [
+    file.name
+    for file in of_a_round()
+    if file != DRAWING and not file.name.startswith("further.")
+]
+"""By a round itself. What a training writes that goes on has kills of its own in test_going_on.py,
+what is drawn after an early round below."""
 
 
 @nightly
@@ -52,6 +58,22 @@ def killed(rig: Rig, cell: Cell, stop: Stop) -> None:
     rig.gpu()
     cell.over()
     cell.recovers()
+
+
+@nightly
+@pytest.mark.parametrize("moment", [flushing(DRAWING.name), step("masks", 2)], ids=str)
+def test_a_gpu_worker_is_killed_while_it_draws_for_an_early_round(
+    make_rig: MakeRig, cell: MakeCell, moment: Stop
+) -> None:
+    """The round is served; its slices get the masks that were still to come."""
+    rig = make_rig(labelled=1, early="1")
+    broken = cell(rig, f"gpu worker killed while it draws the masks of an early round ({moment})")
+    rig.gpu_stopped(moment).kill()
+    broken.see("waiting")
+    rig.gpu()
+    broken.over()
+    rig.wait_for_masks()
+    broken.recovers()
 
 
 @nightly
