@@ -32,9 +32,10 @@ every label that was submitted is in the round once, and no file stands half-wri
 
 - **what the user sees**: what `nextslice rounds list` said while the fault lasted.
 - **seconds**: from the end of the cause to the round being published, training included (here a
-  training takes a second). Pauses are those of the default settings: a killed or failed attempt is
-  made again after a minute, a job whose worker is gone is given to another after a minute, every
-  project is looked at every 30 s, a claim that cannot be read holds for two minutes.
+  training takes a second), of an early round to the last mask of its queue. Pauses are those of the
+  default settings: a killed or failed attempt is made again after a minute, a job whose worker is
+  gone is given to another after a minute, every project is looked at every 30 s, a claim that
+  cannot be read holds for two minutes.
 
 Measured as `make faults` does, four cells side by side, on a machine with {cores} cores whose load
 was {load} at the end of the median cell. Most of the seconds are pauses. `make test` runs the

@@ -168,7 +168,7 @@ class Rig:
 
     def time_passes(self) -> None:
         """Where the test is in a hurry: as if the pauses after a killed or failed attempt, the
-        locks of a killed process and its jobs' last signs of life were over."""
+        locks of a silenced worker and its jobs' last signs of life were over."""
         if not self.hurried:
             return
         self._age_jobs()
@@ -180,8 +180,9 @@ class Rig:
         for key in redis.scan_iter(f"{Job.redis_job_namespace_prefix}{prefix}*"):
             if b":" not in key.removeprefix(Job.redis_job_namespace_prefix.encode()):
                 redis.hset(key, "last_heartbeat", _LONG_AGO)
-        for lock in redis.scan_iter(f"{prefix}:*:{self.project.key}"):
-            redis.delete(lock)
+        if any(worker.silenced for worker in self.workers):  # else whoever holds one is at work
+            for lock in redis.scan_iter(f"{prefix}:*:{self.project.key}"):
+                redis.delete(lock)
 
     def holder_token(self) -> int:
         """The last claim of round 1; 0 before the first."""

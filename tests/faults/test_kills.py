@@ -61,13 +61,17 @@ def killed(rig: Rig, cell: Cell, stop: Stop) -> None:
 
 
 @nightly
-@pytest.mark.parametrize("moment", [flushing(DRAWING.name), step("masks", 2)], ids=str)
-def test_a_gpu_worker_is_killed_while_it_draws_for_an_early_round(
-    make_rig: MakeRig, cell: MakeCell, moment: Stop
+@pytest.mark.parametrize(
+    ("moment", "when"),
+    [(flushing(DRAWING.name), "before it draws"), (step("masks", 2), "after two")],
+    ids=["before", "after-two"],
+)
+def test_a_gpu_worker_is_killed_before_all_masks_of_an_early_round_are_drawn(
+    make_rig: MakeRig, cell: MakeCell, moment: Stop, when: str
 ) -> None:
     """The round is served; its slices get the masks that were still to come."""
     rig = make_rig(labelled=1, early="1")
-    broken = cell(rig, f"gpu worker killed while it draws the masks of an early round ({moment})")
+    broken = cell(rig, f"gpu worker killed at the masks of an early round, {when}")
     rig.gpu_stopped(moment).kill()
     broken.see("waiting")
     rig.gpu()

@@ -51,7 +51,8 @@ class WorkerProcess:
     """``nextslice worker <kind>`` in a process of its own. ``stop``: where it stands still.
 
     ``clock``: a file with the seconds by which its clock is ahead. ``inside``: a process whose
-    disks it sees.
+    disks it sees. ``silenced``: whether it, or its job, was killed or frozen, so that what it held
+    in Redis runs out.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class WorkerProcess:
         number = len(list(folder.glob("worker-*.log")))
         self.log = folder / f"worker-{number}-{kind}.log"
         self.log.touch()
+        self.silenced = False
         self._reached = folder / f"worker-{number}.reached"
         asked = (kind, dict(env), self.log, stop, self._reached, clock, inside)
         self._process = context.Process(target=_work, args=asked, daemon=True)
@@ -87,6 +89,7 @@ class WorkerProcess:
 
     def freeze(self) -> None:
         """Stop it and its job where they are, as a machine that sleeps."""
+        self.silenced = True
         for process in self._all():
             process.suspend()
 
@@ -107,6 +110,7 @@ class WorkerProcess:
 
     def kill(self) -> None:
         """SIGKILL to it and to the job it is at, at once, as a lost machine would."""
+        self.silenced = True
         with suppress(psutil.NoSuchProcess):
             for process in self._all():
                 process.kill()
@@ -114,6 +118,7 @@ class WorkerProcess:
 
     def kill_job(self) -> None:
         """SIGKILL to the process of its job alone, as the kernel does for want of memory."""
+        self.silenced = True
         for process in self._all()[:-1]:
             process.kill()
 
