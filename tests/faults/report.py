@@ -46,9 +46,9 @@ shortest cells with every change, without the pauses.
 """
 
 _NOT_SHOWN = """
-Not in the table: a GPU that runs out of memory, and PostgreSQL or the network of a real Label
-Studio going away (`tests/integration` holds what the real server does). The clock is that of our
-processes, not of Redis; RQ's own timestamps do not move with it.
+Not in the table: PostgreSQL or the network of a real Label Studio going away (`tests/integration`
+holds what the real server does). Memory is that of the CPU, told of as CUDA tells it: no GPU was
+there. The clock is that of our processes, not of Redis; RQ's own timestamps do not move with it.
 """
 _WHAT_VARIES = (
     (re.compile(r"/(proc/\d+/root/)?tmp/\S*?/((?:disk/)?store/)"), "…/"),

@@ -36,9 +36,7 @@ def test_a_gpu_worker_is_killed(rig: Rig, cell: MakeCell, moment: str) -> None:
 
 
 WRITTEN = [
-    file.name
-    for file in of_a_round()
-    if file != DRAWING and not file.name.startswith("further.")
+    file.name for file in of_a_round() if file != DRAWING and not file.name.startswith("further.")
 ]
 """By a round itself. What a training writes that goes on has kills of its own in test_going_on.py,
 what is drawn after an early round below."""

@@ -16,7 +16,11 @@ import psutil
 
 from tests.faults.cells import wait_until
 
-__all__ = ["Stop", "WorkerProcess", "flushing", "step", "writing"]
+__all__ = ["MEMORY", "Stop", "WorkerProcess", "flushing", "step", "writing"]
+
+MEMORY = "memory"
+"""A file in a rig's folder: as many pixels the memory of a gpu worker's device holds; without it
+any number."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class WorkerProcess:
         self.log.touch()
         self.silenced = False
         self._reached = folder / f"worker-{number}.reached"
-        asked = (kind, dict(env), self.log, stop, self._reached, clock, inside)
+        asked = (kind, dict(env), self.log, stop, self._reached, clock, inside, folder / MEMORY)
         self._process = context.Process(target=_work, args=asked, daemon=True)
         self._process.start()
 

@@ -13,11 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import OutOfMemoryError, Tensor
+
 from ml_backend import durable
 from ml_backend.cli import worker as command
 from ml_backend.rounds import jobs
 from ml_backend.rounds import learners as _with_torch  # noqa: F401
 from ml_backend.rounds.store import Store
+from ml_backend.segmentation.networks.hrnet import HRNetV2
 from tests.faults.cells import wait_until
 
 if TYPE_CHECKING:
@@ -38,6 +41,7 @@ def work(
     reached: Path,
     clock: Path | None,
     inside: int | None,
+    memory: Path,
 ) -> None:  # in the child
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -54,12 +58,27 @@ def work(
         _move_clock(clock)
     if stop is not None:
         _stand_still(stop, reached)
+    if kind == "gpu":
+        _hold_no_more_than(memory)
     command.worker(command.Kind(kind), burst=False)
 
 
 def _move_clock(file: Path) -> None:
     true = time.time
     time.time = lambda: true() + float(file.read_text() or 0)  # type: ignore[assignment]
+
+
+def _hold_no_more_than(file: Path) -> None:
+    """As a GPU whose memory holds as many pixels as ``file`` says; all, while there is none."""
+    encode = HRNetV2._encode
+
+    def checked(self: HRNetV2, images: Tensor) -> Any:
+        batch, _, height, width = images.shape
+        if file.exists() and batch * height * width > int(file.read_text()):
+            raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return encode(self, images)
+
+    HRNetV2._encode = checked  # type: ignore[method-assign]
 
 
 def _stand_still(stop: Stop, reached: Path) -> None:
