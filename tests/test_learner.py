@@ -113,7 +113,7 @@ def test_a_network_that_has_hardly_learned_counts_for_nothing_beside_pixels_that
 
     assert report.settings["share_of_context"] == 0.0
     teachers = 4 * report.steps
-    assert lessons[-1] == ("pixels", 4 * teachers)
+    assert lessons[-1] == ("pixels", 8 * teachers)
     assert ("pixels", 2 * teachers) in lessons
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.ensemble import ExtraTreesClassifier
+from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -39,6 +39,8 @@ _BETTER = 0.02
 """By what part the loss on slices that were not learned from must fall."""
 _TRIED_STEPS, _TRIED_BATCH = 150, 4096
 """Of a small network that is tried so: a second of a core for two of them."""
+_FOREST = {RandomForestClassifier: 50, ExtraTreesClassifier: 100}
+"""Unpruned trees of each kind that teach an expert that decides alone: 20 seconds of a core."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +51,17 @@ class PixelConfig:
     ``labelled`` in all; more where a slice has many rare classes. ``unlabelled``: pixels of the
     pool in all, so ``per_unlabelled`` of each of its slices, within the same bounds. ``trees`` are
     ``grown`` on so many pixels. Teachers take ``steps`` of ``batch`` pixels, the expert twice as
-    many under half the noise, one that decides alone four times as many under a quarter. ``noise``
-    on values that are about 1 wide keeps eight slices from being learned by heart; two need more.
+    many under half the noise, one that decides alone eight times as many of half the batch under an
+    eighth. ``noise`` on values that are about 1 wide keeps eight slices from being learned by
+    heart; two need more.
     """
 
-    per_slice: int = 40_000
-    labelled: int = 400_000
-    unlabelled: int = 200_000
+    per_slice: int = 100_000
+    labelled: int = 800_000
+    unlabelled: int = 600_000
     per_unlabelled: int = 2000
     trees: int = 30
-    grown: int = 150_000
+    grown: int = 200_000
     steps: int = 400
     batch: int = 8192
     learning_rate: float = 1e-2
@@ -68,7 +71,7 @@ class PixelConfig:
 class Learned(NamedTuple):
     """``expert``; ``noise``: what its teachers learned under. ``unseen``: for each fold of the
     labelled slices a small reader that was not shown it, none without folds. ``alone``: makes an
-    expert for where it decides alone: taught for longer, and not by what balances classes."""
+    expert for where it decides alone: taught for longer, by many unpruned trees."""
 
     expert: PixelReader
     noise: float
@@ -105,14 +108,14 @@ def learn(
     config = replace(config, noise=noise)
     with seeded(seed, device):
         teachers = _teachers(known, network.classes, config, seed, progress)
-        of_pixels, of_classes, of_trees = [believe(asked) for believe in teachers]
-        told = _Taught(asked, _agreed([of_pixels, of_classes, of_trees]))
+        told = _Taught(asked, _agreed([believe(asked) for believe in teachers]))
         expert = _expert(network.classes, [known, told], config, 2, progress)
 
     def alone() -> PixelReader:
-        told = _Taught(asked, _agreed([of_pixels, of_trees]))
+        told = _Taught(asked, _forest(known, network.classes, config, seed)(asked))
+        half = replace(config, batch=config.batch // 2)
         with seeded(seed, device):
-            return _expert(network.classes, [known, told], config, 4, progress)
+            return _expert(network.classes, [known, told], half, 8, progress)
 
     return Learned(expert, noise, unseen, alone)
 
@@ -269,22 +272,36 @@ def _teachers(
         loss = _soft_loss(weights, int((counts > 0).sum())) if balanced else _soft_entropy
         _train(teacher, [known], loss, config, progress)
         networks.append(teacher.believe)
-    return [*networks, _Trees(known, classes, config, seed)]
+    trees = ExtraTreesClassifier(config.trees, min_samples_leaf=3, random_state=seed)
+    return [*networks, _Trees(trees, known, classes, config)]
+
+
+def _forest(
+    known: _Taught, classes: int, config: PixelConfig, seed: int
+) -> Callable[[Tensor], Tensor]:
+    """The mean of many trees of both kinds, as they grow."""
+    forest = [
+        _Trees(kind(number, random_state=seed), known, classes, config)
+        for kind, number in _FOREST.items()
+    ]
+    return lambda values: torch.stack([trees(values) for trees in forest]).mean(0)
 
 
 class _Trees:
-    """Extremely randomised trees, on a part of the pixels: (n, F) → (n, classes)."""
+    """Trees that are grown on a part of the pixels: (n, F) → (n, classes)."""
 
-    def __init__(self, known: _Taught, classes: int, config: PixelConfig, seed: int) -> None:
+    def __init__(
+        self,
+        trees: ExtraTreesClassifier | RandomForestClassifier,
+        known: _Taught,
+        classes: int,
+        config: PixelConfig,
+    ) -> None:
         every = -(-len(known.values) // config.grown)
         values, labels = known.values[::every], known.targets[::every].argmax(1)
         self._classes = classes
-        self._trees = ExtraTreesClassifier(
-            config.trees,
-            min_samples_leaf=3,
-            n_jobs=torch.get_num_threads(),
-            random_state=seed,
-        ).fit(values.cpu().numpy(), labels.cpu().numpy())
+        self._trees = trees.set_params(n_jobs=torch.get_num_threads())
+        self._trees.fit(values.cpu().numpy(), labels.cpu().numpy())
         self._trees.n_jobs = 1  # several add up in the order in which they are done
 
     def __call__(self, values: Tensor) -> Tensor:
