@@ -40,7 +40,7 @@ _BETTER = 0.02
 _TRIED_STEPS, _TRIED_BATCH = 150, 4096
 """Of a small network that is tried so: a second of a core for two of them."""
 _FOREST = {RandomForestClassifier: 50, ExtraTreesClassifier: 100}
-"""Unpruned trees of each kind that teach an expert that decides alone: 20 seconds of a core."""
+"""Unpruned trees of each kind that teach an expert that decides alone: half a minute of a core."""
 
 
 @dataclass(frozen=True)
