@@ -197,10 +197,10 @@ def test_an_expert_that_decides_alone_is_taught_by_many_trees_beside_the_labels(
     """What balances classes costs more than it gives on textures; beside HRNet it is worth its
     place."""
 
-    def third_class(values: torch.Tensor) -> torch.Tensor:
+    def third_class(values: torch.Tensor, *_: object) -> torch.Tensor:
         return torch.eye(3)[torch.full((len(values),), 2)]
 
-    monkeypatch.setattr(pixels, "_forest", lambda *given: third_class)
+    monkeypatch.setattr(pixels, "_forest", third_class)
     learned = learn(network, labelled(), [shown("t1")], QUICK, seed=0)
 
     beside, alone = (

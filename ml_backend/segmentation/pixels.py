@@ -40,7 +40,7 @@ _BETTER = 0.02
 _TRIED_STEPS, _TRIED_BATCH = 150, 4096
 """Of a small network that is tried so: a second of a core for two of them."""
 _FOREST = {RandomForestClassifier: 50, ExtraTreesClassifier: 100}
-"""Unpruned trees of each kind that teach an expert that decides alone: half a minute of a core."""
+"""Unpruned trees of each kind that teach an expert that decides alone: a minute of a core."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def learn(
         expert = _expert(network.classes, [known, told], config, 2, progress)
 
     def alone() -> PixelReader:
-        told = _Taught(asked, _forest(known, network.classes, config, seed)(asked))
+        told = _Taught(asked, _forest(asked, known, network.classes, config, seed))
         half = replace(config, batch=config.batch // 2)
         with seeded(seed, device):
             return _expert(network.classes, [known, told], half, 8, progress)
@@ -276,15 +276,13 @@ def _teachers(
     return [*networks, _Trees(trees, known, classes, config)]
 
 
-def _forest(
-    known: _Taught, classes: int, config: PixelConfig, seed: int
-) -> Callable[[Tensor], Tensor]:
-    """The mean of many trees of both kinds, as they grow."""
-    forest = [
-        _Trees(kind(number, random_state=seed), known, classes, config)
+def _forest(values: Tensor, known: _Taught, classes: int, config: PixelConfig, seed: int) -> Tensor:
+    """What many trees of both kinds, as they grow, believe of ``values``: (n, classes)."""
+    beliefs = [  # one kind after the other: they take memory
+        _Trees(kind(number, random_state=seed), known, classes, config)(values)
         for kind, number in _FOREST.items()
     ]
-    return lambda values: torch.stack([trees(values) for trees in forest]).mean(0)
+    return torch.stack(beliefs).mean(0)
 
 
 class _Trees:
