@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -81,7 +83,6 @@ def test_a_setting_of_the_projects_own_lies_over_them_and_that_is_said(
         ("[" * 5000, "expected a JSON object"),
         ([1], "found [1], expected a JSON object"),
         ({"seed": "9" * 10_000}, "found 10,01"),
-        ({"architecture": "unet:nothing"}, "architecture is 'unet:nothing', which cannot be built"),
     ],
 )
 def test_what_cannot_be_used_is_named_and_the_rest_is_obeyed(
@@ -158,19 +159,109 @@ def test_one_that_was_taken_and_can_be_used_no_more_stops_the_project_for_one_lo
     assert "'mine'" in faults_of(again(project))[0]
 
 
-def test_another_nextslice_judges_them_anew_and_a_network_is_built_once(
-    project: ConnectedProject, monkeypatch: pytest.MonkeyPatch
+def test_a_network_that_cannot_be_built_is_named_and_the_rest_is_obeyed(
+    project: ConnectedProject,
 ) -> None:
-    built: list[str] = []
-    monkeypatch.setattr(extra_params, "_check_built", built.append)
+    follow(project, backend({"architecture": "unet:nothing", "reserve": 6}))
+    assert again(project).record.extra_settings == {"reserve": 6}
+    (fault,) = faults_of(again(project))
+    assert fault.startswith("Extra params in Label Studio, not obeyed: architecture is 'unet:noth")
+    assert "which cannot be built" in fault
+
+
+class Building:
+    """Stands in for the process that builds a network: ends as ``ends`` says, and counts."""
+
+    def __init__(self) -> None:
+        self.ends: int | Exception = 0
+        self.begun = 0
+
+    def __call__(self, argv: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        self.begun += 1
+        if isinstance(self.ends, Exception):
+            raise self.ends
+        said = "architecture is 'unet', which cannot be built (no memory)"
+        return subprocess.CompletedProcess(argv, self.ends, said if self.ends == 2 else "", "")
+
+
+@pytest.fixture
+def building(monkeypatch: pytest.MonkeyPatch) -> Building:
+    building = Building()
+    monkeypatch.setattr(extra_params.subprocess, "run", building)
+    return building
+
+
+@pytest.mark.parametrize("changed", ["nextslice", "torch", "timm", "segmentation-models-pytorch"])
+def test_others_that_build_it_judge_a_network_anew_and_each_once(
+    project: ConnectedProject, building: Building, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
     said = backend({"architecture": "unet"})
+    building.ends = 2
     for _ in range(3):
         follow(again(project), said)
-    assert built == ["unet"]
-    monkeypatch.setattr(extra_params, "__version__", "99")
+    assert (building.begun, again(project).settings.architecture) == (1, "auto")
+    building.ends = 0
+    if changed == "nextslice":
+        monkeypatch.setattr(extra_params, "__version__", "99")
+    else:
+        real = extra_params.version
+        monkeypatch.setattr(
+            extra_params, "version", lambda name: "99" if name == changed else real(name)
+        )
     for _ in range(3):
         follow(again(project), said)
-    assert built == ["unet", "unet"]
+    assert (building.begun, again(project).settings.architecture) == (2, "unet")
+    assert faults_of(again(project)) == []
+
+
+def hour_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 3601)
+
+
+def test_a_network_that_was_refused_is_tried_again_after_an_hour_until_it_is_built(
+    project: ConnectedProject, building: Building, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = backend({"architecture": "unet", "k": 4})
+    building.ends = 2
+    follow(project, said)
+    building.ends = 0
+    follow(again(project), said)
+    assert (building.begun, again(project).settings.architecture) == (1, "auto")
+    assert "no memory" in faults_of(again(project))[0]
+    for _ in range(2):
+        hour_later(monkeypatch)
+        follow(again(project), said)
+        assert (building.begun, again(project).settings.architecture) == (2, "unet")
+        assert faults_of(again(project)) == []
+
+
+@pytest.mark.parametrize(
+    "unknown",
+    [1, -9, OSError("Cannot allocate memory"), subprocess.TimeoutExpired("python", 120)],
+    ids=["traceback", "killed", "no process", "too slow"],
+)
+def test_a_network_of_which_nothing_is_known_holds_and_is_tried_again_after_an_hour(
+    project: ConnectedProject,
+    building: Building,
+    monkeypatch: pytest.MonkeyPatch,
+    unknown: int | Exception,
+) -> None:
+    said = backend({"architecture": "unet", "k": 4})
+    building.ends = unknown
+    for _ in range(2):
+        follow(again(project), said)
+        assert (building.begun, again(project).settings.architecture) == (1, "unet")
+    building.ends = 2
+    hour_later(monkeypatch)
+    follow(again(project), said)
+    assert (building.begun, again(project).settings.architecture) == (2, "auto")
+    assert "no memory" in faults_of(again(project))[0]
+    building.ends = unknown
+    hour_later(monkeypatch)
+    follow(again(project), said)
+    assert (building.begun, again(project).settings.architecture) == (3, "auto")
+    assert "no memory" in faults_of(again(project))[0]
 
 
 def test_own_settings_that_cannot_be_used_are_named_before_extra_params(

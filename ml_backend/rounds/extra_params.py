@@ -11,7 +11,9 @@ import json
 import logging
 import subprocess  # nosec B404  # of ourselves
 import sys
+import time
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from ml_backend import __version__
@@ -32,6 +34,9 @@ SOURCE = "Label Studio's extra params"
 """Where a setting comes from that is one of them."""
 _MOST_CHARACTERS = 10_000
 _BUILT_WITHIN_S = 120
+_BUILT_AGAIN_AFTER_S = 3600
+_BUILDERS = ("torch", "timm", "segmentation-models-pytorch")
+"""What networks are built by."""
 
 
 def follow(project: ConnectedProject, backend: Backend | None) -> None:
@@ -39,27 +44,47 @@ def follow(project: ConnectedProject, backend: Backend | None) -> None:
     from now on. None, where Label Studio has no backend that is us: none hold.
 
     They are judged anew where they, nextslice or what can be used here has changed: a strategy may
-    come and go with a plugin.
+    come and go with a plugin, a network with another timm. One that was not built is tried again
+    after an hour: it may have been for want of memory.
     """
     given = None if backend is None else backend.extra_params
     service, record = project.service.settings, project.record
     if given is None and not record.extra_settings and not record.extra_faults:
         return
-    here = [__version__, given, *usable(service, given, build=False)]
-    judged = hashlib.sha256(json.dumps(here, sort_keys=True).encode()).hexdigest()
-    if judged == record.extra_judged:
-        return
     settings, faults = usable(service, given)
+    here = [__version__, [_installed(name) for name in _BUILDERS], given, settings, faults]
+    judged = hashlib.sha256(json.dumps(here, sort_keys=True).encode()).hexdigest()
+    again_at = record.extra_again_at
+    if judged == record.extra_judged and (again_at is None or time.time() < again_at):
+        return
+    built = True
+    if (architecture := settings.get("architecture", "auto")) != "auto":
+        try:
+            built = _is_built(architecture)
+            if not built and judged == record.extra_judged:
+                settings, faults = record.extra_settings, record.extra_faults
+        except OptionError as error:
+            built = False
+            del settings["architecture"]
+            faults.append(_unusable(error))
     for fault in faults:
         logger.warning("project %s: %s", project.key, fault)
-    project.update(lambda record: record.extra_read(judged, settings, faults))
+    again_at = None if built else time.time() + _BUILT_AGAIN_AFTER_S
+    project.update(lambda record: record.extra_read(judged, settings, faults, again_at))
     project.read_settings_again()
 
 
-def usable(service: Settings, said: Any, *, build: bool = True) -> tuple[dict[str, Any], list[str]]:
+def _installed(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def usable(service: Settings, said: Any) -> tuple[dict[str, Any], list[str]]:
     """The settings among extra params, by field and over those of ``service``, and a sentence on
-    each that is none. ``said``: an object, a text of one, or nothing. ``build``: whether a network
-    can be built is found out, which takes seconds."""
+    each that is none. ``said``: an object, a text of one, or nothing. Not found out is whether a
+    network can be built, which takes seconds."""
     if (size := len(json.dumps(said))) > _MOST_CHARACTERS:
         return {}, [_refused(f"found {size:,} characters")]
     if isinstance(said, str):
@@ -77,37 +102,42 @@ def usable(service: Settings, said: Any, *, build: bool = True) -> tuple[dict[st
         if value is None or value == "":
             continue
         try:
-            found |= _setting(service, name, value, build)
+            found |= _setting(service, name, value)
         except (OptionError, SettingsError) as error:
-            faults.append(f"Extra params in Label Studio, not obeyed: {error}")
+            faults.append(_unusable(error))
     return found, faults
 
 
-def _setting(service: Settings, name: str, value: object, build: bool) -> dict[str, Any]:
+def _setting(service: Settings, name: str, value: object) -> dict[str, Any]:
     field = named_setting(name)
     if not isinstance(value, (str, int, float)):
         raise OptionError(f"{field}: found {str(value)[:60]}, expected a text, a number or a bool")
     text = written(value).strip()
     checked = service.with_own({field: text})
-    if build and field == "architecture" and text != "auto":
-        _check_built(text)
     kept: dict[str, Any] = checked.model_dump(mode="json", include={field})
     return kept
 
 
-def _check_built(architecture: str) -> None:
-    """Raise OptionError unless there is such a network. Of a process of its own: only torch knows,
-    which a control worker never imports."""
+def _is_built(architecture: str) -> bool:
+    """Build the network once; False where that did not end, so that nothing is known. Raises
+    OptionError where it cannot be built. Of a process of its own: only torch knows, which a
+    control worker never imports."""
     argv = [sys.executable, "-m", "ml_backend.segmentation.checks", architecture]
     try:
         done = subprocess.run(  # nosec B603  # no shell: it is one word to the other
             argv, capture_output=True, text=True, timeout=_BUILT_WITHIN_S, check=False
         )
-    except subprocess.TimeoutExpired:
-        logger.warning("architecture %r was not built within %d s", architecture, _BUILT_WITHIN_S)
-        return
+    except (OSError, subprocess.TimeoutExpired) as error:
+        logger.warning("architecture %r could not be tried: %s", architecture, error)
+        return False
     if done.returncode == 2:
         raise OptionError(done.stdout.strip())
+    if done.returncode:
+        logger.warning(
+            "architecture %r could not be tried: its process ended with %d: %s",
+            *(architecture, done.returncode, done.stderr.strip()[-300:]),
+        )
+    return done.returncode == 0
 
 
 def faults_of(project: ConnectedProject) -> list[str]:
@@ -124,8 +154,11 @@ def faults_of(project: ConnectedProject) -> list[str]:
     return [*record.extra_faults, *hidden]
 
 
+def _unusable(why: object) -> str:
+    return f"Extra params in Label Studio, not obeyed: {why}"
+
+
 def _refused(what: str) -> str:
-    return (
-        f"Extra params in Label Studio, not obeyed: {what}, expected a JSON object of settings "
-        'such as {"k": 4, "strategy": "badge"}.'
+    return _unusable(
+        f'{what}, expected a JSON object of settings such as {{"k": 4, "strategy": "badge"}}.'
     )

@@ -404,6 +404,8 @@ class ProjectRecord(Record):
     """What can be used of them, by field: under ``settings``, over those of the service."""
     extra_faults: list[str] = Field(default_factory=list)
     """A sentence on each that cannot."""
+    extra_again_at: float | None = None
+    """When they are judged again though all is as it was, since their network was not built."""
     explained: str = ""
     """Which queue the slices have been told the reasons of: version, and how many it has."""
 
@@ -424,10 +426,14 @@ class ProjectRecord(Record):
         self.settings = {**kept, **given}
 
     def extra_read(
-        self, judged: str, settings: Mapping[str, JsonValue], faults: Sequence[str]
+        self,
+        judged: str,
+        settings: Mapping[str, JsonValue],
+        faults: Sequence[str],
+        again_at: float | None = None,
     ) -> None:
-        """Label Studio has other extra params than before, or they are judged otherwise."""
-        self.extra_judged = judged
+        """Label Studio has other extra params than before, or they were judged anew."""
+        self.extra_judged, self.extra_again_at = judged, again_at
         self.extra_settings, self.extra_faults = dict(settings), list(faults)
 
     def lacks_images(self, sentence: str) -> None:
