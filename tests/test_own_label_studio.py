@@ -1,4 +1,5 @@
-"""A private Label Studio keeps all it has in its own folder, whatever the shell is set for."""
+"""A private Label Studio keeps all it has in its own folder, and lets people in at its address,
+whatever the shell is set for."""
 
 from __future__ import annotations
 
@@ -23,8 +24,32 @@ THE_LABS = {
     "STORAGE_AWS_BUCKET_NAME": "uploads",
     "MINIO_STORAGE_ENDPOINT": "https://minio.lab",
     "HOST": "https://labels.lab",
+    "ALLOWED_HOSTS": "labels.lab",
+    "SESSION_COOKIE_SECURE": "1",
+    "SESSION_COOKIE_SAMESITE": "None",
+    "CSRF_COOKIE_SECURE": "1",
+    "CSRF_COOKIE_HTTPONLY": "1",
+    "CSRF_COOKIE_SAMESITE": "None",
+    "FRONTEND_HOSTNAME": "https://static.lab",
+    "LS_CSP_REPORT_ONLY": "false",
+    "DISABLE_SIGNUP_WITHOUT_LINK": "true",
+    "USER_TOKEN": "0123456789abcdef",
 }
 """What a shell on the machine of a lab's Label Studio may hold."""
+
+AT_LOOPBACK = {
+    "ALLOWED_HOSTS": "*",
+    "SESSION_COOKIE_SECURE": "0",
+    "SESSION_COOKIE_SAMESITE": "Lax",
+    "CSRF_COOKIE_SECURE": "0",
+    "CSRF_COOKIE_HTTPONLY": "0",
+    "CSRF_COOKIE_SAMESITE": "Lax",
+    "FRONTEND_HOSTNAME": "",
+    "LS_CSP_REPORT_ONLY": "true",
+    "DISABLE_SIGNUP_WITHOUT_LINK": "false",
+    "USER_TOKEN": "",
+}
+"""With what a server lets everybody in at http://127.0.0.1."""
 
 
 def as_it_reads(env: Mapping[str, str], name: str) -> str | None:
@@ -47,6 +72,7 @@ def check_apart(given: Mapping[str, str], folder: Path) -> None:
     assert as_it_reads(env, "BASE_DATA_DIR") == str(folder)
     for name in ("STORAGE_TYPE", "MINIO_STORAGE_ENDPOINT", "HOST"):
         assert as_it_reads(env, name) == ""
+    assert {name: as_it_reads(env, name) for name in AT_LOOPBACK} == AT_LOOPBACK
 
 
 @pytest.mark.usefixtures("_shell_of_the_lab")

@@ -48,6 +48,22 @@ _NOWHERE_ELSE = {
     "SENTRY_DSN": "",
     "FRONTEND_SENTRY_DSN": "",
 }
+_OPEN_HERE = {
+    # A server behind https has one host, and cookies that go back by https alone and that scripts
+    # of its pages may not read. This one is asked at http://127.0.0.1.
+    "ALLOWED_HOSTS": "*",
+    "SESSION_COOKIE_SECURE": "0",
+    "SESSION_COOKIE_SAMESITE": "Lax",
+    "CSRF_COOKIE_SECURE": "0",
+    "CSRF_COOKIE_HTTPONLY": "0",
+    "CSRF_COOKIE_SAMESITE": "Lax",
+    # Scripts and styles are its own; slices may come from nextslice, which is at another port.
+    "FRONTEND_HOSTNAME": "",
+    "LS_CSP_REPORT_ONLY": "true",
+    "DISABLE_SIGNUP_WITHOUT_LINK": "false",
+    # That of the lab's server would be the first user's here, too.
+    "USER_TOKEN": "",
+}
 
 
 def _environment(home: Path) -> Path:
@@ -58,15 +74,18 @@ def label_studio_environment(
     folder: Path, database: Mapping[str, str] | None = None, **settings: str
 ) -> dict[str, str]:
     """The variables by which Label Studio keeps everything in ``folder``, or its tables in
-    ``database``, and has ``settings``, whatever the shell is set for.
+    ``database``, lets people in at http://127.0.0.1, and has ``settings``, whatever the shell is
+    set for.
 
     It looks for each setting as LABEL_STUDIO_X, then HEARTEX_X, then X: all are given by the name
-    that wins. A shell on the machine of a lab's own server has that one's database in the others.
+    that wins. A shell on the machine of a lab's own server has that one's database and hosts in the
+    others.
     """
     sqlite = {"DJANGO_DB": "sqlite", "DATABASE_NAME": str(folder / _EMPTY.name)}
     given = {
         "BASE_DATA_DIR": str(folder),
         **_NOWHERE_ELSE,
+        **_OPEN_HERE,
         **settings,
         **(sqlite if database is None else database),
     }
