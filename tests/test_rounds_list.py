@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
@@ -13,6 +13,7 @@ from ml_backend.rounds.claim import claimed
 from ml_backend.rounds.overview import Running, project_overview
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.settings import Settings
+from ml_backend.studio.client import Filter, Studio
 from tests.http_studio import HttpStudio, phantom_project, phantom_server
 from tests.test_cli import nextslice
 
@@ -65,6 +66,23 @@ def test_slices_that_people_skipped_are_counted_by_themselves(
         server.memory.skip(task)
     said = _labels(project_overview(project))
     assert said.endswith(f"; 5 slices are annotated, {tasks - 8} are not, 3 were skipped.")
+
+
+def test_what_is_submitted_meanwhile_is_no_skip(
+    project: ConnectedProject, server: HttpStudio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = list(range(6, 12))
+
+    def count(studio: Studio, number: int, filters: Sequence[Filter] = ()) -> int:
+        server.memory.submit(left.pop(), [])
+        return counted(studio, number, filters)
+
+    server.memory.skip(5)
+    counted = Studio.count_tasks
+    monkeypatch.setattr(Studio, "count_tasks", count)
+    labels = project_overview(project).labels
+    assert labels is not None
+    assert labels.skipped == 1
 
 
 def test_a_step_with_what_is_left() -> None:

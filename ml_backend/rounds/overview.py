@@ -37,7 +37,14 @@ from ml_backend.rounds.store import RoundFolder, StoreError
 from ml_backend.rounds.sync import finite, new_labels
 from ml_backend.rounds.uncertainty_pictures import kept_tasks
 from ml_backend.settings import without_passwords
-from ml_backend.studio.client import Project, TaskRow, annotated, not_annotated, not_skipped
+from ml_backend.studio.client import (
+    Project,
+    TaskRow,
+    annotated,
+    not_annotated,
+    not_skipped,
+    skipped,
+)
 
 __all__ = [
     "HeldSetting",
@@ -250,13 +257,12 @@ def _labels(
         if not published.round:  # there when the project was adopted: nothing has learned them
             fresh += len(there.labels)
         wanted = wanted_labels(published, len(there.labels), settings)
-    pool = studio.count_tasks(number, [not_annotated(), not_skipped()])
     return Labels(
         annotated=count,
         fresh=fresh,
         wanted=wanted,
-        pool=pool,
-        skipped=studio.count_tasks(number, [not_annotated()]) - pool,
+        pool=studio.count_tasks(number, [not_annotated(), not_skipped()]),
+        skipped=studio.count_tasks(number, [not_annotated(), skipped()]),
     )
 
 

@@ -43,6 +43,7 @@ __all__ = [
     "ids_in",
     "not_annotated",
     "not_skipped",
+    "skipped",
     "submitted_since",
     "with_version",
 ]
@@ -212,6 +213,11 @@ def not_annotated() -> Filter:
 def not_skipped() -> Filter:
     """Tasks that nobody skipped."""
     return _condition("cancelled_annotations", "equal", "Number", 0)
+
+
+def skipped() -> Filter:
+    """Tasks that somebody skipped."""
+    return _condition("cancelled_annotations", "greater", "Number", 0)
 
 
 def drafted() -> Filter:

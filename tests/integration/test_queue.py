@@ -17,7 +17,7 @@ from ml_backend.rounds.adopt import adopt
 from ml_backend.rounds.artefacts import DATASET, QUEUE, ROUND
 from ml_backend.rounds.project_settings import change_settings
 from ml_backend.rounds.service import WEBHOOK_HEADER, Service, webhook_secret
-from ml_backend.studio import task_order
+from ml_backend.studio import client, task_order
 from ml_backend.studio.client import StudioError, not_annotated, with_version
 from ml_backend.studio.label_config import bitmask_config
 from ml_backend.studio.projects import register_backend
@@ -119,6 +119,7 @@ def test_skipped_slices_teach_nothing_and_wait_until_the_end(make_project: MakeP
     skipped = annotator.next_task()
     assert skipped is not None
     annotator.skip(skipped)
+    assert project.studio.count_tasks(project.number, [not_annotated(), client.skipped()]) == 1
     project.label_round()
     project.wait_for_round(1)
 
