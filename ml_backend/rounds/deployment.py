@@ -10,10 +10,12 @@ import os
 import socket
 
 import psutil
+from fsspec.core import split_protocol
 
 from ml_backend.errors import TryAgainLater
 from ml_backend.logs import without_passwords
 from ml_backend.rounds.schedule import KINDS, Schedule, WorkerSign
+from ml_backend.rounds.store import Store
 from ml_backend.settings import Settings
 
 __all__ = ["QueuesTaken", "check_queues", "named_store"]
@@ -24,10 +26,12 @@ class QueuesTaken(TryAgainLater, RuntimeError):
 
 
 def named_store(settings: Settings) -> str:
-    """The store, by a name that is the same for every process of its machine; no password."""
-    if "://" in settings.store:
-        return without_passwords(settings.store)
-    return os.path.realpath(settings.store)
+    """The store, by a name that is the same for every process of its machine, however
+    NEXTSLICE_STORE spells it; no password. That of a folder has no ``://``."""
+    protocol, _ = split_protocol(settings.store)
+    if protocol in (None, "file", "local"):
+        return os.path.realpath(f"{Store(settings.store).root}/")
+    return without_passwords(settings.store.rstrip("/"))
 
 
 def check_queues(schedule: Schedule, settings: Settings) -> None:
@@ -40,14 +44,16 @@ def check_queues(schedule: Schedule, settings: Settings) -> None:
     for sign in (sign for kind in KINDS for sign in schedule.workers(kind)):
         if not sign.label_studio or _is_gone(sign):
             continue
-        comparable = sign.host == socket.gethostname() or "://" in sign.store
+        here = sign.host == socket.gethostname()
+        comparable = here or ("://" in sign.store and "://" in store)
         if sign.label_studio != studio or (comparable and sign.store != store):
             raise QueuesTaken(
                 f"The queues {settings.queue_prefix!r} are those of another nextslice: worker "
                 f"{sign.pid} on {sign.host} works for the Label Studio {sign.label_studio} with "
-                f"the store {sign.store}, this one is for {studio} with {store}. Each would take "
-                "the other's jobs: set NEXTSLICE_QUEUE_PREFIX to another name for one of the two, "
-                "in all its processes, or stop the other."
+                f"the store {sign.store}, this one is for {studio} with {store}. Should the two be "
+                "one, give LABEL_STUDIO_URL and NEXTSLICE_STORE alike to both. Otherwise each "
+                "would take the other's jobs: set NEXTSLICE_QUEUE_PREFIX to another name for one "
+                "of the two, in all its processes, or stop the other."
             )
 
 
