@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rq import Worker
+from rq.serializers import JSONSerializer
 
-from ml_backend.rounds.deployment import QueuesTaken, check_queues, named_store
-from ml_backend.rounds.schedule import CONTROL, WorkerSign
+from ml_backend.rounds.deployment import QueuesTaken, check_queues, named_store, our_workers
+from ml_backend.rounds.schedule import CONTROL, GPU, Schedule, WorkerSign
 from ml_backend.rounds.store import Store
+from ml_backend.rounds.worker import ForkingWorker
 from ml_backend.settings import Settings
 
 HERE = socket.gethostname()
@@ -86,3 +90,38 @@ def test_a_folder_of_another_machine_may_be_any_store(one: str) -> None:
 
 def test_a_password_of_the_store_is_told_to_nobody() -> None:
     assert named_store(of("sftp://me:secret@host/rounds/")) == "sftp://me:***@host/rounds"
+
+
+def test_our_workers_are_those_of_our_label_studio_and_store(
+    make_settings: Callable[..., Settings],
+    redis_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those that do not say whom they work for are ours."""
+    common = {"REDIS_URL": redis_url, "NEXTSLICE_QUEUE_PREFIX": "deployment"}
+    ours = make_settings(**common, NEXTSLICE_STORE=tmp_path)
+    schedule = Schedule(ours)
+    queue = schedule.queue(CONTROL)
+
+    def began(kind: type[Worker], settings: Settings) -> Worker:
+        monkeypatch.setattr("ml_backend.rounds.worker.load_settings", lambda: settings)
+        worker = kind([queue], connection=queue.connection, serializer=JSONSerializer)
+        worker.register_birth()
+        return worker
+
+    moved = make_settings(**common, NEXTSLICE_STORE=tmp_path / "moved")
+    elsewhere = make_settings(
+        **common, NEXTSLICE_STORE=tmp_path, LABEL_STUDIO_URL="http://lab-a.example"
+    )
+    workers = [began(ForkingWorker, settings) for settings in (moved, elsewhere)]
+    try:
+        assert our_workers(schedule, ours, CONTROL) == []
+        assert schedule.listening(CONTROL) == 2
+        workers += [began(ForkingWorker, ours), began(Worker, ours)]
+        assert len(our_workers(schedule, ours, CONTROL)) == 2
+        assert len(our_workers(schedule, elsewhere, CONTROL)) == 2
+        assert our_workers(schedule, ours, GPU) == []
+    finally:
+        for worker in workers:
+            worker.register_death()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from ml_backend.studio.client import Studio
 from ml_backend.studio.database import database_kind
 from tests.http_studio import CONFIG, HttpStudio, phantom_server
 from tests.memory_studio import MemoryStudio
+from tests.other_deployment import OTHER, OTHER_PID, register_other
 
 
 @pytest.fixture
@@ -162,6 +164,22 @@ def test_a_worker_that_is_missing_is_named_with_its_command(service: Service) ->
     assert found["gpu worker"].verdict == found["control worker"].verdict == "fault"
     assert found["gpu worker"].mend == "nextslice worker gpu"
     assert found["control worker"].mend == "nextslice worker control"
+
+
+def test_workers_of_another_deployment_are_not_ours(service: Service) -> None:
+    for kind in (CONTROL, GPU):
+        register_other(service.schedule.queue(kind))
+    assert part(service, "gpu").says.startswith(f"Process {os.getpid()} of ")  # ours
+    assert "more listen" not in part(service, "gpu").says
+
+    service.schedule.connection.flushall()
+    register_other(service.schedule.queue(GPU))
+    for which in ("control", "gpu"):  # neither would start
+        found = part(service, which)
+        assert (found.verdict, found.mend) == ("fault", "NEXTSLICE_QUEUE_PREFIX")
+        assert f"{OTHER_PID} on {socket.gethostname()} works for the Label Studio {OTHER}" in (
+            found.says
+        )
 
 
 def test_a_store_that_cannot_be_written_is_named(service: Service, tmp_path: Path) -> None:

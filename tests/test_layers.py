@@ -48,7 +48,8 @@ ALLOWED = {
 ROUNDS = (
     *("records", "advice", "artefacts", "store", "claim", "leftovers", "pauses", "unreadable"),
     "uncertainty_pictures",  # what is kept
-    *("contention", "schedule", "slices", "service", "project"),  # what a step is handed
+    *("contention", "schedule", "deployment"),
+    *("slices", "service", "project"),  # what a step is handed
     "looking_up",
     "cut_from",
     *("project_settings", "extra_params", "held_settings"),
@@ -73,7 +74,7 @@ ROUNDS = (
     ),
     "going_on",
     *("attempt", "status", "readiness", "people", "overview"),  # where it stands
-    *("adopt", "reconcile", "jobs", "deployment", "worker"),  # who runs them, and when
+    *("adopt", "reconcile", "jobs", "worker"),  # who runs them, and when
 )
 """The modules of `rounds`, each of which may import those before it."""
 

@@ -40,6 +40,7 @@ from ml_backend.studio.client import Backend
 from ml_backend.studio.label_config import bitmask_config
 from tests.conftest import REPOSITORY
 from tests.memory_studio import MemoryStudio
+from tests.other_deployment import register_other
 
 KEY = "7.1763865028"
 HOUR = 3600.0
@@ -183,6 +184,9 @@ def test_a_round_that_waits_for_a_worker_says_for_which(project: ConnectedProjec
     try:
         text = said(project_status(project), "queued")
         assert text.startswith("Round 3 is asked for and waits: no gpu worker runs")
+        others = register_other(queue)
+        assert said(project_status(project), "queued") == text
+        others.register_death()
         worker = Worker([queue], connection=queue.connection, serializer=JSONSerializer)
         worker.register_birth()
         assert "none of the gpu workers that listen (1)" in said(project_status(project), "queued")

@@ -34,6 +34,7 @@ from ml_backend.studio.label_config import bitmask_config, parse_label_config
 from ml_backend.volumes.address import SliceAddress
 from tests.conftest import REPOSITORY
 from tests.memory_studio import MemoryStudio
+from tests.other_deployment import OTHER, register_other
 
 KEY = "7.1763865028"
 CONFIG = bitmask_config(["bone"])
@@ -309,6 +310,21 @@ def test_ready_where_all_parts_work_and_a_killed_worker_is_no_longer_one(app: Fl
     told = "No gpu worker listens. Start one: nextslice worker gpu."
     assert answer.get_json() == {"status": "NOT READY", "faults": {"gpu": told}}
     assert app.test_client().get("/health").get_json()["status"] == "UP"
+
+
+def test_neither_ready_nor_counted_where_workers_of_another_deployment_listen(app: Flask) -> None:
+    """They would drop our jobs, and ours do not start beside them."""
+    register_other(serving(app).service.schedule.queue(GPU))
+    listening(app, CONTROL)
+    client = app.test_client()
+    answer = client.get("/ready")
+    assert answer.status_code == 503
+    (gpu,) = answer.get_json()["faults"].items()
+    assert gpu[0] == "gpu"
+    assert f"works for the Label Studio {OTHER}" in gpu[1]
+    assert "NEXTSLICE_QUEUE_PREFIX" in gpu[1]
+    found = scraped(client)
+    assert (found["nextslice_workers", "gpu"], found["nextslice_workers", "control"]) == (0, 1)
 
 
 def test_what_may_be_away_is_not_asked_for(app: Flask) -> None:

@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 from ml_backend.api.look import Look
 from ml_backend.errors import NextsliceError
 from ml_backend.rounds.artefacts import ROUND
+from ml_backend.rounds.deployment import our_workers
 from ml_backend.rounds.project import ConnectedProject, stored_projects
 from ml_backend.rounds.readiness import fault
 from ml_backend.rounds.records import RoundRecord
@@ -77,14 +78,14 @@ def _redis(service: Service) -> list[Metric]:
     """The queues; none where Redis goes away meanwhile."""
     jobs = GaugeMetricFamily("nextslice_queue_jobs", "Jobs in the queues.",
                              labels=["queue", "state"])  # fmt: skip
-    workers = GaugeMetricFamily("nextslice_workers", "Workers that listen to the queues.",
+    workers = GaugeMetricFamily("nextslice_workers", "Workers of ours that listen to the queues.",
                                 labels=["queue"])  # fmt: skip
     try:
         for kind in KINDS:
             waiting, started = service.schedule.length(kind)
             jobs.add_metric([kind, "waiting"], waiting)
             jobs.add_metric([kind, "started"], started)
-            workers.add_metric([kind], service.schedule.listening(kind))
+            workers.add_metric([kind], len(our_workers(service.schedule, service.settings, kind)))
         moment = service.schedule.last_look()
     except RedisError as error:
         logger.warning("the queues cannot be looked at: %s", error)

@@ -9,6 +9,7 @@ from redis.exceptions import RedisError
 
 from ml_backend.errors import NextsliceError
 from ml_backend.health.finding import Finding
+from ml_backend.rounds.deployment import QueuesTaken, check_queues, our_workers
 from ml_backend.rounds.readiness import Part, fault
 from ml_backend.rounds.schedule import Kind, WorkerSign
 from ml_backend.rounds.service import Service
@@ -33,6 +34,8 @@ def part(service: Service, which: Part) -> Finding:
     name, mend = _NAMES[which]
     said = fault(service, which)
     if said is not None:
+        if which in ("control", "gpu") and _are_taken(service):
+            mend = "NEXTSLICE_QUEUE_PREFIX"
         return Finding(name, "fault", said, mend)
     if which == "redis":
         where = without_passwords(service.settings.redis_address)
@@ -61,9 +64,20 @@ def _free_gib(service: Service) -> float | None:
         return None
 
 
+def _are_taken(service: Service) -> bool:
+    """Whether a worker that is started would be refused."""
+    try:
+        check_queues(service.schedule, service.settings)
+    except RedisError:
+        return False
+    except QueuesTaken:
+        return True
+    return False
+
+
 def _worker(service: Service, kind: Kind, name: str) -> Finding:
     try:
-        signs = service.schedule.workers(kind)
+        signs = our_workers(service.schedule, service.settings, kind)
     except RedisError:
         signs = []
     if not signs:  # since a moment: it listened when it was asked for

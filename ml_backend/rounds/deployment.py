@@ -14,11 +14,11 @@ from fsspec.core import split_protocol
 
 from ml_backend.errors import TryAgainLater
 from ml_backend.logs import without_passwords
-from ml_backend.rounds.schedule import KINDS, Schedule, WorkerSign
+from ml_backend.rounds.schedule import KINDS, Kind, Schedule, WorkerSign
 from ml_backend.rounds.store import Store
 from ml_backend.settings import Settings
 
-__all__ = ["QueuesTaken", "check_queues", "named_store"]
+__all__ = ["QueuesTaken", "check_queues", "named_store", "our_workers"]
 
 
 class QueuesTaken(TryAgainLater, RuntimeError):
@@ -34,19 +34,17 @@ def named_store(settings: Settings) -> str:
     return without_passwords(settings.store.rstrip("/"))
 
 
-def check_queues(schedule: Schedule, settings: Settings) -> None:
-    """Raise QueuesTaken where a worker of another deployment takes jobs of the queues.
+def our_workers(schedule: Schedule, settings: Settings, kind: Kind) -> list[WorkerSign]:
+    """The workers that take jobs of ``kind`` and work for this deployment, who showed a sign of
+    life last first; those that do not say whom they work for are among them."""
+    return [sign for sign in schedule.workers(kind) if _is_ours(sign, settings)]
 
-    Workers of one name their Label Studio alike, which is a folder of the store, and on one machine
-    the store too. Folders of other machines may be mounted anywhere.
-    """
+
+def check_queues(schedule: Schedule, settings: Settings) -> None:
+    """Raise QueuesTaken where a worker of another deployment takes jobs of the queues."""
     studio, store = settings.label_studio_host, named_store(settings)
     for sign in (sign for kind in KINDS for sign in schedule.workers(kind)):
-        if not sign.label_studio or _is_gone(sign):
-            continue
-        here = sign.host == socket.gethostname()
-        comparable = here or ("://" in sign.store and "://" in store)
-        if sign.label_studio != studio or (comparable and sign.store != store):
+        if not _is_ours(sign, settings) and not _is_gone(sign):
             raise QueuesTaken(
                 f"The queues {settings.queue_prefix!r} are those of another nextslice: worker "
                 f"{sign.pid} on {sign.host} works for the Label Studio {sign.label_studio} with "
@@ -55,6 +53,19 @@ def check_queues(schedule: Schedule, settings: Settings) -> None:
                 "would take the other's jobs: set NEXTSLICE_QUEUE_PREFIX to another name for one "
                 "of the two, in all its processes, or stop the other."
             )
+
+
+def _is_ours(sign: WorkerSign, settings: Settings) -> bool:
+    """Workers of one deployment name their Label Studio alike, which is a folder of the store, and
+    on one machine the store too. Folders of other machines may be mounted anywhere."""
+    if not sign.label_studio:
+        return True
+    if sign.label_studio != settings.label_studio_host:
+        return False
+    store = named_store(settings)
+    here = sign.host == socket.gethostname()
+    comparable = here or ("://" in sign.store and "://" in store)
+    return not comparable or sign.store == store
 
 
 def _is_gone(sign: WorkerSign) -> bool:

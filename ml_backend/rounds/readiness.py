@@ -10,13 +10,15 @@ from typing import Literal, get_args
 from redis.exceptions import RedisError
 
 from ml_backend.logs import without_passwords
+from ml_backend.rounds.deployment import check_queues, our_workers
 from ml_backend.rounds.schedule import CONTROL, GPU, Kind
 from ml_backend.rounds.service import Service
 
 __all__ = ["PARTS", "Part", "fault"]
 
 Part = Literal["redis", "store", "control", "gpu"]
-"""Redis answers · the store can be written · a control worker listens · a gpu worker listens."""
+"""Redis answers · the store can be written · a control worker of ours listens · and a gpu
+worker."""
 PARTS: tuple[Part, ...] = get_args(Part)
 
 
@@ -49,8 +51,11 @@ def _store(service: Service) -> str | None:
 
 
 def _workers(service: Service, kind: Kind) -> str | None:
+    schedule, settings = service.schedule, service.settings
     try:
-        listening = service.schedule.listening(kind)
+        if our_workers(schedule, settings, kind):
+            return None
+        check_queues(schedule, settings)  # ours would not start beside others
     except RedisError:
         return f"Whether a {kind} worker listens is not known: Redis does not answer."
-    return None if listening else f"No {kind} worker listens. Start one: nextslice worker {kind}."
+    return f"No {kind} worker listens. Start one: nextslice worker {kind}."

@@ -17,6 +17,7 @@ from rq.job import JobStatus
 from ml_backend.rounds.artefacts import METRICS, ROUND
 from ml_backend.rounds.claim import Holder, last_holder
 from ml_backend.rounds.contention import FIGHT_S, fight, next_switch_at
+from ml_backend.rounds.deployment import our_workers
 from ml_backend.rounds.early import wanted_labels
 from ml_backend.rounds.further import FAILURES, known_further
 from ml_backend.rounds.pauses import gives_up, next_attempt_at, next_job_at
@@ -155,7 +156,8 @@ def _jobs(
     worker that is free would begin it."""
     try:
         progress = project.schedule.round_progress()
-        listening = project.service.schedule.listening(GPU)
+        service = project.service
+        listening = len(our_workers(service.schedule, service.settings, GPU))
     except RedisError as error:
         said = f"Redis does not answer ({error}): until it does, no round and no look is started."
         return None, _condition("redis", said)
