@@ -121,7 +121,7 @@ def test_a_training_that_is_asked_for_before_there_is_a_label_is_not_forgotten(
         reconcile.count(project)
         assert project.schedule.round_progress() is None
         page = asked.get("/projects/7", headers=HTML).text
-        assert "A training is asked for: it begins as soon as a slice is annotated." in page
+        assert "is asked for: it begins as soon as a look finds an annotated slice." in page
 
 
 def text_of(project: ConnectedProject, path: str) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rq import Worker
+from rq.job import JobStatus
 from rq.serializers import JSONSerializer
 
 from ml_backend.embedded.processes import free_port
@@ -277,16 +278,63 @@ def test_masks_that_cannot_be_drawn_are_told_of_a_paused_project_too(
     assert further.endswith(" It is tried again when the project goes on.")
 
 
-def test_a_training_that_is_asked_for_is_told_until_it_is_queued(project: ConnectedProject) -> None:
+ASKED = " A training is asked for"
+
+
+def ask_to_train(project: ConnectedProject, *, retired: bool) -> ConnectedProject:
+    """Somebody asks for it, and a round has not begun yet."""
     note(project, start_requested_at="2026-11-30T12:00:00+00:00")
-    begins = "is asked for: it begins as soon as a slice is annotated."
-    assert said(project_status(project), "waiting").endswith(begins)
-    assert said(project_status(paused(project)), "paused").endswith(" begins then.")
     published = project.published
     assert published is not None
-    project.folder.published = published.model_copy(update={"retired": "class screw is new"})
-    note(project, settings={})
-    assert said(project_status(again(project)), "retired").endswith(begins)
+    if retired:
+        project.folder.published = published.model_copy(update={"retired": "class screw is new"})
+    return again(project)
+
+
+@pytest.mark.parametrize("retired", [False, True])
+def test_a_training_that_is_asked_for_before_there_is_a_label_is_told(
+    project: ConnectedProject, retired: bool
+) -> None:
+    project = ask_to_train(project, retired=retired)
+    text = said(project_status(project), "retired" if retired else "waiting")
+    assert text.endswith(f"{ASKED}: it begins as soon as a look finds an annotated slice.")
+    assert said(project_status(paused(project)), "paused").endswith(" begins then.")
+
+
+@pytest.mark.usefixtures("asked")
+@pytest.mark.parametrize("retired", [False, True])
+def test_a_training_whose_round_is_queued_is_not_said_to_wait_for_labels(
+    project: ConnectedProject, retired: bool
+) -> None:
+    status = project_status(ask_to_train(project, retired=retired))
+    assert said(status, "queued").startswith("Round 3 is asked for and waits: no gpu worker runs.")
+    text = said(status, "retired" if retired else "waiting")
+    assert text.endswith(" trains anew." if retired else " is served.")
+
+
+@pytest.mark.usefixtures("asked")
+@pytest.mark.parametrize("retired", [False, True])
+def test_a_training_whose_job_has_just_begun_is_not_said_to_wait_for_labels(
+    project: ConnectedProject, retired: bool
+) -> None:
+    """A worker is at the job, and has not noted the attempt yet."""
+    found = project.service.schedule.job(project.schedule.job_id("round"))
+    assert found is not None
+    found[0].set_status(JobStatus.STARTED)
+    status = project_status(ask_to_train(project, retired=retired))
+    assert said(status, "retired" if retired else "waiting").endswith(f"{ASKED}.")
+
+
+@pytest.mark.parametrize("retired", [False, True])
+@pytest.mark.parametrize("tried", [True, False])
+def test_a_training_that_is_asked_for_is_all_that_is_known_of_it_without_redis(
+    make_settings: Callable[..., Settings], project: ConnectedProject, retired: bool, tried: bool
+) -> None:
+    ask_to_train(project, retired=retired)
+    nowhere = make_settings(REDIS_URL=f"redis://127.0.0.1:{free_port()}/0")
+    status = project_status(ConnectedProject(Service(nowhere), KEY), redis=tried)
+    assert status.has("redis") == tried
+    assert said(status, "retired" if retired else "waiting").endswith(f"{ASKED}.")
 
 
 def test_round_0_is_held_up_by_no_pause(project: ConnectedProject) -> None:

@@ -117,7 +117,9 @@ def project_status(
     lacking = _condition("imageless", record.imageless) if record.imageless else []
     contended = _contended(project, record)
     failed = _failed(project, record, number, tells_when=not running and held_up is None)
-    served = _served(project, record, published, held_up, waits=not at_work)
+    idle = redis and progress is None and not jobs
+    asked = _asked(record, idle=idle) if held_up is None and not at_work else ""
+    served = _served(project, record, published, held_up, asked, waits=not at_work)
     return ProjectStatus(
         project=project.number,
         key=project.key,
@@ -269,10 +271,12 @@ def _served(
     record: ProjectRecord,
     published: Published | None,
     held_up: HeldUp | None,
+    asked: str,
     *,
     waits: bool,
 ) -> list[Condition]:
-    """What is served, and what the next round waits for where nobody is at it."""
+    """What is served, and what the next round waits for where nobody is at it. ``asked``: what is
+    said of a request to train."""
     if published is None:
         said = "Nothing is published yet"
         said += "." if record.last_error else ": round 0 begins when the project has slices."
@@ -283,7 +287,7 @@ def _served(
     if published.retired:
         said = f"{version} serves an order without masks: {published.retired}. The next round "
         if held_up != "paused":
-            return _condition("retired", f"{said}trains anew.{_asked(record) if waits else ''}")
+            return _condition("retired", f"{said}trains anew.{asked}")
         paused = _condition("paused", f"No round begins: {pause}")
         return [*_condition("retired", f"{said}trains anew."), *paused]
     masks = _beside(project, published, held_up) if waits else ""
@@ -294,15 +298,17 @@ def _served(
         return []
     following = ""
     if held_up is None and not record.last_error:  # otherwise it is said when the round begins
-        following = _asked(record) or f" {_begins(project, published)}"
+        following = asked or f" {_begins(project, published)}"
     return _condition("waiting", f"{version} is served.{following}{masks}")
 
 
-def _asked(record: ProjectRecord) -> str:
-    """What becomes of a request to train where no round is asked for: nobody has labelled yet."""
+def _asked(record: ProjectRecord, *, idle: bool) -> str:
+    """What becomes of a request to train that no round has met. ``idle``: Redis was asked, and has
+    no job of a round; where it has one, or nobody knows, labels may be there."""
     if record.start_requested_at is None or record.failures:
         return ""
-    return " A training is asked for: it begins as soon as a slice is annotated."
+    said = " A training is asked for"
+    return f"{said}: it begins as soon as a look finds an annotated slice." if idle else f"{said}."
 
 
 def _begins(project: ConnectedProject, published: Published) -> str:
