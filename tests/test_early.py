@@ -256,6 +256,33 @@ def test_who_asks_for_a_training_before_there_is_a_label_gets_it_with_the_first(
     assert project.record.start_requested_at is None
 
 
+@pytest.mark.parametrize("fails", [False, True], ids=["before the round", "after an attempt"])
+def test_who_asks_for_a_training_gets_it_also_where_the_only_label_goes_away(
+    project: MemoryProject, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    first = project.selection(0).chosen[0]
+    project.label([first])
+    reconcile.request_start(project)
+    assert asked(project) == ["round"]
+    if fails:
+        with monkeypatch.context() as patch:
+            patch.setattr(NetworkLearner, "fit", raising(OSError("the images are out of reach")))
+            with pytest.raises(OSError, match="out of reach"):
+                project.job()
+    project.studio.delete_annotations([first])
+    project.job()
+    assert not project.folder.round(1).has(DATASET)
+    assert project.record.start_requested_at is not None
+    assert asked(project) == []
+
+    project.label([first])
+    assert asked(project) == ["round"]
+    project.job()
+    assert project.published.round == 1
+    assert not project.dataset(1).early
+    assert project.record.start_requested_at is None
+
+
 @pytest.mark.parametrize("usable", [True, False], ids=["image out of reach", "label unusable"])
 def test_who_asks_for_a_training_gets_a_whole_one_also_where_it_fails_at_first(
     project: MemoryProject, monkeypatch: pytest.MonkeyPatch, usable: bool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 from ml_backend.cli import app, load_commands
 from ml_backend.rounds import attempt as attempts
+from ml_backend.rounds import reconcile
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import ProjectRecord, Published
 from ml_backend.rounds.service import Service
@@ -70,3 +72,25 @@ def test_a_round_that_another_worker_has_published_is_not_said_to_lack_labels(
     assert done.exit_code == 0
     assert "another worker has published nextslice-r001-abcdef" in said
     assert "nobody has annotated" not in said
+
+
+@pytest.mark.parametrize("slices", [0, 20])
+@pytest.mark.parametrize("earlier", [None, "2026-11-30T12:00:00+00:00"])
+def test_a_round_that_has_nothing_to_train_on_is_not_asked_for_any_more(
+    service: Service, capsys: pytest.CaptureFixture[str], slices: int, earlier: str | None
+) -> None:
+    """What somebody asked for before it stays."""
+    studio: Any = service.studio
+    for task in range(slices, 20):
+        studio.delete_task(task)
+    project = ConnectedProject(service, KEY)
+    project.folder.record = ProjectRecord(project=7, key=KEY, start_requested_at=earlier)
+    reconcile.count(project)
+    assert (project.published is not None) == (slices > 0)
+
+    done = run("7", "--here")
+    said = " ".join((done.output + capsys.readouterr().err).split())
+    assert done.exit_code == 1
+    why = "nobody has annotated a slice yet" if slices else "it has no slices yet"
+    assert f"nothing to train on: {why}." in said
+    assert (project.record.start_requested_at is None) == (earlier is None)

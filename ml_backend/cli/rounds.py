@@ -92,8 +92,8 @@ def run(
     from ml_backend.rounds.attempt import attempt
     from ml_backend.rounds.reconcile import request_start
 
-    before = found.published
-    request_start(found)  # so that it is a whole one
+    before, earlier = found.published, found.record.start_requested_at
+    moment = request_start(found)  # so that it is a whole one
     with round_progress(console) as progress:
         record = attempt(found, "nextslice rounds run", progress)
     if record is not None:
@@ -106,6 +106,8 @@ def run(
             "moment; the round that was asked for follows it."
         )
         return
+    if earlier is None:  # else it stands for the earlier request too
+        found.update(lambda record: record.request_met(moment))
     why = "it has no slices yet" if published is None else "nobody has annotated a slice yet"
     console.print(f"Project {project}: nothing to train on: {why}.")
     raise typer.Exit(1)

@@ -35,9 +35,12 @@ __all__ = ["count", "reconcile", "request_start"]
 logger = logging.getLogger(__name__)
 
 
-def request_start(project: ConnectedProject) -> None:
-    """Remember that a person asked for a training, until a round has the labels for it."""
-    project.update(lambda record: record.asked_to_train(now()))
+def request_start(project: ConnectedProject) -> str:
+    """Remember that a person asked for a training, until a round has the labels for it. Returns
+    the moment, by which `ProjectRecord.request_met` knows it."""
+    moment = now()
+    project.update(lambda record: record.asked_to_train(moment))
+    return moment
 
 
 def count(project: ConnectedProject, seen: Project | None = None) -> None:

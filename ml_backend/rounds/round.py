@@ -191,9 +191,11 @@ class _Round:
             dataset.early = early and not dataset.asked
         if _annotated(dataset) or (dataset.tasks and not self.folder.number):
             self.folder.save(DATASET, dataset)
+            self._meet(requested)
         else:
+            if dataset.asked and requested is None:  # an attempt before has met the request
+                self.project.update(lambda record: record.asked_to_train(now()))
             self.folder.remove(DATASET)  # of an attempt whose annotations are gone
-        self._meet(requested)
         return dataset
 
     def _requested(self) -> str | None:
