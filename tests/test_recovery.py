@@ -853,8 +853,11 @@ def test_a_round_says_what_the_labels_cost_that_it_is_the_first_to_train_on(
     project.run()
     version = project.published.model_version
     shown = project.stored()
-    masked = [task for task in project.selection().chosen if shown[task]][:1]
-    project.label(masked)
+    masked = next(task for task in project.selection().chosen if shown[task])
+    config = parse_label_config(project.studio.fields["label_config"])
+    submitted = PHANTOM.mask(PHANTOM.ids[masked]).copy()
+    submitted[:8, :8] = 1  # what the learner cannot have known
+    project.studio.submit(masked, regions(submitted, config))
     project.run()
 
     first, second = project.metrics(1).effort, project.metrics(2).effort
@@ -862,12 +865,10 @@ def test_a_round_says_what_the_labels_cost_that_it_is_the_first_to_train_on(
     assert [effort.task for effort in first] == [0, 3, 6]
     drawn = [int(np.count_nonzero(PHANTOM.mask(PHANTOM.ids[task]))) for task in (0, 3, 6)]
     assert [effort.corrected for effort in first] == drawn, "they were opened blank"
-    assert [effort.task for effort in second] == masked
+    assert [effort.task for effort in second] == [masked]
     assert second[0].model_version == version
-    config = parse_label_config(project.studio.fields["label_config"])
-    truth = PHANTOM.mask(PHANTOM.ids[masked[0]])
-    opened = label_map(shown[masked[0]], config, *truth.shape).mask
-    assert second[0].corrected == np.count_nonzero(opened != truth) > 0
+    opened = label_map(shown[masked], config, *submitted.shape).mask
+    assert second[0].corrected == np.count_nonzero(opened != submitted) > 32
 
 
 # -- slices that cannot be read
