@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -498,6 +499,41 @@ def test_a_round_that_was_compared_with_other_weights_begins_again(
     metrics = folder.need(METRICS)
     assert metrics.published_miou == 0.6
     assert metrics.published_weights == project.folder.round(1).relative(FURTHER_WEIGHTS)
+
+
+# -- a project that is taken off
+
+
+@pytest.mark.parametrize("asked", [jobs.further, jobs.masks])
+@pytest.mark.parametrize("looked", [True, False])
+def test_a_project_that_is_taken_off_beside_the_rounds_stays_off(
+    make_project: Make, studio: HttpStudio, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    caplog: pytest.LogCaptureFixture, asked: Callable[[str], None], looked: bool,
+) -> None:  # fmt: skip
+    """As docs/setup.md says it. ``looked``: whether the job looks up before its next step."""
+    project = make_project()
+    round_, folder = project.folder.round(1), Path(project.settings.store, project.folder.path)
+    queue = round_.need(QUEUE)
+    queue.pending = [entry.task for entry in queue.entries]
+    round_.save(QUEUE, queue)
+    away = tmp_path / "taken-off"
+    there, fields = list(studio.memory.imported), dict(studio.memory.fields)
+
+    def progress(step: str, done: int, total: int) -> None:
+        if step in ("train", "masks") and folder.exists():
+            folder.rename(away)
+            time.sleep(1.1 * looked)
+
+    monkeypatch.setattr(jobs, "_project", lambda key: project)
+    monkeypatch.setattr(jobs, "_job_progress", lambda settings: progress)
+    caplog.set_level("INFO")
+
+    asked(project.key)
+
+    assert away.exists()
+    assert not folder.exists(), "it can be moved back"
+    assert "was the project taken off" in caplog.text
+    assert (studio.memory.imported, studio.memory.fields) == (there, fields)
 
 
 # -- images out of reach while better weights are published

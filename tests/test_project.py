@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from ml_backend.rounds.artefacts import QUEUE
+from ml_backend.rounds.claim import claimed
 from ml_backend.rounds.project import (
     ConnectedProject,
     InvalidKey,
+    PublishedRound,
     TakenOff,
     find_project,
     known_project,
@@ -76,6 +80,26 @@ def test_only_an_adoption_makes_the_record(service: Service) -> None:
 
     project.update(lambda record: record.linked("http://backend:9090"), adopting=True)
     assert service.project_keys() == [KEY]
+
+
+@pytest.mark.parametrize("where", ["folder", "memory"])
+def test_a_published_round_is_written_only_where_it_is(tmp_path: Path, where: str) -> None:
+    store = Store(f"memory://{tmp_path.name}" if where == "memory" else str(tmp_path))
+    folder = store.project("ls.example", KEY)
+    round_ = PublishedRound(folder, 1)
+    with pytest.raises(TakenOff, match="nextslice connect"):
+        round_.write(QUEUE, b"{}")
+    assert store.names("") == []
+
+    with claimed(folder.round(1), 60):
+        pass
+    round_.write(QUEUE, b"{}")
+    assert round_.read(QUEUE) == b"{}"
+
+    store.fs.rm(f"{store.root}/ls.example", recursive=True)
+    with pytest.raises(TakenOff, match="nextslice connect"):
+        round_.write(QUEUE, b"{}")
+    assert store.names("") == []
 
 
 def test_a_misspelt_field_or_a_wrong_type_is_never_written(service: Service) -> None:

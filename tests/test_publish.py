@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,9 +18,9 @@ import pytest
 
 from ml_backend.cli.rounds_list import rounds_table
 from ml_backend.cli.tables import whole
-from ml_backend.rounds import filling, publish, queue, reconcile, switching, tidying
-from ml_backend.rounds.artefacts import DATASET, FURTHER, QUEUE, ROUND
-from ml_backend.rounds.project import ConnectedProject
+from ml_backend.rounds import filling, jobs, publish, queue, reconcile, switching, tidying
+from ml_backend.rounds.artefacts import DATASET, FURTHER, PUBLISHED, QUEUE, ROUND
+from ml_backend.rounds.project import ConnectedProject, TakenOff
 from ml_backend.rounds.records import (
     FurtherRecord,
     LabelRecord,
@@ -266,6 +267,55 @@ def test_what_was_published_while_a_round_predicted_is_served(project: Queue) ->
 
     assert found == other == project.folder.published
     assert project.studio.project(project.number).model_version == before.model_version
+
+
+# -- a project that is taken off
+
+
+def take_off(project: Queue) -> Callable[..., None]:
+    """Moves the project's folder out of the store, as docs/setup.md says it."""
+    folder = Path(project.settings.store, project.folder.path)
+
+    def move(*_: Any) -> None:
+        folder.rename(folder.parent.with_name("taken-off"))
+
+    return move
+
+
+def test_classes_that_change_while_it_is_taken_off_retire_nothing(
+    project: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.studio.fields["label_config"] = bitmask_config(["bone", "implant"])
+    there, fields = list(project.studio.imported), dict(project.studio.fields)
+    monkeypatch.setattr(reconcile, "explain_change", take_off(project))
+    monkeypatch.setattr(jobs, "_project", lambda key: project)
+
+    jobs.count(KEY)
+
+    assert not project.service.store.exists(project.folder.path)
+    assert (project.studio.imported, project.studio.fields) == (there, fields)
+
+
+@pytest.mark.parametrize("switched", [True, False])
+@pytest.mark.parametrize("first", [True, False])
+def test_what_is_taken_off_before_its_switch_is_noted_stays_off(
+    project: Queue, monkeypatch: pytest.MonkeyPatch, switched: bool, first: bool
+) -> None:
+    folder, fields = project.folder.round(0), dict(project.studio.fields)
+    record, before = folder.need(ROUND), project.published
+    if first:
+        project.folder.remove(PUBLISHED)
+        before = None
+    if switched:
+        monkeypatch.setattr(task_order, "switch", take_off(project))
+    else:
+        take_off(project)()
+
+    with pytest.raises(TakenOff, match="nextslice connect"):
+        switching.serve(project, record, before, None)
+
+    assert not project.service.store.exists(project.folder.path)
+    assert project.studio.fields == fields
 
 
 # -- a store that has lost queue.json

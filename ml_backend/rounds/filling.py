@@ -14,11 +14,10 @@ from typing import TypeVar
 from ml_backend.errors import NextsliceError
 from ml_backend.rounds.artefacts import QUEUE, SELECTION
 from ml_backend.rounds.live_masks import ANSWERS_WITHIN_S, LiveMasks, MasksAwaited, Regions
-from ml_backend.rounds.project import ConnectedProject
+from ml_backend.rounds.project import ConnectedProject, PublishedRound
 from ml_backend.rounds.queue import known_queue, queue_target, rebuilt_queue, restored_queue
 from ml_backend.rounds.records import Published, QueueEntry, QueueRecord
 from ml_backend.rounds.schedule import LOCKS
-from ml_backend.rounds.store import RoundFolder
 from ml_backend.studio import task_order
 from ml_backend.studio.client import not_annotated, not_skipped
 from ml_backend.studio.task_order import QueuedPrediction, place_behind, queue_score
@@ -58,7 +57,7 @@ def _top_up(project: ConnectedProject) -> int:
     published = project.published
     if published is None:
         return 0
-    folder = project.folder.round(published.round)
+    folder = project.published_round(published.round)
     queue = known_queue(folder)
     if queue is None or queue.model_version != published.model_version:
         queue = _restore_queue(project, folder, published, queue)
@@ -80,7 +79,7 @@ def _top_up(project: ConnectedProject) -> int:
 
 def _restore_queue(
     project: ConnectedProject,
-    folder: RoundFolder,
+    folder: PublishedRound,
     published: Published,
     there: QueueRecord | None,
 ) -> QueueRecord | None:
@@ -134,7 +133,9 @@ def _lost(project: ConnectedProject, queue: QueueRecord) -> list[QueueEntry]:
     return [entry for entry in places if entry.task in gone]
 
 
-def _missing(project: ConnectedProject, folder: RoundFolder, queue: QueueRecord) -> Iterable[int]:
+def _missing(
+    project: ConnectedProject, folder: PublishedRound, queue: QueueRecord
+) -> Iterable[int]:
     """The tasks to append to the queue; none while it is as long as promised."""
     target = queue_target(project.settings)
     length = task_order.queue_length(project.studio, project.number, queue.model_version)
@@ -146,7 +147,7 @@ def _missing(project: ConnectedProject, folder: RoundFolder, queue: QueueRecord)
 
 
 def _open_tasks(
-    project: ConnectedProject, folder: RoundFolder, queue: QueueRecord
+    project: ConnectedProject, folder: PublishedRound, queue: QueueRecord
 ) -> Iterator[int]:
     """Tasks that may be appended to the queue: the round's backlog, then the rest of the pool."""
     queued = {entry.task for entry in queue.entries}
@@ -162,7 +163,7 @@ def _open_tasks(
 
 def _append(
     project: ConnectedProject,
-    folder: RoundFolder,
+    folder: PublishedRound,
     queue: QueueRecord,
     tasks: list[int],
     *,
@@ -182,7 +183,7 @@ def _append(
 
 def _store(
     project: ConnectedProject,
-    folder: RoundFolder,
+    folder: PublishedRound,
     queue: QueueRecord,
     entries: list[QueueEntry],
     *,
@@ -220,7 +221,7 @@ def _store(
 
 @contextmanager
 def _held_queue(
-    project: ConnectedProject, folder: RoundFolder, queue: QueueRecord
+    project: ConnectedProject, folder: PublishedRound, queue: QueueRecord
 ) -> Iterator[None]:
     """Hold the queue's lock, ``queue`` being as it is noted now. Raises StaleQueue."""
     with project.schedule.alone("queue", wait=True):

@@ -92,7 +92,7 @@ class _GoingOn:
 
     def __init__(self, project: ConnectedProject, published: Published, progress: Progress) -> None:
         self.project, self.settings, self.published = project, project.settings, published
-        self.folder = project.folder.round(published.round)
+        self.folder = project.published_round(published.round)
         self.dataset: DatasetRecord = self.folder.need(DATASET)
         self.further: FurtherRecord = known_further(self.folder)
         self._began = time.monotonic()

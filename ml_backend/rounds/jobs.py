@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from redis.exceptions import RedisError
 from rq import get_current_job
@@ -100,6 +101,15 @@ def _ours(key: str) -> ConnectedProject | None:
     return None
 
 
+@contextmanager
+def _unless_taken_off(key: str) -> Iterator[None]:
+    """The work of a job, which ends where the project is taken off meanwhile."""
+    try:
+        yield
+    except TakenOff as error:
+        logger.info("project %s: %s", key, error)
+
+
 def adopt(key: str, backend_url: str | None) -> None:
     """Make the project ours, then look whether it has labels already."""
     project = _project(key)
@@ -118,22 +128,25 @@ def count(key: str) -> None:
     """Something changed in the project: look, and act on it."""
     project = _ours(key)
     if project is not None:
-        reconciliation.count(project)
+        with _unless_taken_off(key):
+            reconciliation.count(project)
 
 
 def start(key: str) -> None:
     """A person asked for a training now."""
     project = _ours(key)
     if project is not None:
-        reconciliation.request_start(project)
-        reconciliation.count(project)
+        with _unless_taken_off(key):
+            reconciliation.request_start(project)
+            reconciliation.count(project)
 
 
 def tidy(key: str) -> None:
     """Remove what is no longer served."""
     project = _ours(key)
     if project is not None:
-        tidying.tidy(project)
+        with _unless_taken_off(key):
+            tidying.tidy(project)
 
 
 def masks(key: str) -> None:
@@ -142,7 +155,8 @@ def masks(key: str) -> None:
     if project is None:
         return
     try:
-        draw_pending(project, _job_progress(project.settings))
+        with _unless_taken_off(key):
+            draw_pending(project, _job_progress(project.settings))
     except UnreadableSlices as error:  # the next look asks for them again
         logger.warning("project %s: %s", key, error)
 
@@ -155,12 +169,11 @@ def further(key: str) -> None:
     from ml_backend.rounds.going_on import go_on  # with all of torch
 
     try:
-        better = go_on(project, _job_progress(project.settings))
+        with _unless_taken_off(key):
+            if go_on(project, _job_progress(project.settings)):
+                project.schedule.tidy()
     except UnreadableSlices as error:  # a look asks for it again
         logger.warning("project %s: %s", key, error)
-        return
-    if better:
-        project.schedule.tidy()
 
 
 def reconcile() -> None:

@@ -47,7 +47,7 @@ def draw_pending(project: ConnectedProject, progress: Progress) -> int:
     published = project.published
     if published is None or published.weights is None:
         return 0
-    folder = project.folder.round(published.round)
+    folder = project.published_round(published.round)
     before = known_drawing(folder)
     tries = before.model_copy(update={"failures": before.failures + 1, "failed_at": time.time()})
     folder.save(DRAWING, tries)  # first, as a try: one that is killed can note nothing
@@ -87,7 +87,7 @@ def _draw(project: ConnectedProject, published: Published, weights: str, progres
             "the masks that are drawn",
         )
         done = 0
-        pictures = KeptPictures(project.folder.round(published.round), published.model_version)
+        pictures = KeptPictures(project.published_round(published.round), published.model_version)
 
         def note(error: UnreadableSlice) -> None:
             coverage.note(error)

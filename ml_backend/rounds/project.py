@@ -9,10 +9,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ml_backend.errors import NextsliceError
-from ml_backend.rounds.artefacts import PROJECT
+from ml_backend.rounds.artefacts import PROJECT, File
 from ml_backend.rounds.records import ProjectRecord, Published
 from ml_backend.rounds.service import Service, slice_keys
-from ml_backend.rounds.store import ProjectStore, StoreError
+from ml_backend.rounds.store import ProjectStore, RoundFolder, StoreError
 from ml_backend.settings import Settings, SettingsError
 from ml_backend.studio.failures import StudioError
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # what of these is used is imported then, as the parts of `Se
 __all__ = [
     "ConnectedProject",
     "InvalidKey",
+    "PublishedRound",
     "TakenOff",
     "find_project",
     "known_project",
@@ -42,6 +43,29 @@ class InvalidKey(NextsliceError, ValueError):
 
 class TakenOff(StoreError):
     """The project's folder is not in the store any more: nothing of it is written there again."""
+
+    @classmethod
+    def of(cls, what: str, root: str) -> TakenOff:
+        """That ``what`` is not in the store ``root``."""
+        return cls(
+            f"{what} is not in {root}: was the project taken off? `nextslice connect` takes it on "
+            "again."
+        )
+
+
+class PublishedRound(RoundFolder):
+    """A published round's folder, which is written without a claim: nothing is once it is gone,
+    TakenOff is raised instead. Claims alone make it."""
+
+    def write(self, file: File, data: bytes) -> None:
+        """Write the file, whole or not at all. Raises TakenOff."""
+        self.check()
+        super().write(file, data)
+
+    def check(self) -> None:
+        """Raise TakenOff where the folder is gone."""
+        if not self.store.names(self.path):  # asks anew: `exists` may know an older listing
+            raise TakenOff.of(self.path, self.store.root)
 
 
 def now() -> str:
@@ -111,6 +135,10 @@ class ConnectedProject:
         """Its folder in the store."""
         return self.service.store.project(self.service.settings.label_studio_host, self.key)
 
+    def published_round(self, number: int) -> PublishedRound:
+        """The folder of round ``number``, for what is written beside the rounds."""
+        return PublishedRound(self.folder, number)
+
     @cached_property
     def schedule(self) -> ProjectSchedule:
         """Its jobs and locks."""
@@ -153,10 +181,7 @@ class ConnectedProject:
         """
         with self.schedule.alone("record", wait=True):
             if not (adopting or self.adopted):
-                raise TakenOff(
-                    f"project {self.key} is not in {self.service.settings.store}: was it taken "
-                    "off? `nextslice connect` takes it on again."
-                )
+                raise TakenOff.of(f"project {self.key}", self.service.settings.store)
             record = self.record
             change(record)
             self.folder.record = record

@@ -90,7 +90,7 @@ def draw_pending(
     What ``predict`` leaves out stays without a mask and is noted so; with GivenWay it ends this.
     What a top-up notes meanwhile is left to the next time.
     """
-    folder = project.folder.round(published.round)
+    folder = project.published_round(published.round)
     wanted = pending(project, published)
     still = task_order.still_open(project.studio, project.number, wanted)
     rows = iter(predict([task for task in wanted if task in still]))
@@ -129,11 +129,13 @@ def retire(
     """Stop serving masks of classes that no longer exist; the order of the queue stays.
 
     The remaining queue is published again, without masks, under a version of its own. Returns what
-    is served: another publication than ``published`` stays, it may be of today's classes.
+    is served: another publication than ``published`` stays, it may be of today's classes. Raises
+    TakenOff.
     """
     # Held alone: a top-up would write the queue of before over ours, a tidy-up delete what it
     # takes for predictions of an attempt that came to nothing.
     with project.schedule.alone("queue", wait=True):
+        project.published_round(published.round).check()
         served = project.published
         if served is not None and served != published:
             return served
@@ -147,10 +149,9 @@ def _retire(
     classes: list[str],
     fingerprint: str,
 ) -> Published:
-    folder = project.folder
     logger.warning("project %s: %s is retired: %s", project.key, published.model_version, reason)
-    round_folder = folder.round(published.round)
-    old = known_queue(round_folder) or rebuilt_queue(project, round_folder, published)
+    folder = project.published_round(published.round)
+    old = known_queue(folder) or rebuilt_queue(project, folder, published)
     version = task_order.round_version(published.round, fingerprint)
     queue = QueueRecord(model_version=version, entries=old.entries)
     task_order.store_predictions(
@@ -159,7 +160,7 @@ def _retire(
         version,
         [QueuedPrediction(entry.task, entry.score, []) for entry in queue.entries],
     )
-    round_folder.save(QUEUE, queue)
+    folder.save(QUEUE, queue)
     record = RoundRecord(
         round=published.round,
         model_version=version,
@@ -180,7 +181,7 @@ def republish(
     what it raises ends this with nothing stored. It is asked again for what was appended meanwhile,
     and may take its time: no lock is held.
     """
-    folder = project.folder.round(before.round)
+    folder = project.published_round(before.round)
     asked: set[int] = set()
     open_tasks: set[int] = set()
     drawn: dict[int, Regions] = {}

@@ -22,16 +22,19 @@ def serve(
     project: ConnectedProject, record: RoundRecord, before: Published | None, retired: str | None
 ) -> Published:
     """Switch to the record's version and write `published.json`, unless another did meanwhile.
+    Raises TakenOff.
 
     Held alone until the file is written: a repair in between would see a project that is not on
     the published version, and switch it back.
     """
-    folder = project.folder
+    folder, round_ = project.folder, project.published_round(record.round)
     with project.schedule.alone("switch", wait=True):
+        round_.check()
         if (other := folder.published) != before:
             logger.warning("project %s: %s was published in this moment", project.key, other)
             return other or _published(record, retired)
         task_order.switch(project.studio, project.number, project.link, record.model_version)
+        round_.check()  # the switch may have taken a while
         folder.published = published = _published(record, retired)
     logger.info("project %s: %s is published", project.key, record.model_version)
     return published
