@@ -62,7 +62,7 @@ _OPEN_HERE = {
     "LS_CSP_REPORT_ONLY": "true",
     "DISABLE_SIGNUP_WITHOUT_LINK": "false",
     # That of the lab's server would be the first user's here, too.
-    "USER_TOKEN": "",
+    "USER_TOKEN": "",  # nosec B105  # none
 }
 
 
