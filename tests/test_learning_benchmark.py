@@ -291,6 +291,7 @@ def test_the_smallest_comparison_runs_resumes_and_is_reported(
         assert found[peer]["error"] is None
     assert "nnU-Net, our time |" not in text
     assert "- tiny, 2 labels, set 0, nnunet: no such package" in text
+    assert "| pixel forest | 1 |" in text
     assert "### Where we lose" in text
 
     again, _ = compare(tmp_path, "--only", "ours", "forest", "unet", "nnunet")

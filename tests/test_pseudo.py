@@ -284,7 +284,8 @@ def test_pseudo_labels_train_the_round_and_are_in_its_record_alone(
 
 
 def test_nothing_of_them_is_published(make_live: LiveRound) -> None:
-    live = make_live(OPEN)
+    opened = [16, 14]
+    live = make_live(opened)
     # Nothing unseen to compare on, or two steps of training would be flagged and not served.
     live.folder.round(1).save(METRICS, MetricsRecord(blocks=[BLOCK], trained=[*LABELLED]))
 
@@ -295,15 +296,15 @@ def test_nothing_of_them_is_published(make_live: LiveRound) -> None:
     assert record.weights == "round-0002/weights.safetensors"
     assert list(stored) == [entry.task for entry in queue.entries]
     # They are still in the pool and may be handed out, like any other slice: with the new mask.
-    assert set(OPEN) <= set(stored)
+    assert set(opened) <= set(stored)
     served = NetworkLearner.from_bytes(live.folder.read_at(record.weights))
     config = parse_label_config(CONFIG)
     for task, result in stored.items():
         mask = served.predict_image(live.source.image(task)).mask
         assert values(result) == values(regions(mask, config))
-    pseudo = {t: a_mask(live.folder.read_at(f"round-0002/pseudo/{t}.png")) for t in OPEN}
-    differ = [values(stored[t]) != values(regions(m, config)) for t, m in pseudo.items()]
-    assert any(differ), "or it would not show which of the two is published"
+    for task in opened:
+        pseudo = a_mask(live.folder.read_at(f"round-0002/pseudo/{task}.png"))
+        assert values(stored[task]) != values(regions(pseudo, config))
     written = (live.folder.read_at("round-0002/queue.json"), live.folder.read(PUBLISHED))
     assert "pseudo" not in json.dumps(live.studio.imported) + repr(written)
 

@@ -37,14 +37,15 @@ def named_store(settings: Settings) -> str:
 def our_workers(schedule: Schedule, settings: Settings, kind: Kind) -> list[WorkerSign]:
     """The workers that take jobs of ``kind`` and work for this deployment, who showed a sign of
     life last first; those that do not say whom they work for are among them."""
-    return [sign for sign in schedule.workers(kind) if _is_ours(sign, settings)]
+    studio, store = settings.label_studio_host, named_store(settings)
+    return [sign for sign in schedule.workers(kind) if _is_ours(sign, studio, store)]
 
 
 def check_queues(schedule: Schedule, settings: Settings) -> None:
     """Raise QueuesTaken where a worker of another deployment takes jobs of the queues."""
     studio, store = settings.label_studio_host, named_store(settings)
     for sign in (sign for kind in KINDS for sign in schedule.workers(kind)):
-        if not _is_ours(sign, settings) and not _is_gone(sign):
+        if not _is_ours(sign, studio, store) and not _is_gone(sign):
             raise QueuesTaken(
                 f"The queues {settings.queue_prefix!r} are those of another nextslice: worker "
                 f"{sign.pid} on {sign.host} works for the Label Studio {sign.label_studio} with "
@@ -55,14 +56,13 @@ def check_queues(schedule: Schedule, settings: Settings) -> None:
             )
 
 
-def _is_ours(sign: WorkerSign, settings: Settings) -> bool:
+def _is_ours(sign: WorkerSign, studio: str, store: str) -> bool:
     """Workers of one deployment name their Label Studio alike, which is a folder of the store, and
     on one machine the store too. Folders of other machines may be mounted anywhere."""
     if not sign.label_studio:
         return True
-    if sign.label_studio != settings.label_studio_host:
+    if sign.label_studio != studio:
         return False
-    store = named_store(settings)
     here = sign.host == socket.gethostname()
     comparable = here or ("://" in sign.store and "://" in store)
     return not comparable or sign.store == store

@@ -78,7 +78,7 @@ def _hold_no_more_than(file: Path) -> None:
             raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return encode(self, images)
 
-    HRNetV2._encode = checked  # type: ignore[method-assign]
+    HRNetV2._encode = checked  # type: ignore[method-assign]  # on purpose: less memory
 
 
 def _stand_still(stop: Stop, reached: Path) -> None:
