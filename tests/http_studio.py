@@ -167,6 +167,9 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "api/users":
             return memory.users
         number = int(path.split("/")[2])
+        if path.startswith("api/tasks/") and self.command == "PATCH":
+            answer = memory.request("PATCH", path, json=body)
+            return answer | {"updated_at": answer["updated_at"].isoformat()}
         if path.endswith("/drafts"):
             return memory.drafts.get(number, [])
         if path.startswith("api/predictions/"):
@@ -201,11 +204,11 @@ class _Handler(BaseHTTPRequestHandler):
         rows.sort(key=lambda row: row[ordering.rpartition(":")[2]], reverse=ordering[0] == "-")
         first = (int(query["page"][0]) - 1) * int(query["page_size"][0])
         page = rows[first : first + int(query["page_size"][0])]
-        tasks = [row | {"total_annotations": len(row["annotations"]),
-                        "updated_at": row["updated_at"].isoformat()} for row in page]  # fmt: skip
+        tasks = [row | self.server.memory.counters(row)
+                 | {"updated_at": row["updated_at"].isoformat()} for row in page]  # fmt: skip
         if query.get("resolve_uri") != ["false"]:
             tasks = [task | {"data": _for_browsers(task)} for task in tasks]
-        annotations = sum(len(row["annotations"]) for row in rows)
+        annotations = sum(self.server.memory.counters(row)["total_annotations"] for row in rows)
         return {"total": len(rows), "total_annotations": annotations, "tasks": tasks}
 
     def matches(self, pattern: str, text: str) -> bool:

@@ -43,6 +43,7 @@ class MemoryStudio:
         self.drafts: dict[int, list[dict[str, Any]]] = {}
         self.sdk = SimpleNamespace(ml=SimpleNamespace(update=self._rename))
         self.listings = 0
+        self._uncounted: set[int] = set()
         self._image = image
         self._shown: dict[str, npt.NDArray[Any]] = {}
         self.created_at = self._now = FIRST_MOMENT
@@ -80,6 +81,10 @@ class MemoryStudio:
         row["updated_at"] = self._now
         changes = {"result": result, "updated_at": self._now.isoformat(), **fields}
         row["annotations"][-1] |= changes
+
+    def lose_count(self, task: int) -> None:
+        """Its counters say that nobody has submitted ``task``, as after a race."""
+        self._uncounted.add(task)
 
     def skip(self, task: int) -> None:
         """Somebody skips ``task``."""
@@ -152,8 +157,7 @@ class MemoryStudio:
                 id=row["id"],
                 data=row["data"],
                 updated_at=row["updated_at"],
-                total_annotations=len(row["annotations"]),
-                cancelled_annotations=row.get("cancelled_annotations", 0),
+                **self.counters(row),
             )
 
     def tasks_by_id(
@@ -184,18 +188,32 @@ class MemoryStudio:
         return max((row["updated_at"] for row in self._rows.values()), default=None)
 
     def totals(self, project_id: int) -> tuple[int, int]:
-        return len(self._rows), sum(len(row["annotations"]) for row in self._rows.values())
+        rows = self._rows.values()
+        return len(rows), sum(self.counters(row)["total_annotations"] for row in rows)
 
-    def request(self, method: str, path: str, *, json: dict[str, Any]) -> None:
-        """A change of a task's data, which touches the task, or an annotation of it: all that is
-        asked for here."""
+    def counters(self, row: dict[str, Any]) -> dict[str, int]:
+        """How many annotations and skips of the task Label Studio has counted."""
+        submitted = 0 if row["id"] in self._uncounted else len(row["annotations"])
+        skips = row.get("cancelled_annotations", 0)
+        return {"total_annotations": submitted, "cancelled_annotations": skips}
+
+    def request(self, method: str, path: str, *, json: dict[str, Any]) -> Any:
+        """A change of a task, which touches it, or an annotation of it: all that is asked for
+        here."""
         if method == "POST":
             self.submit(int(path.split("/")[2]), json["result"])
-            return
+            return None
         assert method == "PATCH"
         self._now += timedelta(minutes=1)
         task = int(path.removeprefix("api/tasks/").rstrip("/"))
-        self._rows[task] |= {"data": json["data"], "updated_at": self._now}
+        row = self._rows[task]
+        row |= {"data": json.get("data", row["data"]), "updated_at": self._now}
+        if json.get("total_annotations"):
+            self._uncounted.discard(task)
+        annotations = [
+            {"was_cancelled": False, "completed_by": 1, **found} for found in row["annotations"]
+        ]
+        return {**row, **self.counters(row), "annotations": annotations, "overlap": 1}
 
     def _found(self, filters: Sequence[Filter]) -> list[dict[str, Any]]:
         return [row for row in self._rows.values() if all(self._meets(row, f) for f in filters)]
@@ -212,15 +230,12 @@ class MemoryStudio:
             return bool(row["updated_at"] >= datetime.fromisoformat(value))
         if field == "draft_exists":
             return row["id"] in self.drafted or row["id"] in self.drafts
-        if field == "annotators":
+        if field in ("annotators", "annotations_ids"):
             return bool(row["annotations"])
         if field == "completed_at":
             done = self.completed_at(row)
             return done is not None and done >= datetime.fromisoformat(value)
-        found = {
-            "total_annotations": len(row["annotations"]),
-            "cancelled_annotations": row.get("cancelled_annotations", 0),
-        }[field]
+        found = self.counters(row)[field]
         return bool(found > value if condition["operator"] == "greater" else found == value)
 
     def completed_at(self, row: dict[str, Any]) -> datetime | None:

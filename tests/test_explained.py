@@ -37,13 +37,14 @@ class Told(MemoryStudio):
     def set_webhook_header(self, project_id: int, url: str, name: str, value: str) -> bool:
         return True
 
-    def request(self, method: str, path: str, *, json: dict[str, Any]) -> None:
+    def request(self, method: str, path: str, *, json: dict[str, Any]) -> Any:
         if self.refuses:
             raise StudioError("Label Studio is busy")
         self.changed += 1
-        super().request(method, path, json=json)
+        answer = super().request(method, path, json=json)
         if self.meanwhile is not None:
             self.meanwhile(int(path.split("/")[2]))
+        return answer
 
 
 @pytest.fixture

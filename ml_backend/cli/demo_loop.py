@@ -171,22 +171,22 @@ class Loop:
             handed.append(int(task["id"]))
         return handed
 
-    def is_masked(self, task: dict[str, Any]) -> bool:
-        """Whether ``task`` opens with the mask of a trained network, be it of background alone."""
-        published = self.folder.published
-        if published is None or published.weights is None:
-            return False
+    def is_masked(self, task: dict[str, Any], published: Published) -> bool:
+        """Whether ``task`` opens with the mask of ``published``, be it of background alone."""
         if task["id"] in pending(self.project, published):
             return False
         shown = self.annotator.open(task["id"])["predictions"]
         return any(found["model_version"] == published.model_version for found in shown)
 
     def wait_for_mask(self) -> None:
-        """Wait until the slice that Label Studio hands out next has a mask."""
+        """Wait until the slice that Label Studio hands out next has a trained network's mask."""
 
         def masked() -> bool:
+            published = self.folder.published
+            if published is None or published.weights is None:
+                return False  # Label Studio is not asked: its CPU is that of the training
             task = self.annotator.next_task()
-            return task is not None and self.is_masked(task)
+            return task is not None and self.is_masked(task, published)
 
         wait_until(masked, "the first mask", _ROUND_TIMEOUT_S, pause_s=0.5)
 

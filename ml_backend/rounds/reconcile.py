@@ -28,6 +28,7 @@ from ml_backend.rounds.service import Service
 from ml_backend.rounds.store import RoundFolder
 from ml_backend.rounds.sync import new_labels
 from ml_backend.studio.client import Project, StudioError, annotated
+from ml_backend.studio.counters import count_anew
 from ml_backend.studio.label_config import LabelConfigError, explain_change, parse_label_config
 
 __all__ = ["count", "reconcile", "request_start"]
@@ -162,8 +163,23 @@ def _look(project: ConnectedProject, seen: Project) -> None:
         extra_params.follow(project, project.studio.find_backend(project.number, project.link.url))
         switching.repair(project, seen)
         protect_webhook(project)
+        _count_anew(project)
         count(project, seen)
     except NextsliceError as error:
         logger.warning("project %s: reconcile failed: %s", project.key, error)
     except Exception:
         logger.exception("project %s: reconcile failed", project.key)
+
+
+def _count_anew(project: ConnectedProject) -> None:
+    """Make Label Studio count what people have submitted and it has not; a failure is said."""
+    try:
+        tasks = count_anew(project.studio, project.number)
+    except StudioError as error:
+        logger.warning("project %s: annotations are not counted: %s", project.key, error)
+        return
+    if tasks:
+        logger.info(
+            "project %s: Label Studio had not counted the annotations of tasks %s: it does now",
+            project.key, ", ".join(map(str, tasks)),
+        )  # fmt: skip

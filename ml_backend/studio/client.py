@@ -45,6 +45,7 @@ __all__ = [
     "not_skipped",
     "skipped",
     "submitted_since",
+    "uncounted",
     "with_version",
 ]
 
@@ -77,6 +78,8 @@ class Project(BaseModel):
     show_collab_predictions: bool | None = None
     maximum_annotations: int | None = None
     """How many a task is to get; with more than one, some of the tasks may be to get one."""
+    skip_queue: str | None = None
+    """To whom a skipped task goes; ``IGNORE_SKIPPED``: to nobody."""
 
     @property
     def key(self) -> str:
@@ -208,6 +211,12 @@ def annotated() -> Filter:
 def not_annotated() -> Filter:
     """Tasks without any annotation but skips."""
     return _condition("total_annotations", "equal", "Number", 0)
+
+
+def uncounted() -> list[Filter]:
+    """Tasks with an annotation or a skip of which Label Studio has counted none."""
+    some = _condition("annotations_ids", "empty", "String", "False")
+    return [some, not_annotated(), not_skipped()]
 
 
 def not_skipped() -> Filter:

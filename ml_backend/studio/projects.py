@@ -23,6 +23,7 @@ from ml_backend.studio.client import (
     ids_after,
     ids_between,
 )
+from ml_backend.studio.counters import change_task
 from ml_backend.studio.task_order import BackendLink
 
 __all__ = [
@@ -253,7 +254,7 @@ def set_data(
     row = next(studio.tasks_by_id(project_id, [task_id]), None)
     if row is None or row.data | fields == row.data or row.data | (where or {}) != row.data:
         return False
-    studio.request("PATCH", f"api/tasks/{task_id}/", json={"data": row.data | fields})
+    change_task(studio, project_id, task_id, {"data": row.data | fields})
     return True
 
 
