@@ -175,7 +175,7 @@ class MemoryStudio:
                 for number, prediction in enumerate(self.imported)
                 if prediction["task"] == row["id"]
             ]
-            yield {**row, "predictions": stored}
+            yield {**row, **self._counted(row), "predictions": stored}
 
     def full_tasks_by_id(self, project_id: int, ids: Iterable[int]) -> Iterator[dict[str, Any]]:
         wanted = set(ids)
@@ -210,10 +210,14 @@ class MemoryStudio:
         row |= {"data": json.get("data", row["data"]), "updated_at": self._now}
         if json.get("total_annotations"):
             self._uncounted.discard(task)
+        return {**row, **self._counted(row)}
+
+    def _counted(self, row: dict[str, Any]) -> dict[str, Any]:
+        """What Label Studio tells of a task's annotations and their counters."""
         annotations = [
             {"was_cancelled": False, "completed_by": 1, **found} for found in row["annotations"]
         ]
-        return {**row, **self.counters(row), "annotations": annotations, "overlap": 1}
+        return {**self.counters(row), "annotations": annotations, "overlap": 1}
 
     def _found(self, filters: Sequence[Filter]) -> list[dict[str, Any]]:
         return [row for row in self._rows.values() if all(self._meets(row, f) for f in filters)]

@@ -109,6 +109,22 @@ def test_others_that_wait_for_the_worker_come_first_and_no_slice_is_left_out(
     assert explain(project, config) == 0
 
 
+def test_beside_a_round_only_the_next_few_are_told_and_the_rest_after_it(
+    make: Callable[[str], tuple[ConnectedProject, Told]],
+) -> None:
+    config = bitmask_config(["bone"], why=True)
+    project, studio = make(config)
+    adopt.adopt(project)
+    project.schedule.round("a test", 1)  # waits: nobody works here
+    assert explain(project, config) == 4
+    assert {text.partition(".")[0] for text in told(studio).values()} == {
+        f"Place {place} of 4" for place in (1, 2, 3, 4)
+    }
+    project.service.schedule.connection.flushall()
+    assert explain(project, config) > 0
+    assert len(told(studio)) == studio.changed > 4
+
+
 def test_data_of_a_config_that_does_not_show_it_is_not_touched(
     make: Callable[[str], tuple[ConnectedProject, Told]],
 ) -> None:

@@ -2,8 +2,9 @@
 
 Only where the labelling config shows the field, as those of `nextslice import` and the demo do:
 nobody else's task data is touched. It is done by each look, after the queue stands, until another
-job waits: Label Studio takes a quarter of a second for each task. A failure costs no round, and the
-next look goes on.
+job waits: Label Studio takes a quarter of a second for each task. Beside a round only the next few
+are told: its training may need that CPU, and its publication puts another queue there. A failure
+costs no round, and the next look goes on.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ __all__ = ["explain", "reasons_of"]
 logger = logging.getLogger(__name__)
 
 _MEANT = "Odd slices, even pure noise, are chosen on purpose: skip what cannot be labelled."
+_BESIDE_A_ROUND = 4
+"""So many a look: looks are half a minute apart, and people take minutes for a slice."""
 _NEXT = "Next in line, as the queue ran low."
 
 
@@ -49,10 +52,12 @@ def explain(project: ConnectedProject, label_config: str) -> int:
     texts = reasons_of(queue, folder.load(SELECTION))
     count = 0
     try:
-        for task in new:
+        for place, task in enumerate(new, start=1):
             count += set_data(project.studio, project.number, task, {WHY: texts[task]})
             done += 1
             if project.schedule.others_wait():
+                break
+            if place >= _BESIDE_A_ROUND and project.schedule.round_progress() is not None:
                 break
     except (StudioError, RedisError) as error:
         logger.warning("project %s: why slices are chosen is not shown: %s", project.key, error)

@@ -72,7 +72,7 @@ def count(project: ConnectedProject, seen: Project | None = None) -> None:
     elif may_go_on(project, published):
         project.schedule.further()
     filling.top_up(project)
-    if reason is None:  # the round that begins or runs puts another queue there, and needs the CPU
+    if reason is None:  # the round that is asked for needs the CPU, and puts another queue there
         explain(project, seen.label_config)
 
 
@@ -160,10 +160,10 @@ def reconcile(service: Service) -> None:
 def _look(project: ConnectedProject, seen: Project) -> None:
     """One project's turn of `reconcile`: its errors end here."""
     try:
+        _count_anew(project, seen)
         extra_params.follow(project, project.studio.find_backend(project.number, project.link.url))
         switching.repair(project, seen)
         protect_webhook(project)
-        _count_anew(project)
         count(project, seen)
     except NextsliceError as error:
         logger.warning("project %s: reconcile failed: %s", project.key, error)
@@ -171,14 +171,9 @@ def _look(project: ConnectedProject, seen: Project) -> None:
         logger.exception("project %s: reconcile failed", project.key)
 
 
-def _count_anew(project: ConnectedProject) -> None:
-    """Make Label Studio count what people have submitted and it has not; a failure is said."""
-    try:
-        tasks = count_anew(project.studio, project.number)
-    except StudioError as error:
-        logger.warning("project %s: annotations are not counted: %s", project.key, error)
-        return
-    if tasks:
+def _count_anew(project: ConnectedProject, seen: Project) -> None:
+    """Make Label Studio count what people have submitted and it has not."""
+    if tasks := count_anew(project.studio, seen):
         logger.info(
             "project %s: Label Studio had not counted the annotations of tasks %s: it does now",
             project.key, ", ".join(map(str, tasks)),
