@@ -323,7 +323,8 @@ class Settings(BaseSettings):
         gt=0,
         description="Minutes that one training may take: where its steps do not fit, by the pace "
         "they have, fewer are made, and the learning rate falls to its end all the same; empty: as "
-        "long as they take.",
+        "long as they take. What an expert that decides alone is taught afterwards, one to four "
+        "minutes of a core, is not counted.",
     )
     train_nice: Machine[int] = Field(
         5,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from sklearn.ensemble import RandomForestClassifier
 
 from al_strategies.evidence import Position
 from ml_backend.segmentation import pixels
@@ -222,6 +225,62 @@ def test_an_expert_that_decides_alone_tells_textures_apart(
     assert (found.argmax(1) == truth).float().mean() > 0.88
     assert found[:, 2].max() < 0.2, "a class that nobody labelled"
     assert torch.equal(found, believed(alone(), network, "t3"))
+
+
+def test_many_trees_are_those_of_one_forest_a_few_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All of them, unpruned, took 13 GB with fifty classes, and minutes without a look at what else
+    waits for the worker."""
+    rng = np.random.default_rng(0)
+    values = torch.from_numpy(rng.normal(size=(400, 6)).astype(np.float32))
+    labels = torch.from_numpy(rng.integers(3, size=400))
+    known = pixels._Taught(values, torch.nn.functional.one_hot(labels, 4).float())
+    grown: list[int] = []
+
+    class Counted(pixels._Trees):
+        def __init__(self, trees: RandomForestClassifier, *arguments: Any) -> None:
+            grown.append(trees.n_estimators)
+            super().__init__(trees, *arguments)
+
+    monkeypatch.setattr(pixels, "_Trees", Counted)
+    heard: list[tuple[str, int, int]] = []
+
+    def progress(step: str, done: int, total: int) -> None:
+        heard.append((step, done, total))
+
+    asked = torch.from_numpy(rng.normal(size=(50, 6)).astype(np.float32))
+    found = pixels._forest(asked, known, 4, PixelConfig(), 7, progress)
+
+    whole = [
+        kind(number, random_state=7)
+        .fit(values.numpy(), labels.numpy())
+        .predict_proba(asked.numpy())
+        for kind, number in pixels._FOREST.items()
+    ]
+    np.testing.assert_allclose(found[:, :3].numpy(), np.mean(whole, 0), atol=1e-6)
+    assert not found[:, 3].any(), "a class that nobody labelled"
+    assert max(grown) <= min(8, torch.get_num_threads())
+    assert len(heard) == len(grown)
+    assert heard[-1] == ("pixels", 150, 150)
+
+
+def test_an_expert_that_decides_alone_is_taught_where_the_network_is_by_then(
+    network: FullResolutionHRNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the memory of its device was full, and the CPU goes on: it failed there again, and
+    the trained network was lost."""
+    learned = learn(network, labelled(), [shown("t1")], QUICK, seed=0)
+    where: list[str] = []
+
+    def noted(expert: PixelReader, taught: list[pixels._Taught], *_: object) -> None:
+        parts = [expert.parameters(), *taught]
+        where.extend(tensor.device.type for part in parts for tensor in part)
+
+    monkeypatch.setattr(pixels, "_train", noted)
+    network.to("meta")  # stands for another device than that of the time before
+    learned.alone()
+    assert set(where) == {"meta"}
 
 
 def test_classes_that_nobody_labels_do_not_dilute_what_teaches_the_classes_alike() -> None:

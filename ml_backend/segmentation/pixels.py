@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
+from sklearn.utils import check_random_state
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -40,7 +41,10 @@ _BETTER = 0.02
 _TRIED_STEPS, _TRIED_BATCH = 150, 4096
 """Of a small network that is tried so: a second of a core for two of them."""
 _FOREST = {RandomForestClassifier: 50, ExtraTreesClassifier: 100}
-"""Unpruned trees of each kind that teach an expert that decides alone: a minute of a core."""
+"""Unpruned trees of each kind that teach an expert that decides alone: one to four minutes of a
+core on a few classes, ten on fifty."""
+_AT_ONCE = 8
+"""Most of them that are held: 135 MB each where fifty classes are hard to tell apart."""
 
 
 @dataclass(frozen=True)
@@ -111,11 +115,19 @@ def learn(
         told = _Taught(asked, _agreed([believe(asked) for believe in teachers]))
         expert = _expert(network.classes, [known, told], config, 2, progress)
 
+    kept = _Taught(known.values.cpu(), known.targets.cpu())
+    shown = asked.cpu()
+
     def alone() -> PixelReader:
-        told = _Taught(asked, _forest(asked, known, network.classes, config, seed))
+        there = network.middle.device  # by now: where memory is full, it is another
+        believed = _forest(shown, kept, network.classes, config, seed, progress)
         half = replace(config, batch=config.batch // 2)
-        with seeded(seed, device):
-            return _expert(network.classes, [known, told], half, 8, progress)
+        taught = [
+            _Taught(part.values.to(there), part.targets.to(there))
+            for part in (kept, _Taught(shown, believed))
+        ]
+        with seeded(seed, there):
+            return _expert(network.classes, taught, half, 8, progress)
 
     return Learned(expert, noise, unseen, alone)
 
@@ -276,13 +288,28 @@ def _teachers(
     return [*networks, _Trees(trees, known, classes, config)]
 
 
-def _forest(values: Tensor, known: _Taught, classes: int, config: PixelConfig, seed: int) -> Tensor:
+def _forest(
+    values: Tensor,
+    known: _Taught,
+    classes: int,
+    config: PixelConfig,
+    seed: int,
+    progress: Progress | None,
+) -> Tensor:
     """What many trees of both kinds, as they grow, believe of ``values``: (n, classes)."""
-    beliefs = [  # one kind after the other: they take memory
-        _Trees(kind(number, random_state=seed), known, classes, config)(values)
-        for kind, number in _FOREST.items()
-    ]
-    return torch.stack(beliefs).mean(0)
+    believed = values.new_zeros((len(values), classes))
+    at_once = min(_AT_ONCE, torch.get_num_threads())
+    done = 0
+    for kind, number in _FOREST.items():
+        state = check_random_state(seed)  # one for all: the trees of one forest
+        for first in range(0, number, at_once):  # unpruned, all of them may take many GB
+            few = kind(min(at_once, number - first), random_state=state)
+            share = few.n_estimators / number
+            believed += share * _Trees(few, known, classes, config)(values)
+            done += few.n_estimators
+            if progress is not None:
+                progress("pixels", done, sum(_FOREST.values()))
+    return believed / len(_FOREST)
 
 
 class _Trees:
