@@ -6,6 +6,7 @@ On a real Redis and store; on a real Label Studio: tests/integration/test_queue.
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -32,7 +33,7 @@ from ml_backend.rounds.schedule import LOCKS
 from ml_backend.rounds.service import Service
 from ml_backend.settings import Settings
 from ml_backend.studio import task_order
-from ml_backend.studio.client import Backend
+from ml_backend.studio.client import Backend, Project
 from ml_backend.studio.label_config import bitmask_config
 from ml_backend.studio.task_order import LIVE_SCORE
 from tests.memory_studio import MemoryStudio
@@ -294,6 +295,24 @@ def test_classes_that_change_while_it_is_taken_off_retire_nothing(
 
     assert not project.service.store.exists(project.folder.path)
     assert (project.studio.imported, project.studio.fields) == (there, fields)
+
+
+def test_a_look_during_which_it_is_taken_off_ends_in_a_word(
+    project: Queue, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the look reads next is not there: not the step that writes it, the project is gone."""
+    off, seen = take_off(project), project.in_studio()
+
+    def in_studio() -> Project:
+        off()
+        return seen
+
+    monkeypatch.setattr(project, "in_studio", in_studio)
+    monkeypatch.setattr(jobs, "_project", lambda key: project)
+    with caplog.at_level(logging.INFO):
+        jobs.count(KEY)
+    assert "it was taken off meanwhile" in caplog.text
+    assert not project.service.store.exists(project.folder.path)
 
 
 @pytest.mark.parametrize("switched", [True, False])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -51,6 +52,24 @@ def test_a_round_that_somebody_is_at_is_running(project: ConnectedProject) -> No
         assert _begun(1, project_overview(project)).startswith("running")
     assert _begun(1, project_overview(project)) == "waiting to go on"
     assert _begun(9, project_overview(project)) == "left"
+
+
+def test_a_look_at_a_project_that_is_taken_off_meanwhile_does_not_make_its_folder_anew(
+    project: ConnectedProject, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It was there and empty, and the folder that was moved back lay inside."""
+    folder = Path(project.settings.store, project.folder.path)
+    count = Studio.count_tasks
+
+    def moved(studio: Studio, number: int, filters: Sequence[Filter] = ()) -> int:
+        if folder.exists():
+            folder.rename(tmp_path / "taken-off")
+        return count(studio, number, filters)
+
+    monkeypatch.setattr(Studio, "count_tasks", moved)
+    project_overview(project)
+    assert (tmp_path / "taken-off").exists()
+    assert not folder.exists()
 
 
 def test_how_far_it_is_to_the_next_round(project: ConnectedProject) -> None:

@@ -26,6 +26,7 @@ from ml_backend.rounds.pending import draw_pending
 from ml_backend.rounds.project import ConnectedProject, TakenOff
 from ml_backend.rounds.schedule import Schedule, outlast_restarts
 from ml_backend.rounds.service import Service
+from ml_backend.rounds.store import StoreError
 from ml_backend.rounds.unreadable import UnreadableSlices
 from ml_backend.settings import Settings, configure_logging
 from ml_backend.studio.client import StudioError
@@ -102,12 +103,14 @@ def _ours(key: str) -> ConnectedProject | None:
 
 
 @contextmanager
-def _unless_taken_off(key: str) -> Iterator[None]:
+def _unless_taken_off(project: ConnectedProject) -> Iterator[None]:
     """The work of a job, which ends where the project is taken off meanwhile."""
     try:
         yield
-    except TakenOff as error:
-        logger.info("project %s: %s", key, error)
+    except StoreError as error:
+        if not isinstance(error, TakenOff) and project.adopted:
+            raise
+        logger.info("project %s: it was taken off meanwhile: %s", project.key, error)
 
 
 def adopt(key: str, backend_url: str | None) -> None:
@@ -121,14 +124,15 @@ def adopt(key: str, backend_url: str | None) -> None:
     except (adoption.NotConnected, LabelConfigError, StudioError) as error:
         logger.warning("%s", error)
         return
-    reconciliation.count(project)
+    with _unless_taken_off(project):
+        reconciliation.count(project)
 
 
 def count(key: str) -> None:
     """Something changed in the project: look, and act on it."""
     project = _ours(key)
     if project is not None:
-        with _unless_taken_off(key):
+        with _unless_taken_off(project):
             reconciliation.count(project)
 
 
@@ -136,7 +140,7 @@ def start(key: str) -> None:
     """A person asked for a training now."""
     project = _ours(key)
     if project is not None:
-        with _unless_taken_off(key):
+        with _unless_taken_off(project):
             reconciliation.request_start(project)
             reconciliation.count(project)
 
@@ -145,7 +149,7 @@ def tidy(key: str) -> None:
     """Remove what is no longer served."""
     project = _ours(key)
     if project is not None:
-        with _unless_taken_off(key):
+        with _unless_taken_off(project):
             tidying.tidy(project)
 
 
@@ -155,7 +159,7 @@ def masks(key: str) -> None:
     if project is None:
         return
     try:
-        with _unless_taken_off(key):
+        with _unless_taken_off(project):
             draw_pending(project, _job_progress(project.settings))
     except UnreadableSlices as error:  # the next look asks for them again
         logger.warning("project %s: %s", key, error)
@@ -169,7 +173,7 @@ def further(key: str) -> None:
     from ml_backend.rounds.going_on import go_on  # with all of torch
 
     try:
-        with _unless_taken_off(key):
+        with _unless_taken_off(project):
             if go_on(project, _job_progress(project.settings)):
                 project.schedule.tidy()
     except UnreadableSlices as error:  # a look asks for it again
