@@ -53,9 +53,9 @@ def _store(service: Service) -> str | None:
 def _workers(service: Service, kind: Kind) -> str | None:
     schedule, settings = service.schedule, service.settings
     try:
+        check_queues(schedule, settings)  # others drop what they take of our jobs
         if our_workers(schedule, settings, kind):
             return None
-        check_queues(schedule, settings)  # ours would not start beside others
     except RedisError:
         return f"Whether a {kind} worker listens is not known: Redis does not answer."
     return f"No {kind} worker listens. Start one: nextslice worker {kind}."
