@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -180,7 +180,10 @@ class Forgetful(ThreadingHTTPServer):
     """Project 1 of a Label Studio that answers 201 and has not stored all of it.
 
     ``lost``: for each of the next imports, what of it is lost: "annotations" of all tasks, the last
-    "task", the last "prediction", the last "file"; after that, nothing is.
+    "task", the last "prediction", the last "file"; after that, nothing is. "answer": all is stored,
+    and as the answer is lost, it is stored once more; with "annotations and answer", bare at first.
+    ``drafted``: tasks on which somebody keeps a draft. ``meanwhile`` is called after the first of
+    two such attempts.
     """
 
     def __init__(self) -> None:
@@ -188,6 +191,8 @@ class Forgetful(ThreadingHTTPServer):
         self.tasks: list[dict[str, Any]] = []
         self.files: list[str] = []
         self.lost: list[str] = []
+        self.drafted: set[int] = set()
+        self.meanwhile: Callable[[], None] = lambda: None
 
     def loses(self) -> str:
         return self.lost.pop(0) if self.lost else ""
@@ -203,7 +208,8 @@ class Forgetting(Answering):
             self.answer(200, rows)
             return
         asked = json.loads(parse_qs(query)["query"][0])
-        found = [task for task in self.server.tasks if meets(task, asked.get("filters"))]
+        found = [self.listed(task) for task in self.server.tasks]
+        found = [task for task in found if meets(task, asked.get("filters"))]
         if asked["ordering"] == ["-tasks:id"]:
             found = found[::-1]
         shown = found[: int(parse_qs(query)["page_size"][0])]
@@ -220,26 +226,44 @@ class Forgetting(Answering):
         else:
             self.add(self.body())
 
+    def do_DELETE(self) -> None:
+        task = int(self.path.strip("/").rpartition("/")[2])
+        self.server.tasks[:] = [row for row in self.server.tasks if row["id"] != task]
+        self.answer(204, None)
+
     def add(self, rows: list[dict[str, Any]]) -> None:
         lost = self.server.loses()
+        bare = [{"data": row["data"]} for row in rows]
+        if lost.endswith("answer"):
+            self.store(bare if lost.startswith("annotations") else rows)
+            self.server.meanwhile()
         if lost == "task":
             rows = rows[:-1]
-        if lost == "annotations":
-            rows = [{"data": row["data"]} for row in rows]
+        new = self.store(bare if lost == "annotations" else rows)
+        counted = sum(len(task["annotations"]) for task in new)
+        ids = [task["id"] for task in new]
+        self.answer(201, {"task_count": len(new), "annotation_count": counted, "task_ids": ids})
+
+    def listed(self, task: dict[str, Any]) -> dict[str, Any]:
+        """As the Data Manager has it: annotations that were imported have been saved by nobody, and
+        what this server has counted is wrong."""
+        annotations = [{"updated_by": None, **one} for one in task["annotations"]]
+        drafted = task["id"] in self.server.drafted
+        return {**task, "annotations": annotations, "draft_exists": drafted}
+
+    def store(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         new = []
         for row in rows:
             task = {
-                "id": len(self.server.tasks) + 1,
+                "id": 1 + max((task["id"] for task in self.server.tasks), default=0),
+                "data": row["data"],
                 "predictions": [],
-                "annotations": [],
-                **row,
+                "annotations": list(row.get("annotations", ())),
                 "updated_at": "2026-11-26T18:17:57Z",
             }
             self.server.tasks.append(task)
             new.append(task)
-        counted = sum(len(task["annotations"]) for task in new)
-        ids = [task["id"] for task in new]
-        self.answer(201, {"task_count": len(new), "annotation_count": counted, "task_ids": ids})
+        return new
 
     def annotate(self, task: int, annotation: dict[str, Any]) -> None:
         if self.server.loses() != "annotations":
@@ -272,6 +296,8 @@ def meets(task: dict[str, Any], filters: dict[str, Any] | None) -> bool:
             met = task["id"] in value
         elif field == "predictions_model_versions":
             met = any(p["model_version"] in value for p in task["predictions"])
+        elif field == "draft_exists":
+            met = task["draft_exists"] == (value == "True")
         else:
             met = field == "total_annotations" and not task["annotations"]
         if not met:
@@ -329,6 +355,72 @@ def test_what_somebody_submits_before_annotations_are_sent_again_counts(
 
     stored = [task["annotations"] for task in forgetful.tasks]
     assert stored == [*(row["annotations"] for row in ROWS[:5]), [drawn]]
+
+
+@pytest.mark.parametrize("lost", ["answer", "annotations and answer"])
+def test_tasks_that_an_attempt_left_are_deleted(
+    forgetful: Forgetful, talking: Studio, lost: str
+) -> None:
+    forgetful.lost = [lost]
+
+    import_tasks(talking, 1, ROWS)
+
+    stored = [(task["data"], task["annotations"]) for task in forgetful.tasks]
+    assert stored == [(row["data"], row["annotations"]) for row in ROWS]
+
+
+@pytest.mark.parametrize("lost", ["answer", "annotations and answer"])
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        {"result": [{"drawn": "by a person"}], "updated_by": 2},
+        {"result": [], "was_cancelled": True, "updated_by": 2},
+        {"result": [{"z": 2}], "updated_by": 2},  # the imported one, approved as it is
+        {"result": [{"z": 1}]},  # of another import
+        None,
+    ],
+    ids=["submitted", "skipped", "approved", "imported", "begun"],
+)
+def test_a_task_of_an_attempt_that_somebody_has_touched_stays(
+    forgetful: Forgetful,
+    talking: Studio,
+    lost: str,
+    annotation: dict[str, Any] | None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Whatever Label Studio has counted: here, nothing."""
+
+    def person() -> None:
+        if annotation is None:
+            forgetful.drafted.add(3)
+        else:
+            forgetful.tasks[2]["annotations"] = [annotation]
+
+    forgetful.lost, forgetful.meanwhile = [lost], person
+
+    import_tasks(talking, 1, ROWS)
+
+    assert [task["id"] for task in forgetful.tasks] == [3, *range(7, 13)]
+    assert annotation is None or forgetful.tasks[0]["annotations"] == [annotation]
+    assert "project 1: task 3 is a double that an attempt" in caplog.text
+
+
+def test_a_person_is_seen_until_right_before_a_task_is_deleted(
+    forgetful: Forgetful, talking: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forgetful.lost = ["answer"]
+    request, drawn = talking.request, {"result": [], "updated_by": 2}
+
+    def beside(method: str, path: str, **options: Any) -> Any:
+        if (method, path) == ("DELETE", "api/tasks/1/"):
+            forgetful.tasks[1]["annotations"] = [drawn]
+        return request(method, path, **options)
+
+    monkeypatch.setattr(talking, "request", beside)
+
+    import_tasks(talking, 1, ROWS)
+
+    assert [task["id"] for task in forgetful.tasks] == [2, *range(7, 13)]
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ __all__ = [
     "ids_between",
     "ids_in",
     "not_annotated",
+    "not_drafted",
     "not_skipped",
     "skipped",
     "submitted_since",
@@ -232,6 +233,11 @@ def skipped() -> Filter:
 def drafted() -> Filter:
     """Tasks on which somebody keeps an unsubmitted draft (postponed ones included)."""
     return _condition("draft_exists", "equal", "Boolean", "True")
+
+
+def not_drafted() -> Filter:
+    """Tasks on which nobody keeps an unsubmitted draft."""
+    return _condition("draft_exists", "equal", "Boolean", "False")
 
 
 def with_version(version: str) -> Filter:
@@ -509,11 +515,11 @@ class Studio:
     def full_tasks(
         self, project_id: int, filters: Sequence[Filter] = ()
     ) -> Iterator[dict[str, Any]]:
-        """The same with annotations, drafts and predictions, as JSON."""
+        """The same with annotations, predictions and the token's user's own drafts, as JSON."""
         return self._pages(project_id, filters, "all", ANNOTATED_PAGE)
 
     def full_tasks_by_id(self, project_id: int, ids: Iterable[int]) -> Iterator[dict[str, Any]]:
-        """Those of the tasks ``ids`` that exist, with annotations, drafts and predictions."""
+        """Those of the tasks ``ids`` that exist, with what `full_tasks` tells."""
         rest = iter(ids)
         while batch := list(islice(rest, _IDS_PER_REQUEST)):
             yield from self.full_tasks(project_id, [ids_in(batch)])

@@ -19,9 +19,10 @@ from ml_backend.studio.client import (
     Project,
     Studio,
     StudioError,
-    drafted,
     ids_after,
     ids_between,
+    ids_in,
+    not_drafted,
 )
 from ml_backend.studio.counters import change_task
 from ml_backend.studio.task_order import BackendLink
@@ -227,16 +228,37 @@ def _delete_task_attempts(
     studio: Studio, project_id: int, where: list[Filter], rows: Sequence[dict[str, Any]]
 ) -> None:
     """Delete the tasks that are one of ``rows`` as it was sent; not one that somebody touched."""
-    attempts = list(studio.tasks(project_id, where))
-    if not attempts:
-        return
-    drawn_on = {task.id for task in studio.tasks(project_id, [*where, drafted()])}
-    for task in attempts:
-        sent = [len(_annotations(row)) for row in rows if row["data"] == task.data]
-        # Fewer annotations than sent: Label Studio counts them after storing them.
-        touched = task.id in drawn_on or task.cancelled_annotations
-        if len(sent) == 1 and task.total_annotations <= sent[0] and not touched:
+    for task in list(studio.tasks(project_id, where)):
+        sent = [row for row in rows if row["data"] == task.data]
+        if len(sent) != 1:
+            continue
+        if _is_as_sent(studio, project_id, task.id, sent[0]):
             studio.request("DELETE", f"api/tasks/{task.id}/")
+        else:
+            logger.warning(
+                "project %s: task %s is a double that an attempt at the import left, and somebody "
+                "has worked on it: it is not deleted",
+                project_id,
+                task.id,
+            )
+
+
+def _is_as_sent(studio: Studio, project_id: int, task_id: int, row: dict[str, Any]) -> bool:
+    """Whether the task is ``row``, or less of it, and nobody's work is on it.
+
+    By its annotations and everybody's drafts, in one request: the counters do not tell whose
+    annotations they count, and not of all. A submitted, skipped or updated annotation names who
+    saved it (``updated_by``), an imported one nobody.
+    """
+    results = [annotation["result"] for annotation in _annotations(row)]
+    return any(
+        found["data"] == row["data"]
+        and all(
+            annotation.get("updated_by", "unknown") is None and annotation["result"] in results
+            for annotation in found["annotations"]
+        )
+        for found in studio.full_tasks(project_id, [ids_in([task_id]), not_drafted()])
+    )
 
 
 def set_data(

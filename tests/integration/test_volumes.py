@@ -26,11 +26,13 @@ from ml_backend.rounds.artefacts import DATASET
 from ml_backend.rounds.project import ConnectedProject, find_project
 from ml_backend.rounds.service import Service
 from ml_backend.rounds.source import ProjectSource
+from ml_backend.studio.annotations import regions
 from ml_backend.studio.client import Studio, StudioError
 from ml_backend.studio.label_config import bitmask_config, parse_label_config
 from ml_backend.studio.projects import (
     create_project,
     delete_project,
+    import_tasks,
     projects_called,
     upload_images,
 )
@@ -39,7 +41,7 @@ from ml_backend.volumes.phantom import CLASSES, PhantomSample
 from ml_backend.volumes.volume import VolumeError, VolumeSpec
 from ml_backend.volumes.window import render
 from tests.conftest import REPOSITORY
-from tests.integration.conftest import K, LiveProject
+from tests.integration.conftest import K, LiveProject, disc, invite
 
 pytestmark = pytest.mark.integration
 
@@ -418,6 +420,54 @@ def test_the_example_script_puts_a_folder_into_one_project(
         assert ConnectedProject(service, project.key).published is not None, "connected and adopted"
     finally:
         session.call("DELETE", f"/api/projects/{project.id}/")
+
+
+def test_doubles_of_an_import_are_deleted_but_for_those_that_people_have_touched(
+    service: Service,
+    session: Session,
+    make_project: Callable[..., LiveProject],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Label Studio repeats an import that it had stored; people have begun with the first."""
+    project = make_project(slices=0, connect=False)
+    studio = service.studio
+    config = parse_label_config(studio.project(project.number).label_config)
+    (colleague,) = invite(session, ["colleague"])
+    drawn = regions(disc(3)[1], config)
+    rows = [
+        {"data": {"image": f"/{z}.png", "z": z}, "annotations": [{"result": labels}]}
+        for z, labels in enumerate([drawn, [], drawn, [], drawn, drawn, []])
+    ]
+    rows += [{"data": {"image": f"/{z}.png", "z": z}} for z in range(7, 11)]
+    request, doubles = studio.request, list[int]()
+
+    def repeat(method: str, path: str, **options: Any) -> Any:
+        if path.endswith("/import") and not doubles:
+            doubles.extend(request(method, path, **options)["task_ids"])
+            approved, other = annotations(doubles[2]), annotations(doubles[3])
+            colleague.json("PATCH", f"/api/annotations/{approved}/", json={"result": drawn})
+            colleague.json("PATCH", f"/api/annotations/{other}/", json={"result": drawn})
+            for task, body in {4: {"result": drawn}, 7: {"result": []}}.items():
+                colleague.json("POST", f"/api/tasks/{doubles[task]}/annotations/", json=body)
+            skipped = {"result": [], "was_cancelled": True}
+            colleague.json("POST", f"/api/tasks/{doubles[8]}/annotations/", json=skipped)
+            for task in (5, 9):
+                begun = {"result": drawn, "lead_time": 1}
+                colleague.json("POST", f"/api/tasks/{doubles[task]}/drafts", json=begun)
+        return request(method, path, **options)
+
+    def annotations(task: int) -> int:
+        (found,) = next(studio.full_tasks_by_id(project.number, [task]))["annotations"]
+        return int(found["id"])
+
+    monkeypatch.setattr(studio, "request", repeat)
+
+    import_tasks(studio, project.number, rows)
+
+    there = [row.id for row in studio.tasks(project.number)]
+    left = [doubles[z] for z in (2, 3, 4, 5, 7, 8, 9)]
+    assert there[: len(left)] == left
+    assert len(there) == len(left) + len(rows)
 
 
 def broken(folder: Path) -> dict[str, Path]:
