@@ -44,7 +44,7 @@ from ml_backend.studio.projects import (
     annotate,
     check_title,
     create_project,
-    delete_project,
+    delete_untouched,
     import_tasks,
     projects_called,
     set_data,
@@ -145,7 +145,8 @@ def import_volume(
 
     Raises VolumeError (a file, the roots, slices that are not there, labels that do not fit) and
     LabelConfigError before anything is created, StudioError when Label Studio refuses; a project
-    that was created for a file that turns out to be broken while it is uploaded is deleted again.
+    that was created for a file that turns out to be broken while it is uploaded is deleted again,
+    unless it has annotations by then, also of the label volume, or anything else of somebody's.
     """
     try:
         return _import_oriented(service, request, progress, oriented=True)
@@ -234,12 +235,10 @@ class _Import:
             self._move(project)
             added = self._annotate(project, config, labelled)
             annotated = self._create(project, config, missing, window)
-        except VolumeError:
-            if created:
-                delete_project(self.studio, project.id)
-            raise
         except BaseException as error:
-            self._say_what_is_left(project, created, error)
+            broken = isinstance(error, VolumeError)
+            if not (broken and created and self._deleted(project)):
+                self._say_what_is_left(project, created, error)
             raise
         if self.request.connect:
             try:
@@ -262,6 +261,17 @@ class _Import:
             stored=self.volume.stored,
             sides=sides(self.volume),
         )
+
+    def _deleted(self, project: Project) -> bool:
+        """Delete the project that was made for a broken file, unless somebody has worked in it
+        since; whether that was done."""
+        try:
+            if self.studio.project(project.id) != project:
+                return False
+            return delete_untouched(self.studio, project.id, self._added)
+        except StudioError as error:
+            logger.warning("project %s is not deleted: %s", project.id, error)
+            return False
 
     def _say_what_is_left(self, project: Project, created: bool, error: BaseException) -> None:
         """Nobody should find half an import later and wonder."""

@@ -307,12 +307,12 @@ def test_a_slice_that_somebody_takes_while_labels_are_added_is_left(
     request = imported.studio.request
     sent: list[str] = []
 
-    def beside(method: str, path: str, **options: Any) -> None:
+    def beside(method: str, path: str, **options: Any) -> Any:
         if method == "POST":
             sent.append(path)
             if len(sent) == 1:
                 person(imported.studio)
-        request(method, path, **options)
+        return request(method, path, **options)
 
     monkeypatch.setattr(imported.studio, "request", beside)
 
@@ -321,7 +321,10 @@ def test_a_slice_that_somebody_takes_while_labels_are_added_is_left(
     assert [len(rows[z]) for z in range(SLICES)] == [1, 1, 1, 1, 1, left]
 
 
-@pytest.mark.parametrize("failure", [StudioError("Label Studio is gone."), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "failure",
+    [StudioError("Label Studio is gone."), VolumeError("Page 5 is damaged."), KeyboardInterrupt()],
+)
 def test_what_a_failure_leaves_is_said(
     imported: Imported,
     failure: BaseException,

@@ -47,6 +47,7 @@ __all__ = [
     "skipped",
     "submitted_since",
     "uncounted",
+    "untouched",
     "with_version",
 ]
 
@@ -238,6 +239,11 @@ def drafted() -> Filter:
 def not_drafted() -> Filter:
     """Tasks on which nobody keeps an unsubmitted draft."""
     return _condition("draft_exists", "equal", "Boolean", "False")
+
+
+def untouched() -> list[Filter]:
+    """Tasks without an annotation, a skip or a draft, whatever Label Studio has counted."""
+    return [_condition("annotations_ids", "empty", "String", "True"), not_drafted()]
 
 
 def with_version(version: str) -> Filter:

@@ -23,6 +23,7 @@ from ml_backend.studio.client import (
     ids_between,
     ids_in,
     not_drafted,
+    untouched,
 )
 from ml_backend.studio.counters import change_task
 from ml_backend.studio.task_order import BackendLink
@@ -33,6 +34,7 @@ __all__ = [
     "check_title",
     "create_project",
     "delete_project",
+    "delete_untouched",
     "import_tasks",
     "make_interactive",
     "projects_called",
@@ -100,13 +102,24 @@ def _delete_project_attempt(studio: Studio, project_id: int, made: dict[str, Any
     """Delete a project that was to be ``made``; not one of somebody else, or with a task."""
     found = studio.request("GET", f"api/projects/{project_id}/")
     ours = all(found[name] == made[name] for name in ("created_by", "label_config"))
-    if ours and next(studio.tasks(project_id), None) is None:
-        delete_project(studio, project_id)
+    if ours:
+        delete_untouched(studio, project_id, tasks=0)
 
 
 def delete_project(studio: Studio, project_id: int) -> None:
-    """Delete a project with all its tasks."""
+    """Delete a project with all its tasks, whatever is on them."""
     studio.request("DELETE", f"api/projects/{project_id}/")
+
+
+def delete_untouched(studio: Studio, project_id: int, tasks: int) -> bool:
+    """Delete a project of so many ``tasks``; whether that was done. Not one that has others too, or
+    where any was annotated, skipped or begun."""
+    # Two short queries of what is there, also of annotations: counters may be wrong, and while all
+    # tasks were read one by one, somebody would submit.
+    if not tasks == studio.count_tasks(project_id) == studio.count_tasks(project_id, untouched()):
+        return False
+    delete_project(studio, project_id)
+    return True
 
 
 def projects_called(studio: Studio, title: str) -> list[Project]:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from ml_backend.studio.projects import (
 from ml_backend.volumes.opening import ReadOptions, open_volume, write_volume
 from ml_backend.volumes.phantom import CLASSES, PhantomSample
 from ml_backend.volumes.volume import VolumeError, VolumeSpec
-from ml_backend.volumes.window import render
+from ml_backend.volumes.window import Window, render
 from tests.conftest import REPOSITORY
 from tests.integration.conftest import K, LiveProject, disc, invite
 
@@ -493,6 +494,75 @@ def test_a_broken_file_is_one_error_and_no_project(service: Service, volumes: Pa
             import_volume(service, ImportRequest(path, labels=LABELS, title=f"broken {what}"))
         assert path.name in str(failed.value)
         assert not projects_called(service.studio, f"broken {what}"), what
+
+
+@pytest.mark.parametrize(
+    ("touch", "deleted"),
+    [
+        (None, True),
+        ("submit", False),
+        ("skip", False),
+        ("begin", False),
+        ("import", False),
+        ("config", False),
+        ("labels", False),
+    ],
+    ids=["nobody", "submitted", "skipped", "begun", "imported beside", "config", "label volume"],
+)
+def test_a_file_that_is_damaged_in_the_middle_leaves_a_project_where_somebody_is_at_work(
+    service: Service,
+    session: Session,
+    volumes: Path,
+    touch: str | None,
+    deleted: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    title = f"damaged, {touch}"
+    path = volumes / "damaged" / f"{touch}.h5"
+    path.parent.mkdir(exist_ok=True)
+    with h5py.File(path, "w") as file:
+        chunks = {"chunks": (1, HEIGHT, WIDTH), "compression": "gzip"}
+        file.create_dataset("data", data=explant(1)[0], **chunks)
+        file["data"].id.write_direct_chunk((9, 0, 0), b"damaged")
+    monkeypatch.setattr(volume_import, "_FILES_PER_REQUEST", 2)
+    monkeypatch.setattr(volume_import, "_TASKS_PER_REQUEST", 2)
+    (colleague,) = invite(session, ["colleague"])
+
+    def person(step: str, done: int, total: int) -> None:
+        if (step, done) != ("import", 4):
+            return
+        (made,) = projects_called(service.studio, title)
+        task = f"/api/tasks/{next(service.studio.tasks(made.id)).id}"
+        if touch == "submit":
+            colleague.json("POST", f"{task}/annotations/", json={"result": []})
+        elif touch == "skip":
+            skipped = {"result": [], "was_cancelled": True}
+            colleague.json("POST", f"{task}/annotations/", json=skipped)
+        elif touch == "begin":
+            colleague.json("POST", f"{task}/drafts", json={"result": [], "lead_time": 1})
+        elif touch == "import":
+            import_tasks(service.studio, made.id, [{"data": {"image": "/another.png"}}])
+        elif touch == "config":
+            config = {"label_config": bitmask_config([*LABELS, "marrow"])}
+            colleague.json("PATCH", f"/api/projects/{made.id}/", json=config)
+
+    window = Window(0, 4000)
+    asked = ImportRequest(
+        path, labels=LABELS, title=title, window=window, upload=True, connect=False
+    )
+    if touch == "labels":
+        labels = write(volumes / "damaged" / "labels.npy", explant(1)[1])
+        asked = replace(asked, with_labels=labels)
+    with pytest.raises(VolumeError, match="cannot be read") as failed:
+        import_volume(service, asked, person)
+
+    left = projects_called(service.studio, title)
+    assert bool(left) == (not deleted)
+    for project in left:
+        said = f"Project {project.id} ({title}) was made: 6 of 12 slices are added. The same"
+        assert said in str(failed.value)
+        session.call("DELETE", f"/api/projects/{project.id}/")
+    assert left or "was made" not in str(failed.value)
 
 
 def test_what_does_not_fit_is_said_before_anything_is_created(
