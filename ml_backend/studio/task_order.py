@@ -305,6 +305,20 @@ def switched(studio: Studio, project: Project, link: BackendLink | None, version
     return backend is None or (there and backend.title == version)
 
 
+def _move(studio: Studio, seen: Project, link: BackendLink | None, version: str) -> None:
+    """One try at `switch`; ``seen``: the project a moment ago."""
+    backend = studio.find_backend(seen.id, link.url) if link else None
+    by_title = backend is not None and version != backend.title == seen.model_version
+    moves = seen.model_version != version and not by_title
+    project_first = moves and _has_predictions(studio, seen.id, version)
+    if project_first:
+        studio.update_project(seen.id, model_version=version)
+    if backend is not None and link is not None and backend.title != version:
+        _rename(studio, seen.id, backend, link, version)
+    if moves and not project_first:
+        studio.update_project(seen.id, model_version=version)
+
+
 def switch(
     studio: Studio,
     project_id: int,
@@ -314,32 +328,29 @@ def switch(
     attempts: int = 20,
     pause_s: float = 0.3,
 ) -> None:
-    """Make ``version`` current: project first, then the backend's title, then verify.
+    """Make ``version`` current, project and backend's title, then verify: two looks in a row must
+    agree. Raises StudioError when they never do.
 
-    The order matters. Renaming the backend alone also moves the project, but every opened task
-    ends in a full ``save()`` of the backend that can put the old title back; after that the next
-    rename no longer moves the project. Two looks in a row must agree. Raises StudioError when they
-    never do.
+    Where the backend's title is the project's version, a new title moves the project too, and
+    writes nothing else of it. A change of the project writes its whole row as it was read some
+    100 ms before, and puts back what a person saved meanwhile: it is made only where a new title
+    would not move the project. That is so without a backend, after somebody moved one of the two,
+    and after a race: every opened task ends in a full ``save()`` of the backend, which can put the
+    old title back. Then the project comes first, so that the queue moves however often that is.
 
     A version without a stored prediction, since nothing is left to annotate, is refused by the
     project until a backend has it as its title: then the backend comes first.
     """
     agreed = 0
     for attempt in range(attempts):
-        if switched(studio, studio.project(project_id), link, version):
+        seen = studio.project(project_id)
+        if switched(studio, seen, link, version):
             agreed += 1
             if agreed == 2:
                 return
         else:
             agreed = 0
-            backend = studio.find_backend(project_id, link.url) if link else None
-            project_first = _has_predictions(studio, project_id, version)
-            if project_first:
-                studio.update_project(project_id, model_version=version)
-            if backend is not None and link is not None and backend.title != version:
-                _rename(studio, project_id, backend, link, version)
-            if not project_first:
-                studio.update_project(project_id, model_version=version)
+            _move(studio, seen, link, version)
             if attempt:
                 logger.info("project %s: switch to %s again (%d)", project_id, version, attempt)
         time.sleep(pause_s * agreed)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, ClassVar
 
 import pytest
 import requests
@@ -24,6 +26,7 @@ from ml_backend.studio.client import StudioError, not_annotated, with_version
 from ml_backend.studio.label_config import bitmask_config
 from ml_backend.studio.projects import register_backend, set_data
 from ml_backend.studio.task_order import BackendLink
+from tests.http_server import serving
 from tests.integration.conftest import (
     CLASSES,
     PUBLISHED_TTL_S,
@@ -203,6 +206,128 @@ def test_a_switch_wins_against_clients_that_open_tasks(
         stop.set()
         opener.join()
     assert versions_agree(project, stack)
+
+
+@pytest.fixture
+def switchable(make_project: MakeProject, stack: Stack) -> Iterator[LiveProject]:
+    """A project with predictions of two versions, which nobody else switches."""
+    project = make_project(4)
+    wait_until(lambda: versions_agree(project, stack), "one version everywhere", 30)
+    task = next(iter(project.studio.tasks(project.number))).id
+    project.studio.import_predictions(
+        project.number,
+        [{"task": task, "model_version": v, "score": 0.5, "result": []} for v in TWO_VERSIONS],
+    )
+    with project.schedule.alone("switch", wait=True):
+        yield project
+
+
+TWO_VERSIONS = [task_order.round_version(900 + i, "abcdef") for i in range(2)]
+
+
+def title_and_version(project: LiveProject) -> tuple[str | None, str | None]:
+    backend = project.studio.find_backend(project.number, project.link.url)
+    return backend.title if backend else None, project.in_studio().model_version
+
+
+def test_a_switch_changes_the_project_only_where_a_new_title_would_not(
+    switchable: LiveProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A change writes the project's whole row as it was read a moment before."""
+    studio, number, link = switchable.studio, switchable.number, switchable.link
+    old, new = TWO_VERSIONS
+    (backend,) = studio.backends(number)
+    call = studio.call
+    for title, version, changes in (
+        (old, old, 0),
+        (old, new, 0),  # a task was opened during the switch
+        (new, old, 1),  # a person chose a version in the settings
+        ("my model", "my model", 0),  # a person renamed the backend: the version goes with it
+        ("my model", old, 1),
+        (old, "", 1),
+        (None, old, 1),  # a person removed the backend
+    ):
+        if title is None:
+            studio.sdk.ml.delete(backend.id)
+        else:
+            task_order._rename(studio, number, backend, link, title)
+        if studio.project(number).model_version != version:
+            studio.update_project(number, model_version=version)
+        assert title_and_version(switchable) == (title, version)
+        asked: list[str] = []
+
+        def counted(what: str, *arguments: Any, said: list[str] = asked, **fields: Any) -> Any:
+            said.append(what)
+            return call(what, *arguments, **fields)
+
+        monkeypatch.setattr(studio, "call", counted)
+        task_order.switch(studio, number, link, new)
+        monkeypatch.undo()
+
+        assert title_and_version(switchable) == (title and new, new)
+        assert asked.count(f"update project {number}") == changes
+
+
+class SlowSetup(BaseHTTPRequestHandler):
+    """An ML backend during whose /setup, while Label Studio changes its title, a person saves."""
+
+    saves: ClassVar[Callable[[], None] | None] = None
+
+    def do_GET(self) -> None:
+        self._answer({"status": "UP"})
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path == "/setup" and SlowSetup.saves is not None:
+            SlowSetup.saves()
+        self._answer({"model_version": "any"})
+
+    def _answer(self, body: dict[str, str]) -> None:
+        sent = json.dumps(body).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(sent)))
+        self.end_headers()
+        self.wfile.write(sent)
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+def test_what_a_person_saves_of_the_project_during_a_switch_stays(
+    make_project: MakeProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = make_project(4, connect=False)
+    studio, number = project.studio, project.number
+    task = next(iter(studio.tasks(number))).id
+    for version in TWO_VERSIONS:
+        row = {"task": task, "model_version": version, "score": 0.5, "result": []}
+        studio.import_predictions(number, [row])
+    configs: list[str] = []
+
+    def save() -> None:
+        config = f'<View><Header value="{len(configs)}"/>{bitmask_config(CLASSES)}</View>'
+        path = f"/api/projects/{number}/"
+        assert project.session.call("PATCH", path, json={"label_config": config}).ok
+        configs.append(config)
+
+    rename = task_order._rename
+
+    def beside(*arguments: Any) -> None:
+        monkeypatch.setattr(SlowSetup, "saves", save)
+        rename(*arguments)
+        monkeypatch.setattr(SlowSetup, "saves", None)
+
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), SlowSetup)) as server:
+        link = BackendLink(f"http://127.0.0.1:{server.server_port}")
+        register_backend(studio, number, link)
+        task_order.switch(studio, number, link, TWO_VERSIONS[0])
+        monkeypatch.setattr(task_order, "_rename", beside)
+        task_order.switch(studio, number, link, TWO_VERSIONS[1])
+        seen = studio.project(number)
+
+    assert len(configs) >= 3, "before, during and after the new title is taken"
+    assert seen.label_config == configs[-1]
+    assert seen.model_version == TWO_VERSIONS[1]
 
 
 def test_reconcile_repairs_what_somebody_moved(make_project: MakeProject, stack: Stack) -> None:
