@@ -18,7 +18,7 @@ from ml_backend.rounds.extra_params import SOURCE, faults_of, follow, usable
 from ml_backend.rounds.held_settings import held_settings
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.project_settings import change_settings
-from ml_backend.rounds.records import ProjectRecord
+from ml_backend.rounds.records import ProjectRecord, TriedNetwork
 from ml_backend.rounds.service import Service
 from ml_backend.settings import Settings, SettingsError, load_settings
 from ml_backend.studio.client import Backend
@@ -264,10 +264,29 @@ def test_a_network_of_which_nothing_is_known_holds_and_is_tried_again_after_an_h
     assert "no memory" in faults_of(again(project))[0]
 
 
+@pytest.mark.parametrize(("first", "then"), [(0, 2), (2, 0), (2, -9)])
+def test_what_is_known_of_a_network_outlives_a_change_of_other_settings(
+    project: ConnectedProject, building: Building, first: int, then: int
+) -> None:
+    """One in use was built anew at each change, and refused where memory was short just then; one
+    that was refused was taken."""
+    building.ends = first
+    follow(project, backend({"architecture": "unet", "k": 4}))
+    known = again(project).settings.architecture, faults_of(again(project))
+    assert known[0] == ("auto" if first else "unet")
+    building.ends = then
+    follow(again(project), backend({"architecture": "unet", "k": 5}))
+    settings = again(project).settings
+    assert (settings.architecture, faults_of(again(project))) == known
+    assert (settings.k, building.begun) == (5, 1)
+    follow(again(project), backend({"architecture": "fpn", "k": 5}))
+    assert building.begun == 2
+
+
 def test_own_settings_that_cannot_be_used_are_named_before_extra_params(
     project: ConnectedProject,
 ) -> None:
-    project.update(lambda record: record.extra_read("", {"strategy": "gone"}, []))
+    project.update(lambda record: record.extra_read("", {"strategy": "gone"}, [], TriedNetwork()))
     project.update(lambda record: record.given_settings({"cold_start": "gone"}, ()))
     with pytest.raises(SettingsError, match=r"nextslice project set 7 cold_start=$"):
         _ = again(project).settings

@@ -21,6 +21,7 @@ from ml_backend.configuration import written
 from ml_backend.errors import OptionError, SettingsError
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.project_settings import named_setting
+from ml_backend.rounds.records import TriedNetwork
 from ml_backend.settings import Settings
 
 if TYPE_CHECKING:
@@ -44,34 +45,49 @@ def follow(project: ConnectedProject, backend: Backend | None) -> None:
     from now on. None, where Label Studio has no backend that is us: none hold.
 
     They are judged anew where they, nextslice or what can be used here has changed: a strategy may
-    come and go with a plugin, a network with another timm. One that was not built is tried again
-    after an hour: it may have been for want of memory.
+    come and go with a plugin. Their network is built once, and again where it or what builds it is
+    another, whatever else changes; one that was not built is tried again after an hour: it may have
+    been for want of memory.
     """
     given = None if backend is None else backend.extra_params
     service, record = project.service.settings, project.record
     if given is None and not record.extra_settings and not record.extra_faults:
         return
     settings, faults = usable(service, given)
-    here = [__version__, [_installed(name) for name in _BUILDERS], given, settings, faults]
-    judged = hashlib.sha256(json.dumps(here, sort_keys=True).encode()).hexdigest()
-    again_at = record.extra_again_at
-    if judged == record.extra_judged and (again_at is None or time.time() < again_at):
+    judged = _digest(given, settings, faults)
+    network = _tried(settings.get("architecture", "auto"), record.extra_network)
+    if (judged, network) == (record.extra_judged, record.extra_network):
         return
-    built = True
-    if (architecture := settings.get("architecture", "auto")) != "auto":
-        try:
-            built = _is_built(architecture)
-            if not built and judged == record.extra_judged:
-                settings, faults = record.extra_settings, record.extra_faults
-        except OptionError as error:
-            built = False
-            del settings["architecture"]
-            faults.append(_unusable(error))
+    if network.fault:
+        del settings["architecture"]
+        faults.append(network.fault)
     for fault in faults:
         logger.warning("project %s: %s", project.key, fault)
-    again_at = None if built else time.time() + _BUILT_AGAIN_AFTER_S
-    project.update(lambda record: record.extra_read(judged, settings, faults, again_at))
+    project.update(lambda record: record.extra_read(judged, settings, faults, network))
     project.read_settings_again()
+
+
+def _digest(*said: Any) -> str:
+    """Of what is ``said`` to this nextslice."""
+    return hashlib.sha256(json.dumps([__version__, *said], sort_keys=True).encode()).hexdigest()
+
+
+def _tried(architecture: str, before: TriedNetwork) -> TriedNetwork:
+    """What is known of the network, which is built where that is due; ``before``: of the last."""
+    if architecture == "auto":
+        return TriedNetwork()
+    tried = TriedNetwork(of=_digest(architecture, [_installed(name) for name in _BUILDERS]))
+    if before.of == tried.of:
+        if before.again_at is None or time.time() < before.again_at:
+            return before
+        tried.fault = before.fault
+    try:
+        if _is_built(architecture):
+            return TriedNetwork(of=tried.of)
+    except OptionError as error:
+        tried.fault = _unusable(error)
+    tried.again_at = time.time() + _BUILT_AGAIN_AFTER_S
+    return tried
 
 
 def _installed(name: str) -> str:

@@ -368,6 +368,16 @@ class SwitchBack(Record):
     """URLs of ML backends in the project that are not ours and carry a version of nextslice."""
 
 
+class TriedNetwork(Record):
+    """``of``: a digest of an architecture and of what builds it; empty: none was tried. ``fault``:
+    why it is not obeyed, empty where nothing is known against it. ``again_at``: when it is tried
+    again, since it was not built, in seconds since 1970."""
+
+    of: str = ""
+    fault: str = ""
+    again_at: float | None = None
+
+
 class ProjectRecord(Record):
     """`project.json`: what adopt did, and what people asked for since."""
 
@@ -404,8 +414,8 @@ class ProjectRecord(Record):
     """What can be used of them, by field: under ``settings``, over those of the service."""
     extra_faults: list[str] = Field(default_factory=list)
     """A sentence on each that cannot."""
-    extra_again_at: float | None = None
-    """When they are judged again though all is as it was, since their network was not built."""
+    extra_network: TriedNetwork = TriedNetwork()
+    """What came of building their architecture."""
     explained: str = ""
     """Which queue the slices have been told the reasons of: version, and how many it has."""
 
@@ -430,10 +440,10 @@ class ProjectRecord(Record):
         judged: str,
         settings: Mapping[str, JsonValue],
         faults: Sequence[str],
-        again_at: float | None = None,
+        network: TriedNetwork,
     ) -> None:
         """Label Studio has other extra params than before, or they were judged anew."""
-        self.extra_judged, self.extra_again_at = judged, again_at
+        self.extra_judged, self.extra_network = judged, network
         self.extra_settings, self.extra_faults = dict(settings), list(faults)
 
     def lacks_images(self, sentence: str) -> None:
