@@ -217,8 +217,7 @@ def not_annotated() -> Filter:
 
 def uncounted() -> list[Filter]:
     """Tasks with an annotation or a skip of which Label Studio has counted none."""
-    some = _condition("annotations_ids", "empty", "String", "False")
-    return [some, not_annotated(), not_skipped()]
+    return [_condition("annotations_ids", "greater", "Number", 0), not_annotated(), not_skipped()]
 
 
 def not_skipped() -> Filter:
@@ -243,7 +242,8 @@ def not_drafted() -> Filter:
 
 def untouched() -> list[Filter]:
     """Tasks without an annotation, a skip or a draft, whatever Label Studio has counted."""
-    return [_condition("annotations_ids", "empty", "String", "True"), not_drafted()]
+    # As a text, Label Studio compares ids with "" in a project without tasks: a 500.
+    return [_condition("annotations_ids", "empty", "Number", "True"), not_drafted()]
 
 
 def with_version(version: str) -> Filter:

@@ -23,6 +23,7 @@ from ml_backend.rounds.project_settings import change_settings
 from ml_backend.rounds.service import WEBHOOK_HEADER, Service, webhook_secret
 from ml_backend.studio import client, task_order
 from ml_backend.studio.client import StudioError, not_annotated, with_version
+from ml_backend.studio.counters import count_anew
 from ml_backend.studio.label_config import bitmask_config
 from ml_backend.studio.projects import register_backend, set_data
 from ml_backend.studio.task_order import BackendLink
@@ -126,6 +127,15 @@ def test_labels_that_label_studio_has_not_counted_begin_a_round(make_project: Ma
     labelled = [label.task for label in labels]
     rows = list(project.studio.tasks_by_id(project.number, labelled))
     assert [(row.total_annotations, row.is_labeled) for row in rows] == [(1, True)] * K
+
+
+def test_what_nobody_has_counted_or_touched_is_asked_for_in_an_empty_project(
+    make_project: MakeProject,
+) -> None:
+    # Label Studio compares ids of annotations with "" there, where they are asked for as a text.
+    project = make_project(slices=0, connect=False)
+    assert count_anew(project.studio, project.in_studio()) == []
+    assert project.studio.count_tasks(project.number, client.untouched()) == 0
 
 
 def test_interleaved_annotators_get_the_order_and_never_a_404(
