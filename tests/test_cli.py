@@ -33,7 +33,7 @@ def nextslice(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=400,
         env={**os.environ, "COLUMNS": "200", **env},
     )
 
