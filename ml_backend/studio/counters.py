@@ -57,17 +57,16 @@ def count_anew(studio: Studio, project: Project) -> list[int]:
 def _mend(studio: Studio, project: Project, task: dict[str, Any]) -> None:
     """Write the counters of ``task``, as Label Studio answers it, until they are right."""
     path = f"api/tasks/{task['id']}/"
-    for _ in range(_TRIES):
-        wrong = _wrong(task)
-        if not wrong:
-            return
+    tries = 0
+    while wrong := _wrong(task):
+        if tries == _TRIES:
+            raise StudioError(
+                f"Label Studio does not count the annotations of task {task['id']}: it was told "
+                f"{wrong}, {_TRIES} times"
+            )
+        tries += 1
         done = _is_labeled(project, task)
         task = studio.request("PATCH", path, json={**wrong, "is_labeled": done})
-    if wrong := _wrong(task):
-        raise StudioError(
-            f"Label Studio does not count the annotations of task {task['id']}: it was told "
-            f"{wrong}, {_TRIES} times"
-        )
 
 
 def _wrong(task: dict[str, Any]) -> dict[str, int]:
