@@ -117,7 +117,7 @@ def test_a_training_that_is_asked_for_before_there_is_a_label_is_not_forgotten(
         assert asked.post("/projects/7/train").status_code == 303
         page = asked.get("/projects/7?done=train", headers=HTML).text
         assert "Nobody has labelled a slice yet: it begins with the first one." in page
-        reconcile.request_start(project)  # as the job that the page has asked for
+        project.request_start()  # as the job that the page has asked for
         reconcile.count(project)
         assert project.schedule.round_progress() is None
         page = asked.get("/projects/7", headers=HTML).text

@@ -234,7 +234,7 @@ def test_who_cannot_count_labels_goes_on_with_the_short_round(
 
 def test_who_asks_for_a_training_gets_a_whole_one(project: MemoryProject) -> None:
     project.label(project.selection(0).chosen[:1])
-    reconcile.request_start(project)
+    project.request_start()
     project.job()
 
     assert not project.dataset(1).early
@@ -244,7 +244,7 @@ def test_who_asks_for_a_training_gets_a_whole_one(project: MemoryProject) -> Non
 def test_who_asks_for_a_training_before_there_is_a_label_gets_it_with_the_first(
     project: MemoryProject,
 ) -> None:
-    reconcile.request_start(project)
+    project.request_start()
     reconcile.count(project)
     assert "round" not in asked(project)
     assert project.record.start_requested_at is not None
@@ -262,7 +262,7 @@ def test_who_asks_for_a_training_gets_it_also_where_the_only_label_goes_away(
 ) -> None:
     first = project.selection(0).chosen[0]
     project.label([first])
-    reconcile.request_start(project)
+    project.request_start()
     assert asked(project) == ["round"]
     if fails:
         with monkeypatch.context() as patch:
@@ -292,7 +292,7 @@ def test_who_asks_for_a_training_gets_a_whole_one_also_where_it_fails_at_first(
         project.label([first])
     else:
         project.studio.submit(first, STRANGE[0][0])
-    reconcile.request_start(project)
+    project.request_start()
     with monkeypatch.context() as patch:
         patch.setattr(NetworkLearner, "fit", raising(OSError("the images are out of reach")))
         with pytest.raises(OSError if usable else UnusableLabels):
@@ -316,7 +316,7 @@ def test_a_short_round_that_goes_on_is_not_the_one_that_was_asked_for(
         patch.setattr(round_module, "queue_of", raising(ValueError("of the queue")))
         with pytest.raises(ValueError, match="of the queue"):
             project.job()
-    reconcile.request_start(project)
+    project.request_start()
     project.job()
     assert project.dataset(1).early
     assert asked(project) == ["round"]

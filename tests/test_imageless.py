@@ -136,7 +136,7 @@ def test_a_training_asked_for_before_there_are_slices_follows_the_first_order(
     project.studio.submit(0, [])
     project.studio.show_in("picture")
 
-    reconcile.request_start(project)
+    project.request_start()
     reconcile.count(project)
 
     assert project.published is not None

@@ -118,7 +118,7 @@ def test_no_training_is_asked_for_while_a_project_is_paused(project: ConnectedPr
     look()
     for task in range(2):
         studio.submit(task, painted(2))
-    reconcile.request_start(ConnectedProject(service, KEY))
+    ConnectedProject(service, KEY).request_start()
     paused = look()
     assert paused.schedule.round_progress() is None
     assert project_status(paused).has("paused")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,7 +21,7 @@ import pytest
 from ml_backend.cli.rounds_list import rounds_table
 from ml_backend.cli.tables import whole
 from ml_backend.rounds import filling, jobs, publish, queue, reconcile, switching, tidying
-from ml_backend.rounds.artefacts import DATASET, FURTHER, PUBLISHED, QUEUE, ROUND
+from ml_backend.rounds.artefacts import DATASET, FURTHER, FURTHER_WEIGHTS, PUBLISHED, QUEUE, ROUND
 from ml_backend.rounds.project import ConnectedProject, TakenOff
 from ml_backend.rounds.records import (
     FurtherRecord,
@@ -590,3 +591,75 @@ def test_the_half_hour_begins_with_the_switch_however_long_that_took(project: Qu
         serve_another(project, now, committed=now - timedelta(minutes=minutes), number=3)
         tidying.tidy(project)
         assert bool(stored_of(project, further)) is stays
+
+
+# -- a version that was on for a moment, and never published
+
+
+def end_before_it_is_published(project: Queue, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Switch to a version of its own, and be killed before `published.json`; the version."""
+
+    def killed(*_: object) -> Published:
+        raise KeyboardInterrupt
+
+    before, folder = project.published, project.folder.round(0)
+    assert before is not None
+    version = "nextslice-r000-fedcba"
+    folder.save(FURTHER, FurtherRecord(model_version=version))
+    with monkeypatch.context() as patch:
+        patch.setattr(switching, "_published", killed)
+        with pytest.raises(KeyboardInterrupt):
+            publish.republish(
+                project, before, folder.relative(FURTHER_WEIGHTS), version, lambda _: []
+            )
+    assert project.in_studio().model_version == version
+    assert project.version != version
+    return version
+
+
+@pytest.mark.parametrize("first", ["the look", "the tidy-up"])
+def test_masks_of_a_switch_that_did_not_end_stay_while_they_may_be_open(
+    project: Queue, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    """Label Studio refuses an annotation whose prediction is gone, and for half a minute it was the
+    version that people were given."""
+    project.settings = project.settings.model_copy(update={"open_minutes": 30.0})
+    moment = datetime.now(UTC) + timedelta(hours=2)  # round 0 was published long ago
+    clock = SimpleNamespace(time=lambda: moment.timestamp(), monotonic=time.monotonic)
+    for module in (tidying, filling):
+        monkeypatch.setattr(module, "time", clock)
+    order = project.handed_out()
+    version = end_before_it_is_published(project, monkeypatch)
+    if first == "the tidy-up":
+        tidying.tidy(project)
+        assert stored_of(project, version) == {*order}
+
+    for _ in range(2):
+        project.look()
+    tidying.tidy(project)
+
+    assert project.in_studio().model_version == project.version
+    assert project.handed_out() == order
+    assert stored_of(project, version) == {*order}
+
+    moment += timedelta(minutes=31)
+    tidying.tidy(project)
+    assert not stored_of(project, version)
+    assert stored_of(project, project.version) == {*order}
+
+
+def test_a_version_that_is_served_at_the_second_try_is_no_longer_withdrawn(
+    project: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = end_before_it_is_published(project, monkeypatch)
+    for _ in range(2):
+        project.look()
+    folder, before = project.folder.round(0), project.published
+    assert [*folder.need(QUEUE).withdrawn] == [version]
+    assert before is not None
+
+    weights = folder.relative(FURTHER_WEIGHTS)
+    assert publish.republish(project, before, weights, version, lambda _: [])
+
+    assert project.version == version
+    assert folder.need(QUEUE).withdrawn == {}

@@ -198,7 +198,7 @@ def test_after_a_request_the_labels_are_read_again_too(make_project: MakeProject
     project.label([1])
     assert not project.starts_a_round()
 
-    reconcile.request_start(project)
+    project.request_start()
     assert project.starts_a_round()
     project.job()
 
@@ -223,7 +223,7 @@ def test_a_request_after_a_failure_is_met_by_the_round_that_goes_on(
     project.label(range(K))
     fails_after_its_training(project)
 
-    reconcile.request_start(project)
+    project.request_start()
     assert project.starts_a_round()
     project.job()
 
@@ -240,7 +240,7 @@ def test_a_request_for_labels_that_the_failed_round_lacks_is_met_by_the_next(
     fails_after_its_training(project)
 
     project.label([K])
-    reconcile.request_start(project)
+    project.request_start()
     project.job()
     assert project.published.round == 1
     assert project.starts_a_round()
@@ -258,7 +258,7 @@ def test_a_request_while_a_round_trains_asks_for_another(
     fit = NetworkLearner.fit
 
     def pressed(self: NetworkLearner, *args: Any, **kwargs: Any) -> Any:
-        reconcile.request_start(project)
+        project.request_start()
         return fit(self, *args, **kwargs)
 
     monkeypatch.setattr(NetworkLearner, "fit", pressed)
@@ -273,7 +273,7 @@ def test_a_request_outlives_an_attempt_whose_dataset_cannot_be_kept(
 ) -> None:
     project = make_project()
     project.label([0])
-    reconcile.request_start(project)
+    project.request_start()
     write = ClaimedRound.write
 
     def full(self: ClaimedRound, file: File, data: bytes) -> None:
@@ -1042,7 +1042,7 @@ def test_without_a_slice_that_can_be_trained_on_the_error_says_why(
     for task in range(2):
         project.studio.show(f"/{task}.png", np.zeros((128, 160), np.uint16))
     project.forget_images()
-    reconcile.request_start(project)
+    project.request_start()
     with pytest.raises(NothingLabelled, match=r"2 slices .* 2 are left out.*\(128, 160\)"):
         project.job()
 
@@ -1265,7 +1265,7 @@ def test_a_project_that_is_taken_off_during_a_round_stays_off(
     if step != "publish":
         assert project.studio.imported == there
     with pytest.raises(TakenOff, match="nextslice connect"):
-        reconcile.request_start(ConnectedProject(project.service, KEY))
+        ConnectedProject(project.service, KEY).request_start()
     assert not project.adopted
 
 

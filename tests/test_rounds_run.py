@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 from ml_backend.cli import app, load_commands
 from ml_backend.rounds import attempt as attempts
 from ml_backend.rounds import reconcile
+from ml_backend.rounds.artefacts import DATASET
 from ml_backend.rounds.project import ConnectedProject
-from ml_backend.rounds.records import ProjectRecord, Published
+from ml_backend.rounds.records import DatasetRecord, ProjectRecord, Published, next_round
 from ml_backend.rounds.service import Service
 from ml_backend.settings import Settings
 from ml_backend.studio.label_config import bitmask_config
@@ -75,18 +76,26 @@ def test_a_round_that_another_worker_has_published_is_not_said_to_lack_labels(
 
 
 @pytest.mark.parametrize("slices", [0, 20])
-@pytest.mark.parametrize("earlier", [None, "2026-11-30T12:00:00+00:00"])
+@pytest.mark.parametrize("earlier", [None, "waits", "was begun"])
 def test_a_round_that_has_nothing_to_train_on_is_not_asked_for_any_more(
     service: Service, capsys: pytest.CaptureFixture[str], slices: int, earlier: str | None
 ) -> None:
-    """What somebody asked for before it stays."""
+    """What somebody asked for before it stays, also where an attempt has begun with it, and failed,
+    before the label was deleted."""
     studio: Any = service.studio
     for task in range(slices, 20):
         studio.delete_task(task)
     project = ConnectedProject(service, KEY)
-    project.folder.record = ProjectRecord(project=7, key=KEY, start_requested_at=earlier)
+    moment = "2026-11-30T12:00:00+00:00" if earlier == "waits" else None
+    project.folder.record = ProjectRecord(project=7, key=KEY, start_requested_at=moment)
     reconcile.count(project)
     assert (project.published is not None) == (slices > 0)
+    if earlier == "was begun":
+        dataset = DatasetRecord(
+            round=1, classes=["bone"], fingerprint="f", asked=True, synced_at="",
+            label_config=studio.fields["label_config"],
+        )  # fmt: skip
+        project.folder.round(next_round(project.published)).save(DATASET, dataset)
 
     done = run("7", "--here")
     said = " ".join((done.output + capsys.readouterr().err).split())

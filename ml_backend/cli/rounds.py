@@ -90,10 +90,9 @@ def run(
         return
     from ml_backend.cli.progress import round_progress
     from ml_backend.rounds.attempt import attempt
-    from ml_backend.rounds.reconcile import request_start
 
     before, earlier = found.published, found.record.start_requested_at
-    moment = request_start(found)  # so that it is a whole one
+    moment = found.request_start()  # so that it is a whole one
     with round_progress(console) as progress:
         record = attempt(found, "nextslice rounds run", progress)
     if record is not None:

@@ -99,8 +99,8 @@ def _restore_queue(
             return None
         logger.warning("project %s: %s was lost; it is made again of %s: %d places",
                        project.key, lost, kept, len(queue.entries))  # fmt: skip
-        if there is not None:  # first: whoever ends in between leaves it to be found again
-            task_order.remove_predictions(project.studio, project.number, there.model_version)
+        if there is not None:
+            queue.withdrawn = {**there.withdrawn, there.model_version: time.time()}
         folder.save(QUEUE, queue)
     return queue
 
@@ -233,6 +233,7 @@ def _held_queue(
             # Another top-up may have been at it, where our lock was void for a while.
             queue.entries = there.entries
             queue.unmasked, queue.pending = there.unmasked, there.pending
+            queue.withdrawn = there.withdrawn
         yield
 
 

@@ -141,7 +141,7 @@ def start(key: str) -> None:
     project = _ours(key)
     if project is not None:
         with _unless_taken_off(project):
-            reconciliation.request_start(project)
+            project.request_start()
             reconciliation.count(project)
 
 

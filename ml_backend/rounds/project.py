@@ -187,6 +187,13 @@ class ConnectedProject:
             self.folder.record = record
         return record
 
+    def request_start(self) -> str:
+        """Remember that a person asked for a training, until a round has the labels for it. Returns
+        the moment, by which `ProjectRecord.request_met` knows it from any other."""
+        moment = datetime.now(UTC).isoformat()
+        self.update(lambda record: record.asked_to_train(moment))
+        return moment
+
     def still_has(self, tasks: Iterable[int]) -> set[int]:
         """Those of ``tasks`` that Label Studio has at this moment."""
         return {row.id for row in self.studio.tasks_by_id(self.number, tasks)}

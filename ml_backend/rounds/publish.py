@@ -153,7 +153,9 @@ def _retire(
     folder = project.published_round(published.round)
     old = known_queue(folder) or rebuilt_queue(project, folder, published)
     version = task_order.round_version(published.round, fingerprint)
-    queue = QueueRecord(model_version=version, entries=old.entries)
+    queue = QueueRecord(
+        model_version=version, entries=old.entries, withdrawn=old.withdrawn_but(version)
+    )
     task_order.store_predictions(
         project.studio,
         project.number,
@@ -195,6 +197,8 @@ def republish(
             return False
         entries = _queued(project, before, version)
         queue = QueueRecord(model_version=version, entries=[*entries.values()])
+        if (there := known_queue(folder)) is not None:
+            queue.withdrawn = there.withdrawn_but(version)
         noted = noted_queue(folder, queue)
         # Appended in this moment, or stored without a mask by an attempt before.
         later = entries.keys() - asked | noted.bare & drawn.keys()

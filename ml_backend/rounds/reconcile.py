@@ -22,7 +22,7 @@ from ml_backend.rounds.explained import explain
 from ml_backend.rounds.further import may_go_on
 from ml_backend.rounds.imageless import look_for_images
 from ml_backend.rounds.pauses import gives_up, may_try_again
-from ml_backend.rounds.project import ConnectedProject, now
+from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import DatasetLabels, Published
 from ml_backend.rounds.service import Service
 from ml_backend.rounds.store import RoundFolder
@@ -31,17 +31,9 @@ from ml_backend.studio.client import Project, StudioError, annotated
 from ml_backend.studio.counters import count_anew
 from ml_backend.studio.label_config import LabelConfigError, explain_change, parse_label_config
 
-__all__ = ["count", "reconcile", "request_start"]
+__all__ = ["count", "reconcile"]
 
 logger = logging.getLogger(__name__)
-
-
-def request_start(project: ConnectedProject) -> str:
-    """Remember that a person asked for a training, until a round has the labels for it. Returns
-    the moment, by which `ProjectRecord.request_met` knows it."""
-    moment = now()
-    project.update(lambda record: record.asked_to_train(moment))
-    return moment
 
 
 def count(project: ConnectedProject, seen: Project | None = None) -> None:

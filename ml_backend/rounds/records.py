@@ -322,6 +322,13 @@ class QueueRecord(Record):
     pending: list[int] = Field(default_factory=list)
     """Slices whose mask is still to come, first place first: of an early round, or stored while the
     backend did not answer."""
+    withdrawn: dict[str, float] = Field(default_factory=dict)
+    """Versions that this queue was to be served as, and until when at most they were, in seconds
+    since the epoch: the switch to them did not end."""
+
+    def withdrawn_but(self, version: str) -> dict[str, float]:
+        """``withdrawn`` without ``version``, which it is to be served as now."""
+        return {name: until for name, until in self.withdrawn.items() if name != version}
 
     @property
     def bare(self) -> set[int]:

@@ -193,8 +193,8 @@ class _Round:
             self.folder.save(DATASET, dataset)
             self._meet(requested)
         else:
-            if dataset.asked and requested is None:  # an attempt before has met the request
-                self.project.update(lambda record: record.asked_to_train(now()))
+            if done is not None and done.asked:  # a request that the attempt before has met
+                self.project.request_start()
             self.folder.remove(DATASET)  # of an attempt whose annotations are gone
         return dataset
 

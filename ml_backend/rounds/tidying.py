@@ -45,12 +45,21 @@ def _tidy(project: ConnectedProject) -> int:
     untidied = [n for n in rounds if n >= project.record.untidied][:_TIDIED_ROUNDS]
     looked_at = {*untidied, *rounds[-_TIDIED_ROUNDS:]}
     closed = {n for n in looked_at if _not_open(project, _replaced(folder, published, n))}
-    for number in closed:
+    spared = {published.model_version}
+    for number in looked_at:
         old = folder.round(number)
-        records = (old.load(ROUND), known_queue(old), old.load(FURTHER))
-        said = [record.model_version for record in records if record]
-        versions.update(filter(None, said))
-    versions.discard(published.model_version)
+        queue = known_queue(old)
+        if number in closed:
+            records = (old.load(ROUND), queue, old.load(FURTHER))
+            said = [record.model_version for record in records if record]
+            versions.update(filter(None, said))
+        if queue is None:
+            continue
+        if number == published.round:  # of another version: its switch did not end, yet
+            spared.add(queue.model_version)
+        for version, until in queue.withdrawn.items():
+            (versions if _not_open(project, until) else spared).add(version)
+    versions -= spared
     removed = _remove(project, published, versions) if versions else 0
     following = [n for n in rounds if n not in closed and n >= project.record.untidied]
     reached = min([*following, published.round])
