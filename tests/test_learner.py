@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from al_strategies.learner import IGNORE, Learner, NotTrained
+from ml_backend.segmentation import learner
 from ml_backend.segmentation.checkpoints import CheckpointError
 from ml_backend.segmentation.dataset import LabelledSlices, NothingLabelled
 from ml_backend.segmentation.learner import LearnerConfig, NetworkLearner
@@ -322,3 +323,9 @@ def test_what_is_no_slice_does_not_stop_a_training_that_does_not_need_it() -> No
     learner = NetworkLearner(CLASSES, SHORT)
 
     assert learner.fit(Strange(2), ["z000"]).slices == 1
+
+
+def test_a_short_training_has_a_short_lesson_of_few_trees() -> None:
+    brief, usual = (learner._pixel_config(TrainingConfig(steps=n), 8, 64) for n in (2, 100))
+    assert (brief.steps, brief.trees, brief.unpruned) == (8, 1, 1)
+    assert (usual.steps, usual.trees, usual.unpruned) == (400, 30, 50)

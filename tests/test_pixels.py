@@ -19,7 +19,7 @@ from ml_backend.segmentation.pixels import PixelConfig, learn
 from ml_backend.segmentation.preprocessing import Preprocessing
 from ml_backend.segmentation.training import TrainingConfig, train
 
-QUICK = PixelConfig(steps=200, batch=2048, trees=5)
+QUICK = PixelConfig(steps=200, batch=2048, trees=5, unpruned=20)
 
 
 class Textures:
@@ -253,10 +253,10 @@ def test_many_trees_are_those_of_one_forest_a_few_at_a_time(
     found = pixels._forest(asked, known, 4, PixelConfig(), 7, progress)
 
     whole = [
-        kind(number, random_state=7)
+        kind(50 * times, random_state=7)
         .fit(values.numpy(), labels.numpy())
         .predict_proba(asked.numpy())
-        for kind, number in pixels._FOREST.items()
+        for kind, times in pixels._FOREST.items()
     ]
     np.testing.assert_allclose(found[:, :3].numpy(), np.mean(whole, 0), atol=1e-6)
     assert not found[:, 3].any(), "a class that nobody labelled"

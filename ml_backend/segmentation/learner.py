@@ -6,6 +6,7 @@ The live loop and the simulation get it from `ml_backend.rounds.learners`.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -451,11 +452,14 @@ def _weigh(
 
 def _pixel_config(training: TrainingConfig, labelled: int, pool: int) -> PixelConfig:
     """For so many ``labelled`` slices and a ``pool`` of so many. A short training has a short
-    lesson."""
+    lesson, of few trees."""
     usual = PixelConfig()
+    steps = min(usual.steps, 4 * training.steps)
     return replace(
         usual,
-        steps=min(usual.steps, 4 * training.steps),
+        steps=steps,
+        trees=math.ceil(usual.trees * steps / usual.steps),
+        unpruned=math.ceil(usual.unpruned * steps / usual.steps),
         noise=min(0.5, max(0.1, usual.noise * (8 / max(1, labelled)) ** 0.5)),
         per_unlabelled=usual.unlabelled // max(1, pool),
     )

@@ -40,9 +40,9 @@ _BETTER = 0.02
 """By what part the loss on slices that were not learned from must fall."""
 _TRIED_STEPS, _TRIED_BATCH = 150, 4096
 """Of a small network that is tried so: a second of a core for two of them."""
-_FOREST = {RandomForestClassifier: 50, ExtraTreesClassifier: 100}
-"""Unpruned trees of each kind that teach an expert that decides alone: one to four minutes of a
-core on a few classes, ten on fifty."""
+_FOREST = {RandomForestClassifier: 1, ExtraTreesClassifier: 2}
+"""Which unpruned trees teach an expert that decides alone, and how many times ``unpruned``: one to
+four minutes of a core on a few classes, ten on fifty."""
 _AT_ONCE = 8
 """Most of them that are held: 135 MB each where fifty classes are hard to tell apart."""
 
@@ -53,11 +53,11 @@ class PixelConfig:
 
     ``per_slice``: pixels of a labelled slice at most, 2,000 at least where there are so many, and
     ``labelled`` in all; more where a slice has many rare classes. ``unlabelled``: pixels of the
-    pool in all, so ``per_unlabelled`` of each of its slices, within the same bounds. ``trees`` are
-    ``grown`` on so many pixels. Teachers take ``steps`` of ``batch`` pixels, the expert twice as
-    many under half the noise, one that decides alone eight times as many of half the batch under an
-    eighth. ``noise`` on values that are about 1 wide keeps eight slices from being learned by
-    heart; two need more.
+    pool in all, so ``per_unlabelled`` of each of its slices, within the same bounds. ``trees``, and
+    ``unpruned`` ones of a forest, are ``grown`` on so many pixels. Teachers take ``steps`` of
+    ``batch`` pixels, the expert twice as many under half the noise, one that decides alone eight
+    times as many of half the batch under an eighth. ``noise`` on values that are about 1 wide keeps
+    eight slices from being learned by heart; two need more.
     """
 
     per_slice: int = 100_000
@@ -65,6 +65,7 @@ class PixelConfig:
     unlabelled: int = 600_000
     per_unlabelled: int = 2000
     trees: int = 30
+    unpruned: int = 50
     grown: int = 200_000
     steps: int = 400
     batch: int = 8192
@@ -300,7 +301,8 @@ def _forest(
     believed = values.new_zeros((len(values), classes))
     at_once = min(_AT_ONCE, torch.get_num_threads())
     done = 0
-    for kind, number in _FOREST.items():
+    numbers = {kind: times * config.unpruned for kind, times in _FOREST.items()}
+    for kind, number in numbers.items():
         state = check_random_state(seed)  # one for all: the trees of one forest
         for first in range(0, number, at_once):  # unpruned, all of them may take many GB
             few = kind(min(at_once, number - first), random_state=state)
@@ -308,8 +310,8 @@ def _forest(
             believed += share * _Trees(few, known, classes, config)(values)
             done += few.n_estimators
             if progress is not None:
-                progress("pixels", done, sum(_FOREST.values()))
-    return believed / len(_FOREST)
+                progress("pixels", done, sum(numbers.values()))
+    return believed / len(numbers)
 
 
 class _Trees:
