@@ -69,7 +69,7 @@ def held_out_block(
     slices are trained on. Raises HoldOutError when a number is out of range, or when nothing would
     be left to train on or to hold out.
     """
-    if not 0 < fraction < 1 or gap < 0 or not 0 <= centre <= 1:
+    if not 0 < fraction < 1 or not gap >= 0 or not 0 <= centre <= 1:
         raise HoldOutError(
             f"fraction {fraction}, gap {gap}, centre {centre}: expected 0 < fraction < 1,"
             " gap ≥ 0, 0 ≤ centre ≤ 1"

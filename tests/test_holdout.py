@@ -65,6 +65,7 @@ def test_block_at_the_end_has_one_neighbour_only() -> None:
         (list(range(50)), {"fraction": 0.0}),
         (list(range(50)), {"fraction": 1.0}),
         (list(range(50)), {"gap": -1.0}),
+        (list(range(50)), {"gap": float("nan")}),
         (list(range(50)), {"centre": 1.5}),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import typer
@@ -45,6 +45,8 @@ __all__ = [
 
 _FEW_CHOICES = 3
 """From so many on, strategies have room to differ."""
+_MANY = 5
+"""More names than these are counted; and so many classes without a pixel are none, probably."""
 
 
 def spec_of(
@@ -90,9 +92,16 @@ def missing(contents: Contents) -> Iterator[str]:
     """What the split makes impossible."""
     move = "where the test slices are one block, --held-out-at moves it"
     if contents.missing_in_test:
-        yield f"the test slices hold no {', '.join(contents.missing_in_test)}: not measured; {move}"
+        yield f"the test slices hold no {_listed(contents.missing_in_test)}: not measured; {move}"
     if contents.missing_in_pool:
-        yield f"the pool holds no {', '.join(contents.missing_in_pool)}: not learned; {move}"
+        yield f"the pool holds no {_listed(contents.missing_in_pool)}: not learned; {move}"
+    nowhere = [name for name in contents.missing_in_pool if name in contents.missing_in_test]
+    if len(nowhere) >= _MANY:
+        yield (
+            f"{len(nowhere)} classes are in no slice: where no classes.json names them, there are "
+            "as many as the largest grey value in a mask says, and each makes a training longer; "
+            "is that grey value a class?"
+        )
     if contents.unlabelled:
         names = ", ".join(map(str, contents.unlabelled[:3]))
         more = "" if len(contents.unlabelled) <= 3 else ", …"
@@ -100,6 +109,12 @@ def missing(contents: Contents) -> Iterator[str]:
             f"left out, {len(contents.unlabelled)} in all, for lack of a labelled pixel in the "
             f"mask: {names}{more}"
         )
+
+
+def _listed(names: Sequence[object]) -> str:
+    """The first of ``names``, and how many there are where these are not all."""
+    more = "" if len(names) <= _MANY else f", … ({len(names)} in all)"
+    return ", ".join(map(str, names[:_MANY])) + more
 
 
 def few_choices(experiment: Experiment) -> Iterator[str]:

@@ -226,7 +226,7 @@ def simulate(
 
     check_folder(out)
     schedule = workers_schedule() if workers else None
-    if not 0 < held_out < 1 or gap < 0:
+    if not 0 < held_out < 1 or not gap >= 0:
         raise OptionError(
             f"--held-out is {held_out} and --gap {gap}: expected a part between 0 and 1, and no "
             "less than 0"
