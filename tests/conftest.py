@@ -65,5 +65,13 @@ def make_settings(tmp_path: Path) -> Callable[..., Settings]:
 
 
 @pytest.fixture(autouse=True)
+def _settled_at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody opens tasks of a studio in memory beside a switch: it need not wait a third of a
+    second before it looks again, in hundreds of tests."""
+    if request.node.get_closest_marker("integration") is None:
+        monkeypatch.setattr("ml_backend.studio.task_order._SETTLED_AFTER_S", 0.0)
+
+
+@pytest.fixture(autouse=True)
 def _quiet_libraries() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)

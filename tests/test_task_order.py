@@ -74,6 +74,6 @@ def test_a_switch_that_is_put_back_after_it_was_seen_is_made_again() -> None:
     studio.imported.append({"task": 1, "model_version": NEW, "score": 0.1, "result": []})
     studio.fields["model_version"] = NEW
 
-    switch(studio, 1, None, NEW, pause_s=0)  # type: ignore[arg-type]  # a studio in memory
+    switch(studio, 1, None, NEW)  # type: ignore[arg-type]  # a studio in memory
 
     assert studio.project(1).model_version == NEW

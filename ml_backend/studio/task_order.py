@@ -65,6 +65,8 @@ _STEP = 1e-4
 _LAST = 0.9
 _PLACES = 10_000_000
 _SAME_SCORE = 1e-9
+_SETTLED_AFTER_S = 0.3
+"""Between two looks that must agree: an opened task may put an old title back meanwhile."""
 _ATTEMPTS = 3
 """How often predictions are sent that Label Studio takes and does not store."""
 _BATCH_BYTES = 4_000_000
@@ -326,7 +328,6 @@ def switch(
     version: str,
     *,
     attempts: int = 20,
-    pause_s: float = 0.3,
 ) -> None:
     """Make ``version`` current, project and backend's title, then verify: two looks in a row must
     agree. Raises StudioError when they never do.
@@ -353,7 +354,7 @@ def switch(
             _move(studio, seen, link, version)
             if attempt:
                 logger.info("project %s: switch to %s again (%d)", project_id, version, attempt)
-        time.sleep(pause_s * agreed)
+        time.sleep(_SETTLED_AFTER_S * agreed)
     raise StudioError(
         f"Project {project_id} would not stay on model version {version!r} after {attempts} tries. "
         "Another program may be setting the project's model version or the ML backend's title."
