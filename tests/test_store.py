@@ -39,16 +39,22 @@ from ml_backend.rounds.claim import (
 )
 from ml_backend.rounds.records import Published, RoundRecord
 from ml_backend.rounds.store import ProjectStore, RoundFolder, Store, StoreError
+from tests.bucket import Bucket
 
 PUBLISHED = Published(
     round=3, model_version="nextslice-r003-abcdef", classes=["background", "bone"], fingerprint="f"
 )
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", Bucket.protocol])
 def project(request: pytest.FixtureRequest, tmp_path: Path) -> ProjectStore:
-    root = str(tmp_path) if request.param == "local" else f"memory://{tmp_path.name}"
+    root = str(tmp_path) if request.param == "local" else f"{request.param}://{tmp_path.name}"
     return Store(root).project("host_8080", "7.1763865028")
+
+
+def as_another_process(project: ProjectStore) -> ProjectStore:
+    scheme = "" if project.store.local else f"{project.store.fs.protocol}:/"
+    return Store(scheme + project.store.root).project("host_8080", "7.1763865028")
 
 
 def test_a_project_starts_with_nothing(project: ProjectStore) -> None:
@@ -60,6 +66,24 @@ def test_a_project_starts_with_nothing(project: ProjectStore) -> None:
 def test_a_record_is_read_back_as_it_was_written(project: ProjectStore) -> None:
     project.published = PUBLISHED
     assert project.published == PUBLISHED
+
+
+def test_what_another_process_writes_and_deletes_is_seen_after_a_listing(
+    project: ProjectStore,
+) -> None:
+    """The web process lists the rounds of a project, and the worker publishes the first."""
+    project.round(0).write(DATASET, b"{}")
+    assert project.rounds() == [0]
+
+    there = as_another_process(project)
+    there.published = PUBLISHED
+    there.round(0).write(ROUND, b"{}")
+    there.round(0).remove(DATASET)
+
+    assert project.published == PUBLISHED
+    assert project.round(0).has(ROUND)
+    assert not project.round(0).has(DATASET)
+    assert project.store.modified(project.round(0).where(ROUND))
 
 
 def test_rounds_are_numbered_folders(project: ProjectStore) -> None:

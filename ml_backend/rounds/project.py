@@ -64,7 +64,7 @@ class PublishedRound(RoundFolder):
 
     def check(self) -> None:
         """Raise TakenOff where the folder is gone."""
-        if not self.store.names(self.path):  # asks anew: `exists` may know an older listing
+        if not self.store.names(self.path):
             raise TakenOff.of(self.path, self.store.root)
 
 

@@ -89,7 +89,8 @@ class Store:
     """The root of everything. ``root``: a folder, or an fsspec URL such as ``s3://bucket/path``."""
 
     def __init__(self, root: str) -> None:
-        self.fs, path = fsspec.core.url_to_fs(root)
+        # What a client of an object store has listed once, it believes for ever, for reads too.
+        self.fs, path = fsspec.core.url_to_fs(root, use_listings_cache=False)
         self.root: str = path.rstrip("/")
         self.local = "file" in _protocols(self.fs)
 
@@ -135,7 +136,6 @@ class Store:
 
     def modified(self, path: str) -> float | None:
         """When the file was last written, in seconds since 1970; None where nobody says."""
-        self.fs.invalidate_cache()
         try:
             moment: datetime = self.fs.modified(f"{self.root}/{path}")
         except (FileNotFoundError, NotImplementedError):
@@ -155,7 +155,6 @@ class Store:
     def names(self, path: str) -> list[str]:
         """Names in the folder, sorted; empty when there is no such folder."""
         target = f"{self.root}/{path}".rstrip("/")
-        self.fs.invalidate_cache()
         if not self.fs.exists(target):
             return []
         return sorted(
