@@ -4,6 +4,9 @@ tests/integration/test_queue.py."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,6 +38,22 @@ def test_while_label_studio_is_down_nothing_changes_and_it_is_said_once(
     assert said.startswith("no project can be looked at: ")
     assert url in said
     assert project.folder.record == record
+
+
+def test_while_the_store_does_not_tell_its_projects_it_is_said_once(
+    make_settings: Callable[..., Settings], caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = make_settings()
+    there = Path(settings.store, settings.label_studio_host)
+    there.parent.mkdir()
+    there.symlink_to(there)  # refused, and not for want of a folder
+    studio: Any = SimpleNamespace(projects=list)
+
+    reconcile(Service(settings, studio=studio))
+
+    (said,) = caplog.messages
+    assert said.startswith("no project can be looked at: ")
+    assert str(there) in said
 
 
 def test_a_look_notes_how_many_annotations_a_slice_is_to_get(

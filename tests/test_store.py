@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import multiprocessing
 import os
+import re
 import resource
 import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +21,12 @@ import psutil
 import pytest
 
 from ml_backend.embedded.processes import wait_until
+from ml_backend.errors import TimeUp
 from ml_backend.rounds.artefacts import (
     DATASET,
     EVIDENCE,
     MASKS,
+    METRICS,
     ROUND,
     WEIGHTS,
     EvidenceArrays,
@@ -37,8 +42,9 @@ from ml_backend.rounds.claim import (
     claimed,
     last_holder,
 )
-from ml_backend.rounds.records import Published, RoundRecord
-from ml_backend.rounds.store import ProjectStore, RoundFolder, Store, StoreError
+from ml_backend.rounds.project import PublishedRound
+from ml_backend.rounds.records import ProjectRecord, Published, RoundRecord
+from ml_backend.rounds.store import ProjectStore, RoundFolder, Store, StoreError, StoreFault
 from tests.bucket import Bucket
 
 PUBLISHED = Published(
@@ -197,6 +203,74 @@ def test_a_failed_write_leaves_the_old_file(
         store.write("a.json", b"new")
     assert store.read("a.json") == b"old"
     assert store.names("") == ["a.json"]
+
+
+@pytest.fixture
+def slow_or_stale(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+    """Have each look at a file under ``tmp_path`` do something first, as a network disk does."""
+    stat = os.stat
+
+    def begin(act: Callable[[], None]) -> None:
+        def look(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
+            if str(path).startswith(str(tmp_path)):
+                act()
+            return stat(path, *arguments, **options)
+
+        monkeypatch.setattr("os.stat", look)
+
+    return begin
+
+
+@pytest.mark.parametrize("code", [errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.EACCES])
+def test_what_cannot_be_looked_at_is_not_taken_for_gone(
+    tmp_path: Path, slow_or_stale: Callable[..., None], code: int
+) -> None:
+    store = Store(str(tmp_path))
+    project = store.project("host_8080", "7.1763865028")
+    project.record = ProjectRecord(project=7, key="7.1763865028")
+    with claimed(project.round(1), ttl_s=600) as round_:
+        round_.write(DATASET, b"{}")
+
+        def refuse() -> None:
+            raise OSError(code, os.strerror(code))
+
+        slow_or_stale(refuse)
+        for ask in (
+            lambda: project.has(DATASET),
+            lambda: store.projects("host_8080"),
+            project.rounds,
+            lambda: store.modified(round_.where(DATASET)),
+            lambda: last_holder(project.round(1)),
+            lambda: round_.write(METRICS, b"{}"),
+            PublishedRound(project, 1).check,
+            round_.claim._show,
+        ):
+            with pytest.raises(StoreFault, match=re.escape(os.strerror(code))) as refused:
+                ask()
+            assert refused.value.errno == code
+            assert str(tmp_path) in str(refused.value)
+
+
+def test_a_file_where_a_folder_is_looked_for_is_none(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.write("h", b"")
+    assert store.projects("h") == []
+    assert not store.exists("h/7.1")
+    assert store.names("h/7.1") == []
+
+
+def test_a_job_whose_time_is_up_while_a_slow_disk_is_asked_ends(
+    tmp_path: Path, slow_or_stale: Callable[..., None]
+) -> None:
+    store = Store(str(tmp_path))
+
+    def up() -> None:
+        raise TimeUp("the job was given 86400 seconds, and has not ended")
+
+    slow_or_stale(up)
+    for ask in (store.exists, store.names):
+        with pytest.raises(TimeUp):
+            ask("h")
 
 
 def test_create_never_overwrites(project: ProjectStore) -> None:

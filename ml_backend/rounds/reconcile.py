@@ -25,7 +25,7 @@ from ml_backend.rounds.pauses import gives_up, may_try_again
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import DatasetLabels, Published
 from ml_backend.rounds.service import Service
-from ml_backend.rounds.store import RoundFolder
+from ml_backend.rounds.store import RoundFolder, StoreFault
 from ml_backend.rounds.sync import new_labels
 from ml_backend.studio.client import Project, StudioError, annotated
 from ml_backend.studio.counters import count_anew
@@ -135,10 +135,10 @@ def reconcile(service: Service) -> None:
     """
     try:
         there = {project.key: project for project in service.studio.projects()}
-    except StudioError as error:
+        keys = service.project_keys()
+    except (StudioError, StoreFault) as error:
         logger.warning("no project can be looked at: %s", error)
         return
-    keys = service.project_keys()
     if gone := [key for key in keys if key not in there]:
         logger.info("deleted, or not to be seen with this token: %s", ", ".join(gone))
     for key in keys:

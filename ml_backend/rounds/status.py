@@ -145,10 +145,9 @@ def _moment(seconds: float) -> str:
 
 def _store(project: ConnectedProject) -> list[Condition]:
     store, path = project.folder.store, project.folder.path
-    if not store.exists(path):  # the probe would make a folder that was moved out
-        return []
     try:
-        store.check_writable(path)
+        if store.exists(path):  # else the probe would make a folder that was moved out
+            store.check_writable(path)
     except StoreFault as error:
         return _condition("store", f"{error} Until then no round begins or goes on.")
     return []

@@ -61,6 +61,7 @@ class StoreFault(FileFault, OSError):
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM)
+_ABSENT = (FileNotFoundError, NotADirectoryError)
 _PROBE = ".nextslice-probe"
 
 
@@ -135,16 +136,22 @@ class Store:
         self.remove(probe)
 
     def modified(self, path: str) -> float | None:
-        """When the file was last written, in seconds since 1970; None where nobody says."""
-        try:
-            moment: datetime = self.fs.modified(f"{self.root}/{path}")
-        except (FileNotFoundError, NotImplementedError):
-            return None
-        return moment.timestamp()
+        """When the file was last written, in seconds since 1970; None where nobody says. Raises
+        StoreFault."""
+        target = f"{self.root}/{path}"
+        with _named("looked at", target), suppress(*_ABSENT, NotImplementedError):
+            moment: datetime = self.fs.modified(target)
+            return moment.timestamp()
+        return None
 
     def exists(self, path: str) -> bool:
-        """Whether the file or folder is there."""
-        return bool(self.fs.exists(f"{self.root}/{path}"))
+        """Whether the file or folder is there. Raises StoreFault where nobody can tell."""
+        target = f"{self.root}/{path}"
+        with _named("looked at", target), suppress(*_ABSENT):
+            # Not by fs.exists: that takes whatever is raised for a no, TimeUp as well.
+            Path(target).stat() if self.local else self.fs.info(target)
+            return True
+        return False
 
     def remove(self, path: str) -> None:
         """Delete the file; nothing happens when there is none. Raises StoreFault."""
@@ -153,13 +160,12 @@ class Store:
             self.fs.rm_file(target)
 
     def names(self, path: str) -> list[str]:
-        """Names in the folder, sorted; empty when there is no such folder."""
+        """Names in the folder, sorted; empty when there is no such folder. Raises StoreFault."""
         target = f"{self.root}/{path}".rstrip("/")
-        if not self.fs.exists(target):
-            return []
-        return sorted(
-            str(name).rstrip("/").rsplit("/", 1)[-1] for name in self.fs.ls(target, False)
-        )
+        with _named("listed", target), suppress(*_ABSENT):
+            found = (str(name).rstrip("/") for name in self.fs.ls(target, False))
+            return sorted(name.rsplit("/", 1)[-1] for name in found)
+        return []
 
     # -- projects
 
