@@ -12,15 +12,19 @@ import pytest
 
 from ml_backend.errors import TimeUp
 from ml_backend.rounds import reconcile
+from ml_backend.rounds.artefacts import DATASET, WEIGHTS
 from ml_backend.rounds.attempt import attempt
+from ml_backend.rounds.claim import ClaimLost, ClaimTaken
 from ml_backend.rounds.pauses import MAX_FAILURES, may_try_again
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import ProjectRecord
 from ml_backend.rounds.service import Service
 from ml_backend.rounds.status import project_status
+from ml_backend.rounds.store import StoreFault
 from ml_backend.settings import Settings
 from ml_backend.studio.client import Project, StudioError
 from ml_backend.studio.label_config import LabelConfigError, bitmask_config
+from tests.bucket import Bucket, NoAnswer
 from tests.memory_studio import MemoryStudio
 
 KEY = "7.1763865028"
@@ -51,6 +55,56 @@ def test_the_error_of_an_attempt_is_told_also_where_it_cannot_be_noted(
 
     assert "that the attempt failed cannot be noted" in caplog.text
     assert str(studio.record) in caplog.text
+
+
+def connected(make_settings: Callable[..., Settings], redis_url: str) -> ConnectedProject:
+    settings = make_settings(
+        REDIS_URL=redis_url, NEXTSLICE_QUEUE_PREFIX="attempt", NEXTSLICE_STORE="bucket://attempt"
+    )
+    studio: Any = MemoryStudio(bitmask_config(["bone"]), 3, lambda _: np.zeros((8, 9)))
+    project = ConnectedProject(Service(settings, studio=studio), KEY)
+    project.folder.record = ProjectRecord(project=7, key=KEY)
+    project.folder.round(0).write(DATASET, b"{}")
+    return project
+
+
+def test_an_object_store_that_is_away_for_a_moment_is_no_fault_of_the_labels(
+    make_settings: Callable[..., Settings], redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = connected(make_settings, redis_url)
+
+    def brief(*_: object) -> None:
+        with monkeypatch.context() as moment:
+            moment.setattr(Bucket, "refuses", NoAnswer("Could not connect"))
+            project.folder.round(0).write(WEIGHTS, b"")
+
+    monkeypatch.setattr("ml_backend.rounds.attempt.run_round", brief)
+    with pytest.raises(StoreFault):
+        attempt(project, "test")
+
+    assert (project.record.failures, project.record.outage) == (1, True)
+    assert "Could not connect" in (project.record.last_error or "")
+
+
+@pytest.mark.parametrize("error", [LabelConfigError("no"), ClaimTaken("now"), ClaimLost("gone")])
+def test_how_an_attempt_ended_is_told_also_where_the_store_is_away(
+    make_settings: Callable[..., Settings],
+    redis_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+) -> None:
+    project = connected(make_settings, redis_url)
+
+    def long(*_: object) -> None:
+        monkeypatch.setattr(Bucket, "refuses", NoAnswer("Could not connect"))
+        raise error
+
+    monkeypatch.setattr("ml_backend.rounds.attempt.run_round", long)
+    with pytest.raises(type(error), match=str(error)):
+        attempt(project, "test")
+
+    assert "cannot be noted: The store's" in caplog.text
 
 
 def test_an_attempt_whose_time_is_up_has_failed(

@@ -17,6 +17,7 @@ from ml_backend.settings import Settings
 from ml_backend.studio import task_order
 from ml_backend.studio.client import Backend, Webhook
 from ml_backend.studio.label_config import bitmask_config
+from tests.bucket import Bucket, NoAnswer
 from tests.memory_studio import FIRST_MOMENT, MemoryStudio
 
 KEY = f"7.{int(FIRST_MOMENT.timestamp())}"
@@ -90,6 +91,17 @@ def test_a_store_that_fails_as_a_project_is_looked_at_is_a_fault_of_it(
     assert {(f.check, f.verdict) for f in projects(service)} == {("project 7", "fault")}
     monkeypatch.setattr("ml_backend.health.projects._CHECKS", ())
     assert found(service).says == "The store's published.json cannot be read: Input/output error."
+
+
+def test_an_object_store_that_is_away_is_a_fault_of_it(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = service.settings.model_copy(update={"store": "bucket://lab"})
+    away = Service(settings, studio=service.studio)
+    monkeypatch.setattr(Bucket, "refuses", NoAnswer("Could not connect to the endpoint URL"))
+    finding = found(away)
+    assert (finding.check, finding.verdict) == ("projects", "fault")
+    assert "Could not connect to the endpoint URL. Is its server up" in finding.says
 
 
 def test_a_project_that_label_studio_does_not_have_any_more_is_no_matter(service: Service) -> None:

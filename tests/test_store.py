@@ -45,7 +45,7 @@ from ml_backend.rounds.claim import (
 from ml_backend.rounds.project import PublishedRound
 from ml_backend.rounds.records import ProjectRecord, Published, RoundRecord
 from ml_backend.rounds.store import ProjectStore, RoundFolder, Store, StoreError, StoreFault
-from tests.bucket import Bucket
+from tests.bucket import Bucket, NoAnswer
 
 PUBLISHED = Published(
     round=3, model_version="nextslice-r003-abcdef", classes=["background", "bone"], fingerprint="f"
@@ -249,6 +249,55 @@ def test_what_cannot_be_looked_at_is_not_taken_for_gone(
                 ask()
             assert refused.value.errno == code
             assert str(tmp_path) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NoAnswer('Could not connect to the endpoint URL: "http://s3.example/"'),
+        NoAnswer(),
+        OSError(errno.EBUSY, "Please reduce your request rate."),
+        PermissionError(errno.EACCES, "Access Denied"),
+    ],
+)
+def test_whatever_an_object_store_raises_is_a_fault_of_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    store = Store(f"bucket://{tmp_path.name}")
+    store.write("h/x", b"{}")
+    monkeypatch.setattr(Bucket, "refuses", error)
+    said = re.escape(str(error.args[-1]).rstrip(".") if error.args else "NoAnswer")
+    for act in (
+        lambda: store.read("h/x"),
+        lambda: store.write("h/x", b""),
+        lambda: store.create("h/y", b""),
+        lambda: store.exists("h/x"),
+        lambda: store.modified("h/x"),
+        lambda: store.names("h"),
+        lambda: store.remove("h/x"),
+        lambda: store.check_writable("h"),
+    ):
+        with pytest.raises(StoreFault, match=rf"{tmp_path.name}/h.*: {said}\. Is its server up"):
+            act()
+
+
+def test_what_is_to_be_written_where_nothing_can_be_is_a_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bucket that is not there, and a disk that is not mounted behind a link."""
+    gone = FileNotFoundError("The specified bucket does not exist")
+    monkeypatch.setattr(Bucket, "refuses", gone)
+    (tmp_path / "h").symlink_to(tmp_path / "disk")
+    for store, said in (
+        (Store("bucket://gone"), "The specified bucket does not exist. Is its server up"),
+        (Store(str(tmp_path)), "File exists. Is its disk there?"),
+    ):
+        assert not store.exists("h/x")
+        for write in (store.write, store.create):
+            with pytest.raises(StoreFault, match=re.escape(said)):
+                write("h/x", b"")
+        with pytest.raises(FileNotFoundError):
+            store.read("h/x")
 
 
 def test_a_file_where_a_folder_is_looked_for_is_none(tmp_path: Path) -> None:

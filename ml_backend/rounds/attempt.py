@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 
 from redis.exceptions import RedisError
 
@@ -42,11 +43,12 @@ def attempt(
     try:
         done = run_round(project, reason, progress, number)
     except (ClaimTaken, ClaimLost):
-        project.update(ProjectRecord.attempt_ended)
+        _note(project, ProjectRecord.attempt_ended, "ended")
         raise
     except (Exception, TimeUp) as error:
-        told = f"{type(error).__name__}: {error}"
-        _note_failure(project, told, outage=_comes_back(project, error))
+        told, outage = f"{type(error).__name__}: {error}", _comes_back(project, error)
+        moment = time.time()
+        _note(project, lambda record: record.attempt_failed(moment, told, outage=outage), "failed")
         raise
     project.update(ProjectRecord.round_succeeded)
     return done
@@ -57,12 +59,17 @@ def _comes_back(project: ConnectedProject, error: BaseException) -> bool:
     labels were not even read, as where the labelling config cannot be used for a while."""
     if isinstance(error, _OUTAGES):
         return True
-    return not project.folder.round(next_round(project.published)).has(DATASET)
-
-
-def _note_failure(project: ConnectedProject, told: str, *, outage: bool) -> None:
-    """That cannot be noted where the store is full or Redis is gone: the error itself counts."""
     try:
-        project.update(lambda record: record.attempt_failed(time.time(), told, outage=outage))
+        return not project.folder.round(next_round(project.published)).has(DATASET)
+    except NextsliceError:  # nobody can tell, and the store is out of reach itself
+        return True
+
+
+def _note(project: ConnectedProject, change: Callable[[ProjectRecord], object], ended: str) -> None:
+    """How the attempt ended. That cannot be noted where the store is full or Redis is gone: what
+    the attempt raised counts."""
+    try:
+        project.update(change)
     except (NextsliceError, RedisError) as error:
-        logger.error("project %s: that the attempt failed cannot be noted: %s", project.key, error)
+        logger.error("project %s: that the attempt %s cannot be noted: %s", project.key, ended,
+                     error)  # fmt: skip

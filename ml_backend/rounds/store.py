@@ -65,25 +65,22 @@ _ABSENT = (FileNotFoundError, NotADirectoryError)
 _PROBE = ".nextslice-probe"
 
 
-@contextmanager
-def _named(done: str, target: str) -> Iterator[None]:
-    """A refusal of the system as StoreFault; that a file is there, or is not, is none."""
-    try:
-        yield
-    except (FileNotFoundError, FileExistsError):
-        raise
-    except OSError as error:
-        advice = "Is its disk there?"
-        if error.errno in _FULL:
-            advice = "Free space there: nextslice rounds prune deletes what no later round needs."
-        elif error.errno == errno.EROFS:
-            advice = "Its disk is mounted read-only: mount it to be written."
-        elif error.errno in _FORBIDDEN:
-            advice = f"May user {os.geteuid()}, whom this process runs as, use it?"
-        why = error.strerror or str(error) or type(error).__name__
-        fault = StoreFault(f"The store's {target} cannot be {done}: {why}. {advice}")
-        fault.errno = error.errno
-        raise fault from error
+def _fault(done: str, target: str, error: Exception, *, local: bool) -> StoreFault:
+    """``error`` as a sentence with advice."""
+    code = getattr(error, "errno", None)
+    advice = "Is its disk there?"
+    if not local:
+        advice = "Is its server up, is the bucket there, and do the credentials allow it?"
+    elif code in _FULL:
+        advice = "Free space there: nextslice rounds prune deletes what no later round needs."
+    elif code == errno.EROFS:
+        advice = "Its disk is mounted read-only: mount it to be written."
+    elif code in _FORBIDDEN:
+        advice = f"May user {os.geteuid()}, whom this process runs as, use it?"
+    why = str(getattr(error, "strerror", None) or error).rstrip(".") or type(error).__name__
+    fault = StoreFault(f"The store's {target} cannot be {done}: {why}. {advice}")
+    fault.errno = code
+    return fault
 
 
 class Store:
@@ -94,21 +91,32 @@ class Store:
         self.fs, path = fsspec.core.url_to_fs(root, use_listings_cache=False)
         self.root: str = path.rstrip("/")
         self.local = "file" in _protocols(self.fs)
+        # botocore's EndpointConnectionError and gcsfs's HttpError are no OSErrors.
+        self._refusal: type[Exception] = OSError if self.local else Exception
+
+    @contextmanager
+    def _at(self, path: str, done: str, *passing: type[Exception]) -> Iterator[str]:
+        """The address of the file or folder; a refusal there is a StoreFault, but ``passing``."""
+        target = f"{self.root}/{path}".rstrip("/")
+        try:
+            yield target
+        except passing:
+            raise
+        except self._refusal as error:
+            raise _fault(done, target, error, local=self.local) from error
 
     # -- bytes
 
     def read(self, path: str) -> bytes:
         """The file's bytes; FileNotFoundError when there is none. Raises StoreFault."""
-        target = f"{self.root}/{path}"
-        with _named("read", target):
+        with self._at(path, "read", FileNotFoundError) as target:
             data: bytes = self.fs.cat_file(target)
         return data
 
     def write(self, path: str, data: bytes) -> None:
         """Write the file whole or not at all (object stores are atomic by themselves). Raises
         StoreFault."""
-        target = f"{self.root}/{path}"
-        with _named("written", target):
+        with self._at(path, "written") as target:
             if self.local:
                 write_whole(Path(target), data)
             else:
@@ -119,15 +127,14 @@ class Store:
 
         In an object store by a conditional put, where it has one. Raises StoreFault.
         """
-        target = f"{self.root}/{path}"
-        with _named("written", target):
+        with self._at(path, "written") as target:
             if self.local:
                 return create_whole(Path(target), data)
             try:
                 self.fs.pipe_file(target, data, mode="create")
             except FileExistsError:
                 return False
-            return True
+        return True
 
     def check_writable(self, path: str) -> None:
         """Write a small file into the folder and delete it again. Raises StoreFault."""
@@ -138,16 +145,14 @@ class Store:
     def modified(self, path: str) -> float | None:
         """When the file was last written, in seconds since 1970; None where nobody says. Raises
         StoreFault."""
-        target = f"{self.root}/{path}"
-        with _named("looked at", target), suppress(*_ABSENT, NotImplementedError):
+        with self._at(path, "looked at") as target, suppress(*_ABSENT, NotImplementedError):
             moment: datetime = self.fs.modified(target)
             return moment.timestamp()
         return None
 
     def exists(self, path: str) -> bool:
         """Whether the file or folder is there. Raises StoreFault where nobody can tell."""
-        target = f"{self.root}/{path}"
-        with _named("looked at", target), suppress(*_ABSENT):
+        with self._at(path, "looked at") as target, suppress(*_ABSENT):
             # Not by fs.exists: that takes whatever is raised for a no, TimeUp as well.
             Path(target).stat() if self.local else self.fs.info(target)
             return True
@@ -155,14 +160,12 @@ class Store:
 
     def remove(self, path: str) -> None:
         """Delete the file; nothing happens when there is none. Raises StoreFault."""
-        target = f"{self.root}/{path}"
-        with _named("deleted", target), suppress(FileNotFoundError):
+        with self._at(path, "deleted") as target, suppress(FileNotFoundError):
             self.fs.rm_file(target)
 
     def names(self, path: str) -> list[str]:
         """Names in the folder, sorted; empty when there is no such folder. Raises StoreFault."""
-        target = f"{self.root}/{path}".rstrip("/")
-        with _named("listed", target), suppress(*_ABSENT):
+        with self._at(path, "listed") as target, suppress(*_ABSENT):
             found = (str(name).rstrip("/") for name in self.fs.ls(target, False))
             return sorted(name.rsplit("/", 1)[-1] for name in found)
         return []
