@@ -328,6 +328,68 @@ def test_create_never_overwrites(project: ProjectStore) -> None:
     assert project.read_at("x") == b"first"
 
 
+@pytest.mark.parametrize("there", [None, b"another's"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileExistsError(errno.EEXIST, "At least one of the pre-conditions did not hold"),
+        OSError("The conditional request cannot succeed due to a conflicting operation"),
+        NoAnswer("Connection was closed before we received a valid response"),
+    ],
+)
+def test_a_file_whose_creation_is_not_answered_clearly_is_read_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, there: bytes | None
+) -> None:
+    """A client repeats a put whose answer was lost, and is refused for what it has done."""
+    store, put = Store(f"bucket://{tmp_path.name}"), Bucket.pipe_file
+
+    def unclear(fs: Bucket, path: str, value: bytes, mode: str) -> None:
+        put(fs, path, there or value)
+        raise error
+
+    monkeypatch.setattr(Bucket, "pipe_file", unclear)
+    assert store.create("x", b"ours") is (there is None)
+
+
+def test_a_file_that_could_not_be_created_and_is_not_there_is_a_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def conflict(*_: object, **__: object) -> None:
+        raise OSError("a conflicting operation")
+
+    monkeypatch.setattr(Bucket, "pipe_file", conflict)
+    with pytest.raises(StoreFault, match="a conflicting operation"):
+        Store(f"bucket://{tmp_path.name}").create("x", b"ours")
+
+
+def test_of_two_workers_with_one_token_the_last_goes_on_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that knows no conditional puts gives it to both."""
+    put = Bucket.pipe_file
+
+    def overwrite(fs: Bucket, path: str, value: bytes, mode: str = "overwrite") -> None:
+        put(fs, path, value)
+
+    monkeypatch.setattr(Bucket, "pipe_file", overwrite)
+    folder = Store(f"bucket://{tmp_path.name}").project("h", "7.1").round(1)
+    with claimed(folder, ttl_s=4) as first:  # a sign of life every half second
+        with monkeypatch.context() as blind:
+            blind.setattr("ml_backend.rounds.claim.last_holder", lambda _: None)
+            second = claimed(folder, ttl_s=600)
+            last = second.__enter__()
+        assert first.claim.token == last.claim.token == 1
+        time.sleep(1.2)
+        with pytest.raises(ClaimLost, match=r"token 1 is held by process .* as well"):
+            first.write(DATASET, b"{}")
+        last.write(DATASET, b"{}")
+    last.write(METRICS, b"{}")
+    second.__exit__(None, None, None)
+    after = last_holder(folder)
+    assert after is not None
+    assert after.released
+
+
 def test_a_round_is_claimed_once(project: ProjectStore) -> None:
     folder = project.round(1)
     with claimed(folder, ttl_s=60), pytest.raises(ClaimTaken, match="is held by process"):

@@ -176,12 +176,24 @@ class Claim:
 
     def _show(self, *, released: bool = False) -> None:
         """Write a sign of life; none where the round's folder is gone: it would make that of a
-        project that was taken off anew."""
-        if self.folder.store.exists(self.folder.path):
+        project that was taken off anew. Nor one over another's."""
+        current = last_holder(self.folder)
+        if current is None:
+            ours = self.folder.store.exists(self.folder.path)
+        else:
+            ours = current.token <= self.token and not self._shared_with(current)
+        if ours:
             self.folder.save(self._file, self._holder(released=released))
 
+    def _shared_with(self, current: Holder) -> bool:
+        """Whether our token is another's, too, as of a store that has no conditional puts. What
+        cannot be read is taken for ours."""
+        if current.token != self.token or not current.host:
+            return False
+        return (current.pid, current.since) != (os.getpid(), self._since)
+
     def check(self) -> None:
-        """Raise ClaimLost when a higher token exists, or none."""
+        """Raise ClaimLost when a higher token exists, or none, or ours is another's."""
         current = last_holder(self.folder)
         if current is None:
             raise ClaimLost(
@@ -191,6 +203,11 @@ class Claim:
             raise ClaimLost(
                 f"{self.folder.path} was taken over with token {current.token}, "
                 f"ours was {self.token}."
+            )
+        if self._shared_with(current):
+            raise ClaimLost(
+                f"{self.folder.path}: token {self.token} is held by {current} as well. Has the "
+                "store no conditional puts? Then one worker alone can use it."
             )
 
     def release(self) -> None:

@@ -125,16 +125,29 @@ class Store:
     def create(self, path: str, data: bytes) -> bool:
         """Write the file whole, but only if it does not exist yet; False when it does.
 
-        In an object store by a conditional put, where it has one. Raises StoreFault.
+        ``data``: no other caller's. In an object store by a conditional put, where it has one.
+        Raises StoreFault.
         """
         with self._at(path, "written") as target:
             if self.local:
                 return create_whole(Path(target), data)
             try:
                 self.fs.pipe_file(target, data, mode="create")
-            except FileExistsError:
-                return False
+            except Exception:
+                # A put whose answer was lost is repeated, and then refused for what it has done.
+                found = self._found(target)
+                if found is None:
+                    raise
+                return found == data
         return True
+
+    def _found(self, target: str) -> bytes | None:
+        """What is there; None where nothing is, or nobody can tell."""
+        try:
+            found: bytes = self.fs.cat_file(target)
+        except Exception:
+            return None
+        return found
 
     def check_writable(self, path: str) -> None:
         """Write a small file into the folder and delete it again. Raises StoreFault."""
