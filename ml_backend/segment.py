@@ -47,6 +47,8 @@ _FLUSH_EVERY_S = 2.0
 _LOOKED_AT = 5
 """Slices that say what grey values a volume has: the middles of as many equal parts."""
 _WRITE = "write"
+_DONE = Place("done", 0)
+"""All outputs are whole; the working folder may be half removed."""
 _SCALED = {
     "uncertainty": "entropy of the class probabilities as a part of its maximum; 0 … 255 is 0 … 1",
     "probability": "probability of the class; 0 … 255 is 0 … 1",
@@ -291,6 +293,9 @@ class _Segmentation:
         """Do what is not done yet; how many voxels each class has got."""
         self._check_apart()
         place = self._folder.place()
+        if place == _DONE:
+            with self._folder.held():
+                return self._tidied_up()
         self._check_outputs(place)
         if place is None and not self._any_scale:  # else it was looked at before
             self._check_grey_values()
@@ -302,7 +307,22 @@ class _Segmentation:
             place = self._folder.place()  # another process may have been on it just now
             self._predict_all(place)
             voxels = self._write(place.done if place and place.stage == _WRITE else 0)
+            self._folder.commit(_DONE)
             self._folder.remove()
+        return voxels
+
+    def _tidied_up(self) -> dict[str, int]:
+        """What an earlier call has said at its end; it was stopped while it removed its folder."""
+        job, again = self._job, f"Delete {self._folder.path} to begin again"
+        for path in job.written:
+            if not path.exists():
+                raise VolumeError(f"{path} is gone: an earlier call had made it. {again}")
+        record = json.loads(job.record.read_bytes())
+        if not self._folder.is_of(record):
+            raise VolumeError(f"{job.out} has been replaced since an earlier call made it. {again}")
+        self._folder.remove()
+        self.resumed = sum(job.volume.shape[stage.axis] for stage in job.stages)
+        voxels: dict[str, int] = record["voxels"]
         return voxels
 
     # -- before
@@ -406,6 +426,8 @@ class _Segmentation:
         for number, stage in enumerate(stages):
             total = self._job.volume.shape[stage.axis]
             done = total if number < current else 0
+            if stage.votes and number < current < len(stages):
+                self._votes_file(stage, there=True).close()  # or this is found out hours later
             if number == current and place is not None:
                 done = place.done
             self.resumed += done
@@ -424,7 +446,7 @@ class _Segmentation:
         with ExitStack() as stack:
             volume = job.volume if stage.axis == 0 else self._copied(stage, stack)
             source = VolumeSlices(volume.along(stage.axis), job.learner.neighbours)
-            files = [stack.enter_context(file) for file in self._files(stage)]
+            files = [stack.enter_context(file) for file in self._files(stage, there=done > 0)]
             maps_of = job.learner.maps(
                 source,
                 range(done, total),
@@ -481,7 +503,9 @@ class _Segmentation:
         whole = path.exists()
         part = path if whole else path.with_suffix(".part")
         file = stack.enter_context(
-            SliceFile(part, volume.shape, written=0, read=stage.axis, dtype=volume.dtype)
+            SliceFile(
+                part, volume.shape, written=0, read=stage.axis, dtype=volume.dtype, there=whole
+            )
         )
         if not whole:
             source = VolumeSlices(volume.along("z"))
@@ -498,26 +522,30 @@ class _Segmentation:
     def _votes_path(self, stage: _Stage) -> Path:
         return self._folder.path / f"votes-{AXES[stage.axis]}.raw"
 
-    def _votes_file(self, stage: _Stage) -> SliceFile:
+    def _votes_file(self, stage: _Stage, *, there: bool) -> SliceFile:
         # Without the background: it is what the others leave of 1.
         channels = len(self._job.learner.classes) - 1
         path, shape = self._votes_path(stage), self._job.volume.shape
-        return SliceFile(path, shape, written=stage.axis, read=0, channels=channels)
+        return SliceFile(path, shape, written=stage.axis, read=0, channels=channels, there=there)
 
-    def _raw_file(self, output: _Output) -> SliceFile:
+    def _raw_file(self, output: _Output, *, there: bool) -> SliceFile:
         path, axis = self._folder.path / f"{output.name}.raw", self._job.stages[-1].axis
-        return SliceFile(path, self._job.volume.shape, written=axis, read=0)
+        return SliceFile(path, self._job.volume.shape, written=axis, read=0, there=there)
 
-    def _files(self, stage: _Stage) -> list[SliceFile]:
+    def _files(self, stage: _Stage, *, there: bool) -> Iterator[SliceFile]:
+        """One by one, as each may be missing."""
         if stage.votes:
-            return [self._votes_file(stage)]
-        return [self._raw_file(output) for output in self._job.outputs]
+            yield self._votes_file(stage, there=there)
+            return
+        for output in self._job.outputs:
+            yield self._raw_file(output, there=there)
 
     def _votes(self, stack: ExitStack) -> _OtherAxes | None:
         stages = [stage for stage in self._job.stages if stage.votes]
         if not stages:
             return None
-        return _OtherAxes([stack.enter_context(self._votes_file(stage)) for stage in stages])
+        files = (self._votes_file(stage, there=True) for stage in stages)
+        return _OtherAxes([stack.enter_context(file) for file in files])
 
     # -- the final format
 
@@ -526,7 +554,7 @@ class _Segmentation:
         voxels = np.zeros(len(job.learner.classes), dtype=np.int64)
         for number, output in enumerate(job.outputs[done:], start=done):
             counts = voxels if output.classes is not None else None
-            with self._raw_file(output) as file:
+            with self._raw_file(output, there=True) as file:
                 # What exists was looked at before the first slice; now it can only be our own.
                 slices = self._slices(file, counts)
                 write_volume(output.path, slices, job.spec(output), overwrite=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,27 @@ def test_a_job_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert PartialFolder(tmp_path / "out.partial", JOB).place() == Place("segment", 7)
     folder.remove()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_says_how_far_it_has_come_goes_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = PartialFolder(tmp_path / "p", JOB)
+    gone: list[str] = []
+    unlink = os.unlink
+    with folder.held():
+        folder.commit(Place("done", 0))
+        for name in ("a.raw", "z.raw"):
+            (folder.path / name).touch()
+        (folder.path / "notes").mkdir()
+        monkeypatch.setattr(
+            os, "unlink", lambda p, **k: gone.append(Path(p).name) or unlink(p, **k)
+        )
+        folder.remove()
+
+    assert gone.index("progress.json") > max(gone.index("a.raw"), gone.index("z.raw"))
+    assert gone.index("job.json") > gone.index("progress.json")
+    assert not folder.path.exists()
 
 
 def test_another_job_is_refused_by_what_differs(tmp_path: Path) -> None:

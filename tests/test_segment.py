@@ -328,6 +328,72 @@ def test_a_run_stopped_while_it_writes_predicts_nothing_again(
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("last", ["labels.raw", "progress.json", "job.json"])
+def test_a_run_stopped_while_it_tidies_up_leaves_the_labels_as_they_are(
+    tmp_path: Path, learner: NetworkLearner, volume: Volume, monkeypatch: pytest.MonkeyPatch,
+    last: str,
+) -> None:  # fmt: skip
+    out = tmp_path / "a.npy"
+    unlink = os.unlink
+
+    def stopped_after(path: Any, **options: Any) -> None:
+        unlink(path, **options)
+        if Path(path).name == last:
+            raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", stopped_after)
+        with pytest.raises(Stop):
+            segment_volume(learner, volume, out)
+    labels = out.read_bytes()
+
+    if last == "labels.raw":
+        report = segment_volume(learner, volume, out)
+        assert (report.predicted, report.resumed) == (0, 9)
+        assert sum(report.voxels.values()) == np.prod(SHAPE)
+        assert not partial_folder(out).exists()
+    else:
+        refused("exists already", learner, volume, out)
+    assert out.read_bytes() == labels
+
+
+def test_what_was_done_and_is_gone_is_not_done(
+    tmp_path: Path, learner: NetworkLearner, volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "a.npy"
+    with monkeypatch.context() as patch:
+        patch.setattr(PartialFolder, "remove", lambda _: None)
+        segment_volume(learner, volume, out)
+        segment_volume(
+            batched(learner, PAIRS), volume.along("y"), out, work=tmp_path / "work", overwrite=True
+        )
+    refused("has been replaced since.*Delete .*a.npy.partial", learner, volume, out)
+    out.unlink()
+    refused("a.npy is gone.*Delete .*a.npy.partial", learner, volume, out)
+
+
+@pytest.mark.parametrize(
+    ("step", "gone"),
+    [
+        ("along y", "votes-y.raw"), ("along x", "votes-y.raw"), ("along z", "votes-x.raw"),
+        ("along z", "labels.raw"), ("write uncertainty", "labels.raw"),
+        ("write labels", "labels.raw"),
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("flushed_always")
+def test_results_that_were_deleted_are_not_taken_for_background(
+    tmp_path: Path, learner: NetworkLearner, volume: Volume, step: str, gone: str
+) -> None:
+    out, same = tmp_path / "a.npy", {"three_axes": True, "extra": "uncertainty"}
+    with pytest.raises(Stop):
+        segment_volume(learner, volume, out, progress=stop_at(step, 3), **same)
+    (partial_folder(out) / gone).unlink()
+
+    refused(f"{gone} is gone.*Delete its folder to begin again", learner, volume, out, **same)
+    refused(f"{gone} is gone", learner, volume, out, **same)
+    assert not out.exists()
+
+
 KILLED = """
 import sys
 from pathlib import Path

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ml_backend.volumes.slice_file import SliceFile
+from ml_backend.volumes.volume import VolumeError
 
 SHAPE = (7, 5, 6)
 
@@ -46,6 +47,17 @@ def test_what_is_there_stays_when_it_is_opened_again(tmp_path: Path) -> None:
 
     with SliceFile(tmp_path / "raw", SHAPE, written=0, read=0) as file:
         assert all(np.array_equal(file[z], given[:, z]) for z in range(SHAPE[0]))
+
+
+@pytest.mark.parametrize("left", [None, 0, 209])
+def test_what_should_be_there_and_is_not_whole_is_refused(tmp_path: Path, left: int | None) -> None:
+    path = tmp_path / "raw"
+    if left is not None:
+        path.write_bytes(bytes(left))
+
+    with pytest.raises(VolumeError, match=r"raw is (gone|shorter).*Delete its folder"):
+        SliceFile(path, SHAPE, written=0, read=0, there=True)
+    assert path.exists() == (left is not None)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ from ml_backend.volumes.volume import VolumeError
 
 __all__ = ["PartialFolder", "Place"]
 
+_JOB, _PROGRESS, _LOCK = "job.json", "progress.json", "lock"
+
 
 @dataclass(frozen=True)
 class Place:
@@ -42,11 +44,11 @@ class PartialFolder:
 
         Raises VolumeError when the folder holds something else, or another job.
         """
-        found = self._read("job.json")
+        found = self._read(_JOB)
         if found is None:
             self._refuse_foreign()
             return None
-        differing = [name for name in self._job if found.get(name) != self._job[name]]
+        differing = self._differing(found)
         if differing:
             listed = "; ".join(
                 f"{name} was {found.get(name)!r}, is {self._job[name]!r}" for name in differing
@@ -55,31 +57,46 @@ class PartialFolder:
                 f"{self.path} is what another job has left ({listed}). Delete that folder, or "
                 "give another output."
             )
-        progress = self._read("progress.json")
+        progress = self._read(_PROGRESS)
         return None if progress is None else Place(progress["stage"], progress["done"])
+
+    def is_of(self, description: Mapping[str, Any]) -> bool:
+        """Whether ``description``, which may say more, is of this job."""
+        return not self._differing(description)
 
     @contextmanager
     def held(self) -> Iterator[None]:
         """Make the folder and keep other processes out of it. Raises VolumeError."""
         taken = VolumeError(f"another process is at work in {self.path}: wait for it, or end it")
-        with held(self.path / "lock", otherwise=taken):
-            if self._read("job.json") is None:
-                self._write("job.json", self._job)
+        with held(self.path / _LOCK, otherwise=taken):
+            if self._read(_JOB) is None:
+                self._write(_JOB, self._job)
             yield
 
     def commit(self, place: Place) -> None:
         """Say how far the job has come, after its files were flushed."""
-        self._write("progress.json", asdict(place))
+        self._write(_PROGRESS, asdict(place))
 
     def remove(self) -> None:
-        """Delete the folder: the job is done."""
+        """Delete the folder: the job is done.
+
+        What says which job it was and how far it had come goes last: files that are gone would
+        count as done if this is stopped half-way.
+        """
+        for path in self.path.iterdir():
+            if path.is_file() and path.name not in (_JOB, _PROGRESS, _LOCK):
+                path.unlink()
+        (self.path / _PROGRESS).unlink(missing_ok=True)
         shutil.rmtree(self.path)
+
+    def _differing(self, found: Mapping[str, Any]) -> list[str]:
+        return [name for name in self._job if found.get(name) != self._job[name]]
 
     def _refuse_foreign(self) -> None:
         if not self.path.exists():
             return
         names = {p.name for p in self.path.iterdir()} if self.path.is_dir() else {self.path.name}
-        if names - {"lock", ".job.json.part"}:
+        if names - {_LOCK, ".job.json.part"}:
             raise VolumeError(
                 f"{self.path} is in the way: expected nothing there, or what an interrupted call "
                 f"has left, found {sorted(names)[0]}"

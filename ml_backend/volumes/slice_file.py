@@ -32,8 +32,9 @@ class SliceFile(AbstractContextManager["SliceFile", None]):
     Written in slices across axis ``written``, read in slices across ``read`` (0, 1, 2). It is laid
     out (written, read, channels, the third axis): so what a slab of slices to be read has of a
     slice that was written is one piece, and a whole pass in either direction moves every byte once.
-    Made when it is not there, at its full size (sparse); what is there stays. Slices may be read
-    from several threads at once.
+    Made when it is not there, at its full size (sparse); what is there stays. ``there``: it holds
+    what an earlier pass has left, so VolumeError where it is not, or is shorter: what is made
+    anew is 0 everywhere. Slices may be read from several threads at once.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class SliceFile(AbstractContextManager["SliceFile", None]):
         read: int,
         channels: int = 1,
         dtype: npt.DTypeLike = np.uint8,
+        there: bool = False,
     ) -> None:
         self.path, self.shape = path, shape
         self._axis, self._read_axis = written, read
@@ -59,6 +61,8 @@ class SliceFile(AbstractContextManager["SliceFile", None]):
         self._depth = max(1, _SLAB_BYTES // (shape[written] * self._row_bytes))
         self._slabs: dict[int, Values] = {}
         self._lock = threading.Lock()
+        if there:
+            self._check_there()
         path.touch()
         # Unbuffered, or every read of a part would fetch what follows it.
         self._file = path.open("r+b", buffering=0)
@@ -68,6 +72,21 @@ class SliceFile(AbstractContextManager["SliceFile", None]):
     def nbytes(self) -> int:
         """Its size when it is full."""
         return self.shape[self._axis] * self._slice_bytes
+
+    def _check_there(self) -> None:
+        if not self.path.exists():
+            raise VolumeError(
+                f"{self.path} is gone: something else has deleted it. Delete its folder to begin "
+                "again"
+            )
+        if self.path.stat().st_size < self.nbytes:
+            raise self._shorter()
+
+    def _shorter(self) -> VolumeError:
+        return VolumeError(
+            f"{self.path} is shorter than its {self.nbytes} bytes: something else has cut it. "
+            "Delete its folder to begin again"
+        )
 
     def write(self, index: int, values: Values) -> None:
         """Write slice ``index`` of the axis written along: (channels, height, width)."""
@@ -120,10 +139,7 @@ class SliceFile(AbstractContextManager["SliceFile", None]):
         while left:
             count = os.preadv(self._file.fileno(), [left], place)
             if not count:
-                raise VolumeError(
-                    f"{self.path} is shorter than its {self.nbytes} bytes: something else has cut "
-                    "it. Delete its folder to begin again"
-                )
+                raise self._shorter()
             left, place = left[count:], place + count
 
     def close(self) -> None:
