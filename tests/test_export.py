@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel as nib
@@ -35,6 +36,7 @@ from ml_backend.export import (
     round_record,
     round_tasks,
     source_finder,
+    studio_tasks,
 )
 from ml_backend.export.files import whole
 from ml_backend.rounds.artefacts import DATASET, MASKS
@@ -51,6 +53,7 @@ from ml_backend.volumes.folder import FolderSource
 from ml_backend.volumes.opening import ReadOptions, open_volume, write_volume
 from ml_backend.volumes.volume import VolumeSpec
 from tests.export_store import CLASSES, CONFIG, KEY, SHAPE, ExportStore, Mask, a_mask, tasks_of
+from tests.memory_studio import MemoryStudio
 from tests.test_cli import nextslice
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -539,6 +542,17 @@ def test_a_task_says_which_slice_it_is(store: ExportStore) -> None:
 
 
 # -- the record
+
+
+def test_what_label_studio_has_not_counted_is_exported_and_no_skip() -> None:
+    studio: Any = MemoryStudio(bitmask_config(["bone"]), 4, lambda _: np.zeros((8, 9)))
+    for task in (0, 1):
+        studio.submit(task, [])
+    studio.lose_count(0)
+    studio.submit(2, [], was_cancelled=True)
+    project: Any = SimpleNamespace(studio=studio, number=7, in_studio=lambda: None)
+
+    assert [task["id"] for task in studio_tasks(project)] == [0, 1]
 
 
 def test_the_record_holds_all_that_the_round_left(store: ExportStore, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import LabelRecord, TaskRecord
 from ml_backend.rounds.store import RoundFolder
 from ml_backend.studio.annotations import regions
-from ml_backend.studio.client import annotated
+from ml_backend.studio.client import answered
 from ml_backend.studio.label_config import LabelConfig, parse_label_config
 
 __all__ = ["export_studio_json", "round_tasks", "studio_tasks"]
@@ -45,10 +45,12 @@ def studio_tasks(
     """
     project.in_studio()
     studio, number = project.studio, project.number
-    # By id: pages of "annotated tasks" shift, and lose some, while people go on annotating.
-    ids = [row.id for row in studio.tasks(number, [annotated()])]
+    # By id: pages of "annotated tasks" shift, and lose some, while people go on annotating. And
+    # whatever is counted: Label Studio loses some of these, which the loop alone would mend.
+    ids = [row.id for row in studio.tasks(number, [answered()])]
     for done, row in enumerate(studio.full_tasks_by_id(number, ids), 1):
-        yield _exported(row)
+        if not all(annotation["was_cancelled"] for annotation in row["annotations"]):
+            yield _exported(row)
         if progress is not None:
             progress("annotations", done, len(ids))
 

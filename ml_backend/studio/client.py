@@ -36,6 +36,7 @@ __all__ = [
     "User",
     "Webhook",
     "annotated",
+    "answered",
     "changed_since",
     "drafted",
     "ids_after",
@@ -215,9 +216,14 @@ def not_annotated() -> Filter:
     return _condition("total_annotations", "equal", "Number", 0)
 
 
+def answered() -> Filter:
+    """Tasks with an annotation or a skip, whatever Label Studio has counted."""
+    return _condition("annotations_ids", "greater", "Number", 0)
+
+
 def uncounted() -> list[Filter]:
     """Tasks with an annotation or a skip of which Label Studio has counted none."""
-    return [_condition("annotations_ids", "greater", "Number", 0), not_annotated(), not_skipped()]
+    return [answered(), not_annotated(), not_skipped()]
 
 
 def not_skipped() -> Filter:

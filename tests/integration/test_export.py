@@ -58,6 +58,22 @@ def test_the_latest_json_is_what_label_studio_itself_exports(
             assert {"id", "result", "completed_by", "updated_at", "lead_time"} <= set(annotation)
 
 
+def test_an_annotation_that_label_studio_has_lost_from_its_counters_is_exported(
+    make_project: Callable[..., LiveProject], tmp_path: Path
+) -> None:
+    project = make_project(slices=0, connect=False)
+    assert export_studio_json(project, tmp_path / "none.json") == 0
+    fill(project)
+    first, second, *_ = (row.id for row in project.studio.tasks(project.number))
+    lost = {"total_annotations": 0}
+    project.studio.request("PATCH", f"api/tasks/{second}/", json=lost)
+
+    assert export_studio_json(project, tmp_path / "a.json") == 2
+
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert [task["id"] for task in found] == [first, second]
+
+
 def test_what_was_exported_can_be_imported_again(
     make_project: Callable[..., LiveProject], tmp_path: Path
 ) -> None:
