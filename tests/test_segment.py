@@ -27,8 +27,14 @@ from typer.testing import CliRunner
 from ml_backend import cli, segment
 from ml_backend.cli import segment as command
 from ml_backend.cli import strategies
-from ml_backend.rounds.artefacts import ROUND, WEIGHTS
-from ml_backend.rounds.records import ProjectRecord, Published, RoundRecord
+from ml_backend.rounds.artefacts import DATASET, ROUND, WEIGHTS
+from ml_backend.rounds.records import (
+    DatasetRecord,
+    ProjectRecord,
+    Published,
+    RoundRecord,
+    TaskRecord,
+)
 from ml_backend.rounds.store import Store
 from ml_backend.segment import VolumeSlices, partial_folder, segment_volume
 from ml_backend.segmentation import checkpoints
@@ -831,6 +837,46 @@ def test_the_command_segments_with_the_published_model(
     for name in CLASSES:
         assert name in done.output
     assert (tmp_path / "labels-uncertainty.tif").exists()
+
+
+def cut_along(store: Store, *axes: str) -> None:
+    """Project 7's slices were cut along these."""
+    tasks = [
+        TaskRecord(id=number, image=f"/{number}.png", z=number, axis=axis)
+        for number, axis in enumerate(axes)
+    ]
+    dataset = DatasetRecord(
+        round=1, synced_at="2026-12-01T00:00:00Z", label_config="", fingerprint="f",
+        classes=list(CLASSES), tasks=tasks, labels=[],
+    )  # fmt: skip
+    store.project("127.0.0.1_9", "7.1763865028").round(1).save(DATASET, dataset)
+
+
+def test_the_command_cuts_along_the_axis_that_the_project_was_cut_along(
+    tmp_path: Path, store: Store, volume: Volume
+) -> None:
+    def axis_of(name: str, *options: object) -> tuple[str, str]:
+        done = invoke(volume.path, "-o", tmp_path / f"{name}.npy", "--project", 7, *options)
+        assert done.exit_code == 0, done.output
+        record = json.loads((tmp_path / f"{name}-segmentation.json").read_text())
+        return record["axes"][-1], done.output
+
+    cut_along(store, "y", "y")
+    axis, said = axis_of("same")
+    assert axis == "y"
+    assert "cut along y, as the project's slices are" in said
+    axis, said = axis_of("asked", "--axis", "z")
+    assert axis == "z"
+    assert "learned slices along y, these are cut along z" in said
+    assert "learned slices" not in axis_of("asked-too", "--axis", "y")[1]
+    assert "cut along" not in axis_of("vote", "--three-axes")[1]
+    cut_along(store, "y", "x")
+    axis, said = axis_of("neither")
+    assert axis == "z"
+    assert "learned slices along x, y, these are cut along z" in said
+    cut_along(store, "y", "z")
+    axis, said = axis_of("both")
+    assert (axis, "cut along" in said) == ("z", False)
 
 
 def test_the_command_reads_raw_values_and_a_checkpoint_of_a_file(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -67,9 +67,19 @@ def _project(service: Service, project: int | None) -> ConnectedProject:
     return found
 
 
-def _published(project: int | None) -> tuple[bytes, str]:
-    """The weights that a project serves, and their model version. No call on Label Studio."""
-    from ml_backend.rounds.artefacts import ROUND
+@dataclass(frozen=True)
+class _Model:
+    """A checkpoint, its name for people, and along which axes the slices that it learned from were
+    cut, as far as is known."""
+
+    data: bytes
+    version: str
+    axes: tuple[str, ...] = ()
+
+
+def _published(project: int | None) -> _Model:
+    """What a project serves. No call on Label Studio."""
+    from ml_backend.rounds.artefacts import DATASET, ROUND
     from ml_backend.rounds.service import Service
 
     service = Service.from_environment()
@@ -89,7 +99,26 @@ def _published(project: int | None) -> tuple[bytes, str]:
             f"project {found.number} has no trained model yet: none is published before round 1 "
             "is done. Annotate some slices, or give --weights FILE."
         )
-    return folder.read_at(published.weights), published.model_version
+    dataset = folder.round(published.round).load(DATASET)
+    axes = tuple(sorted({task.axis for task in dataset.tasks})) if dataset is not None else ()
+    return _Model(folder.read_at(published.weights), published.model_version, axes)
+
+
+def _axis(asked: str | None, learned: tuple[str, ...]) -> str:
+    """Along which the volume is cut: as was asked, or as the slices were that the model learned."""
+    from ml_backend.volumes.volume import AXES, axis_index
+
+    alone = learned[0] if len(learned) == 1 else "z"
+    axis = alone if asked is None else AXES[axis_index(asked)]
+    if asked is None and axis != "z":
+        console.print(f"cut along {axis}, as the project's slices are", highlight=False)
+    if learned and axis not in learned:
+        console.print(
+            f"the model learned slices along {', '.join(learned)}, these are cut along {axis}: "
+            "compare on slices that you know",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
+    return axis
 
 
 class _Rate(ProgressColumn):
@@ -157,7 +186,10 @@ def segment(
     three_axes: Annotated[
         bool, typer.Option("--three-axes", help="Predict along z, y and x, and vote.")
     ] = False,
-    axis: Annotated[str, typer.Option(help="Along which slices are cut: z, y or x.")] = "z",
+    axis: Annotated[
+        str | None,
+        typer.Option(help="Along which slices are cut: z, y or x (default: as the project's, z)."),
+    ] = None,
     device: Annotated[str, typer.Option(help="cuda, cuda:1, cpu; auto: cuda when there.")] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
     any_scale: Annotated[
@@ -178,7 +210,7 @@ def segment(
     Interrupted, it goes on from the last whole slice when it is called again.
     """
     extra = _extra(uncertainty, probability)
-    if three_axes and axis != "z":
+    if three_axes and axis not in (None, "z"):
         raise OptionError(f"--three-axes predicts along all axes, but --axis is {axis!r}: give one")
     if project is not None and weights is not None:
         raise OptionError("give --project or --weights, not both")
@@ -197,13 +229,14 @@ def segment(
     chosen = reading(dataset, shape, dtype, offset, channel, time)
     options = replace(chosen, bounds=roots.bounds_of(volume))
     with open_volume(volume, options, strict=True) as opened:
-        data, version = (
-            _published(project) if weights is None else (weights.read_bytes(), weights.name)
+        model = (
+            _published(project) if weights is None else _Model(weights.read_bytes(), weights.name)
         )
-        said = f"{volume}: {_size(opened)}, segmented by {version}"
+        said = f"{volume}: {_size(opened)}, segmented by {model.version}"
         console.print(as_written(said), highlight=False)
+        cut = opened if three_axes else opened.along(_axis(axis, model.axes))
         report = _segment(
-            data, version, opened.along(axis), out, extra, three_axes, device, overwrite,
+            model, cut, out, extra, three_axes, device, overwrite,
             any_scale, work,
         )  # fmt: skip
         written = ", ".join(str(path) for path in (report.out, *report.extras))
@@ -217,8 +250,7 @@ def segment(
 
 
 def _segment(
-    data: bytes,
-    version: str,
+    model: _Model,
     volume: Volume,
     out: Path,
     extra: Extra | None,
@@ -232,12 +264,12 @@ def _segment(
     from ml_backend.segment import partial_folder, segment_volume
     from ml_backend.settings import load_settings
 
-    learner = load_learner(load_settings(), data, device)
+    learner = load_learner(load_settings(), model.data, device)
     with _bars() as bars:
         try:
             return segment_volume(
                 learner, volume, out, extra=extra, three_axes=three_axes, overwrite=overwrite,
-                any_scale=any_scale, progress=bars, work=work, model_version=version,
+                any_scale=any_scale, progress=bars, work=work, model_version=model.version,
             )  # fmt: skip
         except KeyboardInterrupt:
             stopped = bars.place
