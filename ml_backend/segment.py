@@ -36,7 +36,15 @@ from ml_backend.volumes.slice_file import SliceFile
 from ml_backend.volumes.staging import clear
 from ml_backend.volumes.volume import AXES, Volume, VolumeError, VolumeSpec
 
-__all__ = ["Extra", "SegmentationReport", "VolumeSlices", "partial_folder", "segment_volume"]
+__all__ = [
+    "Extra",
+    "KeptModel",
+    "SegmentationReport",
+    "VolumeSlices",
+    "kept_model",
+    "partial_folder",
+    "segment_volume",
+]
 
 Extra = Literal["probability", "uncertainty"]
 """A volume besides the labels: of each class's probability, or of the entropy of all of them as a
@@ -46,6 +54,7 @@ _FLUSH_EVERY_S = 2.0
 """What a kill costs at most, besides one batch. A flush waits for the disk."""
 _LOOKED_AT = 5
 """Slices that say what grey values a volume has: the middles of as many equal parts."""
+_KEPT, _KEPT_WEIGHTS = "model.json", "model.safetensors"
 _WRITE = "write"
 _DONE = Place("done", 0)
 """All outputs are whole; the working folder may be half removed."""
@@ -116,6 +125,27 @@ def partial_folder(out: Path) -> Path:
     return out.with_name(f"{out.name}.partial")
 
 
+@dataclass(frozen=True)
+class KeptModel:
+    """The model that an unfinished job began with: its checkpoint, its name for people, whose it is
+    (as `segment_volume` was told both), and the last axis of the job."""
+
+    data: bytes
+    version: str
+    source: str
+    axis: str
+
+
+def kept_model(folder: Path) -> KeptModel | None:
+    """The model that the job of the working folder ``folder`` began with, if one is kept there."""
+    try:
+        said = json.loads((folder / _KEPT).read_bytes())
+        data = (folder / _KEPT_WEIGHTS).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return KeptModel(data, said["version"], said["source"], said["axis"])
+
+
 def segment_volume(
     learner: Learner,
     volume: Volume,
@@ -128,6 +158,7 @@ def segment_volume(
     progress: Progress | None = None,
     work: Path | None = None,
     model_version: str = "",
+    model_source: str = "",
 ) -> SegmentationReport:
     """Segment ``volume`` slice by slice along its axis into ``out``: uint8 class indices.
 
@@ -138,6 +169,7 @@ def segment_volume(
     z, y and x, the class with the highest sum of probabilities wins; the volume's own axis does not
     matter then. ``any_scale``: do not compare the volume's grey values with those that the learner
     has seen. ``work``: the working folder, `partial_folder` by default; it is removed at the end.
+    It keeps the model with ``model_version`` and ``model_source`` (whose it is), for `kept_model`.
     ``progress(step, done, total)``: steps ``"segment"`` or ``"along y"``, ``"along x"``,
     ``"along z"`` (before y and x ``"copy for y"``, ``"copy for x"``), then ``"write labels"`` and
     the like.
@@ -158,7 +190,7 @@ def segment_volume(
         raise VolumeError(
             f"{out} is a folder without a name of its own, give a name for the output"
         )
-    job = _Job(learner, volume, Path(out), extra, three_axes, model_version)
+    job = _Job(learner, volume, Path(out), extra, three_axes, model_version, model_source)
     folder = PartialFolder(work or partial_folder(job.out), job.description)
     run = _Segmentation(job, folder, overwrite, any_scale, progress or (lambda *_: None))
     try:
@@ -208,6 +240,7 @@ class _Job:
     extra: Extra | None
     three_axes: bool
     model_version: str
+    model_source: str
 
     @property
     def stages(self) -> tuple[_Stage, ...]:
@@ -305,6 +338,7 @@ class _Segmentation:
         self._check_room()
         with self._folder.held():
             place = self._folder.place()  # another process may have been on it just now
+            self._keep_model()
             self._predict_all(place)
             voxels = self._write(place.done if place and place.stage == _WRITE else 0)
             self._folder.commit(_DONE)
@@ -416,6 +450,19 @@ class _Segmentation:
         else:
             _check_free(work, peak - there)
             _check_free(final, raw)
+
+    def _keep_model(self) -> None:
+        """Whoever made the model may have replaced it when this job is to go on."""
+        job, path = self._job, self._folder.path
+        if (path / _KEPT).exists():
+            return
+        write_whole(path / _KEPT_WEIGHTS, job.learner.to_bytes(), alone=True)
+        said = {
+            "version": job.model_version,
+            "source": job.model_source,
+            "axis": job.description["axes"][-1],
+        }
+        write_whole(path / _KEPT, json.dumps(said).encode(), alone=True)
 
     # -- the network
 

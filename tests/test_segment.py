@@ -963,3 +963,53 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tmp_path: Path) -> None
     assert "were there before" in gone_on.output
     with open_volume(out) as found:
         assert len(found) == 1500
+
+
+def test_a_stopped_command_goes_on_with_the_model_that_it_began_with(
+    tmp_path: Path, learner: NetworkLearner, store: Store, volume: Volume,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    project, out = store.project("127.0.0.1_9", "7.1763865028"), tmp_path / "a.npy"
+    cut_along(store, "y")
+
+    def away(*_: object) -> None:
+        raise VolumeError("the disk is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(segment._Segmentation, "_write", away)
+        assert "the disk is away" in str(invoke(volume.path, "-o", out, "--project", 7).exception)
+    other = make_learner(neighbours=1)
+    project.round(1).write(WEIGHTS, other.to_bytes())  # as a training that went on does
+    project.published = published("round-0001/weights.safetensors").model_copy(
+        update={"model_version": "nextslice-r001-def"}
+    )
+    cut_along(store, "y", "z")
+
+    (tmp_path / "other.safetensors").write_bytes(other.to_bytes())
+    given = invoke(volume.path, "-o", out, "--weights", tmp_path / "other.safetensors")
+    assert "model was" in str(given.exception)
+    done = invoke(volume.path, "-o", out)
+
+    assert done.exit_code == 0, done.output
+    assert "goes on with nextslice-r001-abc, with which it began; project 7 serves" in done.output
+    assert "nextslice-r001-def now: delete" in done.output
+    record = json.loads((tmp_path / "a-segmentation.json").read_text())
+    assert (record["model version"], record["axes"][-1]) == ("nextslice-r001-abc", "y")
+    assert "0 slices predicted in" in done.output
+    assert f"{SHAPE[1]} were there before" in done.output
+    assert not partial_folder(out).exists()
+
+
+def test_a_command_for_another_project_does_not_go_on_with_the_kept_model(
+    tmp_path: Path, store: Store, volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = store.project("127.0.0.1_9", "8.1")
+    other.record = ProjectRecord(project=8, key="8.1")
+    other.round(1).write(WEIGHTS, make_learner(neighbours=1).to_bytes())
+    other.published = published("round-0001/weights.safetensors")
+    with monkeypatch.context() as patch:
+        patch.setattr(PartialFolder, "remove", lambda _: None)
+        assert invoke(volume.path, "-o", tmp_path / "a.npy", "--project", 7).exit_code == 0
+
+    refused_ = invoke(volume.path, "-o", tmp_path / "a.npy", "--project", 8)
+    assert "model was" in str(refused_.exception)

@@ -75,15 +75,35 @@ class _Model:
     data: bytes
     version: str
     axes: tuple[str, ...] = ()
+    source: str = ""
+    """The project's key, if it is a project's."""
 
 
-def _published(project: int | None) -> _Model:
-    """What a project serves. No call on Label Studio."""
-    from ml_backend.rounds.artefacts import DATASET, ROUND
+def _of_project(project: int | None, work: Path) -> _Model:
+    """The model that the unfinished job in ``work`` began with, or else what the project serves. No
+    call on Label Studio."""
     from ml_backend.rounds.service import Service
+    from ml_backend.segment import kept_model
 
     service = Service.from_environment()
     found = _project(service, project)
+    kept = kept_model(work)
+    if kept is None or kept.source != found.key:
+        return _published(service, found)
+    published = found.published
+    if published is None or published.model_version != kept.version:
+        now = "no model" if published is None else published.model_version
+        said = (
+            f"goes on with {kept.version}, with which it began; project {found.number} serves "
+            f"{now} now: delete {work} to begin again with what is served"
+        )
+        console.print(as_written(said), highlight=False, soft_wrap=True)
+    return _Model(kept.data, kept.version, (kept.axis,), kept.source)
+
+
+def _published(service: Service, found: ConnectedProject) -> _Model:
+    from ml_backend.rounds.artefacts import DATASET, ROUND
+
     folder, published = found.folder, found.published
     if published is not None and published.retired is not None:
         # The round's own record: `published.json` names no weights any more.
@@ -101,7 +121,7 @@ def _published(project: int | None) -> _Model:
         )
     dataset = folder.round(published.round).load(DATASET)
     axes = tuple(sorted({task.axis for task in dataset.tasks})) if dataset is not None else ()
-    return _Model(folder.read_at(published.weights), published.model_version, axes)
+    return _Model(folder.read_at(published.weights), published.model_version, axes, found.key)
 
 
 def _axis(asked: str | None, learned: tuple[str, ...]) -> str:
@@ -221,6 +241,7 @@ def segment(
 
     # what is wrong on the command line has been said without these
     from ml_backend.rounds.service import volume_roots
+    from ml_backend.segment import partial_folder
     from ml_backend.settings import load_settings
     from ml_backend.volumes.opening import open_volume
 
@@ -230,7 +251,9 @@ def segment(
     options = replace(chosen, bounds=roots.bounds_of(volume))
     with open_volume(volume, options, strict=True) as opened:
         model = (
-            _published(project) if weights is None else _Model(weights.read_bytes(), weights.name)
+            _of_project(project, work or partial_folder(out))
+            if weights is None
+            else _Model(weights.read_bytes(), weights.name)
         )
         said = f"{volume}: {_size(opened)}, segmented by {model.version}"
         console.print(as_written(said), highlight=False)
@@ -270,6 +293,7 @@ def _segment(
             return segment_volume(
                 learner, volume, out, extra=extra, three_axes=three_axes, overwrite=overwrite,
                 any_scale=any_scale, progress=bars, work=work, model_version=model.version,
+                model_source=model.source,
             )  # fmt: skip
         except KeyboardInterrupt:
             stopped = bars.place
