@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from PIL import Image
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from ml_backend.api.dashboard import thumbnails
 from ml_backend.api.dashboard.answers import legend
@@ -230,6 +231,27 @@ def test_settings_are_kept_and_taken_back(project: ConnectedProject) -> None:
     assert 'name="k" value="5"' in page
     asked.post("/projects/7/settings", data={"k": "", "pause": ""})
     assert again(project).record.settings == {}
+
+
+def test_what_is_said_of_settings_is_so_where_redis_goes_away(
+    project: ConnectedProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = client(project, redis_url=f"redis://:secret@127.0.0.1:{free_port()}/0")
+    answer = gone.post("/projects/7/settings", data={"k": "5"})
+    assert answer.status_code == 503
+    assert "The settings cannot be kept: Error 111" in answer.text
+    assert "secret" not in answer.text
+    assert again(project).record.settings == {}
+
+    def away(_: object) -> None:
+        raise RedisConnectionError("Error 111")
+
+    monkeypatch.setattr(type(project.schedule), "count", away)  # as it goes after they are written
+    answer = client(project).post("/projects/7/settings", data={"k": "5"})
+    assert answer.headers["Location"] == "/projects/7?done=settings"
+    assert again(project).record.settings == {"k": 5}
+    text = " ".join(re.sub(r"<[^>]+>", " ", gone.get(answer.headers["Location"]).text).split())
+    assert "The settings are kept. Redis does not answer: a look at the project" in text
 
 
 def test_a_setting_that_cannot_be_used_changes_nothing_and_stays_in_the_form(

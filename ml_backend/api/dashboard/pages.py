@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from datetime import datetime
 from urllib.parse import urlsplit
@@ -40,11 +41,12 @@ from ml_backend.settings import own_fields
 
 __all__ = ["serve_dashboard"]
 
+logger = logging.getLogger(__name__)
+
 _EXTENSION = "nextslice thumbnails"
 _SHOWN = 24
 """Places of the queue that are shown as pictures."""
 _UNCERTAINTY = "uncertainty"
-_SETTINGS_KEPT = "The settings are kept. The next round goes by them."
 
 dashboard = Blueprint(
     "dashboard",
@@ -140,12 +142,15 @@ def settings(number: int) -> Response | tuple[Response, int]:
     given = {name: request.form[name] for name in own_fields() if _changed(request.form, name)}
     try:
         change_settings(found, given)
-        found.schedule.count()
     except OptionError as error:
         return _project_page(number, wrong=f"Nothing was changed. {error}", given=given, code=400)
     except (NextsliceError, RedisError) as error:
         said = without_passwords(f"The settings cannot be kept: {error}")
         return _project_page(number, wrong=said, given=given, code=503)
+    try:
+        found.schedule.count()  # a smaller K may be reached, a pause be over
+    except RedisError as error:  # they are kept, and the loop looks anyway: the page says the rest
+        logger.warning("project %d is not looked at at once: Redis: %s", number, error)
     return _back(found, "settings")
 
 
@@ -192,7 +197,9 @@ def _not_now(title: str, error: Exception) -> tuple[Response, int]:
 
 def _what_was_done(done: str | None, found: ProjectOverview) -> str | None:
     if done == "settings":
-        return _SETTINGS_KEPT
+        away = any(condition.state == "redis" for condition in found.conditions)
+        follows = "Redis does not answer: a look at the project follows when it does."
+        return f"The settings are kept. {follows if away else 'The next round goes by them.'}"
     if done != "train":
         return None
     begins = "It begins when a gpu worker is free."
