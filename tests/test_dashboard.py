@@ -264,6 +264,13 @@ def test_a_setting_that_cannot_be_used_changes_nothing_and_stays_in_the_form(
     assert again(project).record.settings == {}
 
 
+def test_the_address_of_a_form_leads_to_the_project(project: ConnectedProject) -> None:
+    for path in ("/projects/7/settings", "/projects/7/train"):
+        answer = client(project).get(path, headers=HTML)
+        assert (answer.status_code, answer.headers["Location"]) == (303, "/projects/7")
+    assert project.service.schedule.job(project.schedule.job_id("start")) is None
+
+
 class Form(HTMLParser):
     """What a browser sends of the settings as they stand on a page."""
 

@@ -254,6 +254,16 @@ def test_a_mistake_in_a_form_is_said_and_changes_nothing(
     assert page.get_by_label("train_steps").input_value() == "many"
     assert violations(page) == []
     assert loop.again().record.settings == {}
+    assert page.url == loop.page_url
+    before = loop.server.memory.fields["title"]
+    loop.server.memory.fields["title"] = "Explant 10"
+    try:
+        page.wait_for_function("() => document.title.startsWith('Explant 10')", timeout=20_000)
+        assert page.get_by_label("train_steps").input_value() == "many"
+        page.reload()
+        expect(page.get_by_role("alert")).to_have_count(0)
+    finally:
+        loop.server.memory.fields["title"] = before
 
 
 def test_the_page_keeps_itself_fresh_but_for_who_is_in_it(

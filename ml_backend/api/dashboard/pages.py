@@ -119,6 +119,13 @@ def project(number: int) -> Response | tuple[Response, int]:
     return _project_page(number, done=request.args.get("done"))
 
 
+@dashboard.get("/projects/<int:number>/train")
+@dashboard.get("/projects/<int:number>/settings")
+def form(number: int) -> Response:
+    """A page that answered to a form, asked for by its address: as a bookmark, or once more."""
+    return make_response(redirect(url_for("dashboard.project", number=number), 303))
+
+
 @dashboard.post("/projects/<int:number>/train")
 def train(number: int) -> Response | tuple[Response, int]:
     """Train now."""

@@ -41,6 +41,10 @@ document.addEventListener("error", ({ target }) => {
 
 // -- fresh
 
+// A page that answers to a form is shown at the project's own address, where it is asked for again.
+const own = document.querySelector("link[rel=canonical]");
+if (own) history.replaceState(null, "", own.href + location.hash);
+
 let refreshing = false;
 
 async function refresh() {
