@@ -284,6 +284,50 @@ def test_the_page_keeps_itself_fresh_but_for_who_is_in_it(
         change_settings(loop.again(), {"pause": "", "train_steps": ""})
 
 
+def test_a_click_into_a_table_does_not_stop_it_and_who_is_at_a_link_keeps_it_for_a_minute(
+    loop: Loop, open_page: Callable[..., Page]
+) -> None:
+    page = open_page(loop.page_url, viewport=PHONE)
+    table = page.get_by_role("region", name="Rounds")
+    shown = table.get_by_text("0.777")
+    table.get_by_role("cell").first.click()
+    table.evaluate("one => { one.scrollLeft = 30; }")
+    second = loop.again().folder.round(2)
+    metrics = second.need(METRICS)
+    second.save(METRICS, metrics.model_copy(update={"miou": 0.777}))
+    try:
+        expect(shown).to_be_visible(timeout=20_000)
+        assert page.evaluate("() => document.activeElement.ariaLabel") == "Rounds"
+        assert table.evaluate("one => one.scrollLeft") == 30
+        page.locator("#live-people a, #live-queue a").first.focus()
+        page.keyboard.press("Shift")
+        kept = page.evaluate_handle("() => document.activeElement")
+        page.evaluate("() => { document.activeElement.closest('[data-live]').append('!'); }")
+        page.wait_for_timeout(5_000)
+        assert page.evaluate("one => one === document.activeElement", kept)
+        page.evaluate("() => { const now = Date.now; Date.now = () => now() + 61000; }")
+        page.wait_for_function("one => !one.isConnected", arg=kept, timeout=20_000)
+        assert page.evaluate("one => one.href === document.activeElement.href", kept)
+    finally:
+        second.save(METRICS, metrics)
+
+
+def test_a_backend_that_does_not_answer_is_said_until_it_does(
+    loop: Loop, open_page: Callable[..., Page]
+) -> None:
+    for path in ("/", "/projects/7"):
+        page = open_page(f"{loop.url}{path}")
+        said = page.get_by_text("Not fresh since")
+        page.route(f"{loop.url}{path}", lambda route: route.abort())
+        expect(said).to_contain_text("this backend does not answer.", timeout=20_000)
+        assert violations(page) == []
+        page.unroute(f"{loop.url}{path}")
+        page.route(f"{loop.url}{path}", lambda route: route.fulfill(status=401))
+        expect(said).to_contain_text("answers 401. Load the page again.", timeout=20_000)
+        page.unroute(f"{loop.url}{path}")
+        expect(said).to_be_hidden(timeout=20_000)
+
+
 def test_a_public_url_that_this_browser_does_not_reach_is_named(
     loop: Loop, open_page: Callable[..., Page]
 ) -> None:

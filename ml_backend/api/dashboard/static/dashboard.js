@@ -45,31 +45,76 @@ document.addEventListener("error", ({ target }) => {
 const own = document.querySelector("link[rel=canonical]");
 if (own) history.replaceState(null, "", own.href + location.hash);
 
-let refreshing = false;
+const HELD_MS = 60000;
+const WITHIN_MS = 30000;
+const PLACES = "a, button, summary, [tabindex]";
+const stale = document.getElementById("stale");
+let seen = new Date(), failures = 0, refreshing = false, touched = 0;
+
+for (const kind of ["keydown", "pointerdown"]) addEventListener(kind, () => { touched = Date.now(); }, true);
+
+// Who is at a link or a button of it, or has text of it marked, keeps a part as it is, for a minute. A table that
+// was clicked on has the focus, too, and stays where it is by itself.
+function held(part) {
+  if (Date.now() - touched > HELD_MS) return false;
+  const at = document.activeElement, text = getSelection();
+  return part.contains(at) && at.matches("a, button, summary") || part.contains(text.anchorNode) && !text.isCollapsed;
+}
+
+const called = (one) => one.getAttribute("aria-label") || one.getAttribute("href") || one.textContent;
+
+// The newer part, with what was opened, scrolled and focused as it is.
+function replace(part, newer) {
+  const at = part.contains(document.activeElement) ? document.activeElement : null;
+  const places = [...part.querySelectorAll(PLACES)].map((one) => [called(one), one.scrollLeft]);
+  part.replaceChildren(...newer.childNodes);
+  for (const one of part.querySelectorAll(PLACES)) {
+    const left = places.find(([name]) => name === called(one))?.[1];
+    if (left) one.scrollLeft = left;
+    if (at && called(one) === called(at)) one.focus({ preventScroll: true });
+  }
+}
+
+// One refresh that fails may be chance.
+function notFresh(why) {
+  failures++;
+  if (failures < 2) return;
+  const since = seen.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+  const says = `Not fresh since ${since}: ${why}`;
+  if (stale.textContent !== says) stale.textContent = says;
+  stale.hidden = false;
+}
 
 async function refresh() {
   if (document.hidden || refreshing) return;
   refreshing = true;
   let fresh;
   try {
-    const answer = await fetch(location.pathname + location.search, { headers: { Accept: "text/html" } });
-    if (!answer.ok) return;
+    const answer = await fetch(location.pathname + location.search, { headers: { Accept: "text/html" }, signal: AbortSignal.timeout(WITHIN_MS) });
+    if (!answer.ok) {
+      const mend = answer.status < 500 ? " Load the page again." : "";
+      return notFresh(`this backend answers ${answer.status}.${mend}`);
+    }
     fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
   } catch {
-    return; // the backend is away: what was seen last stays
+    return notFresh("this backend does not answer."); // what was seen last stays
   } finally {
     refreshing = false;
   }
+  seen = new Date();
+  failures = 0;
+  stale.hidden = true;
   for (const part of document.querySelectorAll("[data-live]")) {
     const newer = fresh.getElementById(part.id);
-    // Who is in it with the keyboard, or has text of it marked, keeps it as it is.
-    const held = part.contains(document.activeElement) || part.contains(getSelection().anchorNode) && !getSelection().isCollapsed;
-    if (newer && !held && newer.innerHTML !== part.innerHTML) part.replaceChildren(...newer.childNodes);
+    if (!newer || held(part)) continue;
+    const open = part.querySelectorAll("details");
+    newer.querySelectorAll("details").forEach((one, i) => { if (open[i]) one.open = open[i].open; });
+    if (newer.innerHTML !== part.innerHTML) replace(part, newer);
   }
   document.title = fresh.title;
 }
 
-if (document.querySelector("[data-live]")) setInterval(refresh, EVERY_MS);
+if (stale) setInterval(refresh, EVERY_MS);
 
 // -- PUBLIC_URL
 
