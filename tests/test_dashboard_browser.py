@@ -280,6 +280,13 @@ def test_the_page_keeps_itself_fresh_but_for_who_is_in_it(
         page.get_by_role("button", name="Keep").click()
         expect(page.get_by_role("status")).to_contain_text("The settings are kept.")
         assert loop.again().record.settings == {"pause": True, "train_steps": 77}
+        assert page.url == loop.page_url, "what was done is said once"
+        page.reload()
+        expect(page.get_by_role("status")).to_have_count(0)
+        paused = page.get_by_text("it begins when that is over")
+        expect(paused).to_be_visible()
+        change_settings(loop.again(), {"pause": ""})
+        expect(paused).to_have_count(0, timeout=20_000)
     finally:
         change_settings(loop.again(), {"pause": "", "train_steps": ""})
 

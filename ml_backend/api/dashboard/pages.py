@@ -210,7 +210,9 @@ def _what_was_done(done: str | None, found: ProjectOverview) -> str | None:
     if done != "train":
         return None
     begins = "It begins when a gpu worker is free."
-    if found.paused:
+    if found.unanswered:
+        begins = "When it begins is not known: Label Studio did not tell the rest."
+    elif found.paused:
         begins = "It begins when the project, which is paused, goes on."
     elif found.labels is not None and not found.labels.annotated:
         begins = "Nobody has labelled a slice yet: it begins with the first one."
