@@ -94,7 +94,7 @@ def open_volume(
 ) -> Iterator[Callable[..., Page]]:
     opened: list[Page] = []
 
-    def open_(browser: Browser, **options: Any) -> Page:
+    def open_(browser: Browser, failing: str = "", **options: Any) -> Page:
         page = browser.new_context(**options).new_page()
         page.set_default_timeout(TIMEOUT_MS)
         opened.append(page)
@@ -103,6 +103,8 @@ def open_volume(
         )
         page.on("pageerror", lambda error: heard.errors.append(str(error)))
         page.on("request", lambda one: heard.asked.append(one.url))
+        if failing:
+            page.route(failing, lambda one: one.fulfill(status=503, body="no answer."))
         page.goto(f"{served[0]}/projects/7/volumes/{NAME}/")
         page.locator("#volume[data-ready]").wait_for()
         return page
@@ -157,9 +159,26 @@ def test_the_keyboard_is_enough(
         page.keyboard.press("ArrowLeft")
     expect(page.locator("#open")).to_have_text("Open slice 4 in Label Studio")
     expect(page.locator("#state")).to_have_text("z = 4: not labelled, predicted.")
+    expect(page.locator("#at-z")).to_have_attribute("aria-valuetext", "4")
+    expect(page.locator("#is-z")).to_have_attribute("aria-live", "off")
     assert drawn(page, "prediction")[1] > before
     page.keyboard.press("Home")
     expect(page.locator("#open")).to_have_text(f"Open slice {SLICES - 1} in Label Studio")
+
+
+def test_labels_that_cannot_be_had_leave_scan_and_prediction(
+    open_volume: Callable[..., Page], drawing: Browser
+) -> None:
+    page = open_volume(drawing, failing="**/labels.nii.gz*", viewport=PHONE)
+    says = "The labels cannot be shown: no answer. Load the page again."
+    expect(page.locator("#says")).to_have_text(says)
+    expect(page.locator("#view-labels")).to_be_hidden()
+    expect(page.locator("#keys")).to_be_visible()
+    page.locator("#at-z").focus()
+    for _ in range(2):
+        page.keyboard.press("ArrowLeft")
+    assert drawn(page, "scan")[0] > 0.1
+    assert drawn(page, "prediction")[1] > 0.01
 
 
 def test_the_addresses_at_full_resolution_are_copied_by_keyboard(

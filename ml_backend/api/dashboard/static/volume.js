@@ -44,7 +44,9 @@
     AXES.forEach((name, i) => {
       const slider = part(`at-${name}`);
       if (Number(slider.value) !== at[i]) slider.value = at[i];
-      part(`is-${name}`).textContent = i === axis() ? number(at[i]) : at[i];
+      const says = i === axis() ? number(at[i]) : at[i];
+      part(`is-${name}`).textContent = says;
+      slider.setAttribute("aria-valuetext", says);
     });
     chosen = nearest();
     part("open").href = chosen.label_studio;
@@ -172,10 +174,16 @@
       let mask = null;
       if (kind !== "scan") {
         say(`Loading ${kind} …`);
-        const answer = await load(about.files[kind]);
-        mask = await answer.arrayBuffer();
+        let answer;
+        try {
+          answer = await load(about.files[kind]);
+          mask = await answer.arrayBuffer();
+        } catch (error) { // the scan, and the other mask, are to be seen without it
+          notes.push(`The ${kind} cannot be shown: ${error.message} Load the page again.`);
+          continue;
+        }
         const left = Number(answer.headers.get("X-Nextslice-Left-Out"));
-        if (left) notes.push(`The masks of ${left} slices cannot be read and are left out of ${kind}.`);
+        if (left) notes.push(`${left === 1 ? "The mask of 1 slice" : `The masks of ${left} slices`} cannot be read: left out of ${kind}.`);
       }
       const drawn = await view(kind, scan, mask);
       views.push(drawn);
