@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from typer.testing import CliRunner
 
 from al_strategies.evidence import Position
 from ml_backend.cli.rounds_list import rounds_table
+from ml_backend.experiment.canvas import new_figure, plain
 from ml_backend.export import (
     MASK_FORMATS,
     ExportError,
@@ -38,6 +40,7 @@ from ml_backend.export import (
     source_finder,
     studio_tasks,
 )
+from ml_backend.export.curve_picture import draw
 from ml_backend.export.files import whole
 from ml_backend.rounds.artefacts import DATASET, MASKS
 from ml_backend.rounds.project import ConnectedProject
@@ -280,6 +283,22 @@ def test_volume_names_become_file_names_that_stay_apart(store: ExportStore, tmp_
     assert found["../Knochen µ"] == "_Knochen_µ-z.npy"
     for i, name in enumerate(names):
         np.testing.assert_array_equal(read(tmp_path / "out" / found[name])[0], store.masks[i])
+
+
+@pytest.mark.parametrize("format", ["numpy", "png"])
+def test_volume_names_that_no_file_can_have_become_others(
+    store: ExportStore, tmp_path: Path, format: str
+) -> None:
+    names = ("骨" * 100 + "甲", "骨" * 100 + "乙", "labels.json", "labels.csv")
+    tasks = [TaskRecord(id=i, image="i", volume=v, z=0.0) for i, v in enumerate(names)]
+    store.add_round(1, tasks, {i: a_mask(i, (8, 8)) for i in range(len(names))})
+
+    export_masks(store.folder.round(1), tmp_path / "out", format)
+
+    found = {v["volume"]: v["file"] for v in index(tmp_path / "out")["volumes"]}
+    assert set(found) == set(names)
+    assert len({*found.values(), "labels.json", "labels.csv"}) == len(names) + 2
+    assert all((tmp_path / "out" / file).exists() for file in found.values())
 
 
 @pytest.mark.parametrize(
@@ -687,6 +706,19 @@ def test_the_list_of_rounds_says_what_the_labels_cost(store: ExportStore) -> Non
     share = 150 / (2 * np.prod(SIZES["z"]))
     assert cells["corrected px"] == ["–", f"75 ({share:.1%})", "–", "–", ""]
     assert cells["s/slice"] == ["–", "100", "–", "–", ""]
+
+
+@pytest.mark.parametrize("name", ["a $x_{$", r"$\frac$", "a$b$c", r"a\$b$"])
+def test_class_names_that_look_like_formulas_are_drawn_as_they_are(
+    store: ExportStore, name: str
+) -> None:
+    curve_rounds(store)
+    points = [replace(point, iou={name: 0.5}) for point in learning_curve(store.folder)]
+
+    assert draw(points).startswith(b"\x89PNG")
+    figure = new_figure(2)
+    text = figure.text(0, 0, plain(name))
+    assert text._preprocess_math(text.get_text()) == (name, False)
 
 
 def test_the_curve_of_a_round_ends_with_it(store: ExportStore) -> None:

@@ -32,6 +32,7 @@ __all__ = [
     "legend",
     "new_figure",
     "panels_of",
+    "plain",
     "to_png",
 ]
 
@@ -95,6 +96,11 @@ def legend(figure: Figure, handles: Sequence[Line2D]) -> None:
         fontsize=SMALL + 0.5,
         handlelength=2.2,
     )
+
+
+def plain(text: str) -> str:
+    """``text`` as it is: matplotlib takes what is between two dollar signs for a formula."""
+    return text.replace("$", r"\$")
 
 
 def to_png(figure: Figure) -> bytes:

@@ -32,6 +32,7 @@ from ml_backend.experiment.canvas import (
     legend,
     new_figure,
     panels_of,
+    plain,
     to_png,
 )
 from ml_backend.experiment.comparison import needs_truth
@@ -202,7 +203,7 @@ def class_curves(summary: Summary, default: str | None) -> bytes:
         full = summary.full.iou.get(name) if summary.full else None
         if full is not None:
             axes.axhline(full, **FULL_LINE, zorder=2)
-        axes.set_title(name, fontsize=9, loc="left")
+        axes.set_title(plain(name), fontsize=9, loc="left")
         axes.set_xticks(_label_ticks(summary))
         clean(axes)
     figure.supxlabel("annotated slices", fontsize=9)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from ml_backend.experiment.canvas import BLUE, SMALL, clean, new_figure, to_png
+from ml_backend.experiment.canvas import BLUE, SMALL, clean, new_figure, plain, to_png
 from ml_backend.export.curve import CurvePoint, classes_of
 
 __all__ = ["draw"]
@@ -73,7 +73,7 @@ def _draw_class(axes: Axes, points: Sequence[CurvePoint], name: str, place: int)
         *_xy((point.annotated, point.iou.get(name)) for point in points),
         color=colours(place % colours.N),
         linestyle=_STYLES[place // colours.N % len(_STYLES)],
-        linewidth=1.0, zorder=3, marker=".", markersize=4, label=name,
+        linewidth=1.0, zorder=3, marker=".", markersize=4, label=plain(name),
     )  # fmt: skip
     return line
 

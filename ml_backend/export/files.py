@@ -128,9 +128,15 @@ def _index(path: Path) -> dict[str, Any] | None:
     return content if ours else None
 
 
+_NAME_BYTES = 180
+"""A file's name has at most 255, most systems say; the rest is for what is added to it."""
+
+
 def file_name(text: str) -> str:
-    """``text`` as part of a file's name: letters, digits, dots, dashes and underscores stay."""
-    return re.sub(r"[^\w.-]+", "_", text).strip(".") or "_"
+    """``text`` as part of a file's name: letters, digits, dots, dashes and underscores stay, of a
+    long one its first `_NAME_BYTES`."""
+    name = re.sub(r"[^\w.-]+", "_", text).strip(".") or "_"
+    return name.encode()[:_NAME_BYTES].decode(errors="ignore")
 
 
 def to_json(content: Any) -> str:

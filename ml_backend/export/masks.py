@@ -187,7 +187,7 @@ class _Writer:
         self._find_source = find_source
         self._total = len(dataset.labels)
         self._progress = progress
-        self._taken: dict[str, str] = {}
+        self._taken = dict.fromkeys(("labels.json", "labels.csv"), "")  # the index
 
     def write(self, stack: _Stack) -> LabelVolume:
         """The stack's file or PNG files; nothing where no slice is labelled."""
