@@ -268,6 +268,17 @@ def test_a_setting_that_cannot_be_used_changes_nothing_and_stays_in_the_form(
     assert again(project).record.settings == {}
 
 
+def test_who_has_the_page_is_not_sent_it_again(project: ConnectedProject) -> None:
+    asked = client(project)
+    first = asked.get("/projects/7", headers=HTML)
+    known = {"If-None-Match": first.headers["ETag"]}
+    again_ = asked.get("/projects/7", headers=HTML | known)
+    assert (again_.status_code, again_.data) == (304, b"")
+    assert "Content-Security-Policy" in again_.headers
+    change_settings(project, {"k": "5"})
+    assert asked.get("/projects/7", headers=HTML | known).status_code == 200
+
+
 def test_the_address_of_a_form_leads_to_the_project(project: ConnectedProject) -> None:
     for path in ("/projects/7/settings", "/projects/7/train"):
         answer = client(project).get(path, headers=HTML)
@@ -465,6 +476,20 @@ def test_the_curve_lies_between_its_axes_and_marks_what_is_flagged() -> None:
     assert last.says == "Round 2, 20 labels: mean 1.000, not served: worse"
     assert curve.lines[-1].path == f"M{first.x} {first.y} L{last.x} {last.y}"
     assert learning_curve([summary(0, 0, None)], ["background"]) is None
+
+
+def test_lines_of_seven_classes_are_dashed_apart_and_the_last_tick_has_room(
+    project: ConnectedProject,
+) -> None:
+    sheet = client(project).get("/dashboard/dashboard.css").text
+    dashes = re.findall(r"\.line\.c(\d) path \{ stroke-dasharray: ([^;]+);", sheet)
+    assert [kind for kind, _ in dashes] == list("123456"), "the first is not dashed"
+    assert len({dash for _, dash in dashes}) == 6
+    curve = learning_curve([summary(1, 2400, 0.5)], ["background", "bone"])
+    assert curve is not None
+    x, text = curve.x_ticks[-1]
+    assert text == "2400"
+    assert x + 5 * 7 / 2 <= curve.width, "room for a digit more, of 7 px"
 
 
 def test_each_class_has_the_colour_that_it_has_in_label_studio() -> None:

@@ -310,6 +310,7 @@ def test_a_click_into_a_table_does_not_stop_it_and_who_is_at_a_link_keeps_it_for
         page.keyboard.press("Shift")
         kept = page.evaluate_handle("() => document.activeElement")
         page.evaluate("() => { document.activeElement.closest('[data-live]').append('!'); }")
+        second.save(METRICS, metrics.model_copy(update={"miou": 0.778}))
         page.wait_for_timeout(5_000)
         assert page.evaluate("one => one === document.activeElement", kept)
         page.evaluate("() => { const now = Date.now; Date.now = () => now() + 61000; }")
@@ -317,6 +318,17 @@ def test_a_click_into_a_table_does_not_stop_it_and_who_is_at_a_link_keeps_it_for
         assert page.evaluate("one => one.href === document.activeElement.href", kept)
     finally:
         second.save(METRICS, metrics)
+
+
+def test_a_page_that_has_not_changed_is_not_sent_again(
+    loop: Loop, open_page: Callable[..., Page]
+) -> None:
+    page = open_page(loop.page_url)
+    answers: list[int] = []
+    page.on("response", lambda one: answers.append(one.status))
+    page.wait_for_timeout(14_000)
+    assert 304 in answers
+    expect(page.get_by_text("Not fresh since")).to_be_hidden()
 
 
 def test_a_backend_that_does_not_answer_is_said_until_it_does(

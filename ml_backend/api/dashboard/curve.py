@@ -11,7 +11,7 @@ from ml_backend.studio.label_config import label_colour
 __all__ = ["Curve", "Line", "Mark", "learning_curve"]
 
 WIDTH, HEIGHT = 640, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 12, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 24, 12, 40
 _DASHES = 7
 """After so many classes, the patterns of the sheet come again: `.line.c0` and so on."""
 

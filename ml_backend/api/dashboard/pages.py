@@ -234,7 +234,7 @@ def _project_page(
     if found is None:
         return unknown(number)
     fields = settings_form(found.settings)
-    return page(
+    answer = page(
         "project.html",
         code=code,
         project=found,
@@ -248,6 +248,16 @@ def _project_page(
         done=_what_was_done(done, found),
         wrong=wrong,
     )
+    return answer if wrong else _unless_known(answer)
+
+
+def _unless_known(answer: Response) -> Response:
+    """304 for who has this very page: of many rounds and classes it is large, and asked for again
+    and again."""
+    answer.headers["Cache-Control"] = "private, no-cache"
+    answer.add_etag()
+    answer.make_conditional(request)
+    return answer
 
 
 @dashboard.app_template_filter("ticked")

@@ -49,7 +49,7 @@ const HELD_MS = 60000;
 const WITHIN_MS = 30000;
 const PLACES = "a, button, summary, [tabindex]";
 const stale = document.getElementById("stale");
-let seen = new Date(), failures = 0, refreshing = false, touched = 0;
+let seen = new Date(), tag = null, failures = 0, refreshing = false, touched = 0;
 
 for (const kind of ["keydown", "pointerdown"]) addEventListener(kind, () => { touched = Date.now(); }, true);
 
@@ -88,14 +88,19 @@ function notFresh(why) {
 async function refresh() {
   if (document.hidden || refreshing) return;
   refreshing = true;
-  let fresh;
+  let fresh, known;
   try {
-    const answer = await fetch(location.pathname + location.search, { headers: { Accept: "text/html" }, signal: AbortSignal.timeout(WITHIN_MS) });
-    if (!answer.ok) {
+    const headers = { Accept: "text/html", ...(tag && { "If-None-Match": tag }) };
+    const answer = await fetch(location.pathname + location.search, { headers, cache: "no-store", signal: AbortSignal.timeout(WITHIN_MS) });
+    known = answer.status === 304;
+    if (!answer.ok && !known) {
       const mend = answer.status < 500 ? " Load the page again." : "";
       return notFresh(`this backend answers ${answer.status}.${mend}`);
     }
-    fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+    if (!known) {
+      tag = answer.headers.get("ETag");
+      fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+    }
   } catch {
     return notFresh("this backend does not answer."); // what was seen last stays
   } finally {
@@ -104,8 +109,10 @@ async function refresh() {
   seen = new Date();
   failures = 0;
   stale.hidden = true;
+  if (known) return;
   for (const part of document.querySelectorAll("[data-live]")) {
     const newer = fresh.getElementById(part.id);
+    if (newer && held(part)) tag = null; // what is kept back now is asked for again
     if (!newer || held(part)) continue;
     const open = part.querySelectorAll("details");
     newer.querySelectorAll("details").forEach((one, i) => { if (open[i]) one.open = open[i].open; });
