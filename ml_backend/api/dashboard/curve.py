@@ -92,4 +92,5 @@ def learning_curve(rounds: Sequence[RoundSummary], classes: Sequence[str]) -> Cu
 
 def _says(one: RoundSummary, name: str, value: float) -> str:
     flagged = f", not served: {one.flagged}" if one.flagged else ""
-    return f"Round {one.round}, {one.labels} labels: {name} {value:.3f}{flagged}"
+    labels = f"{one.labels} {'label' if one.labels == 1 else 'labels'}"
+    return f"Round {one.round}, {labels}: {name} {value:.3f}{flagged}"
