@@ -722,7 +722,9 @@ def test_a_publication_that_fails_forgets_no_mask_that_is_still_to_come(
     assert served(project) == before
     reconcile.count(project)
 
-    assert folder.need(QUEUE) == queue
+    there = folder.need(QUEUE)
+    assert [*there.withdrawn] == [folder.need(FURTHER).model_version]
+    assert there.model_copy(update={"withdrawn": {}}) == queue
     assert draw_pending(project, nothing) == 2
     assert {count for _, count in stored(studio, before.model_version).values()} == {1}
 

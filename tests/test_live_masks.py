@@ -19,7 +19,7 @@ from ml_backend.app import create_app
 from ml_backend.cli.rounds_list import rounds_table
 from ml_backend.cli.tables import whole
 from ml_backend.embedded.processes import free_port
-from ml_backend.rounds import coverage, filling, live_masks, publish, reconcile
+from ml_backend.rounds import coverage, filling, live_masks, publish, reconcile, tidying
 from ml_backend.rounds.artefacts import DRAWING, QUEUE
 from ml_backend.rounds.pauses import next_job_at
 from ml_backend.rounds.pending import draw_pending
@@ -336,6 +336,9 @@ def test_classes_that_changed_and_changed_back_leave_the_queue_filled(
         for _ in range(2):
             filling.top_up(project)
 
-    assert record(project) == before
+    there = record(project)
+    assert [*there.withdrawn] == [left]
+    assert there.model_copy(update={"withdrawn": {}}) == before
     assert gone in stored(server, project)
+    tidying.tidy(project)
     assert not [row for row in server.memory.imported if row["model_version"] == left]
