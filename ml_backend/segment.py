@@ -121,8 +121,17 @@ class VolumeSlices:
 
 
 def partial_folder(out: Path) -> Path:
-    """Where `segment_volume` keeps what is not finished, unless it is told another place."""
+    """Where `segment_volume` keeps what is not finished, unless it is told another place. Raises
+    VolumeError as that does."""
+    _check_name(out)
     return out.with_name(f"{out.name}.partial")
+
+
+def _check_name(out: Path) -> None:
+    if out.name in ("", ".."):  # "." and "/" have none
+        raise VolumeError(
+            f"{out} is a folder without a name of its own, give a name for the output"
+        )
 
 
 @dataclass(frozen=True)
@@ -186,10 +195,7 @@ def segment_volume(
     started = time.monotonic()
     if len(learner.classes) > 256:
         raise VolumeError(f"the model has {len(learner.classes)} classes, a label is one byte")
-    if Path(out).name in ("", ".."):  # "." and "/" have none
-        raise VolumeError(
-            f"{out} is a folder without a name of its own, give a name for the output"
-        )
+    _check_name(Path(out))
     job = _Job(learner, volume, Path(out), extra, three_axes, model_version, model_source)
     folder = PartialFolder(work or partial_folder(job.out), job.description)
     run = _Segmentation(job, folder, overwrite, any_scale, progress or (lambda *_: None))

@@ -15,7 +15,7 @@ class NoAnswer(Exception):
     """As botocore's EndpointConnectionError and gcsfs's HttpError: no OSError."""
 
 
-class Bucket(MemoryFileSystem):  # type: ignore[misc]
+class Bucket(MemoryFileSystem):  # type: ignore[misc]  # fsspec has no types
     """``bucket://name/path``. Each that is made has listings of its own, as a process has.
 
     ``refuses``: what every call of every one raises.

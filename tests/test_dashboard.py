@@ -473,7 +473,9 @@ def test_the_curve_lies_between_its_axes_and_marks_what_is_flagged() -> None:
     assert (first.y, last.y) == (curve.bottom, curve.top)
     assert last.x == curve.right
     assert [mark.flagged for mark in curve.lines[-1].marks] == [False, True]
-    (single,) = learning_curve([summary(1, 1, 0.5)], ["bone"]).lines[0].marks  # type: ignore[union-attr]
+    one = learning_curve([summary(1, 1, 0.5)], ["bone"])
+    assert one is not None
+    (single,) = one.lines[0].marks
     assert single.says == "Round 1, 1 label: bone 0.500"
     assert last.says == "Round 2, 20 labels: mean 1.000, not served: worse"
     assert curve.lines[-1].path == f"M{first.x} {first.y} L{last.x} {last.y}"

@@ -825,6 +825,19 @@ def invoke(*arguments: object) -> Any:
 
 
 @pytest.mark.usefixtures("store")
+@pytest.mark.parametrize("out", [".", "/", ".."])
+@pytest.mark.parametrize("model", ["--project", "--weights"])
+def test_the_command_says_that_an_output_has_no_name(
+    tmp_path: Path, learner: NetworkLearner, volume: Volume, out: str, model: str
+) -> None:
+    (tmp_path / "a.safetensors").write_bytes(learner.to_bytes())
+    chosen = 7 if model == "--project" else tmp_path / "a.safetensors"
+    done = invoke(volume.path, "-o", out, model, chosen)
+    assert isinstance(done.exception, VolumeError)
+    assert "without a name of its own, give a name" in str(done.exception)
+
+
+@pytest.mark.usefixtures("store")
 def test_the_command_segments_with_the_published_model(
     tmp_path: Path, learner: NetworkLearner, volume: Volume, values: Any
 ) -> None:

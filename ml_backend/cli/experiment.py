@@ -103,18 +103,19 @@ def missing(contents: Contents) -> Iterator[str]:
             "is that grey value a class?"
         )
     if contents.unlabelled:
-        names = ", ".join(map(str, contents.unlabelled[:3]))
-        more = "" if len(contents.unlabelled) <= 3 else ", …"
         yield (
             f"left out, {len(contents.unlabelled)} in all, for lack of a labelled pixel in the "
-            f"mask: {names}{more}"
+            f"mask: {_first(contents.unlabelled, 3)}"
         )
 
 
 def _listed(names: Sequence[object]) -> str:
     """The first of ``names``, and how many there are where these are not all."""
-    more = "" if len(names) <= _MANY else f", … ({len(names)} in all)"
-    return ", ".join(map(str, names[:_MANY])) + more
+    return _first(names, _MANY) + ("" if len(names) <= _MANY else f" ({len(names)} in all)")
+
+
+def _first(names: Sequence[object], number: int) -> str:
+    return ", ".join(map(str, names[:number])) + ("" if len(names) <= number else ", …")
 
 
 def few_choices(experiment: Experiment) -> Iterator[str]:

@@ -249,9 +249,10 @@ def segment(
     roots = volume_roots(settings)
     chosen = reading(dataset, shape, dtype, offset, channel, time)
     options = replace(chosen, bounds=roots.bounds_of(volume))
+    work = work or partial_folder(out)
     with open_volume(volume, options, strict=True) as opened:
         model = (
-            _of_project(project, work or partial_folder(out))
+            _of_project(project, work)
             if weights is None
             else _Model(weights.read_bytes(), weights.name)
         )
@@ -281,10 +282,10 @@ def _segment(
     device: str,
     overwrite: bool,
     any_scale: bool,
-    work: Path | None,
+    work: Path,
 ) -> SegmentationReport:
     from ml_backend.rounds.learners import load_learner
-    from ml_backend.segment import partial_folder, segment_volume
+    from ml_backend.segment import segment_volume
     from ml_backend.settings import load_settings
 
     learner = load_learner(load_settings(), model.data, device)
@@ -299,7 +300,7 @@ def _segment(
             stopped = bars.place
     console.print(
         f"Stopped at {stopped or 'the start'}. What is done is kept in "
-        f"{as_written(str(work or partial_folder(out)))}: the same command goes on from there.",
+        f"{as_written(str(work))}: the same command goes on from there.",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
     raise typer.Exit(_STOPPED)

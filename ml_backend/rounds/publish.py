@@ -197,9 +197,8 @@ def republish(
             return False
         entries = _queued(project, before, version)
         queue = QueueRecord(model_version=version, entries=[*entries.values()])
-        if (there := known_queue(folder)) is not None:
-            queue.withdrawn = there.withdrawn_but(version)
         noted = noted_queue(folder, queue)
+        queue.withdrawn = noted.withdrawn
         # Appended in this moment, or stored without a mask by an attempt before.
         later = entries.keys() - asked | noted.bare & drawn.keys()
         queue.pending = [entry.task for entry in queue.in_order() if entry.task in later]

@@ -77,11 +77,14 @@ def known_queue(folder: RoundFolder) -> QueueRecord | None:
 
 
 def noted_queue(folder: RoundFolder, queue: QueueRecord) -> QueueRecord:
-    """What an attempt before has noted of the same version's queue."""
-    before = known_queue(folder)
-    if before is not None and before.model_version == queue.model_version:
+    """What an attempt before has noted of the same version's queue; of another's, which versions
+    are withdrawn."""
+    version, before = queue.model_version, known_queue(folder)
+    if before is None:
+        return QueueRecord(model_version=version)
+    if before.model_version == version:
         return before
-    return QueueRecord(model_version=queue.model_version)
+    return QueueRecord(model_version=version, withdrawn=before.withdrawn_but(version))
 
 
 def pending(project: ConnectedProject, published: Published) -> list[int]:

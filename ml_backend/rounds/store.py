@@ -159,6 +159,7 @@ class Store:
         """When the file was last written, in seconds since 1970; None where nobody says. Raises
         StoreFault."""
         with self._at(path, "looked at") as target, suppress(*_ABSENT, NotImplementedError):
+            # fsspec's way of saying that a kind of store keeps no times
             moment: datetime = self.fs.modified(target)
             return moment.timestamp()
         return None

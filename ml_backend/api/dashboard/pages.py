@@ -270,6 +270,12 @@ def _ticked(text: str) -> Markup:
     )
 
 
+@dashboard.app_template_filter("slices")
+def _slices(count: int) -> str:
+    """``1 slice``, ``1,204 slices``."""
+    return f"{count:,} {'slice' if count == 1 else 'slices'}"
+
+
 @dashboard.app_template_filter("duration")
 def _duration(seconds: float | None) -> str:
     """``45 s``, ``3 min``, ``2 h 5 min``."""

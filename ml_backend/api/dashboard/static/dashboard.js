@@ -112,8 +112,11 @@ async function refresh() {
   if (known) return;
   for (const part of document.querySelectorAll("[data-live]")) {
     const newer = fresh.getElementById(part.id);
-    if (newer && held(part)) tag = null; // what is kept back now is asked for again
-    if (!newer || held(part)) continue;
+    if (!newer) continue;
+    if (held(part)) {
+      tag = null; // what is kept back now is asked for again
+      continue;
+    }
     const open = part.querySelectorAll("details");
     newer.querySelectorAll("details").forEach((one, i) => { if (open[i]) one.open = open[i].open; });
     if (newer.innerHTML !== part.innerHTML) replace(part, newer);
