@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from redis import Redis
 
 from ml_backend.embedded.processes import ProcessGroup
 from ml_backend.embedded.redis_server import start_redis
@@ -22,11 +23,18 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Redis server of the test session."""
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Redis server of the test session; `redis_url` is the same, empty."""
     folder = tmp_path_factory.mktemp("redis")
     with ProcessGroup(folder / "logs") as group:
         yield start_redis(group, folder)
+
+
+@pytest.fixture
+def redis_url(redis_server: str) -> str:
+    """Emptied: a project of another test may have had the port of this one, and with it its key."""
+    Redis.from_url(redis_server).flushall()
+    return redis_server
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from ml_backend.app import create_app
 from ml_backend.embedded.stack import settings_from
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.settings import Settings
-from tests.http_studio import HttpStudio, phantom_project
 
 
 def client(project: ConnectedProject, **changed: Any) -> FlaskClient:
@@ -27,21 +25,6 @@ def look_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have nothing answered from what was found a moment ago."""
     monkeypatch.setattr(status, "_FRESH_S", 0.0)
     monkeypatch.setattr(status, "_RESTS", 0.0)
-
-
-@contextmanager
-def phantom_loop(
-    server: HttpStudio,
-    make_settings: Callable[..., Settings],
-    prefix: str,
-    labels: Iterable[int] = range(3),
-    **variables: object,
-) -> Iterator[ConnectedProject]:
-    """`phantom_project` with queues of its own, whose jobs are forgotten afterwards."""
-    own = {"NEXTSLICE_QUEUE_PREFIX": prefix, **variables}
-    project = phantom_project(server, make_settings, labels, **own)
-    yield project
-    project.service.schedule.connection.flushall()
 
 
 def settings_in(folder: Path) -> Callable[..., Settings]:

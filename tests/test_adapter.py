@@ -128,10 +128,10 @@ def start(group: ProcessGroup, name: str, argv: list[str], env: dict[str, str]) 
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> dict[str, str]:
+def environment(tmp_path_factory: pytest.TempPathFactory, redis_server: str) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("adapter")
     return {
-        "REDIS_URL": redis_url,
+        "REDIS_URL": redis_server,
         "LABEL_STUDIO_API_KEY": "token",
         "NEXTSLICE_STORE": str(folder / "store"),
         "NEXTSLICE_CACHE_DIR": str(folder / "cache"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -44,13 +44,12 @@ class OtherBackends(MemoryStudio):
 @pytest.fixture
 def project(
     make_settings: Callable[..., Settings], redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[ConnectedProject]:
+) -> ConnectedProject:
     monkeypatch.setattr(adoption, "_APPEAR_S", 0.2)
     studio: Any = OtherBackends(bitmask_config(["bone"]), 3, lambda _: np.zeros((8, 9)))
     service = Service(make_settings(REDIS_URL=redis_url), studio=studio)
     monkeypatch.setattr(jobs, "_service", lambda: service)
-    yield ConnectedProject(service, KEY)
-    service.schedule.connection.flushall()
+    return ConnectedProject(service, KEY)
 
 
 def untouched(project: ConnectedProject) -> bool:

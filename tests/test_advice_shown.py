@@ -13,8 +13,8 @@ from ml_backend.rounds.overview import project_overview
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import EffortRecord, FurtherRecord, MetricsRecord, RoundRecord
 from ml_backend.settings import Settings
-from tests.http_studio import HttpStudio, phantom_server
-from tests.served import client, look_each_time, phantom_loop
+from tests.http_studio import HttpStudio, phantom_project, phantom_server
+from tests.served import client, look_each_time
 
 SAID = (
     "The next 3 slices will probably change the mIoU of 0.750 by +0.002 (roughly −0.006 to "
@@ -39,9 +39,8 @@ def _look_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def project(
     server: HttpStudio, make_settings: Callable[..., Settings], redis_url: str
-) -> Iterator[ConnectedProject]:
-    with phantom_loop(server, make_settings, "advice", REDIS_URL=redis_url) as project:
-        yield project
+) -> ConnectedProject:
+    return phantom_project(server, make_settings, REDIS_URL=redis_url)
 
 
 def effort(corrected: int, version: str | None) -> EffortRecord:

@@ -32,11 +32,10 @@ class Connected(MemoryStudio):
 
 
 @pytest.fixture
-def project(make_settings: Callable[..., Settings], redis_url: str) -> Iterator[ConnectedProject]:
+def project(make_settings: Callable[..., Settings], redis_url: str) -> ConnectedProject:
     studio: Any = Connected(GOOD, 4, lambda _: np.zeros((8, 9), np.uint8))
     service = Service(make_settings(REDIS_URL=redis_url), studio=studio)
-    yield ConnectedProject(service, f"7.{int(FIRST_MOMENT.timestamp())}")
-    service.schedule.connection.flushall()
+    return ConnectedProject(service, f"7.{int(FIRST_MOMENT.timestamp())}")
 
 
 def memory(project: ConnectedProject) -> MemoryStudio:

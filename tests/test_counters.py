@@ -66,7 +66,6 @@ def test_a_look_begins_a_round_on_a_label_that_label_studio_has_not_counted(
 
     assert project.schedule.round_progress() is not None
     assert studio.totals(7) == (4, 1)
-    service.schedule.connection.flushall()
 
 
 class Answering:

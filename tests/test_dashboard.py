@@ -40,8 +40,8 @@ from ml_backend.rounds.project_settings import change_settings
 from ml_backend.settings import Settings
 from ml_backend.studio.label_config import bitmask_config
 from ml_backend.studio.task_order import queue_length
-from tests.http_studio import HttpStudio, phantom_server
-from tests.served import client, look_each_time, phantom_loop
+from tests.http_studio import HttpStudio, phantom_project, phantom_server
+from tests.served import client, look_each_time
 from tests.volume_project import predict
 
 HTML = {"Accept": "text/html"}
@@ -62,9 +62,8 @@ def _look_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def project(
     server: HttpStudio, make_settings: Callable[..., Settings], redis_url: str
-) -> Iterator[ConnectedProject]:
-    with phantom_loop(server, make_settings, "dashboard", REDIS_URL=redis_url) as project:
-        yield project
+) -> ConnectedProject:
+    return phantom_project(server, make_settings, REDIS_URL=redis_url)
 
 
 def again(project: ConnectedProject) -> ConnectedProject:
@@ -112,17 +111,16 @@ def test_a_project_page_says_where_it_stands(project: ConnectedProject) -> None:
 def test_a_training_that_is_asked_for_before_there_is_a_label_is_not_forgotten(
     server: HttpStudio, make_settings: Callable[..., Settings], redis_url: str
 ) -> None:
-    redis = {"REDIS_URL": redis_url}
-    with phantom_loop(server, make_settings, "unlabelled", labels=(), **redis) as project:
-        asked = client(project)
-        assert asked.post("/projects/7/train").status_code == 303
-        page = asked.get("/projects/7?done=train", headers=HTML).text
-        assert "Nobody has labelled a slice yet: it begins with the first one." in page
-        project.request_start()  # as the job that the page has asked for
-        reconcile.count(project)
-        assert project.schedule.round_progress() is None
-        page = asked.get("/projects/7", headers=HTML).text
-        assert "is asked for: it begins as soon as a look finds an annotated slice." in page
+    project = phantom_project(server, make_settings, (), REDIS_URL=redis_url)
+    asked = client(project)
+    assert asked.post("/projects/7/train").status_code == 303
+    page = asked.get("/projects/7?done=train", headers=HTML).text
+    assert "Nobody has labelled a slice yet: it begins with the first one." in page
+    project.request_start()  # as the job that the page has asked for
+    reconcile.count(project)
+    assert project.schedule.round_progress() is None
+    page = asked.get("/projects/7", headers=HTML).text
+    assert "is asked for: it begins as soon as a look finds an annotated slice." in page
 
 
 def text_of(project: ConnectedProject, path: str) -> str:
@@ -140,9 +138,10 @@ def test_labels_that_no_round_has_read_are_somebodys(project: ConnectedProject) 
 def test_the_first_page_says_once_when_a_round_begins(
     server: HttpStudio, make_settings: Callable[..., Settings], redis_url: str
 ) -> None:
-    early = {"REDIS_URL": redis_url, "NEXTSLICE_K": 8, "NEXTSLICE_EARLY_ROUNDS": "1,2,4"}
-    with phantom_loop(server, make_settings, "early", labels=(), **early) as project:
-        text = text_of(project, "/")
+    given: dict[str, Any] = {"REDIS_URL": redis_url, "NEXTSLICE_K": 8}
+    given |= {"NEXTSLICE_EARLY_ROUNDS": "1,2,4"}
+    project = phantom_project(server, make_settings, (), **given)
+    text = text_of(project, "/")
     assert re.findall("begins at [^,]+", text) == ["begins at a new annotation"]
 
 

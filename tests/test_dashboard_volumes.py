@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from ml_backend.settings import Settings
 from ml_backend.volumes.window import render
 from tests.http_studio import PHANTOM, SLICES, HttpStudio, phantom_server
 from tests.served import client
-from tests.volume_project import NAME, WINDOW, predict, scan, volume_projects
+from tests.volume_project import NAME, WINDOW, predict, scan, volume_project
 
 PAGE = f"/projects/7/volumes/{NAME}/"
 ABOUT = f"/api/projects/7/volumes/{NAME}"
@@ -40,10 +41,9 @@ def server() -> Iterator[HttpStudio]:
 @pytest.fixture
 def make(
     server: HttpStudio, make_settings: Callable[..., Settings], redis_url: str, tmp_path: Path
-) -> Iterator[Make]:
+) -> Make:
     given = {"REDIS_URL": redis_url, "NEXTSLICE_QUEUE_PREFIX": "volumes"}
-    with volume_projects(server, make_settings, tmp_path, **given) as make:
-        yield make
+    return partial(volume_project, server, make_settings, tmp_path, **given)
 
 
 @pytest.fixture(autouse=True)

@@ -35,9 +35,7 @@ def server() -> Iterator[HttpStudio]:
 
 
 @pytest.fixture
-def service(
-    server: HttpStudio, make_settings: Callable[..., Settings], redis_url: str
-) -> Iterator[Service]:
+def service(server: HttpStudio, make_settings: Callable[..., Settings], redis_url: str) -> Service:
     service = Service(
         make_settings(
             REDIS_URL=redis_url,
@@ -49,8 +47,7 @@ def service(
     for kind in (CONTROL, GPU):
         queue = service.schedule.queue(kind)
         Worker([queue], connection=queue.connection, serializer=JSONSerializer).register_birth()
-    yield service
-    service.schedule.connection.flushall()
+    return service
 
 
 def examined(service: Service) -> dict[str, Finding]:

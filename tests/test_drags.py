@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -54,7 +54,7 @@ def beliefs() -> Beliefs:
 
 
 @pytest.fixture
-def app(make_settings: Callable[..., Settings], redis_url: str) -> Iterator[Flask]:
+def app(make_settings: Callable[..., Settings], redis_url: str) -> Flask:
     app = create_app(make_settings(REDIS_URL=redis_url, NEXTSLICE_PUBLISHED_TTL_S="600"))
     serving: Serving = app.extensions["nextslice"]
     published = Published(
@@ -68,8 +68,7 @@ def app(make_settings: Callable[..., Settings], redis_url: str) -> Iterator[Flas
     serving._warmed.add((KEY, "round-001/weights.safetensors"))  # there are none
     for task in (1, 2):
         serving.opened.keep(SliceName(KEY, str(published.weights), task, IMAGE), beliefs())
-    yield app
-    serving.service.schedule.connection.flushall()
+    return app
 
 
 class Page:

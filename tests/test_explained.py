@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -50,19 +50,15 @@ class Told(MemoryStudio):
 @pytest.fixture
 def make(
     make_settings: Callable[..., Settings], redis_url: str
-) -> Iterator[Callable[[str], tuple[ConnectedProject, Told]]]:
-    made: list[Service] = []
-
+) -> Callable[[str], tuple[ConnectedProject, Told]]:
     def project(config: str) -> tuple[ConnectedProject, Told]:
         studio: Any = Told(config, 12, lambda _: np.zeros((8, 9), np.uint8))
         settings = make_settings(REDIS_URL=redis_url, NEXTSLICE_K=4, NEXTSLICE_RESERVE=2)
         studio.backend = Backend(id=1, url=settings.backend_url)
-        made.append(Service(settings, studio=studio))
-        return ConnectedProject(made[-1], f"7.{int(FIRST_MOMENT.timestamp())}"), studio
+        service = Service(settings, studio=studio)
+        return ConnectedProject(service, f"7.{int(FIRST_MOMENT.timestamp())}"), studio
 
-    yield project
-    for service in made:
-        service.schedule.connection.flushall()
+    return project
 
 
 def told(studio: Told) -> dict[int, str]:

@@ -57,21 +57,16 @@ MakeProject = Callable[..., ConnectedProject]
 
 
 @pytest.fixture
-def make_project(make_settings: Callable[..., Settings], redis_url: str) -> Iterator[MakeProject]:
-    made: list[Service] = []
-
+def make_project(make_settings: Callable[..., Settings], redis_url: str) -> MakeProject:
     def make(
         field: str, data: Callable[[int], dict[str, Any]], tasks: int = TASKS
     ) -> ConnectedProject:
         studio: Any = Connected(config(field), tasks, lambda _: np.zeros((8, 9)))
         studio.backend = Backend(id=1, url="http://us:9090")
         studio.put(data, range(tasks))
-        made.append(Service(make_settings(REDIS_URL=redis_url), studio=studio))
-        return ConnectedProject(made[-1], KEY)
+        return ConnectedProject(Service(make_settings(REDIS_URL=redis_url), studio=studio), KEY)
 
-    yield make
-    for service in made:
-        service.schedule.connection.flushall()
+    return make
 
 
 def adopted(project: ConnectedProject) -> None:

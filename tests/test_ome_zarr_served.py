@@ -6,6 +6,7 @@ import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from ml_backend.volumes.volume_address import VolumeAddress, last_day
 from ml_backend.volumes.window import Window
 from tests.http_studio import CONFIG, SLICES, HttpStudio, phantom_server
 from tests.served import client
-from tests.volume_project import NAME, predict, scan, volume_projects
+from tests.volume_project import NAME, predict, scan, volume_project
 from tests.web_files import open_group
 
 SHAPE = (SLICES, 530, 601)
@@ -51,11 +52,10 @@ def server() -> Iterator[HttpStudio]:
 @pytest.fixture
 def make(
     server: HttpStudio, make_settings: Callable[..., Settings], redis_url: str, tmp_path: Path
-) -> Iterator[Make]:
+) -> Make:
     given = {"REDIS_URL": redis_url, "NEXTSLICE_QUEUE_PREFIX": "ome-zarr"}
     given |= {"NEXTSLICE_CORS_ORIGINS": ORIGIN}
-    with volume_projects(server, make_settings, tmp_path, **given) as make:
-        yield make
+    return partial(volume_project, server, make_settings, tmp_path, **given)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from ml_backend.studio.annotations import regions
 from ml_backend.studio.client import User
 from ml_backend.studio.label_config import parse_label_config
 from tests.http_studio import CONFIG, PHANTOM, HttpStudio, phantom_project, phantom_server
-from tests.served import client, phantom_loop
+from tests.served import client
 
 ANNA = {"id": 2, "email": "anna@lab.example", "first_name": "Anna", "last_name": "Ames"}
 BEN = {"id": 3, "email": "ben@lab.example", "first_name": "", "last_name": ""}
@@ -88,9 +88,8 @@ def server() -> Iterator[HttpStudio]:
 @pytest.fixture
 def project(
     server: HttpStudio, make_settings: Callable[..., Settings], redis_url: str
-) -> Iterator[ConnectedProject]:
-    with phantom_loop(server, make_settings, "people", REDIS_URL=redis_url) as project:
-        yield project
+) -> ConnectedProject:
+    return phantom_project(server, make_settings, REDIS_URL=redis_url)
 
 
 def ago(minutes: float) -> str:
@@ -172,7 +171,6 @@ def test_the_page_and_its_json_say_labels_and_minutes_of_each(
     page = asked.get("/projects/7", headers={"Accept": "text/html"}).text
     assert "1 open for more than half an hour" in page
     assert "not timed" in page
-    project.service.schedule.connection.flushall()
 
 
 def submit_truth(server: HttpStudio, of: dict[int, tuple[int, float | None]]) -> None:

@@ -43,7 +43,7 @@ class Hooked(MemoryStudio):
 
 
 @pytest.fixture
-def service(make_settings: Callable[..., Settings], redis_url: str) -> Iterator[Service]:
+def service(make_settings: Callable[..., Settings], redis_url: str) -> Service:
     """A service with one adopted project that is well."""
     studio: Any = Hooked(bitmask_config(["bone"]), 3, lambda _: np.zeros((8, 9)))
     settings = make_settings(
@@ -57,8 +57,7 @@ def service(make_settings: Callable[..., Settings], redis_url: str) -> Iterator[
     ConnectedProject(service, KEY).update(
         lambda record: record.adopted("2026-01-01T00:00:00"), adopting=True
     )
-    yield service
-    service.schedule.connection.flushall()
+    return service
 
 
 def found(service: Service) -> Finding:

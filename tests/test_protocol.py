@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -44,10 +44,8 @@ def settings(make_settings: Callable[..., Settings], redis_url: str) -> Settings
 
 
 @pytest.fixture
-def app(settings: Settings) -> Iterator[Flask]:
-    app = create_app(settings)
-    yield app
-    serving(app).service.schedule.connection.flushall()
+def app(settings: Settings) -> Flask:
+    return create_app(settings)
 
 
 @pytest.fixture

@@ -29,13 +29,12 @@ def server() -> Iterator[HttpStudio]:
 @pytest.fixture
 def project(
     server: HttpStudio, make_settings: Callable[..., Settings], redis_url: str
-) -> Iterator[ConnectedProject]:
+) -> ConnectedProject:
     variables = {"NEXTSLICE_EARLY_LABELS": "", "NEXTSLICE_K": 8, "REDIS_URL": redis_url}
     project = phantom_project(server, make_settings, range(5), **variables)
     # what a look leaves of a round before anybody is at it
     project.folder.store.write(f"{project.folder.path}/round-0001/dataset.part", b"")
-    yield project
-    project.service.schedule.connection.flushall()
+    return project
 
 
 def test_a_round_without_a_worker_is_not_in_progress(project: ConnectedProject) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,15 +27,14 @@ KEY = "7.1763865028"
 @pytest.fixture
 def service(
     make_settings: Callable[..., Settings], redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Service]:
+) -> Service:
     """With a Label Studio that has one project, number 7, and a store that has none."""
     studio = MemoryStudio(bitmask_config(["bone"]), 20, lambda _: np.zeros((8, 9), np.uint8))
     settings = make_settings(REDIS_URL=redis_url, NEXTSLICE_QUEUE_PREFIX="rounds-run")
     service = Service(settings, studio=studio)
     monkeypatch.setattr(Service, "from_environment", classmethod(lambda cls: service))
     load_commands()
-    yield service
-    service.schedule.connection.flushall()
+    return service
 
 
 def run(*arguments: str) -> Result:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from multiprocessing.synchronize import Event
 from typing import Any
@@ -22,10 +22,8 @@ KEY = "7.1763865028"
 
 
 @pytest.fixture
-def schedule(make_settings: Callable[..., Settings], redis_url: str) -> Iterator[Schedule]:
-    schedule = Schedule(make_settings(REDIS_URL=redis_url))
-    yield schedule
-    schedule.connection.flushall()
+def schedule(make_settings: Callable[..., Settings], redis_url: str) -> Schedule:
+    return Schedule(make_settings(REDIS_URL=redis_url))
 
 
 def jobs(schedule: Schedule, kind: str) -> list[tuple[str, list[object]]]:

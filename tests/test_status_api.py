@@ -29,9 +29,9 @@ from ml_backend.rounds.schedule import CONTROL, GPU
 from ml_backend.settings import Settings
 from ml_backend.studio.client import Studio, StudioError
 from tests.fuzz.endpoints import DESCRIPTION
-from tests.http_studio import HttpStudio, phantom_server
+from tests.http_studio import HttpStudio, phantom_project, phantom_server
 from tests.openapi_schemas import record_schemas
-from tests.served import client, look_each_time, phantom_loop
+from tests.served import client, look_each_time
 from tests.test_recovery import raising
 
 
@@ -51,9 +51,8 @@ def _look_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def project(
     server: HttpStudio, make_settings: Callable[..., Settings], redis_url: str
-) -> Iterator[ConnectedProject]:
-    with phantom_loop(server, make_settings, "statusapi", REDIS_URL=redis_url) as project:
-        yield project
+) -> ConnectedProject:
+    return phantom_project(server, make_settings, REDIS_URL=redis_url)
 
 
 def listening(project: ConnectedProject, device: str = "cpu") -> None:

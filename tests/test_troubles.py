@@ -54,7 +54,6 @@ def project(
         Worker([queue], connection=queue.connection, serializer=JSONSerializer).register_birth()
     project.schedule.round("3 new annotations", 1)
     yield project
-    project.service.schedule.connection.flushall()
     load_settings.cache_clear()
 
 

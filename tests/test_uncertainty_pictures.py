@@ -143,4 +143,3 @@ def test_a_round_keeps_them_and_the_page_shows_them(
     assert page.count("it joined the queue after its round") == 1
     assert 'aria-current="true">Uncertainty' in page
     assert 'aria-current="true">Masks' in asked.get("/projects/7", headers=HTML).text
-    project.service.schedule.connection.flushall()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -51,10 +51,8 @@ def settings(make_settings: Callable[..., Settings], redis_url: str, tmp_path: P
 
 
 @pytest.fixture
-def app(settings: Settings) -> Iterator[Flask]:
-    app = create_app(settings)
-    yield app
-    serving(app).service.schedule.connection.flushall()
+def app(settings: Settings) -> Flask:
+    return create_app(settings)
 
 
 def serving(app: Flask) -> Serving:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,7 @@ from ml_backend.volumes.volume import ReadOptions, VolumeSpec
 from ml_backend.volumes.window import Window
 from tests.http_studio import CONFIG, PHANTOM, SLICES, HttpStudio, phantom_project
 
-__all__ = [
-    "NAME", "WINDOW", "predict", "scan", "shown_mask", "volume_project", "volume_projects",
-]  # fmt: skip
+__all__ = ["NAME", "WINDOW", "predict", "scan", "shown_mask", "volume_project"]
 
 NAME = "scans/bone.nii.gz"
 WINDOW = Window(0.0, 1000.0)
@@ -73,22 +70,6 @@ def volume_project(
         server.memory.submit(task, regions(shown_mask(task, flip), config))
     assert len(server.memory._rows) == SLICES
     return ConnectedProject(Service(project.service.settings), project.key)
-
-
-@contextmanager
-def volume_projects(
-    server: HttpStudio, make_settings: Callable[..., Settings], folder: Path, **given: Any
-) -> Iterator[Callable[..., ConnectedProject]]:
-    """Makes a `volume_project` of ``given`` and its own options; Redis is empty afterwards."""
-    made: list[ConnectedProject] = []
-
-    def make(**options: Any) -> ConnectedProject:
-        made.append(volume_project(server, make_settings, folder, **given, **options))
-        return made[-1]
-
-    yield make
-    for project in made:
-        project.service.schedule.connection.flushall()
 
 
 def shown_mask(task: int, flip: str = "") -> npt.NDArray[np.uint8]:
