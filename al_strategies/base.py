@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from al_strategies.errors import NextsliceError
-from al_strategies.evidence import IOU, Evidence, EvidenceError, SliceId, declared_evidence
+from al_strategies.errors import EvidenceError, UnknownStrategyError
+from al_strategies.evidence import IOU, Evidence, SliceId, declared_evidence
 from al_strategies.plugins import load_plugins
 from al_strategies.spacing import Admission, Spacing
 
@@ -48,10 +48,6 @@ __all__ = [
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Features = npt.NDArray[np.float32]
-
-
-class UnknownStrategyError(NextsliceError, ValueError):
-    """A strategy or a strategy's parameter that does not exist."""
 
 
 @dataclass(frozen=True)

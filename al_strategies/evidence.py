@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -10,7 +9,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from al_strategies.errors import NextsliceError
+from al_strategies.errors import EvidenceError
+from al_strategies.positions import Position, SliceId
 
 __all__ = [
     "CLASS_FRACTIONS",
@@ -33,9 +33,6 @@ __all__ = [
     "declare_evidence",
     "declared_evidence",
 ]
-
-SliceId = int | str
-"""A Label Studio task id, or a file's name in a simulation. One kind in one Evidence."""
 
 ENTROPY = "entropy"
 """Score: mean over valid pixels of -sum_c p log p, in nats, in [0, log C]."""
@@ -89,32 +86,6 @@ def declare_evidence(name: str, kind: Kind) -> None:
 def declared_evidence() -> Mapping[str, Kind]:
     """Every name that a strategy may ask for: the standard ones and those declared besides."""
     return dict(_KINDS)
-
-
-class EvidenceError(NextsliceError, ValueError):
-    """Evidence that contradicts itself, is missing, or holds something else than finite numbers."""
-
-
-@dataclass(frozen=True, order=True)
-class Position:
-    """Where a slice lies: ``z`` in slices along the axis of ``volume``.
-
-    Where z is not known, the order of the tasks stands for it and the project for the volume.
-    Raises `EvidenceError` when z is not a finite number.
-    """
-
-    volume: str
-    z: float
-
-    def __post_init__(self) -> None:
-        try:
-            finite = math.isfinite(self.z)
-        except TypeError:
-            finite = False
-        if not finite:
-            raise EvidenceError(
-                f"a slice of volume {self.volume!r} has z = {self.z!r}: give a number"
-            )
 
 
 @dataclass(frozen=True)

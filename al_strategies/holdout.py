@@ -16,7 +16,7 @@ from itertools import pairwise
 import numpy as np
 
 from al_strategies.errors import NextsliceError
-from al_strategies.evidence import Position, SliceId
+from al_strategies.positions import Position, SliceId, ZBlock
 
 __all__ = [
     "FRACTION",
@@ -99,29 +99,6 @@ def _central(ordered: Sequence[SliceId], fraction: float, centre: float) -> Sequ
     start = round(centre * len(ordered) - count / 2)
     start = min(max(start, 0), len(ordered) - count)
     return ordered[start : start + count]
-
-
-@dataclass(frozen=True)
-class ZBlock:
-    """Slices of ``volume`` with ``low`` ≤ z ≤ ``high``; without an end where one is None, as in
-    records of old (`closed`)."""
-
-    volume: str
-    low: float | None = None
-    high: float | None = None
-
-    @property
-    def open(self) -> bool:
-        """Whether it lacks an end."""
-        return self.low is None or self.high is None
-
-    def __contains__(self, position: object) -> bool:
-        return (
-            isinstance(position, Position)
-            and position.volume == self.volume
-            and (self.low is None or position.z >= self.low)
-            and (self.high is None or position.z <= self.high)
-        )
 
 
 @dataclass(frozen=True)

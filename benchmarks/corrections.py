@@ -3,12 +3,14 @@
     python -m benchmarks.corrections --sets phantom_small --labels 4 [--slices 4] [--steps N]
     python -m benchmarks.corrections --data sandstone_xrm=DIR --sets sandstone_xrm --labels 4
 
-Trains the learner of the product on some slices of a data set, predicts test slices, and lets four
+Trains the learner of the product on some slices of a data set, predicts test slices, and lets five
 people correct them, 20 times a slice each. All go for the largest wrong place (8 neighbours).
 
 - drag: a box around its thickest part, so large that it holds more of what is wrong than of what is
   right, and one pixel more on each side. Where the mask is no better after it, the same box again,
-  three drags at most (each counts), then that place is left.
+  three drags at most (each counts), then that place is left. What was not better in one place is
+  less likely to be guessed in the next, as in the product.
+- drag, nothing learned: the same, as if each were the first on its slice.
 - drag, label picked: the same, with the label picked that most of the place should have.
 - box: the same boxes, all of the box painted as the likeliest other class (`fill`), for comparison.
 - stroke: the right class by a brush of the best of seven radii, along the best straight line of 8
@@ -39,7 +41,7 @@ from benchmarks.learning import ROOT, _folder
 from benchmarks.peers.protocol import Pool
 from ml_backend.experiment.data import Data
 from ml_backend.rounds.learners import LearnerConfig, new_learner
-from ml_backend.segmentation.repair import Box, repair
+from ml_backend.segmentation.repair import Box, Change, alternatives, repair
 
 __all__ = ["CORRECTIONS", "PEOPLE", "box_around", "corrected", "fill", "stroke", "wrong_place"]
 
@@ -52,8 +54,9 @@ _LENGTHS = (0, 2, 5, 12)
 
 ClassMap = npt.NDArray[np.uint8]
 Painted = npt.NDArray[np.bool_]
-Person = Callable[[Beliefs, ClassMap, ClassMap, Painted], Iterator[ClassMap]]
-"""What a person tries one after the other: (beliefs, mask, truth, wrong place) → new masks."""
+Person = Callable[[Beliefs, ClassMap, ClassMap, Painted, set[Change]], Iterator[ClassMap]]
+"""What a person tries one after the other: (beliefs, mask, truth, wrong place, what was rejected on
+the slice) → new masks."""
 
 
 def wrong(mask: ClassMap, truth: ClassMap) -> Painted:
@@ -96,20 +99,36 @@ def box_around(place: Painted) -> Box:
     return found.grown(1, 1, (place.shape[0], place.shape[1]))
 
 
-def drag(beliefs: Beliefs, mask: ClassMap, truth: ClassMap, place: Painted) -> Iterator[ClassMap]:
-    box = box_around(place)
+def drag(
+    beliefs: Beliefs, mask: ClassMap, truth: ClassMap, place: Painted, rejected: set[Change]
+) -> Iterator[ClassMap]:
+    """Adds to ``rejected`` what it is asked to try another after."""
+    box, before = box_around(place), frozenset(rejected)
+    changes = alternatives(beliefs.log_probabilities, mask, box, before)
     for turn in range(_TRIES):
-        yield repair(beliefs.log_probabilities, mask, box, turn)
+        yield repair(beliefs.log_probabilities, mask, box, turn, rejected=before)
+        rejected.update(changes[turn : turn + 1])
 
 
-def picked(beliefs: Beliefs, mask: ClassMap, truth: ClassMap, place: Painted) -> Iterator[ClassMap]:
+def forgetful(
+    beliefs: Beliefs, mask: ClassMap, truth: ClassMap, place: Painted, rejected: set[Change]
+) -> Iterator[ClassMap]:
+    """Drags, each as the first on its slice."""
+    return drag(beliefs, mask, truth, place, set())
+
+
+def picked(
+    beliefs: Beliefs, mask: ClassMap, truth: ClassMap, place: Painted, rejected: set[Change]
+) -> Iterator[ClassMap]:
     """A drag with the label picked that most of the place should have."""
     box, label = box_around(place), int(np.bincount(truth[place]).argmax())
     for turn in range(_TRIES):
         yield repair(beliefs.log_probabilities, mask, box, turn, label)
 
 
-def fill(beliefs: Beliefs, mask: ClassMap, truth: ClassMap, place: Painted) -> Iterator[ClassMap]:
+def fill(
+    beliefs: Beliefs, mask: ClassMap, truth: ClassMap, place: Painted, rejected: set[Change]
+) -> Iterator[ClassMap]:
     window = box_around(place).window
     believed = beliefs.log_probabilities[(slice(None), *window)].astype(np.float32).mean((1, 2))
     standing = np.bincount(mask[window].ravel(), minlength=len(believed)).argmax()
@@ -119,7 +138,9 @@ def fill(beliefs: Beliefs, mask: ClassMap, truth: ClassMap, place: Painted) -> I
         yield painted
 
 
-def stroke(beliefs: Beliefs, mask: ClassMap, truth: ClassMap, place: Painted) -> Iterator[ClassMap]:
+def stroke(
+    beliefs: Beliefs, mask: ClassMap, truth: ClassMap, place: Painted, rejected: set[Change]
+) -> Iterator[ClassMap]:
     """The best stroke, once."""
     y, x = _thickest(place)
     index = truth[y, x]
@@ -144,6 +165,7 @@ def stroke(beliefs: Beliefs, mask: ClassMap, truth: ClassMap, place: Painted) ->
 
 PEOPLE: dict[str, Person] = {
     "drag": drag,
+    "drag, nothing learned": forgetful,
     "drag, label picked": picked,
     "box": fill,
     "stroke": stroke,
@@ -153,12 +175,12 @@ PEOPLE: dict[str, Person] = {
 def corrected(person: Person, beliefs: Beliefs, truth: ClassMap) -> npt.NDArray[np.float64]:
     """(`CORRECTIONS` + 1,): the share of the wrong pixels that is left after each."""
     mask, left_alone = beliefs.mask.copy(), np.zeros(truth.shape, np.bool_)
-    left = [int(wrong(mask, truth).sum())]
+    left, rejected = [int(wrong(mask, truth).sum())], set[Change]()
     while len(left) <= CORRECTIONS:
         place = wrong_place(wrong(mask, truth) & ~left_alone)
         if place is None:
             break
-        for tried in person(beliefs, mask, truth, place):
+        for tried in person(beliefs, mask, truth, place, rejected):
             now = int(wrong(tried, truth).sum())
             if now < left[-1]:
                 mask = tried

@@ -63,11 +63,24 @@ def test_a_drag_with_the_label_picked_is_not_led_astray_by_what_is_believed() ->
     scores = np.stack([np.full(TRUTH.shape, value) for value in (2.0, -4.5, 1.0)])
     beliefs = Beliefs(background, (scores - np.log(np.exp(scores).sum(0))).astype(np.float16))
     first = {
-        who: next(PEOPLE[who](beliefs, background, TRUTH, place))
+        who: next(PEOPLE[who](beliefs, background, TRUTH, place, set()))
         for who in ("drag", "drag, label picked")
     }
     assert {*np.unique(first["drag"][place])} == {2}
     assert {*np.unique(first["drag, label picked"][place])} == {1}
+
+
+def test_what_was_not_better_in_one_place_is_not_tried_first_in_the_next() -> None:
+    truth = np.zeros((SIDE, SIDE), np.uint8)
+    truth[8:20, 8:20] = truth[30:40, 30:40] = 1
+    scores = np.stack([np.full(truth.shape, value) for value in (2.0, 0.9, 1.0)])
+    beliefs = Beliefs(
+        np.zeros_like(truth), (scores - np.log(np.exp(scores).sum(0))).astype(np.float16)
+    )
+    left = {who: corrected(PEOPLE[who], beliefs, truth) for who in PEOPLE}
+    repaired = {who: np.flatnonzero(np.diff(left[who])) + 1 for who in left}
+    assert [*repaired["drag"][:2]] == [2, 3]
+    assert [*repaired["drag, nothing learned"][:2]] == [2, 4]
 
 
 def test_labels_that_a_pool_has_not_are_left_out(

@@ -194,6 +194,64 @@ def test_drags_on_one_spot_go_through_the_alternatives_and_back(app: Flask) -> N
     assert (seen[3] == seen[0]).all()
 
 
+DARK, BRIGHT = np.hypot(Y - 22, X - 22) < 6, np.hypot(Y - 42, X - 42) < 6
+"""Within the bone: nearly implant both, and a little less likely background."""
+OVER_DARK, OVER_BRIGHT = (16, 16, 28, 28), (36, 36, 48, 48)
+
+
+@pytest.fixture
+def two_places(app: Flask) -> Page:
+    there = DARK | BRIGHT
+    scores = np.stack(
+        [
+            np.where(BONE, np.where(there, 1.6, -4.0), 6.0),
+            np.where(BONE, 3.0, -4.0),
+            np.where(there, 2.0, -6.0),
+        ]
+    )
+    believed = (scores - np.log(np.exp(scores).sum(0))).astype(np.float16)
+    served = SliceName(KEY, "round-001/weights.safetensors", 1, IMAGE)
+    app.extensions["nextslice"].opened.keep(served, Beliefs(beliefs().mask, believed))
+    return Page(app)
+
+
+def test_what_was_not_meant_in_one_place_is_not_guessed_first_in_another(two_places: Page) -> None:
+    two_places.drag(*OVER_DARK)
+    assert two_places.shown[22, 22] == 2
+    two_places.drag(*OVER_DARK)
+    assert two_places.shown[22, 22] == 0
+    two_places.drag(*OVER_BRIGHT)
+    assert two_places.shown[42, 42] == 0
+    two_places.drag(*OVER_BRIGHT)
+    assert two_places.shown[42, 42] == 2, "all alternatives of a place come in turn"
+
+
+def test_what_was_taken_is_guessed_again(two_places: Page) -> None:
+    two_places.drag(*OVER_DARK)
+    two_places.drag(*OVER_BRIGHT)
+    assert two_places.shown[42, 42] == 2
+
+
+def test_what_was_undone_is_not_guessed_first_in_another_place(two_places: Page) -> None:
+    two_places.save()  # a draft tells the person who comes back from another
+    undone = dict(two_places.regions)
+    two_places.drag(*OVER_DARK)
+    assert two_places.shown[22, 22] == 2
+    two_places.regions = undone
+    two_places.save()
+    two_places.drag(*OVER_BRIGHT)
+    assert two_places.shown[42, 42] == 0
+
+
+def test_a_label_that_was_picked_says_nothing_of_what_is_meant_without(two_places: Page) -> None:
+    two_places.picked = "implant"
+    two_places.drag(*OVER_DARK)
+    two_places.drag(*OVER_DARK)
+    two_places.picked = None
+    two_places.drag(*OVER_BRIGHT)
+    assert two_places.shown[42, 42] == 2
+
+
 @pytest.mark.parametrize("saved", [False, True])
 def test_a_second_drag_on_the_spot_knows_the_first_whether_its_draft_was_saved_or_not(
     app: Flask, saved: bool

@@ -117,6 +117,16 @@ def test_alternatives_name_every_pair_of_what_stands_there_once() -> None:
     assert sorted(found) == [Change(0, 1), Change(0, 2), Change(1, 0), Change(1, 2)]
 
 
+def test_what_was_rejected_elsewhere_comes_after_what_is_nearly_as_likely() -> None:
+    """And before what is much less likely."""
+    nearly = believed(3.0, np.where(DISC, 0.5, -9.0), np.where(DISC, 0.0, -9.0))
+    rejected = {Change(0, 1)}
+    assert alternatives(nearly, NOTHING, BOX) == [Change(0, 1), Change(0, 2)]
+    assert alternatives(nearly, NOTHING, BOX, rejected) == [Change(0, 2), Change(0, 1)]
+    assert alternatives(missed_disc(), NOTHING, BOX, rejected) == [Change(0, 1), Change(0, 2)]
+    assert (repair(nearly, NOTHING, BOX, 0, None, rejected)[DISC] != 1).all()
+
+
 @pytest.mark.parametrize(
     ("box", "on"),
     [

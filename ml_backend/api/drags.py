@@ -29,7 +29,7 @@ from ml_backend.api.places import a_place
 from ml_backend.api.server import DRAGS
 from ml_backend.api.serving import Serving, usable
 from ml_backend.errors import NextsliceError
-from ml_backend.segmentation.repair import Box, repair
+from ml_backend.segmentation.repair import Box, Change, LogProbabilities, alternatives, repair
 from ml_backend.studio.interactive import (
     Canvas,
     Layers,
@@ -69,8 +69,9 @@ _MOST_TURNS = 64
 class _Spot:
     """The place dragged last. ``towards``: the class that was picked; ``turn``: how often it was
     dragged since the first drag there; ``before``: the regions that were answered, as they were
-    before that, None for what was not there; ``shown``: what the page shows in ``around`` since the
-    last answer."""
+    before that, None for what was not there; ``stood``, ``shown``: what the page showed in
+    ``around`` before that, and shows since the last answer. ``rejected``: what no drag before the
+    first one there has meant; ``learned``: these, and what was rejected there."""
 
     box: Box
     towards: int | None
@@ -78,7 +79,10 @@ class _Spot:
     turn: int
     patch: str
     before: Mapping[str, Result | None]
+    stood: npt.NDArray[np.uint8]
     shown: npt.NDArray[np.uint8]
+    rejected: frozenset[Change] = frozenset()
+    learned: frozenset[Change] = frozenset()
 
 
 @dataclass
@@ -275,16 +279,22 @@ def _drag(
     if before is not None and _still_stands(before, shown, box, towards, in_place):
         back = put_back(shown, before.before, before.around.window)
         base = shown.taking(back)
-        spot, first = replace(before, patch=_patch(before.patch, base)), before.turn + 1
+        learned = before.learned | _guessed(before, base, believed)
+        spot = replace(before, patch=_patch(before.patch, base), learned=learned)
+        first = before.turn + 1
     else:
         back, base, first = {}, shown, 0
+        learned = frozenset() if before is None else before.learned
+        if before is not None and (_cut(shown, before.around) == before.stood).all():  # undone
+            learned |= _guessed(before, shown, believed)
         box = box.on(shown.shape)
         around = box.around(shown.shape)
-        spot = _Spot(box, towards, around, 0, new_id(), {}, _cut(shown, around))
+        stands = _cut(shown, around)
+        spot = _Spot(box, towards, around, 0, new_id(), {}, stands, stands, learned, learned)
     kinds = len(believed)
     turns = 1 + (kinds * (kinds - 1) if towards is None else kinds)  # then they begin again
     for turn in range(first, first + min(turns, _MOST_TURNS)):
-        wanted = repair(believed, base.map, spot.box, turn, towards)
+        wanted = repair(believed, base.map, spot.box, turn, towards, spot.rejected)
         changed = answer(base, wanted, spot.patch, in_place=in_place)
         if changed is None or (wanted[spot.around.window] == spot.shown).all():
             continue
@@ -294,6 +304,16 @@ def _drag(
         shows = wanted[spot.around.window].copy()
         return replace(spot, turn=turn, before=were, shown=shows), changed
     return spot, {}
+
+
+def _guessed(spot: _Spot, base: Canvas, believed: LogProbabilities) -> frozenset[Change]:
+    """What the last answer took for meant, where ``base`` stood; nothing where the label that was
+    picked said it, or nothing was changed."""
+    if spot.towards is not None or (spot.shown == spot.stood).all():
+        return frozenset()
+    changes = alternatives(believed, base.map, spot.box, spot.rejected)
+    place = spot.turn % (len(changes) + 1)  # as `repair` counts: after the last nothing changes
+    return frozenset(changes[place : place + 1])
 
 
 def _still_stands(

@@ -140,7 +140,7 @@ def main() -> None:
 
 def _code(error: Exception) -> int:
     """Who was wrong, as `main` ends."""
-    from al_strategies.base import UnknownStrategyError
+    from al_strategies.errors import UnknownStrategyError
     from ml_backend.errors import (
         FileFault,
         OptionError,

@@ -1,7 +1,8 @@
 """What a round leaves, file by file: its name, what it holds, and the step that writes it.
 
 A new file of a round is one line here. Which files a step makes out of date, and which may be
-pruned, follows from the lines; nobody lists them again.
+pruned, follows from the lines; nobody lists them again. NumPy and the codecs of pictures take
+longer to import than most commands do: they are when such a file is read or written.
 """
 
 from __future__ import annotations
@@ -11,14 +12,10 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel
 
-from al_strategies.evidence import Evidence, Position
-from ml_backend.pictures import BROKEN_PICTURE, decode_label_map, encode_png
 from ml_backend.rounds.records import (
     DatasetLabels,
     DatasetRecord,
@@ -32,6 +29,13 @@ from ml_backend.rounds.records import (
     SelectionRecord,
     TriesRecord,
 )
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from al_strategies.evidence import Evidence
+    from al_strategies.positions import Position
 
 __all__ = [
     "DATASET",
@@ -63,7 +67,7 @@ __all__ = [
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
-Mask = npt.NDArray[np.uint8]
+Mask: TypeAlias = "npt.NDArray[np.uint8]"
 
 
 class Step(IntEnum):
@@ -165,6 +169,8 @@ class EvidenceArrays:
 
     def at(self, positions: Mapping[int, Position]) -> Evidence:
         """The evidence, its slices where ``positions`` says."""
+        from al_strategies.evidence import Evidence
+
         places = tuple(positions[i] for i in self.ids)
         return Evidence(self.ids, places, self.scores, self.features)
 
@@ -173,6 +179,8 @@ _SCORE, _FEATURE = "score.", "feature."
 
 
 def _pack(evidence: EvidenceArrays) -> bytes:
+    import numpy as np
+
     arrays: dict[str, Any] = {"ids": np.asarray(evidence.ids, dtype=np.int64)}
     arrays |= {f"{_SCORE}{name}": values for name, values in evidence.scores.items()}
     arrays |= {f"{_FEATURE}{name}": values for name, values in evidence.features.items()}
@@ -182,6 +190,8 @@ def _pack(evidence: EvidenceArrays) -> bytes:
 
 
 def _unpack(data: bytes) -> EvidenceArrays:
+    import numpy as np
+
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             arrays = dict(file)
@@ -207,10 +217,18 @@ class Pictures:
 
     def __getitem__(self, name: str | int) -> Artefact[Mask]:
         """The one that is called so, a PNG file."""
-        return Artefact(f"{self.folder}/{name}.png", "label map", encode_png, _label_map)
+        return Artefact(f"{self.folder}/{name}.png", "label map", _png, _label_map)
+
+
+def _png(mask: Mask) -> bytes:
+    from ml_backend.pictures import encode_png
+
+    return encode_png(mask)
 
 
 def _label_map(data: bytes) -> Mask:
+    from ml_backend.pictures import BROKEN_PICTURE, decode_label_map
+
     try:
         return decode_label_map(data)
     except BROKEN_PICTURE as error:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
-from al_strategies.holdout import ZBlock
+from al_strategies.positions import ZBlock
 from ml_backend.logs import without_secrets
 from ml_backend.studio.label_config import Policy
 

@@ -19,11 +19,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import fsspec
-import numpy as np
-import numpy.typing as npt
 
 from ml_backend.durable import create_whole, write_whole
 from ml_backend.errors import FileFault, NextsliceError
@@ -45,6 +43,10 @@ from ml_backend.rounds.records import (
     round_name,
     round_number,
 )
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 __all__ = ["Folder", "ProjectStore", "RoundFolder", "Store", "StoreError", "StoreFault"]
 

@@ -3,15 +3,17 @@
 A person drags a box over what is wrong and says no more than that. So in the box one class that
 stands there gives way to another: the pair that the network doubts the least of all that it did not
 choose, over as much of the box as possible, and rather one that is seen nearby. Dragged again, the
-next pair. Where one class ends and the other begins is where the network's belief in both says so,
-not where the box ends: inside the box what it is surest of may stay, and around it what hangs
-together with the box goes along. All other pixels stay as they are, bit for bit.
+next pair; what was not meant there is a little less likely elsewhere on the slice. Where one class
+ends and the other begins is where the network's belief in both says so, not where the box ends:
+inside the box what it is surest of may stay, and around it what hangs together with the box goes
+along. All other pixels stay as they are, bit for bit.
 
 NumPy and SciPy alone: no network is asked while a person waits.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -37,6 +39,8 @@ _SHARE_WEIGHT = 2.0
 box."""
 _UNSEEN = 0.02
 """Of a class that is not seen near the box: what is wrong is mostly what is right beside it."""
+_REJECTED = 1.0
+"""Nats of doubt that a change must have more that was dragged away, or undone, on the slice."""
 _STAYS = 0.1
 """Part of the pixels of the box that may stay, those which the network is surest of."""
 _TWO_KINDS = 0.8
@@ -113,6 +117,7 @@ def repair(
     box: Box,
     turn: int = 0,
     towards: int | None = None,
+    rejected: Collection[Change] = (),
 ) -> ClassMap:
     """The class map after a drag of ``box`` over ``standing``.
 
@@ -121,7 +126,7 @@ def repair(
     all alternatives comes ``standing`` itself, and the first again. Returns a new array; what
     differs from ``standing`` lies in the box and around it, half its sides far at most.
     ``towards``: the class that takes the place, where the person says which; all that stand there
-    give way to it at once, then one after the other.
+    give way to it at once, then one after the other. ``rejected``: as `alternatives` has it.
     Raises InvalidBox for one that is not on the slice, ValueError for arrays that do not fit.
     """
     if log_probabilities.shape[1:] != standing.shape:
@@ -134,7 +139,7 @@ def repair(
     repaired = standing.copy()
     changes = [
         change
-        for change in alternatives(log_probabilities, standing, box)
+        for change in alternatives(log_probabilities, standing, box, rejected)
         if towards in (None, change.after)
     ]
     guesses = [[change] for change in changes]
@@ -149,8 +154,14 @@ def repair(
     return repaired
 
 
-def alternatives(log_probabilities: LogProbabilities, standing: ClassMap, box: Box) -> list[Change]:
-    """What may be meant by a drag of ``box``, the likeliest first."""
+def alternatives(
+    log_probabilities: LogProbabilities,
+    standing: ClassMap,
+    box: Box,
+    rejected: Collection[Change] = (),
+) -> list[Change]:
+    """What may be meant by a drag of ``box``, the likeliest first. ``rejected``: what was not meant
+    by earlier drags elsewhere on the slice."""
     there = standing[box.window]
     believed = log_probabilities[(slice(None), *box.window)].astype(np.float32)
     meant = _towards_the_middle(there.shape[0], there.shape[1])
@@ -165,8 +176,9 @@ def alternatives(log_probabilities: LogProbabilities, standing: ClassMap, box: B
             continue
         odds = np.median(believed[:, at] - believed[before, at], axis=1).clip(-_CAP, _CAP)
         costs = rarity - odds - _SHARE_WEIGHT * np.log(share)
-        found += [(float(costs[k]), Change(int(before), k)) for k in range(len(costs))]
-    return [change for _, change in sorted(found) if change.before != change.after]
+        changes = [Change(int(before), k) for k in range(len(costs)) if k != before]
+        found += [(costs[c.after] + _REJECTED * (c in rejected), c) for c in changes]
+    return [change for _, change in sorted(found)]
 
 
 def _towards_the_middle(height: int, width: int) -> npt.NDArray[np.float64]:
