@@ -99,6 +99,12 @@ def test_what_the_store_answers_imports_no_clients(tmp_path: Path) -> None:
         ), line
 
 
+def test_doctor_imports_what_it_asks_with_and_no_more(tmp_path: Path) -> None:
+    given = {"NEXTSLICE_STORE": str(tmp_path), "LABEL_STUDIO_URL": "http://127.0.0.1:1"}
+    ended, modules = imported("doctor", REDIS_URL="redis://127.0.0.1:1/0", **given)
+    assert (ended, (HEAVY - {"fsspec", *CLIENTS}) & modules) == (1, set())
+
+
 STRATEGY, STORE = "al_strategies.coreset", "ml_backend.rounds.store"
 
 

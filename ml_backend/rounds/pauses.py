@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import time
 
+from ml_backend.rounds.artefacts import DRAWING
 from ml_backend.rounds.records import CLOCKS_DIFFER_S, ProjectRecord, TriesRecord
+from ml_backend.rounds.store import RoundFolder
 
-__all__ = ["MAX_FAILURES", "gives_up", "may_try_again", "next_attempt_at", "next_job_at"]
+__all__ = [
+    "MAX_FAILURES",
+    "gives_up",
+    "known_drawing",
+    "may_try_again",
+    "next_attempt_at",
+    "next_job_at",
+]
 
 MAX_FAILURES = 5
 """After so many, K labels that no attempt has seen are the reason for the next. Not where something
@@ -25,6 +34,11 @@ def next_attempt_at(record: ProjectRecord) -> float:
 def next_job_at(tries: TriesRecord) -> float:
     """When the pause after the jobs that came to nothing is over, in seconds since 1970."""
     return _pause_ends(tries.failures, tries.failed_at)
+
+
+def known_drawing(folder: RoundFolder) -> TriesRecord:
+    """The jobs that could not draw the masks of the round's queue: `drawing.json`, or fresh."""
+    return folder.load(DRAWING) or TriesRecord()
 
 
 def _pause_ends(attempts: int, last: float) -> float:

@@ -13,23 +13,17 @@ from ml_backend.rounds.artefacts import DATASET, DRAWING
 from ml_backend.rounds.coverage import Coverage
 from ml_backend.rounds.live_masks import Regions
 from ml_backend.rounds.looking_up import GivenWay, LookingUp
-from ml_backend.rounds.pauses import next_job_at
+from ml_backend.rounds.pauses import known_drawing, next_job_at
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import Published, TriesRecord
 from ml_backend.rounds.source import ProjectSource
-from ml_backend.rounds.store import RoundFolder
 from ml_backend.rounds.uncertainty_pictures import KeptPictures
 from ml_backend.studio.annotations import regions
 from ml_backend.studio.label_config import parse_label_config
 
-__all__ = ["draw_pending", "known_drawing", "may_draw"]
+__all__ = ["draw_pending", "may_draw"]
 
 _LOOK_S = 1.0
-
-
-def known_drawing(folder: RoundFolder) -> TriesRecord:
-    """`drawing.json` of the round; a fresh one where none is."""
-    return folder.load(DRAWING) or TriesRecord()
 
 
 def may_draw(project: ConnectedProject, published: Published) -> bool:

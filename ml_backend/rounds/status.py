@@ -20,8 +20,7 @@ from ml_backend.rounds.contention import FIGHT_S, fight, next_switch_at
 from ml_backend.rounds.deployment import our_workers
 from ml_backend.rounds.early import wanted_labels
 from ml_backend.rounds.further import FAILURES, known_further
-from ml_backend.rounds.pauses import gives_up, next_attempt_at, next_job_at
-from ml_backend.rounds.pending import known_drawing
+from ml_backend.rounds.pauses import gives_up, known_drawing, next_attempt_at, next_job_at
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.records import ProjectRecord, Published, Record, TriesRecord, next_round
 from ml_backend.rounds.schedule import GPU, RoundProgress
