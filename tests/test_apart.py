@@ -82,7 +82,7 @@ class TestAFileThatHangs:
 
         with ThreadPoolExecutor(1) as pool:
             reason = pool.submit(refused)
-            assert running.wait(10)
+            assert running.wait(120)
             assert_holds(known, GREY)
             assert not reason.done(), "the healthy volume was read in the meantime"
         assert f"{damaged} takes too long to be opened (it took longer than 6 s)" in reason.result()

@@ -168,13 +168,13 @@ def test_the_lock_of_a_killed_process_is_free_soon(
     schedule: Schedule, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not when the work would have had to be over: minutes of a queue that nobody fills."""
-    monkeypatch.setattr("ml_backend.rounds.schedule._LEASE_S", 1.0)
+    monkeypatch.setattr("ml_backend.rounds.schedule._LEASE_S", 6.0)
     context = multiprocessing.get_context("fork")
     held = context.Event()
     holder = context.Process(target=_hold, args=(redis_url, held), daemon=True)
     holder.start()
-    assert held.wait(60)
-    time.sleep(2.5)
+    assert held.wait(240)
+    time.sleep(7.5)
     with schedule.alone("work", 1200, wait=False) as alone:
         assert not alone, "its holder is at work"
     holder.kill()
@@ -183,7 +183,7 @@ def test_the_lock_of_a_killed_process_is_free_soon(
     begin = time.monotonic()
     with schedule.alone("work", 1200, wait=True) as alone:
         assert alone
-    assert time.monotonic() - begin < 20
+    assert time.monotonic() - begin < 120
 
 
 def test_a_lock_is_free_after_its_seconds_even_where_its_holder_lives(

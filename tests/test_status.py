@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -105,7 +106,8 @@ def test_who_runs_a_round_and_since_when(project: ConnectedProject) -> None:
     assert text.startswith(f"Round 3 is held by process {os.getpid()} on {socket.gethostname()}")
     since = time.strftime("%Y-%m-%d %H:%M", time.localtime(status.holder.since))
     assert f"since {since}" in text
-    assert "last sign of life was 0 s ago" in text
+    (ago,) = re.findall(r"last sign of life was (\d+) s ago", text)
+    assert int(ago) <= time.time() - status.holder.since + 1
 
 
 def _hold(root: str, path: tuple[str, str], held: Event) -> None:
@@ -120,7 +122,7 @@ def test_a_round_whose_worker_was_killed_is_not_running(project: ConnectedProjec
     path = (project.settings.label_studio_host, KEY)
     worker = context.Process(target=_hold, args=(project.settings.store, path, held))
     worker.start()
-    assert held.wait(30)
+    assert held.wait(240)
     began = time.time() - 30
     note(project, unended=1, began_at=began)
     assert project_status(project).has("running")

@@ -174,13 +174,13 @@ def test_a_round_that_runs_tells_step_pace_and_loss(project: ConnectedProject) -
         report = _JobProgress(job[0])
         report("train", 0, 12)
         report.told_loss(0.75)
-        job[0].meta.update(began=time.time() - 30)
+        job[0].meta.update(began=time.time() - 300)
         report._written = 0.0
         report("train", 3, 12)
         running = client(project).get("/api/projects/7").get_json()["running"]
         assert (running["step"], running["done"], running["total"]) == ("train", 3, 12)
         assert running["loss"] == 0.75
-        assert running["seconds_left"] == pytest.approx(90, abs=15)
+        assert running["seconds_left"] == pytest.approx(900, abs=150)
         report("score", 0, 9)
         running = client(project).get("/api/projects/7").get_json()["running"]
         assert (running["loss"], running["seconds_left"]) == (None, None)
@@ -224,11 +224,11 @@ def test_a_look_that_takes_long_is_no_missing_project(
     over = threading.Event()
 
     def slow(project: ConnectedProject) -> ProjectOverview:
-        over.wait(60)
+        over.wait(600)
         return project_overview(project)
 
     monkeypatch.setattr(status, "project_overview", slow)
-    monkeypatch.setattr(status, "examine_parts", lambda service: over.wait(60) and [])
+    monkeypatch.setattr(status, "examine_parts", lambda service: over.wait(600) and [])
     asked = client(project)
     try:
         for path in ("/api/projects/7", "/projects/7", "/api/status", "/"):
@@ -239,7 +239,7 @@ def test_a_look_that_takes_long_is_no_missing_project(
         assert asked.get("/api/projects/8").status_code == 404
     finally:
         over.set()
-    monkeypatch.setattr(status, "_WAIT_S", 30.0)
+    monkeypatch.setattr(status, "_WAIT_S", 300.0)
     assert asked.get("/api/projects/7").status_code == 200
 
 
@@ -267,19 +267,19 @@ def test_few_wait_for_a_look_and_the_others_see_what_was_seen_last(
     before = asked.get("/api/projects/7").get_json()
 
     def slow(project: ConnectedProject) -> ProjectOverview:
-        over.wait(60)
+        over.wait(600)
         return project_overview(project)
 
     monkeypatch.setattr(status, "project_overview", slow)
-    monkeypatch.setattr(status, "_WAIT_S", 60.0)
+    monkeypatch.setattr(status, "_WAIT_S", 600.0)
     with ThreadPoolExecutor(1) as browser:
         waits = browser.submit(lambda: asked.application.test_client().get("/api/projects/7"))
         try:
             looking = asked.application.extensions["nextslice status"]._look(project.key)
-            wait_until(lambda: not looking.over, "the look to begin", 30)
+            wait_until(lambda: not looking.over, "the look to begin", 120)
             began = time.monotonic()
             assert asked.get("/api/projects/7").get_json() == before
-            assert time.monotonic() - began < 10
+            assert time.monotonic() - began < 60
         finally:
             over.set()
         assert waits.result().status_code == 200

@@ -280,7 +280,7 @@ def test_a_training_ends_in_time_with_the_smallest_learning_rate(
     config = replace(TINY, steps=3_000, seconds=2.0)
     began = time.monotonic()
     run = train(network(), slices(), config, progress=lambda *event: seen.append(event))
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 120
     assert run.steps == len(rates) == seen[-1][1] == seen[-1][2]
     assert run.steps < 3_000
     assert rates[-1] < 1e-4 * config.learning_rate

@@ -43,8 +43,8 @@ def note(file: str, line: str) -> None:
 
 
 def persist(folder: str) -> None:
-    """A job: go on whatever goes wrong, for ten seconds, then note "persisted"."""
-    until = time.monotonic() + 10
+    """A job: go on whatever goes wrong, for two minutes, then note "persisted"."""
+    until = time.monotonic() + 120
     while time.monotonic() < until:
         try:
             time.sleep(0.1)
@@ -145,7 +145,7 @@ def work_off_as_on_a_gpu(redis_url: str, prefix: str) -> None:
         "PYTHONPATH": str(REPOSITORY),
     }
     argv = [sys.executable, "-c", _AS_ON_A_GPU, "worker", "gpu", "--burst"]
-    subprocess.run(argv, env={**os.environ, **env}, check=True, timeout=240)
+    subprocess.run(argv, env={**os.environ, **env}, check=True, timeout=1200)
 
 
 def work_off(redis_url: str, prefix: str, *, as_on_a_gpu: bool) -> str:
@@ -219,7 +219,7 @@ def test_a_job_ends_with_its_worker_even_where_that_is_killed(
 
     worker.kill()
 
-    wait_until(lambda: not horse.is_running(), "the end of the job's process", 10)
+    wait_until(lambda: not horse.is_running(), "the end of the job's process", 120)
 
 
 def test_no_error_ends_the_looks_at_every_project(
@@ -257,7 +257,7 @@ class Stage:
         listens = ["--port", str(self.port), "--bind", "127.0.0.1"]
         keeps = ["--save", "", "--appendonly", "yes", "--dir", str(self.folder / "redis")]
         self.redis.start("redis", [find_redis_server(), *listens, *keeps])
-        self.redis.wait("redis", lambda: redis_answers(self.url), timeout_s=30)
+        self.redis.wait("redis", lambda: redis_answers(self.url), timeout_s=240)
 
     def stop_redis(self) -> None:
         self.redis.stop()
@@ -282,12 +282,12 @@ class Stage:
 
     def wait_for_steps(self, more: int) -> None:
         wanted = self.steps() + more
-        wait_until(lambda: self.steps() >= wanted, f"step {wanted} of the job", 120)
+        wait_until(lambda: self.steps() >= wanted, f"step {wanted} of the job", 600)
 
     def wait_for(self, line: str) -> None:
         file = self.folder / "done"
         wait_until(
-            lambda: file.exists() and line in file.read_text().split(), f"the job {line!r}", 120
+            lambda: file.exists() and line in file.read_text().split(), f"the job {line!r}", 600
         )
 
 
@@ -311,8 +311,7 @@ def test_a_job_and_its_worker_outlast_a_restart_of_redis(
     stage.wait_for_steps(70)  # more than RQ's monitoring interval of 5 s
     stage.start_redis()
     stage.wait_for_steps(30)
-    reported = job.get_meta(refresh=True)["done"]
-    assert reported > 70
+    wait_until(lambda: job.get_meta(refresh=True)["done"] > 70, "progress to be told again", 120)
     (stage.folder / "enough").touch()
     stage.wait_for("trained")
 
@@ -348,7 +347,7 @@ def test_a_worker_begins_again_after_an_outage_of_any_length(
     stage.stop_redis()
     (stage.folder / "enough").touch()
     stage.wait_for("trained")
-    wait_until(lambda: "lost Redis" in stage.log(), "the worker to lose Redis", 120)
+    wait_until(lambda: "lost Redis" in stage.log(), "the worker to lose Redis", 600)
     time.sleep(3)
     stage.start_redis()
     queue.enqueue(note, str(stage.folder / "done"), "next")
@@ -371,7 +370,7 @@ def test_workers_of_another_deployment_leave_its_jobs_to_it(
     """As two `nextslice up` of one user, for two Label Studios."""
     schedule = Schedule(make_settings(REDIS_URL=stage.url))
     stage.start_worker()
-    stage.workers.wait("worker", lambda: schedule.listening(CONTROL) == 1, timeout_s=120)
+    stage.workers.wait("worker", lambda: schedule.listening(CONTROL) == 1, timeout_s=600)
     same = {
         "REDIS_URL": stage.url,
         "NEXTSLICE_STORE": f"{stage.folder}/./store",
@@ -396,7 +395,7 @@ def test_a_worker_that_was_killed_keeps_nobody_from_its_queues(
     """As before the store is moved: what it told Redis stays for minutes."""
     schedule = Schedule(make_settings(REDIS_URL=stage.url))
     worker = stage.start_worker()
-    stage.workers.wait("worker", lambda: schedule.listening(CONTROL) == 1, timeout_s=120)
+    stage.workers.wait("worker", lambda: schedule.listening(CONTROL) == 1, timeout_s=600)
     settings = make_settings(REDIS_URL=stage.url, NEXTSLICE_STORE=tmp_path / "moved")
     with pytest.raises(QueuesTaken):
         check_queues(schedule, settings)
