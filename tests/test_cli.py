@@ -33,7 +33,7 @@ def nextslice(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=400,
+        timeout=1500,
         env={**os.environ, "COLUMNS": "200", **env},
     )
 
@@ -171,7 +171,7 @@ def test_every_command_ends_alike_by_ctrl_c_sigterm_and_a_closed_terminal(
         assert process.stdout is not None
         assert process.stdout.readline()  # it is at work
         process.send_signal(number)
-        assert process.wait(30) == 130
+        assert process.wait(120) == 130
 
 
 def test_a_table_shows_names_with_brackets_as_they_are() -> None:

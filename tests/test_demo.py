@@ -142,7 +142,7 @@ NOTHING = {"ok": False, "first_mask_s": None, "rounds": [], "without_labels": []
 
 def test_one_that_does_not_start_says_so_to_programs_too(tmp_path: Path) -> None:
     with started(tmp_path, "echo no disk; exit 3") as process:
-        out, said = process.communicate(timeout=240)
+        out, said = process.communicate(timeout=600)
     assert process.returncode == 1
     assert "label-studio ended with code 3" in said
     assert "no disk" in said
@@ -159,7 +159,7 @@ def test_one_that_is_stopped_before_its_rounds_are_done_has_not_done_them(
         while "starting Label Studio" not in (line := process.stderr.readline()):
             assert line, "it ended"
         process.send_signal(number)
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=600)
     assert process.returncode == 130
     assert json.loads(out.splitlines()[-1]) == NOTHING
 

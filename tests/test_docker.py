@@ -253,7 +253,7 @@ def test_a_worker_is_in_service_once_it_is_on_its_queue(
     assert healthcheck("control", environment) == 1
     with ProcessGroup(tmp_path / "logs") as group:
         start_worker(group, "control", environment)
-        wait_until(lambda: healthcheck("control", environment) == 0, "registration", 60)
+        wait_until(lambda: healthcheck("control", environment) == 0, "registration", 240)
         assert healthcheck("gpu", environment) == 1
         assert healthcheck("control", {**environment, "REDIS_URL": "redis://127.0.0.1:1/0"}) == 1
 

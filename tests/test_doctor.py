@@ -208,7 +208,7 @@ def doctor(service: Service, *options: str, **env: str) -> subprocess.CompletedP
     command = [sys.executable, "-m", "ml_backend.cli", "doctor", *options]
     whole = {**os.environ, **known, **env}
     return subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=60, env=whole
+        command, capture_output=True, text=True, check=False, timeout=600, env=whole
     )
 
 

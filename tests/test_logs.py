@@ -128,7 +128,7 @@ def test_the_server_logs_json_from_its_first_line(
     port = free_port()
     with ProcessGroup(tmp_path / "logs") as group:
         group.start("backend", gunicorn_argv(f"127.0.0.1:{port}"), env=environment)
-        group.wait("backend", lambda: _refused(port), timeout_s=60)
+        group.wait("backend", lambda: _refused(port), timeout_s=240)
     lines = said((tmp_path / "logs" / "backend.log").read_text())
     assert any(line["logger"] == "gunicorn.error" for line in lines)
     (bad,) = [line for line in lines if line["logger"] == "ml_backend.api.protocol"]
@@ -137,7 +137,7 @@ def test_the_server_logs_json_from_its_first_line(
 
 def _refused(port: int) -> bool:
     try:
-        answer = requests.post(f"http://127.0.0.1:{port}/predict", json={}, timeout=5)
+        answer = requests.post(f"http://127.0.0.1:{port}/predict", json={}, timeout=60)
     except requests.RequestException:
         return False
     return answer.status_code == 400

@@ -205,8 +205,8 @@ def test_requests_that_wait_leave_threads_to_the_others(
             browsers.submit(requests.post, f"{base}/predict", json=body) for _ in range(60)
         ]
         slices = [browsers.submit(requests.get, url) for url in urls]
-        wait_until(lambda: refused(predictions, PREDICTIONS), "predictions to be refused", 60)
-        wait_until(lambda: refused(slices, SLICES), "slices to be refused", 60)
+        wait_until(lambda: refused(predictions, PREDICTIONS), "predictions to be refused", 240)
+        wait_until(lambda: refused(slices, SLICES), "slices to be refused", 240)
 
         event = {"action": "ANNOTATION_CREATED", "project": PROJECT}
         assert requests.post(f"{base}/webhook", json=event, timeout=20).status_code == 200

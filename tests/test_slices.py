@@ -557,13 +557,13 @@ def test_gunicorn_serves_what_the_worker_reads(
     shown = wanted.url(settings.slices_url, keys)
     with ProcessGroup(tmp_path / "logs") as group:
         start_backend(group, port, env)
-        answer = requests.get(shown, headers={"Origin": ORIGIN}, timeout=10)
+        answer = requests.get(shown, headers={"Origin": ORIGIN}, timeout=120)
         assert (answer.status_code, answer.headers["Content-Type"]) == (200, "image/png")
         assert answer.headers["Access-Control-Allow-Origin"] == ORIGIN
         native = worker.volumes.slice(SliceAddress.parse(shown, keys))
         np.testing.assert_array_equal(native, scan[:, 40])
         np.testing.assert_array_equal(pixels(answer.content), render(native, WINDOW))
         tag = {"If-None-Match": answer.headers["ETag"]}
-        assert requests.get(shown, headers=tag, timeout=10).status_code == 304
-        assert requests.get(shown + "0", timeout=10).status_code == 403
-        assert requests.get(f"{settings.slices_url}/versions", timeout=10).status_code == 401
+        assert requests.get(shown, headers=tag, timeout=120).status_code == 304
+        assert requests.get(shown + "0", timeout=120).status_code == 403
+        assert requests.get(f"{settings.slices_url}/versions", timeout=120).status_code == 401

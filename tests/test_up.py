@@ -60,7 +60,7 @@ def test_up_starts_the_redis_that_other_commands_look_for(
 
     def answers() -> bool:
         try:
-            return requests.get(f"{backend}/health", timeout=2).ok
+            return requests.get(f"{backend}/health", timeout=60).ok
         except requests.RequestException:
             return False
 

@@ -57,7 +57,7 @@ FAST = {
     "OMP_NUM_THREADS": "1",
     "OMP_WAIT_POLICY": "PASSIVE",
 }
-ROUND_S = 180
+ROUND_S = 600
 
 
 def disc(z: int, side: int = SIDE) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
@@ -189,7 +189,7 @@ def versions_agree(project: LiveProject, stack: Stack) -> bool:
     answer = requests.post(
         f"{stack.backend_url}/setup",
         json={"project": project.key, "schema": live.label_config},
-        timeout=3,
+        timeout=60,
     ).json()
     names = {
         live.model_version,

@@ -86,7 +86,7 @@ def test_the_page_says_why_one_gets_the_slice(
     first = project.selection().chosen[0]
     service = Service(stack.settings())
     wait_until(
-        lambda: any("why" in row.data for row in service.studio.tasks(project.number)), "why", 60
+        lambda: any("why" in row.data for row in service.studio.tasks(project.number)), "why", 240
     )
     page.goto(f"{stack.label_studio.url}/projects/{project.number}/data")
     label_all = page.get_by_text("Label All Tasks", exact=True)
@@ -129,12 +129,12 @@ def test_a_person_adds_the_url_and_follows_the_queue(
     page.goto(data)
     assert opened_task(page, label_all.click) == chosen[0]
     look(page, f"{kind}-3-predicted")
-    assert coloured(canvas(page)) > bare + 0.02, "the predicted mask is not to be seen"
+    wait_until(lambda: coloured(canvas(page)) > bare + 0.02, "the predicted mask", 60)
 
     submit = page.get_by_text("Submit", exact=True)
     assert opened_task(page, submit.click) == chosen[1]
     look(page, f"{kind}-4-next")
-    wait_until(lambda: bool(annotation(project, chosen[0])), "the annotation", 20)
+    wait_until(lambda: bool(annotation(project, chosen[0])), "the annotation", 120)
     submitted = annotation(project, chosen[0])
     predicted = prediction(project, chosen[0])
     assert [r["value"][f"{kind}labels"] for r in submitted] == [
@@ -162,8 +162,7 @@ def test_a_slice_rendered_on_demand_is_shown_and_painted_on(
     assert served.value.status == 200
     assert task == project.selection().chosen[0]
     z = service.studio.sdk.tasks.get(id=str(task)).data["z"]
-    shown = canvas(page).max(-1)
-    assert np.ptp(shown) > 150, "the slice is not to be seen"
+    wait_until(lambda: bool(np.ptp(canvas(page).max(-1)) > 150), "the slice to be seen", 60)
     bare = coloured(canvas(page))
 
     page.get_by_text(CLASSES[0], exact=True).first.click()
@@ -174,11 +173,10 @@ def test_a_slice_rendered_on_demand_is_shown_and_painted_on(
     for step in range(1, 12):
         page.mouse.move(middle[0] + 6 * step, middle[1] + 2 * step)
     page.mouse.up()
-    page.wait_for_timeout(500)
+    wait_until(lambda: coloured(canvas(page)) > bare + 0.002, "the stroke to be seen", 60)
     look(page, "painted-on-demand")
-    assert coloured(canvas(page)) > bare + 0.002, "the stroke is not to be seen"
     page.get_by_text("Submit", exact=True).click()
-    wait_until(lambda: bool(annotation(project, task)), "the annotation", 20)
+    wait_until(lambda: bool(annotation(project, task)), "the annotation", 120)
 
     (region,) = annotation(project, task)
     assert region["value"]["bitmasklabels"] == [CLASSES[0]]

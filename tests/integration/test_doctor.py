@@ -18,7 +18,7 @@ def test_all_is_well_but_the_database(
     make_project: Callable[..., LiveProject], service: Service
 ) -> None:
     make_project(slices=2, connect=False)
-    wait_until(lambda: all(map(service.schedule.listening, (CONTROL, GPU))), "both workers", 120)
+    wait_until(lambda: all(map(service.schedule.listening, (CONTROL, GPU))), "both workers", 400)
     found = {finding.check: finding for finding in examine(service)}
     assert found["Label Studio"].says.startswith("1.23.2 answers")
     assert "demo@nextslice.local" in found["token"].says
@@ -42,7 +42,7 @@ def test_what_was_changed_in_label_studio_is_found_and_mended(
         found: list[dict[str, Any]] = call("GET", f"/api/webhooks/?project={number}").json()
         return found
 
-    wait_until(lambda: amiss() == {""}, "the adoption", 60)
+    wait_until(lambda: amiss() == {""}, "the adoption", 240)
     for hook in hooks():
         call("PATCH", f"/api/webhooks/{hook['id']}/", json={"is_active": False})
     assert amiss() == {FIX}

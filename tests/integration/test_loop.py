@@ -157,7 +157,7 @@ def test_a_killed_worker_leaves_the_old_round_and_the_next_goes_on(
         wait_until(
             lambda: getattr(victim_service.schedule.of(project.key).round_progress(), "step", None)
             == "train",
-            "the training to begin", 120,
+            "the training to begin", 400,
         )  # fmt: skip
     finally:
         kill_tree(worker)
@@ -191,7 +191,7 @@ def test_basic_auth_reaches_everything(
                     "headers"
                 ]
             ),
-            "the webhook's secret", 30,
+            "the webhook's secret", 120,
         )  # fmt: skip
         project.label_round()
         published = project.wait_for_round(1)
@@ -226,7 +226,7 @@ def test_pseudo_labels_train_the_next_round_and_label_studio_never_sees_them(
         seen = service.studio.tasks(project.number, [annotated()])
         assert sorted(task.id for task in seen) == sorted(labelled)
         # Round 3 comes after K more labels of people, not sooner: pseudo-labels do not count.
-        wait_until(lambda: project.schedule.round_progress() is None, "the job to end", 60)
+        wait_until(lambda: project.schedule.round_progress() is None, "the job to end", 240)
         assert project.published.round == 2
 
 
@@ -241,7 +241,7 @@ def test_after_the_first_label_the_queue_gets_its_masks_in_place(
         order = project.selection()
         project.annotator().label_next()
         published = project.wait_for_round(1)
-        wait_until(lambda: not pending(project, published), "the masks of the rest", 60)
+        wait_until(lambda: not pending(project, published), "the masks of the rest", 240)
 
         queue = project.folder.round(1).need(QUEUE)
         ranked = [*order.chosen, *order.reserve, *order.backlog]

@@ -342,14 +342,14 @@ def test_an_address_is_served_to_label_studio_s_pages_and_to_nobody_without_it(
     report = importing(write(volumes / "served.npy", values), labels=LABELS, connect=False)
     image = next(d["image"] for d in data_of(live(service, session, report)).values())
 
-    answer = requests.get(image, headers={"Origin": service.settings.label_studio_url}, timeout=9)
+    answer = requests.get(image, headers={"Origin": service.settings.label_studio_url}, timeout=60)
 
     assert answer.status_code == 200
     assert answer.headers["Access-Control-Allow-Origin"] == service.settings.label_studio_url
     from ml_backend.studio.images import decode_image
 
     assert (decode_image(answer.content, "") == render(values[0], report.window)).all()
-    assert requests.get(image.replace("/z/0", "/z/1"), timeout=9).status_code == 403
+    assert requests.get(image.replace("/z/0", "/z/1"), timeout=60).status_code == 403
 
 
 def test_files_are_uploaded_where_browsers_cannot_reach_us(
@@ -409,7 +409,7 @@ def test_the_example_script_puts_a_folder_into_one_project(
         env={**os.environ, **stack.env},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=True,
     ).stdout
 
