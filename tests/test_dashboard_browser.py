@@ -235,9 +235,9 @@ def test_masks_and_uncertainty_are_changed_by_keyboard_and_stay(
     page.keyboard.press("Enter")
     shown = page.locator(".queue img").first
     expect(shown).to_have_attribute("alt", re.compile("^Uncertainty of slice z = "))
-    loop.server.memory.fields["title"] = "Explant 9"  # seen when the page has kept itself fresh
     expect(page.get_by_role("heading", level=1)).to_have_text("Explant 7, week 4")
-    page.wait_for_function("() => document.title.startsWith('Explant 9')", timeout=20_000)
+    loop.server.memory.fields["title"] = "Explant 9"  # seen when the page has kept itself fresh
+    page.wait_for_function("() => document.title.startsWith('Explant 9')")
     expect(shown).to_have_attribute("alt", re.compile("^Uncertainty"))
     tab_to(page, "Masks")
     page.keyboard.press("Enter")
@@ -258,7 +258,7 @@ def test_a_mistake_in_a_form_is_said_and_changes_nothing(
     before = loop.server.memory.fields["title"]
     loop.server.memory.fields["title"] = "Explant 10"
     try:
-        page.wait_for_function("() => document.title.startsWith('Explant 10')", timeout=20_000)
+        page.wait_for_function("() => document.title.startsWith('Explant 10')")
         assert page.get_by_label("train_steps").input_value() == "many"
         page.reload()
         expect(page.get_by_role("alert")).to_have_count(0)
@@ -286,7 +286,7 @@ def test_the_page_keeps_itself_fresh_but_for_who_is_in_it(
         paused = page.get_by_text("it begins when that is over")
         expect(paused).to_be_visible()
         change_settings(loop.again(), {"pause": ""})
-        expect(paused).to_have_count(0, timeout=20_000)
+        expect(paused).to_have_count(0)
     finally:
         change_settings(loop.again(), {"pause": "", "train_steps": ""})
 
@@ -314,7 +314,7 @@ def test_a_click_into_a_table_does_not_stop_it_and_who_is_at_a_link_keeps_it_for
         page.wait_for_timeout(5_000)
         assert page.evaluate("one => one === document.activeElement", kept)
         page.evaluate("() => { const now = Date.now; Date.now = () => now() + 61000; }")
-        page.wait_for_function("one => !one.isConnected", arg=kept, timeout=20_000)
+        page.wait_for_function("one => !one.isConnected", arg=kept)
         assert page.evaluate("one => one.href === document.activeElement.href", kept)
     finally:
         second.save(METRICS, metrics)
@@ -324,10 +324,7 @@ def test_a_page_that_has_not_changed_is_not_sent_again(
     loop: Loop, open_page: Callable[..., Page]
 ) -> None:
     page = open_page(loop.page_url)
-    answers: list[int] = []
-    page.on("response", lambda one: answers.append(one.status))
-    page.wait_for_timeout(14_000)
-    assert 304 in answers
+    page.wait_for_event("response", lambda one: one.status == 304)
     expect(page.get_by_text("Not fresh since")).to_be_hidden()
 
 
@@ -338,11 +335,11 @@ def test_a_backend_that_does_not_answer_is_said_until_it_does(
         page = open_page(f"{loop.url}{path}")
         said = page.get_by_text("Not fresh since")
         page.route(f"{loop.url}{path}", lambda route: route.abort())
-        expect(said).to_contain_text("this backend does not answer.", timeout=20_000)
+        expect(said).to_contain_text("this backend does not answer.")
         assert violations(page) == []
         page.unroute(f"{loop.url}{path}")
         page.route(f"{loop.url}{path}", lambda route: route.fulfill(status=401))
-        expect(said).to_contain_text("answers 401. Load the page again.", timeout=20_000)
+        expect(said).to_contain_text("answers 401. Load the page again.")
         page.unroute(f"{loop.url}{path}")
         expect(said).to_be_hidden(timeout=20_000)
 
