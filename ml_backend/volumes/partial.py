@@ -21,6 +21,8 @@ from ml_backend.volumes.volume import VolumeError
 __all__ = ["PartialFolder", "Place"]
 
 _JOB, _PROGRESS, _LOCK = "job.json", "progress.json", "lock"
+_LAST = "last progress"
+"""In `job.json` while the folder is removed."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class PartialFolder:
                 f"{self.path} is what another job has left ({listed}). Delete that folder, or "
                 "give another output."
             )
-        progress = self._read(_PROGRESS)
+        progress = self._read(_PROGRESS) or found.get(_LAST)
         return None if progress is None else Place(progress["stage"], progress["done"])
 
     def is_of(self, description: Mapping[str, Any]) -> bool:
@@ -80,13 +82,16 @@ class PartialFolder:
     def remove(self) -> None:
         """Delete the folder: the job is done.
 
-        What says which job it was and how far it had come goes last: files that are gone would
-        count as done if this is stopped half-way.
+        What says which job it was and how far it had come goes last, in one file: files that are
+        gone would count as done if this is stopped half-way, or nothing would.
         """
         for path in self.path.iterdir():
             if path.is_file() and path.name not in (_JOB, _PROGRESS, _LOCK):
                 path.unlink()
-        (self.path / _PROGRESS).unlink(missing_ok=True)
+        progress = self._read(_PROGRESS)
+        if progress is not None:
+            self._write(_JOB, {**self._job, _LAST: progress})
+            (self.path / _PROGRESS).unlink()
         shutil.rmtree(self.path)
 
     def _differing(self, found: Mapping[str, Any]) -> list[str]:
