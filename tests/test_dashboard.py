@@ -163,6 +163,7 @@ def test_moments_on_a_page_are_all_local_time(
     assert f" {committed.astimezone(east):%Y-%m-%d %H:%M} " in text
     following = datetime.fromtimestamp(moment + 60, east)
     assert f"It is tried again from {following:%Y-%m-%d %H:%M:%S} on" in text
+    assert "Times are those of the backend's zone, UTC+09:00." in text
 
 
 def test_what_people_skipped_is_not_next_in_the_queue(

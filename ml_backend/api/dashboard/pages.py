@@ -270,6 +270,12 @@ def _ticked(text: str) -> Markup:
     )
 
 
+@dashboard.app_template_global("zone")
+def _zone() -> str:
+    """The zone of every moment on a page at this moment: ``UTC+09:00``."""
+    return f"UTC{datetime.now().astimezone().isoformat()[-6:]}"
+
+
 @dashboard.app_template_filter("slices")
 def _slices(count: int) -> str:
     """``1 slice``, ``1,204 slices``."""
