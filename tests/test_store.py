@@ -22,6 +22,7 @@ import pytest
 
 from ml_backend.embedded.processes import wait_until
 from ml_backend.errors import TimeUp
+from ml_backend.rounds import store as store_module
 from ml_backend.rounds.artefacts import (
     DATASET,
     EVIDENCE,
@@ -46,6 +47,7 @@ from ml_backend.rounds.project import PublishedRound
 from ml_backend.rounds.records import ProjectRecord, Published, RoundRecord
 from ml_backend.rounds.store import ProjectStore, RoundFolder, Store, StoreError, StoreFault
 from tests.bucket import Bucket, NoAnswer
+from tests.silent import Silent
 
 PUBLISHED = Published(
     round=3, model_version="nextslice-r003-abcdef", classes=["background", "bone"], fingerprint="f"
@@ -278,6 +280,23 @@ def test_whatever_an_object_store_raises_is_a_fault_of_the_store(
         lambda: store.check_writable("h"),
     ):
         with pytest.raises(StoreFault, match=rf"{tmp_path.name}/h.*: {said}\. Is its server up"):
+            act()
+
+
+def test_an_object_store_that_never_answers_is_a_fault_of_the_store(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(store_module, "_ANSWER_S", 0.3)
+    store = Store(f"{Silent.protocol}://lab")
+    for act in (
+        lambda: store.write("h/x", b""),
+        lambda: store.create("h/y", b""),
+        lambda: store.exists("h/x"),
+        lambda: store.names("h"),
+        lambda: store.remove("h/x"),
+        lambda: store.check_writable("h"),
+    ):
+        with pytest.raises(StoreFault, match=r"lab/h.*: no answer within 0 s\. Is its server"):
             act()
 
 

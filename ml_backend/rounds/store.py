@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import fsspec
+from fsspec.asyn import AsyncFileSystem, sync
+from fsspec.exceptions import FSTimeoutError
 
 from ml_backend.durable import create_whole, write_whole
 from ml_backend.errors import FileFault, NextsliceError
@@ -65,6 +67,12 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM)
 _ABSENT = (FileNotFoundError, NotADirectoryError)
 _PROBE = ".nextslice-probe"
+_ANSWER_S = 40.0
+"""For a small thing that an object store is asked. A claim is created by two of these, within
+NEXTSLICE_CLAIM_TTL_S. s3fs tries 25 times where nothing answers, and waits for ever where a put is
+to be let on (`Expect: 100-continue`)."""
+_BYTES_A_S = 128 * 1024
+"""Slower than that no file is sent."""
 
 
 def _fault(done: str, target: str, error: Exception, *, local: bool) -> StoreFault:
@@ -107,6 +115,23 @@ class Store:
         except self._refusal as error:
             raise _fault(done, target, error, local=self.local) from error
 
+    def _ask(self, what: str, *given: Any, answer_s: float | None = None, **named: Any) -> Any:
+        """What the file system answers to its method ``what``. Raises TimeoutError where the client
+        of an object store has no answer in ``answer_s`` seconds."""
+        if not isinstance(self.fs, AsyncFileSystem):
+            return getattr(self.fs, what)(*given, **named)
+        answer_s = _ANSWER_S if answer_s is None else answer_s
+        try:
+            return sync(
+                self.fs.loop, getattr(self.fs, f"_{what}"), *given, timeout=answer_s, **named
+            )
+        except FSTimeoutError as error:
+            raise TimeoutError(f"no answer within {answer_s:.0f} s") from error
+
+    def _put(self, target: str, data: bytes, **named: Any) -> None:
+        answer_s = _ANSWER_S + len(data) / _BYTES_A_S
+        self._ask("pipe_file", target, data, answer_s=answer_s, **named)
+
     # -- bytes
 
     def read(self, path: str) -> bytes:
@@ -122,7 +147,7 @@ class Store:
             if self.local:
                 write_whole(Path(target), data)
             else:
-                self.fs.pipe_file(target, data)
+                self._put(target, data)
 
     def create(self, path: str, data: bytes) -> bool:
         """Write the file whole, but only if it does not exist yet; False when it does.
@@ -134,7 +159,7 @@ class Store:
             if self.local:
                 return create_whole(Path(target), data)
             try:
-                self.fs.pipe_file(target, data, mode="create")
+                self._put(target, data, mode="create")
             except Exception:
                 # A put whose answer was lost is repeated, and then refused for what it has done.
                 found = self._found(target)
@@ -146,7 +171,7 @@ class Store:
     def _found(self, target: str) -> bytes | None:
         """What is there; None where nothing is, or nobody can tell."""
         try:
-            found: bytes = self.fs.cat_file(target)
+            found: bytes = self._ask("cat_file", target)
         except Exception:
             return None
         return found
@@ -170,19 +195,19 @@ class Store:
         """Whether the file or folder is there. Raises StoreFault where nobody can tell."""
         with self._at(path, "looked at") as target, suppress(*_ABSENT):
             # Not by fs.exists: that takes whatever is raised for a no, TimeUp as well.
-            Path(target).stat() if self.local else self.fs.info(target)
+            Path(target).stat() if self.local else self._ask("info", target)
             return True
         return False
 
     def remove(self, path: str) -> None:
         """Delete the file; nothing happens when there is none. Raises StoreFault."""
         with self._at(path, "deleted") as target, suppress(FileNotFoundError):
-            self.fs.rm_file(target)
+            self._ask("rm_file", target)
 
     def names(self, path: str) -> list[str]:
         """Names in the folder, sorted; empty when there is no such folder. Raises StoreFault."""
         with self._at(path, "listed") as target, suppress(*_ABSENT):
-            found = (str(name).rstrip("/") for name in self.fs.ls(target, False))
+            found = (str(name).rstrip("/") for name in self._ask("ls", target, False))
             return sorted(name.rsplit("/", 1)[-1] for name in found)
         return []
 
