@@ -42,7 +42,7 @@ def _python(home: Path) -> Path:
         if not (environment / "installed").exists():
             subprocess.run([sys.executable, "-m", "venv", environment], check=True)
             what = f"tiled[server]=={VERSION}"
-            subprocess.run([python, "-m", "pip", "install", "-q", what], check=True)
+            subprocess.run([python, "-m", "pip", "install", "-q", "--no-compile", what], check=True)
             (environment / "installed").touch()
     return python
 
