@@ -176,9 +176,14 @@ def test_nothing_comes_from_another_host_and_no_error_is_logged(
     page.context.close()
 
 
-def test_a_picture_that_finds_no_place_is_asked_for_again(loop: Loop, browser: Browser) -> None:
+@pytest.mark.parametrize("late", [False, True], ids=["script first", "script last"])
+def test_a_picture_that_finds_no_place_is_asked_for_again(
+    loop: Loop, browser: Browser, late: bool
+) -> None:
     page = browser.new_page()
+    page.set_default_timeout(TIMEOUT_MS)
     asked: list[str] = []
+    script: list[Route] = []
 
     def answer(route: Route) -> None:
         asked.append(route.request.url)
@@ -188,7 +193,12 @@ def test_a_picture_that_finds_no_place_is_asked_for_again(loop: Loop, browser: B
             route.continue_()
 
     page.route("**/slices/*.png*", answer)
-    page.goto(loop.page_url)
+    if late:
+        page.route("**/dashboard.js", lambda route: script.append(route))
+    page.goto(loop.page_url, wait_until="commit")
+    if late:
+        page.wait_for_function("() => document.querySelector('.queue img')?.complete")
+        script.pop().continue_()
     page.locator(".queue img").first.scroll_into_view_if_needed()
     page.wait_for_function("() => document.querySelector('.queue img').naturalWidth > 0")
     assert asked.count(asked[0]) == 2

@@ -27,17 +27,23 @@ const TRIES = 5;
 const failed = new WeakMap();
 
 // Only so many are drawn at once, and a browser does not ask again by itself.
-document.addEventListener("error", ({ target }) => {
-  if (!(target instanceof HTMLImageElement)) return;
-  const src = target.getAttribute("src");
-  const last = failed.get(target);
+function askAgain(picture) {
+  const src = picture.getAttribute("src");
+  const last = failed.get(picture);
   const times = last?.src === src ? last.times + 1 : 1;
-  failed.set(target, { src, times });
+  failed.set(picture, { src, times });
   if (times > TRIES) return;
   setTimeout(() => {
-    if (target.getAttribute("src") === src) target.setAttribute("src", src);
+    if (picture.getAttribute("src") === src) picture.setAttribute("src", src);
   }, 500 * 2 ** times);
+}
+
+document.addEventListener("error", ({ target }) => {
+  if (target instanceof HTMLImageElement) askAgain(target);
 }, true);
+
+// What failed before this script was there.
+for (const one of document.querySelectorAll("img[src]")) if (one.complete && !one.naturalWidth) askAgain(one);
 
 // -- fresh
 
