@@ -329,6 +329,7 @@ def annotation_event(action: str) -> dict[str, object]:
 def test_every_event_of_label_studio_is_one_look_at_the_project(
     adapter: Adapter, action: str
 ) -> None:
+    publish(adapter)
     for _ in range(3):
         assert adapter.call("POST", "/webhook", json=annotation_event(action)).ok
     (job,) = queue(adapter).jobs
@@ -337,6 +338,7 @@ def test_every_event_of_label_studio_is_one_look_at_the_project(
 
 
 def test_start_training_is_a_job_of_its_own(adapter: Adapter) -> None:
+    publish(adapter)
     body = {"action": "START_TRAINING", "project": PROJECT}
     assert adapter.call("POST", "/webhook", json=body).ok
     (job,) = queue(adapter).jobs
@@ -344,11 +346,22 @@ def test_start_training_is_a_job_of_its_own(adapter: Adapter) -> None:
 
 
 def test_an_event_that_does_not_concern_us_does_nothing(adapter: Adapter) -> None:
+    publish(adapter)
     assert adapter.call("POST", "/webhook", json=annotation_event("LABEL_LINK_CREATED")).ok
     assert queue(adapter).jobs == []
 
 
+@pytest.mark.parametrize("action", ["ANNOTATION_CREATED", "START_TRAINING"])
+def test_nothing_is_heard_of_a_project_that_was_never_connected(
+    adapter: Adapter, action: str
+) -> None:
+    body = {**annotation_event(action), "project": {**PROJECT, "id": 8}}
+    assert adapter.call("POST", "/webhook", json=body).ok
+    assert queue(adapter).jobs == []
+
+
 def test_a_config_that_cannot_be_segmented_does_not_break_the_webhook(adapter: Adapter) -> None:
+    publish(adapter)
     project = {**PROJECT, "label_config": "<View><Choices"}
     body = {"action": "PROJECT_UPDATED", "project": project}
     assert adapter.call("POST", "/webhook", json=body).ok
@@ -356,8 +369,9 @@ def test_a_config_that_cannot_be_segmented_does_not_break_the_webhook(adapter: A
 
 
 def test_a_webhook_does_not_read_the_store(adapter: Adapter) -> None:
-    """The store may be far away, and Label Studio waits a second."""
+    """The store may be far away, and Label Studio waits a second: only the first looks there."""
     publish(adapter)
+    assert adapter.call("POST", "/webhook", json=annotation_event("ANNOTATION_CREATED")).ok
     (published,) = Path(adapter.settings.store).rglob("published.json")
     published.write_text("damaged")
     assert adapter.call("POST", "/setup", json=setup_body()).status_code == 500
@@ -384,6 +398,7 @@ def test_the_webhook_may_come_with_its_secret_instead(guarded: Adapter) -> None:
 
 
 def test_a_webhook_says_so_when_redis_is_gone(guarded: Adapter) -> None:
+    publish(guarded)
     body = annotation_event("ANNOTATION_CREATED")
     answer = guarded.call("POST", "/webhook", json=body, auth=("ls", "secret"))
     assert answer.status_code == 503
