@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
@@ -37,11 +38,17 @@ def launched() -> Iterator[Browser]:
         browser.close()
 
 
+def new_page(browser: Browser, **options: Any) -> Page:
+    """A page of a context of its own, with ``options``, that is waited for as long as all else."""
+    page = browser.new_context(**options).new_page()
+    page.set_default_timeout(TIMEOUT_MS)
+    return page
+
+
 @contextmanager
 def logged_in(browser: Browser, server: LabelStudioServer, backend_url: str) -> Iterator[Page]:
     """A page of Label Studio, of the user that it was started with."""
-    page = browser.new_page(viewport={"width": 1400, "height": 900})
-    page.set_default_timeout(TIMEOUT_MS)
+    page = new_page(browser, viewport={"width": 1400, "height": 900})
     # Only the server itself: hosts that cannot be reached would be waited for.
     ours = (server.url, backend_url)
     page.route(lambda url: not url.startswith(ours), lambda route: route.abort())
@@ -51,7 +58,7 @@ def logged_in(browser: Browser, server: LabelStudioServer, backend_url: str) -> 
     page.click("button[type=submit]")
     page.wait_for_url(lambda url: "login" not in url)
     yield page
-    page.close()
+    page.context.close()
 
 
 def look(page: Page, name: str, *, full_page: bool = False) -> None:

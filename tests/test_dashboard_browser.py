@@ -28,7 +28,7 @@ from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.project_settings import change_settings
 from ml_backend.rounds.schedule import CONTROL
 from ml_backend.studio.client import Backend
-from tests.chromium import TIMEOUT_MS, look
+from tests.chromium import look, new_page
 from tests.http_studio import HttpStudio, phantom_project, phantom_server
 from tests.served import settings_in
 
@@ -118,8 +118,7 @@ def open_page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Call
     opened: list[Page] = []
 
     def open_(url: str, **options: Any) -> Page:
-        page = browser.new_context(**options).new_page()
-        page.set_default_timeout(TIMEOUT_MS)
+        page = new_page(browser, **options)
         opened.append(page)
         page.goto(url)
         return page
@@ -160,7 +159,7 @@ def test_everybody_can_read_it(
 def test_nothing_comes_from_another_host_and_no_error_is_logged(
     loop: Loop, browser: Browser
 ) -> None:
-    page = browser.new_page()
+    page = new_page(browser)
     asked: list[str] = []
     errors: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
@@ -180,8 +179,7 @@ def test_nothing_comes_from_another_host_and_no_error_is_logged(
 def test_a_picture_that_finds_no_place_is_asked_for_again(
     loop: Loop, browser: Browser, late: bool
 ) -> None:
-    page = browser.new_page()
-    page.set_default_timeout(TIMEOUT_MS)
+    page = new_page(browser)
     asked: list[str] = []
     script: list[Route] = []
 

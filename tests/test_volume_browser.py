@@ -18,7 +18,7 @@ from werkzeug.serving import make_server
 from ml_backend.app import create_app
 from ml_backend.embedded.processes import ProcessGroup, free_port
 from ml_backend.embedded.redis_server import start_redis
-from tests.chromium import CHROMIUM, FLAGS, TIMEOUT_MS, look
+from tests.chromium import CHROMIUM, FLAGS, look, new_page
 from tests.http_studio import SLICES, phantom_server
 from tests.served import settings_in
 from tests.test_dashboard_browser import LAPTOP, PHONE, violations
@@ -95,8 +95,7 @@ def open_volume(
     opened: list[Page] = []
 
     def open_(browser: Browser, failing: str = "", **options: Any) -> Page:
-        page = browser.new_context(**options).new_page()
-        page.set_default_timeout(TIMEOUT_MS)
+        page = new_page(browser, **options)
         opened.append(page)
         page.on(
             "console", lambda said: heard.errors.append(said.text) if said.type == "error" else None
