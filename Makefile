@@ -10,7 +10,7 @@ export NEXTSLICE_HOME := $(CURDIR)/.nextslice
 .DEFAULT_GOAL := help
 TARGETS := $(shell sed -n 's/^\([a-z]*\):.*\#\# .*/\1/p' $(firstword $(MAKEFILE_LIST)))
 FOLDERS := $(filter-out $(TARGETS),$(patsubst %/,%,$(wildcard */)))
-.PHONY: help install demo test faults fuzz check lint format types safety bench docs distributions package constraints clean
+.PHONY: help install studio demo test faults fuzz check lint format types safety bench docs distributions package constraints clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -35,6 +35,11 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[embedded,dev]'
 	@touch $@
+
+studio: install ## Install Label Studio into .nextslice (demo and tests do it themselves, too)
+	@echo "==> Label Studio in .nextslice, an environment of its own (the first time a few minutes)"
+	@$(BIN)/python -c "from ml_backend.embedded.label_studio import install_label_studio; \
+		from ml_backend.settings import default_home; install_label_studio(default_home())"
 
 demo: install ## Run the whole loop on this machine; ARGS="--headless --rounds 2" without a person
 	@echo "==> nextslice demo $(ARGS)"
