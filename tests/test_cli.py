@@ -77,10 +77,16 @@ def test_a_folder_without_images_is_named(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_rounds_without_a_project_says_what_to_do(tmp_path: Path) -> None:
-    done = nextslice("rounds", "list", NEXTSLICE_STORE=str(tmp_path), LABEL_STUDIO_API_KEY="t")
+def test_rounds_without_a_project_says_where_it_looked_and_what_to_do(tmp_path: Path) -> None:
+    """Its store may hold projects of another Label Studio."""
+    project = Store(str(tmp_path)).project("127.0.0.1_8080", "7.1700000000")
+    project.record = ProjectRecord(project=7, key="7.1700000000")
+    env = {"LABEL_STUDIO_API_KEY": "t", "LABEL_STUDIO_URL": "http://127.0.0.1:8081"}
+    done = nextslice("rounds", "list", NEXTSLICE_STORE=str(tmp_path), **env)
     assert done.returncode == 1
-    assert "Connect one first" in done.stderr
+    said = done.stderr.replace("\n", " ")
+    assert f"no project is known in {tmp_path} for http://127.0.0.1:8081" in said
+    assert "Are NEXTSLICE_STORE and LABEL_STUDIO_URL those of the running service?" in said
 
 
 def test_rounds_for_programs_are_none_without_a_project(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ml_backend.cli import app, as_written, console, new_console
+from ml_backend.cli import app, console, new_console
 from ml_backend.errors import OptionError
 
 __all__ = ["rounds_app"]
@@ -38,19 +38,17 @@ def list_rounds(
 
     Titles and labels are Label Studio's; where it does not answer, what the store knows is shown.
     """
-    from ml_backend.rounds.project import known_project, stored_projects
+    from ml_backend.rounds.project import known_project, known_projects, stored_projects
     from ml_backend.rounds.service import Service
 
     if watch and as_json:
         raise OptionError("--watch cannot be given with --json: ask again for another look")
     service = Service.from_environment()
     while True:
-        found = stored_projects(service) if project is None else [known_project(service, project)]
-        if not found and not as_json:
-            console.print(
-                f"No project is known in {as_written(service.store.root)}. Connect one first."
-            )
-            raise typer.Exit(1)
+        if project is not None:
+            found = [known_project(service, project)]
+        else:
+            found = stored_projects(service) if as_json else known_projects(service)
         from ml_backend.cli.rounds_list import show
         from ml_backend.rounds.overview import project_overview
 

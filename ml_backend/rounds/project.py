@@ -29,6 +29,7 @@ __all__ = [
     "TakenOff",
     "find_project",
     "known_project",
+    "known_projects",
     "now",
     "stored_project",
     "stored_projects",
@@ -262,10 +263,23 @@ def known_project(service: Service, project: int | str) -> ConnectedProject:
     found = stored_project(service, int(wanted)) if wanted.isdecimal() else None
     if found is None:
         known = f"it has {', '.join(keys)}" if keys else "no project is known there"
-        raise StoreError(
-            f"project {wanted} is not in {service.settings.store} for "
-            f"{service.settings.label_studio_url}: {known}. Are NEXTSLICE_STORE and "
-            "LABEL_STUDIO_URL those of the running service? If so, `nextslice connect` makes it "
-            "known."
-        )
+        raise StoreError(f"project {wanted} is not in {_looked_in(service, known)}")
     return found
+
+
+def known_projects(service: Service) -> list[ConnectedProject]:
+    """As `stored_projects`, but raises StoreError where there are none."""
+    found = stored_projects(service)
+    if not found:
+        raise StoreError(f"no project is known in {_looked_in(service)}")
+    return found
+
+
+def _looked_in(service: Service, known: str = "") -> str:
+    """Where projects were looked for, what is ``known`` there, and what to do."""
+    store = service.store.root if service.store.local else service.settings.store
+    said = f"{store} for {service.settings.label_studio_url}{known and ': '}{known}"
+    return (
+        f"{said}. Are NEXTSLICE_STORE and LABEL_STUDIO_URL those of the running service? "
+        "If so, `nextslice connect` makes it known."
+    )
