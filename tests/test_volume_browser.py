@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import requests
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 from werkzeug.serving import make_server
 
 from ml_backend.app import create_app
@@ -103,7 +104,8 @@ def open_volume(
         page.on("pageerror", lambda error: heard.errors.append(str(error)))
         page.on("request", lambda one: heard.asked.append(one.url))
         if failing:
-            page.route(failing, lambda one: one.fulfill(status=503, body="no answer."))
+            refused = {"status": 503, "body": "no answer.", "content_type": "text/plain"}
+            page.route(failing, lambda one: one.fulfill(**refused))
         page.goto(f"{served[0]}/projects/7/volumes/{NAME}/")
         page.locator("#volume[data-ready]").wait_for()
         return page
@@ -178,6 +180,46 @@ def test_labels_that_cannot_be_had_leave_scan_and_prediction(
         page.keyboard.press("ArrowLeft")
     assert drawn(page, "scan")[0] > 0.1
     assert drawn(page, "prediction")[1] > 0.01
+
+
+def test_what_a_cut_line_has_lost_is_asked_for_again(
+    served: tuple[str, str], drawing: Browser
+) -> None:
+    """A scan of hundreds of megabytes goes over it, and is what the page is about."""
+    page = new_page(drawing)
+    cut: list[str] = []
+
+    def answer(route: Route) -> None:
+        if route.request.url in cut:
+            route.continue_()
+        else:
+            cut.append(route.request.url)
+            route.abort("connectionreset")
+
+    page.route(re.compile(r"/(scan|labels|prediction)\.nii\.gz|/api/"), answer)
+    page.goto(f"{served[0]}/projects/7/volumes/{NAME}/")
+    page.locator("#volume[data-ready]").wait_for()
+    assert len(cut) == 4
+    expect(page.locator("#says")).to_be_hidden()
+    page.context.close()
+
+
+@pytest.mark.parametrize(
+    ("refused", "why"),
+    [
+        ({"json": {"error": "project 7 has no such volume"}}, "project 7 has no such volume."),
+        ({"body": "<h1>Bad</h1>", "content_type": "text/html"}, "this backend answers 400."),
+    ],
+)
+def test_why_a_volume_cannot_be_shown_is_a_sentence(
+    served: tuple[str, str], drawing: Browser, refused: dict[str, Any], why: str
+) -> None:
+    page = new_page(drawing)
+    page.route("**/api/**", lambda one: one.fulfill(status=400, **refused))
+    page.goto(f"{served[0]}/projects/7/volumes/{NAME}/")
+    says = f"The volume cannot be shown: {why} Load the page again."
+    expect(page.locator("#says")).to_have_text(says)
+    page.context.close()
 
 
 def test_the_addresses_at_full_resolution_are_copied_by_keyboard(

@@ -4,20 +4,36 @@
 (() => {
   const AXES = ["z", "y", "x"];
   const TRIES = 30;
+  const CUTS = 4;
   const root = document.getElementById("volume");
   if (!root) return;
   const part = (id) => document.getElementById(id);
   const say = (text) => { part("says").textContent = text; part("says").hidden = !text; };
   const wait = (seconds) => new Promise((go) => setTimeout(go, seconds * 1000));
 
-  // What a server that is busy, or a proxy that gave up, may answer a moment later.
-  async function load(url) {
+  // Why there is none: of a proxy's page of HTML no more than its status.
+  async function refusal(answer) {
+    const kind = answer.headers.get("Content-Type") || "";
+    const said = kind.startsWith("application/json") ? (await answer.json()).error
+      : kind.startsWith("text/plain") ? await answer.text() : null;
+    return said?.trim().slice(0, 500).replace(/[^.!?]$/, "$&.") || `this backend answers ${answer.status}.`;
+  }
+
+  // The answer and what `read` reads of it. A server that is busy, a proxy that gave up, or a line that was cut is
+  // asked again a moment later.
+  async function load(url, read) {
     for (let tried = 1; ; tried++) {
-      const answer = await fetch(url);
-      if (answer.ok) return answer;
-      const later = answer.headers.get("Retry-After");
-      const again = later !== null || [502, 504].includes(answer.status);
-      if (!again || tried >= TRIES) throw new Error((await answer.text()).trim().slice(0, 500) || `${answer.status} of ${url}`);
+      let again = tried < CUTS, later = null, why = "this backend does not answer, or not to the end.";
+      try {
+        const answer = await fetch(url);
+        if (answer.ok) return { answer, content: await answer[read]() };
+        later = answer.headers.get("Retry-After");
+        again = tried < TRIES && (later !== null || [502, 504].includes(answer.status));
+        why = await refusal(answer);
+      } catch (error) {
+        if (!(error instanceof TypeError)) throw error; // no answer, or half of one, is a TypeError
+      }
+      if (!again) throw new Error(why);
       await wait(Number(later) || 3);
     }
   }
@@ -167,7 +183,7 @@
 
   async function show() {
     say("Loading the scan …");
-    const scan = await (await load(about.files.scan)).arrayBuffer();
+    const { content: scan } = await load(about.files.scan, "arrayBuffer");
     const notes = [];
     for (const kind of ["scan", "labels", "prediction"]) {
       if (kind !== "scan" && !about.files[kind]) continue;
@@ -176,8 +192,7 @@
         say(`Loading ${kind} …`);
         let answer;
         try {
-          answer = await load(about.files[kind]);
-          mask = await answer.arrayBuffer();
+          ({ answer, content: mask } = await load(about.files[kind], "arrayBuffer"));
         } catch (error) { // the scan, and the other mask, are to be seen without it
           notes.push(`The ${kind} cannot be shown: ${error.message} Load the page again.`);
           continue;
@@ -204,7 +219,7 @@
 
   (async () => {
     try {
-      about = await (await load(root.dataset.about)).json();
+      ({ content: about } = await load(root.dataset.about, "json"));
       begin();
       if (!hasWebGL()) {
         tell();
@@ -217,7 +232,7 @@
       }
       await show();
     } catch (error) {
-      say(`The volume cannot be shown: ${error.message}`);
+      say(`The volume cannot be shown: ${error.message} Load the page again.`);
     }
   })();
 })();
