@@ -40,6 +40,7 @@ from ml_backend.rounds.project_settings import change_settings
 from ml_backend.settings import Settings
 from ml_backend.studio.label_config import bitmask_config
 from ml_backend.studio.task_order import queue_length
+from tests.bucket import Bucket, NoAnswer
 from tests.http_studio import HttpStudio, phantom_project, phantom_server
 from tests.served import client, look_each_time
 from tests.volume_project import predict
@@ -235,6 +236,25 @@ def test_settings_are_kept_and_taken_back(project: ConnectedProject) -> None:
     assert 'name="k" value="5"' in page
     asked.post("/projects/7/settings", data={"k": "", "pause": ""})
     assert again(project).record.settings == {}
+
+
+@pytest.mark.parametrize("form", ["train", "settings"])
+def test_what_is_asked_for_while_an_object_store_is_away_is_answered_with_the_reason(
+    server: HttpStudio,
+    make_settings: Callable[..., Settings],
+    redis_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    form: str,
+) -> None:
+    settings: dict[str, Any] = {"REDIS_URL": redis_url, "NEXTSLICE_STORE": "bucket://lab/pages"}
+    asked = client(phantom_project(server, make_settings, **settings))
+    monkeypatch.setattr(Bucket, "refuses", NoAnswer("Could not connect to the endpoint URL"))
+    shown = asked.get("/projects/7", headers=HTML)
+    assert (shown.status_code, "Project 7 cannot be shown" in shown.text) == (503, True)
+    answer = asked.post(f"/projects/7/{form}", data={"k": "4", "was-k": ""})
+    assert answer.status_code == 503
+    assert "Nothing was changed" in answer.text
+    assert "Could not connect to the endpoint URL. Is its server up" in answer.text
 
 
 def test_what_is_said_of_settings_is_so_where_redis_goes_away(

@@ -6,17 +6,15 @@
 from __future__ import annotations
 
 import re
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 from rq import Worker
 from rq.serializers import JSONSerializer
-from werkzeug.serving import make_server
 
 from ml_backend.app import create_app
 from ml_backend.embedded.processes import ProcessGroup, free_port
@@ -30,7 +28,10 @@ from ml_backend.rounds.schedule import CONTROL
 from ml_backend.studio.client import Backend
 from tests.chromium import look, new_page
 from tests.http_studio import HttpStudio, phantom_project, phantom_server
-from tests.served import settings_in
+from tests.served import settings_in, web_process
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 pytestmark = pytest.mark.browser
 
@@ -74,12 +75,8 @@ def loop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
         queue = project.service.schedule.queue(CONTROL)
         worker = Worker([queue], connection=queue.connection, serializer=JSONSerializer)
         worker.register_birth()
-        serving = make_server("127.0.0.1", port, create_app(project.service.settings), True)
-        thread = threading.Thread(target=serving.serve_forever, daemon=True)
-        thread.start()
-        yield loop
-        serving.shutdown()
-        thread.join()
+        with web_process(create_app(project.service.settings), port):
+            yield loop
 
 
 def _people(server: HttpStudio) -> None:
@@ -200,6 +197,29 @@ def test_a_picture_that_finds_no_place_is_asked_for_again(
     page.locator(".queue img").first.scroll_into_view_if_needed()
     page.wait_for_function("() => document.querySelector('.queue img').naturalWidth > 0")
     assert asked.count(asked[0]) == 2
+    page.context.close()
+
+
+def test_pictures_are_asked_for_again_however_long_they_failed(
+    loop: Loop, browser: Browser
+) -> None:
+    page = new_page(browser)
+    page.add_init_script(  # half a minute in half a second
+        "{ const real = setTimeout; window.setTimeout = (then, ms) => real(then, ms / 60); }"
+    )
+    asked: list[str] = []
+
+    def answer(route: Route) -> None:
+        asked.append(route.request.url)
+        if asked.count(route.request.url) <= 7:
+            route.abort("connectionrefused")
+        else:
+            route.continue_()
+
+    page.route("**/slices/*.png*", answer)
+    page.goto(loop.page_url)
+    page.locator(".queue img").first.scroll_into_view_if_needed()
+    page.wait_for_function("() => document.querySelector('.queue img').naturalWidth > 0")
     page.context.close()
 
 
@@ -352,20 +372,70 @@ def test_a_backend_that_does_not_answer_is_said_until_it_does(
         expect(said).to_be_hidden(timeout=20_000)
 
 
+def test_a_refresh_that_is_cut_is_asked_for_again(
+    loop: Loop, open_page: Callable[..., Page]
+) -> None:
+    app = create_app(loop.project.service.settings)
+    cut: list[bool] = []
+
+    def on_a_bad_line(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        body = b"".join(app(environ, start))
+        if environ["PATH_INFO"] != "/projects/7" or b"it begins when that is over" not in body:
+            return [body]
+        cut.append(len(cut) == 0)
+        return [body[: len(body) // 2] if cut[-1] else body]
+
+    with web_process(on_a_bad_line) as url:
+        page = open_page(f"{url}/projects/7")
+        page.wait_for_event("response", lambda one: one.status == 304)
+        change_settings(loop.again(), {"pause": "true"})
+        try:
+            expect(page.get_by_text("it begins when that is over")).to_be_visible(timeout=30_000)
+            assert cut[0]
+        finally:
+            change_settings(loop.again(), {"pause": ""})
+
+
+def test_another_page_in_place_of_a_refresh_is_not_taken_for_it(
+    loop: Loop, open_page: Callable[..., Page]
+) -> None:
+    """As of a single sign-on that has ended, or of a proxy's maintenance."""
+    page = open_page(loop.page_url)
+    title = page.title()
+    login = {"content_type": "text/html", "body": "<!doctype html><title>Sign in</title>"}
+    page.route(loop.page_url, lambda route: route.fulfill(**login))
+    said = page.get_by_text("Not fresh since")
+    expect(said).to_contain_text("another page answers in its place. Load the page again.")
+    assert page.title() == title
+    page.unroute(loop.page_url)
+    expect(said).to_be_hidden(timeout=20_000)
+
+
 def test_a_public_url_that_this_browser_does_not_reach_is_named(
     loop: Loop, open_page: Callable[..., Page]
 ) -> None:
-    port = free_port()
     nowhere = f"http://127.0.0.1:{free_port()}"
     changed = loop.project.service.settings.model_copy(update={"public_url": nowhere})
-    serving = make_server("127.0.0.1", port, create_app(changed), True)
-    thread = threading.Thread(target=serving.serve_forever, daemon=True)
-    thread.start()
-    try:
-        page = open_page(f"http://127.0.0.1:{port}/")
+    with web_process(create_app(changed)) as url:
+        page = open_page(url)
         said = page.locator("[data-public-url]")
         expect(said).to_contain_text(f"This browser does not reach {nowhere}")
         expect(said).to_contain_text("To mend it: PUBLIC_URL")
-    finally:
-        serving.shutdown()
-        thread.join()
+
+
+def test_one_request_that_is_lost_is_no_wrong_public_url(loop: Loop, browser: Browser) -> None:
+    page = new_page(browser)
+    lost: list[str] = []
+
+    def answer(route: Route) -> None:
+        if lost:
+            route.continue_()
+        else:
+            lost.append(route.request.url)
+            route.abort("connectionreset")
+
+    page.route("**/slices/", answer)
+    page.goto(loop.url)
+    expect(page.locator("[data-public-url]")).to_contain_text(f"This browser reaches {loop.url}")
+    assert len(lost) == 1
+    page.context.close()

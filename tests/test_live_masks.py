@@ -7,13 +7,11 @@ of the tests.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
-from werkzeug.serving import make_server
 
 from ml_backend.app import create_app
 from ml_backend.cli.rounds_list import rounds_table
@@ -32,6 +30,7 @@ from ml_backend.rounds.unreadable import UnreadableSlices
 from ml_backend.settings import Settings
 from ml_backend.studio import download, task_order
 from tests.http_studio import HttpStudio, phantom_project, phantom_server
+from tests.served import web_process
 
 RESERVE = 2
 
@@ -58,19 +57,10 @@ def project(
     return found
 
 
-@contextmanager
-def backend(project: ConnectedProject) -> Iterator[None]:
+def backend(project: ConnectedProject) -> AbstractContextManager[str]:
     """The backend answers at its address until the end of the block."""
     port = int(project.settings.backend_url.rpartition(":")[2])
-    running = make_server("127.0.0.1", port, create_app(project.settings), threaded=True)
-    thread = threading.Thread(target=running.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        running.shutdown()
-        thread.join()
-        running.server_close()
+    return web_process(create_app(project.settings), port)
 
 
 def published(project: ConnectedProject) -> Published:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from numcodecs import Blosc
-from werkzeug.serving import make_server
 
 from ml_backend.api.dashboard import volumes
 from ml_backend.api.ome_zarr import pages, planes, served
@@ -29,7 +28,7 @@ from ml_backend.volumes.volume import Volume, VolumeSpec
 from ml_backend.volumes.volume_address import VolumeAddress, last_day
 from ml_backend.volumes.window import Window
 from tests.http_studio import CONFIG, SLICES, HttpStudio, phantom_server
-from tests.served import client
+from tests.served import client, web_process
 from tests.volume_project import NAME, predict, scan, volume_project
 from tests.web_files import open_group
 
@@ -67,19 +66,10 @@ def _ask_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def live() -> Iterator[Callable[[ConnectedProject], str]]:
     """Serves a project's backend; the base of its address."""
-    serving: list[tuple[Any, threading.Thread]] = []
-
-    def serve(project: ConnectedProject) -> str:
-        one = make_server("127.0.0.1", 0, create_app(project.service.settings), True)
-        thread = threading.Thread(target=one.serve_forever, daemon=True)
-        thread.start()
-        serving.append((one, thread))
-        return f"http://127.0.0.1:{one.port}"
-
-    yield serve
-    for one, thread in serving:
-        one.shutdown()
-        thread.join()
+    with ExitStack() as serving:
+        yield lambda project: serving.enter_context(
+            web_process(create_app(project.service.settings))
+        )
 
 
 def address(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,14 +13,14 @@ import pytest
 import requests
 from PIL import Image
 from playwright.sync_api import Browser, Page, Route, expect
-from werkzeug.serving import make_server
 
+from ml_backend.api.dashboard import volumes
 from ml_backend.app import create_app
 from ml_backend.embedded.processes import ProcessGroup, free_port
 from ml_backend.embedded.redis_server import start_redis
 from tests.chromium import CHROMIUM, FLAGS, look, new_page
-from tests.http_studio import SLICES, phantom_server
-from tests.served import settings_in
+from tests.http_studio import SLICES, HttpStudio, phantom_server
+from tests.served import settings_in, web_process
 from tests.test_dashboard_browser import LAPTOP, PHONE, violations
 from tests.volume_project import NAME, predict, volume_project
 
@@ -40,9 +39,9 @@ def drawn(page: Page, kind: str) -> tuple[float, float]:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
-    """Addresses of the backend and of its Label Studio: slices 2, 5, 9 are labelled, 3, 4
-    predicted; people see the slices turned over along z."""
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, HttpStudio]]:
+    """The backend's address and its Label Studio: slices 2, 5, 9 are labelled, 3, 4 predicted;
+    people see the slices turned over along z."""
     folder = tmp_path_factory.mktemp("volume")
 
     port = free_port()
@@ -59,12 +58,15 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
             NEXTSLICE_BACKEND_URL=url,
         )
         predict(server, project, (3, 4), flip="z")
-        serving = make_server("127.0.0.1", port, create_app(project.service.settings), True)
-        thread = threading.Thread(target=serving.serve_forever, daemon=True)
-        thread.start()
-        yield url, server.url
-        serving.shutdown()
-        thread.join()
+        with web_process(create_app(project.service.settings), port):
+            yield url, server
+
+
+@pytest.fixture(scope="module")
+def served(site: tuple[str, HttpStudio]) -> tuple[str, str]:
+    """Addresses of the backend and of its Label Studio."""
+    url, server = site
+    return url, server.url
 
 
 @pytest.fixture(scope="module")
@@ -204,21 +206,106 @@ def test_what_a_cut_line_has_lost_is_asked_for_again(
     page.context.close()
 
 
+PAGE = "text/html; charset=utf-8"
+ANOTHER = "another page answers in its place."
+
+
 @pytest.mark.parametrize(
-    ("refused", "why"),
+    ("asked", "answer", "why"),
     [
-        ({"json": {"error": "project 7 has no such volume"}}, "project 7 has no such volume."),
-        ({"body": "<h1>Bad</h1>", "content_type": "text/html"}, "this backend answers 400."),
+        (
+            "**/api/**",
+            {"status": 400, "json": {"error": "project 7 has no such volume"}},
+            "project 7 has no such volume.",
+        ),
+        (
+            "**/api/**",
+            {"status": 400, "body": "<h1>Bad</h1>", "content_type": PAGE},
+            "this backend answers 400.",
+        ),
+        ("**/api/**", {"body": "<title>Sign in</title>", "content_type": PAGE}, ANOTHER),
+        ("**/scan.nii.gz*", {"body": "<title>Sign in</title>", "content_type": PAGE}, ANOTHER),
+        ("**/niivue.umd.js", {"status": 404}, "the script that draws it has not come."),
     ],
 )
 def test_why_a_volume_cannot_be_shown_is_a_sentence(
-    served: tuple[str, str], drawing: Browser, refused: dict[str, Any], why: str
+    served: tuple[str, str], drawing: Browser, asked: str, answer: dict[str, Any], why: str
 ) -> None:
     page = new_page(drawing)
-    page.route("**/api/**", lambda one: one.fulfill(status=400, **refused))
+    page.route(asked, lambda one: one.fulfill(**answer))
     page.goto(f"{served[0]}/projects/7/volumes/{NAME}/")
     says = f"The volume cannot be shown: {why} Load the page again."
     expect(page.locator("#says")).to_have_text(says)
+    page.context.close()
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "why"),
+    [
+        ("<title>Sign in</title>", PAGE, ANOTHER),
+        ("no volume", "application/gzip", "Failed to parse NIfTI file mask.nii.gz."),
+    ],
+)
+def test_a_mask_that_cannot_be_drawn_leaves_the_other(
+    served: tuple[str, str], drawing: Browser, body: str, kind: str, why: str
+) -> None:
+    page = new_page(drawing)
+    page.route("**/labels.nii.gz*", lambda one: one.fulfill(body=body, content_type=kind))
+    page.goto(f"{served[0]}/projects/7/volumes/{NAME}/")
+    page.locator("#volume[data-ready]").wait_for()
+    says = f"The labels cannot be shown: {why} Load the page again."
+    expect(page.locator("#says")).to_have_text(says)
+    expect(page.locator("#view-labels")).to_be_hidden()
+    page.locator("#at-z").focus()
+    for _ in range(2):
+        page.keyboard.press("ArrowLeft")
+    assert drawn(page, "prediction")[1] > 0.01
+    page.context.close()
+
+
+def test_where_label_studio_goes_away_nothing_is_called_unlabelled(
+    site: tuple[str, HttpStudio], drawing: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the page and what its script asks for."""
+    url, server = site
+    monkeypatch.setattr(volumes, "_FRESH_S", 0.0)
+    page = new_page(drawing)
+
+    def away(route: Route) -> None:
+        monkeypatch.setattr(server, "refused", {"api/projects/7": 500, "api/tasks": 500})
+        route.continue_()
+
+    page.route("**/api/**", away)
+    page.goto(f"{url}/projects/7/volumes/{NAME}/")
+    page.locator("#volume[data-ready]").wait_for()
+    expect(page.locator("#says")).to_contain_text("Label Studio did not tell what is labelled: ")
+    expect(page.locator("#says")).to_contain_text("Load the page again.")
+    unknown = "z = 5: whether it is labelled or predicted is not known."
+    page.locator("#at-z").fill(str(SLICES - 1 - 5))
+    expect(page.locator("#state")).to_have_text(unknown)
+    page.context.close()
+
+
+def test_while_the_scan_loads_sliders_number_and_link_are_of_one_slice(
+    served: tuple[str, str], drawing: Browser
+) -> None:
+    page = new_page(drawing)
+    held: list[Route] = []
+    pictures: list[str] = []
+    page.on("request", lambda one: pictures.append(one.url) if "/slices/" in one.url else None)
+    page.route("**/scan.nii.gz*", lambda one: held.append(one))
+    page.goto(f"{served[0]}/projects/7/volumes/{NAME}/")
+    expect(page.locator(".sliders")).to_be_visible()
+    expect(page.locator("#open")).to_have_text("Open slice 2 in Label Studio")
+    expect(page.locator("#is-z")).to_have_text("2")
+    expect(page.locator("#at-z")).to_have_value(str(SLICES - 1 - 2))
+    page.locator("#at-z").focus()
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#open")).to_have_text("Open slice 3 in Label Studio")
+    held.pop().continue_()
+    page.locator("#volume[data-ready]").wait_for()
+    expect(page.locator("#open")).to_have_text("Open slice 3 in Label Studio")
+    assert pictures == [], "nobody sees them"
     page.context.close()
 
 
@@ -270,3 +357,15 @@ def test_without_webgl_it_says_so_and_shows_slices(
     page.wait_for_function("() => document.getElementById('picture').naturalWidth > 0")
     expect(page.locator("#open")).to_have_attribute("href", f"{served[1]}/projects/7/data?task=2")
     assert violations(page) == []
+    # the browser keeps it for minutes: that of another version is another picture
+    picture = page.locator("#picture")
+    about = f"{served[0]}/api/projects/7/volumes/{NAME}"
+    version = requests.get(about, timeout=30).json()["model_version"]
+    expect(picture).to_have_attribute("src", re.compile(rf"/slices/2\.png\?v={version}$"))
+    held: list[Route] = []
+    page.route("**/slices/*.png*", lambda one: held.append(one))
+    page.locator("#at-z").fill(str(SLICES - 1 - 5))
+    expect(picture).to_have_attribute("alt", "Slice 5 with the published mask")
+    assert picture.evaluate("one => one.naturalWidth") == 0, "that of the slice before"
+    held.pop().continue_()
+    page.wait_for_function("() => document.getElementById('picture').naturalWidth > 0")

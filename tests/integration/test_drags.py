@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import io
-import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page
 from playwright.sync_api import TimeoutError as NotSeen
-from werkzeug.serving import make_server
 
 from al_strategies.learner import Beliefs
 from ml_backend.api.opened import OpenedSlices, SliceName
@@ -54,6 +52,7 @@ from ml_backend.studio.projects import make_interactive, register_backend
 from ml_backend.studio.task_order import BackendLink
 from tests.chromium import logged_in, look
 from tests.integration.test_browser import canvas, coloured, largest_canvas
+from tests.served import web_process
 
 pytestmark = [pytest.mark.integration, pytest.mark.browser]
 
@@ -116,14 +115,10 @@ def site(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Iterator[Site]
             }
         )
         app = create_app(settings)
-        server = make_server("127.0.0.1", port, app, threaded=True)
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
         serving: Serving = app.extensions["nextslice"]
         session = Session(studio.url, studio.email, studio.password)
-        yield Site(studio, serving.service, serving, url, session)
-        server.shutdown()
-        thread.join(10)
+        with web_process(app, port):
+            yield Site(studio, serving.service, serving, url, session)
 
 
 class Opened:

@@ -107,10 +107,7 @@ def root() -> Response | tuple[Response, int]:
     """The service, for a browser; for programs as /health."""
     if request.accept_mimetypes.best_match(["application/json", "text/html"]) != "text/html":
         return health()
-    try:
-        return page("service.html", status=looks().service_status())
-    except TryAgainLater as error:
-        return _not_now("nextslice", error)
+    return page("service.html", status=looks().service_status())
 
 
 @dashboard.get("/projects/<int:number>")
@@ -151,7 +148,7 @@ def settings(number: int) -> Response | tuple[Response, int]:
         change_settings(found, given)
     except OptionError as error:
         return _project_page(number, wrong=f"Nothing was changed. {error}", given=given, code=400)
-    except (NextsliceError, RedisError) as error:
+    except CANNOT_LOOK as error:
         said = without_passwords(f"The settings cannot be kept: {error}")
         return _project_page(number, wrong=said, given=given, code=503)
     try:
@@ -195,11 +192,22 @@ def _back(project: ConnectedProject, done: str) -> Response:
     return make_response(redirect(to, 303))
 
 
-def _not_now(title: str, error: Exception) -> tuple[Response, int]:
-    answer, code = message(title, without_passwords(str(error)), 503)
+def _not_now(error: Exception) -> tuple[Response, int]:
+    """What keeps a page from being shown, or a form from being read."""
+    number = (request.view_args or {}).get("number")
+    says = without_passwords(str(error))
+    logger.warning("%s: 503: %s", request.path, says)
+    if request.method == "POST":
+        says = f"Nothing was changed. {says}"
+    title = "nextslice" if number is None else f"Project {number} cannot be shown"
+    answer, code = message(title, says, 503)
     if isinstance(error, TryAgainLater):
         answer.headers["Retry-After"] = "2"
     return answer, code
+
+
+for _fault in CANNOT_LOOK:
+    dashboard.register_error_handler(_fault, _not_now)
 
 
 def _what_was_done(done: str | None, found: ProjectOverview) -> str | None:
@@ -229,8 +237,10 @@ def _project_page(
 ) -> Response | tuple[Response, int]:
     try:
         found = looks().project(number)
-    except CANNOT_LOOK as error:
-        return _not_now(f"Project {number} cannot be shown", error)
+    except CANNOT_LOOK:
+        if wrong is None:
+            raise
+        return message(f"Project {number}", wrong, code)
     if found is None:
         return unknown(number)
     fields = settings_form(found.settings)

@@ -106,7 +106,7 @@ def show(number: int, volume: str) -> Answer:
         rows=rows,
         legend=legend(view.classes),
         about=_address("view_json", number, volume, view.axis),
-        task_picture=url_for("dashboard.picture", number=number, task=0),
+        task_picture=url_for("dashboard.picture", number=number, task=0, v=view.version),
         full=_full_resolution(found, view),
     )
 

@@ -23,19 +23,17 @@ document.addEventListener("click", async (event) => {
 
 // -- pictures
 
-const TRIES = 5;
 const failed = new WeakMap();
 
-// Only so many are drawn at once, and a browser does not ask again by itself.
+// Only so many are drawn at once, a backend may be away for long, and a browser does not ask again by itself.
 function askAgain(picture) {
   const src = picture.getAttribute("src");
   const last = failed.get(picture);
   const times = last?.src === src ? last.times + 1 : 1;
   failed.set(picture, { src, times });
-  if (times > TRIES) return;
   setTimeout(() => {
-    if (picture.getAttribute("src") === src) picture.setAttribute("src", src);
-  }, 500 * 2 ** times);
+    if (picture.isConnected && picture.getAttribute("src") === src) picture.setAttribute("src", src);
+  }, 500 * 2 ** Math.min(times, 6));
 }
 
 document.addEventListener("error", ({ target }) => {
@@ -104,8 +102,9 @@ async function refresh() {
       return notFresh(`this backend answers ${answer.status}.${mend}`);
     }
     if (!known) {
-      tag = answer.headers.get("ETag");
       fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+      if (!fresh.getElementById("stale")) return notFresh("another page answers in its place. Load the page again.");
+      tag = answer.headers.get("ETag"); // once all of it is there: a line may be cut in it
     }
   } catch {
     return notFresh("this backend does not answer."); // what was seen last stays
@@ -134,15 +133,28 @@ if (stale) setInterval(refresh, EVERY_MS);
 
 // -- PUBLIC_URL
 
+const PROBES = 3;
+const PROBED_EVERY_MS = 2000;
+
+// Only whether anything answers: what it answers is not for this page. One request that is lost may be chance.
+async function answers(url) {
+  for (let tried = 1; ; tried++) {
+    try {
+      await fetch(`${url}/slices/`, { mode: "no-cors", cache: "no-store", credentials: "omit", signal: AbortSignal.timeout(5000) });
+      return true;
+    } catch {
+      if (tried === PROBES) return false;
+    }
+    await new Promise((go) => setTimeout(go, PROBED_EVERY_MS));
+  }
+}
+
 async function reach(said) {
   const url = said.dataset.publicUrl;
   const address = document.createElement("code");
   address.textContent = url;
   let mark = ["good", "✓ ok"], before = "This browser reaches ", after = ", where slices of volumes are fetched.";
-  try {
-    // Only whether anything answers: what it answers is not for this page.
-    await fetch(`${url}/slices/`, { mode: "no-cors", cache: "no-store", credentials: "omit", signal: AbortSignal.timeout(5000) });
-  } catch {
+  if (!await answers(url)) {
     mark = ["fault", "✕ wrong"];
     before = "This browser does not reach ";
     const mixed = location.protocol === "https:" && url.startsWith("http:") ? " A page on https may not fetch from http." : "";

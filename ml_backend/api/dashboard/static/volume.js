@@ -11,12 +11,17 @@
   const say = (text) => { part("says").textContent = text; part("says").hidden = !text; };
   const wait = (seconds) => new Promise((go) => setTimeout(go, seconds * 1000));
 
+  const sentence = (said) => said?.trim().slice(0, 500).replace(/[^.!?]$/, "$&.");
+  const kind = (answer) => answer.headers.get("Content-Type") || "";
+  // A login that is over, or a proxy's maintenance: nothing that is loaded here is HTML.
+  const another = (answer) => answer.ok && kind(answer).startsWith("text/html");
+
   // Why there is none: of a proxy's page of HTML no more than its status.
   async function refusal(answer) {
-    const kind = answer.headers.get("Content-Type") || "";
-    const said = kind.startsWith("application/json") ? (await answer.json()).error
-      : kind.startsWith("text/plain") ? await answer.text() : null;
-    return said?.trim().slice(0, 500).replace(/[^.!?]$/, "$&.") || `this backend answers ${answer.status}.`;
+    if (another(answer)) return "another page answers in its place.";
+    const said = kind(answer).startsWith("application/json") ? (await answer.json()).error
+      : kind(answer).startsWith("text/plain") ? await answer.text() : null;
+    return sentence(said) || `this backend answers ${answer.status}.`;
   }
 
   // The answer and what `read` reads of it. A server that is busy, a proxy that gave up, or a line that was cut is
@@ -26,7 +31,7 @@
       let again = tried < CUTS, later = null, why = "this backend does not answer, or not to the end.";
       try {
         const answer = await fetch(url);
-        if (answer.ok) return { answer, content: await answer[read]() };
+        if (answer.ok && !another(answer)) return { answer, content: await answer[read]() };
         later = answer.headers.get("Retry-After");
         again = tried < TRIES && (later !== null || [502, 504].includes(answer.status));
         why = await refusal(answer);
@@ -67,13 +72,20 @@
     chosen = nearest();
     part("open").href = chosen.label_studio;
     part("open").textContent = `Open slice ${chosen.z} in Label Studio`;
-    const masks = [chosen.labelled ? "labelled" : "not labelled", chosen.predicted ? "predicted" : "not predicted"];
+    const masks = about.unanswered ? ["whether it is labelled or predicted is not known"]
+      : [chosen.labelled ? "labelled" : "not labelled", chosen.predicted ? "predicted" : "not predicted"];
     if (chosen.at !== at[axis()]) masks.unshift("the nearest one that is a task");
     part("state").textContent = `${about.axis} = ${chosen.z}: ${masks.join(", ")}.`;
-    if (!views.length) {
-      part("picture").src = root.dataset.picture.replace("0.png", `${chosen.task}.png`);
-      part("picture").alt = `Slice ${chosen.z} with the published mask`;
-    }
+    if (!part("without").hidden) picture();
+  }
+
+  // In place of the views. The one before is not seen under the words of this one while this one loads.
+  function picture() {
+    const src = root.dataset.picture.replace("/0.png", `/${chosen.task}.png`);
+    if (part("picture").getAttribute("src") === src) return;
+    part("picture").removeAttribute("src");
+    part("picture").src = src;
+    part("picture").alt = `Slice ${chosen.z} with the published mask`;
   }
 
   // niivue's fractions run towards right, anterior, superior; permRAS says which axis of the file each is.
@@ -132,6 +144,7 @@
     AXES.forEach((name, i) => part(`at-${name}`).addEventListener("input", (event) => {
       move(at.map((value, j) => i === j ? Number(event.target.value) : value));
     }));
+    tell();
     root.querySelector(".sliders").hidden = false;
     part("slice").hidden = false;
   }
@@ -181,37 +194,42 @@
     return drawn;
   }
 
-  async function show() {
+  // One of them beside those that are there. What is lacking in it, or null.
+  async function add(kind, scan) {
+    let mask = null, left = 0;
+    if (kind !== "scan") {
+      say(`Loading ${kind} …`);
+      const { answer, content } = await load(about.files[kind], "arrayBuffer");
+      mask = content;
+      left = Number(answer.headers.get("X-Nextslice-Left-Out"));
+    }
+    const drawn = await view(kind, scan, mask);
+    views.push(drawn);
+    move(at);
+    drawn.onLocationChange = (place) => move(fromFractions(place.frac), drawn);
+    drawn.onAzimuthElevationChange = (azimuth, elevation) => {
+      if (turning) return;
+      turning = true;
+      try { turn(azimuth, elevation, drawn); } finally { turning = false; }
+    };
+    return left ? `${left === 1 ? "The mask of 1 slice" : `The masks of ${left} slices`} cannot be read: left out of ${kind}.` : null;
+  }
+
+  async function show(notes) {
+    if (!window.niivue) throw new Error("the script that draws it has not come.");
     say("Loading the scan …");
     const { content: scan } = await load(about.files.scan, "arrayBuffer");
-    const notes = [];
-    for (const kind of ["scan", "labels", "prediction"]) {
-      if (kind !== "scan" && !about.files[kind]) continue;
-      let mask = null;
-      if (kind !== "scan") {
-        say(`Loading ${kind} …`);
-        let answer;
-        try {
-          ({ answer, content: mask } = await load(about.files[kind], "arrayBuffer"));
-        } catch (error) { // the scan, and the other mask, are to be seen without it
-          notes.push(`The ${kind} cannot be shown: ${error.message} Load the page again.`);
-          continue;
-        }
-        const left = Number(answer.headers.get("X-Nextslice-Left-Out"));
-        if (left) notes.push(`${left === 1 ? "The mask of 1 slice" : `The masks of ${left} slices`} cannot be read: left out of ${kind}.`);
+    await add("scan", scan);
+    for (const kind of ["labels", "prediction"].filter((one) => about.files[one])) {
+      try {
+        notes.push(await add(kind, scan));
+      } catch (error) { // the scan, and the other mask, are to be seen without it
+        part(`view-${kind}`).remove();
+        notes.push(`The ${kind} cannot be shown: ${sentence(error.message)} Load the page again.`);
       }
-      const drawn = await view(kind, scan, mask);
-      views.push(drawn);
-      move(at);
-      drawn.onLocationChange = (place) => move(fromFractions(place.frac), drawn);
-      drawn.onAzimuthElevationChange = (azimuth, elevation) => {
-        if (turning) return;
-        turning = true;
-        try { turn(azimuth, elevation, drawn); } finally { turning = false; }
-      };
     }
     part("keys").hidden = false;
-    say(notes.join(" "));
+    say(notes.filter(Boolean).join(" "));
     root.dataset.ready = "";
   }
 
@@ -221,18 +239,20 @@
     try {
       ({ content: about } = await load(root.dataset.about, "json"));
       begin();
+      const notes = [about.unanswered && `Label Studio did not tell what is labelled: ${sentence(about.unanswered)} Load the page again.`];
       if (!hasWebGL()) {
-        tell();
         part("without").hidden = false;
+        tell();
         root.querySelector(".views").hidden = true;
         AXES.filter((name) => name !== about.axis).forEach((name) => { part(`at-${name}`).parentElement.hidden = true; });
-        say("This browser has no WebGL 2, so there is no 3-D. Below is the slice with its published mask; the slider chooses another one.");
+        notes.push("This browser has no WebGL 2, so there is no 3-D. Below is the slice with its published mask; the slider chooses another one.");
+        say(notes.filter(Boolean).join(" "));
         root.dataset.ready = "";
         return;
       }
-      await show();
+      await show(notes);
     } catch (error) {
-      say(`The volume cannot be shown: ${error.message} Load the page again.`);
+      say(`The volume cannot be shown: ${sentence(error.message)} Load the page again.`);
     }
   })();
 })();
