@@ -187,7 +187,7 @@ def test_labels_that_cannot_be_had_leave_scan_and_prediction(
 def test_what_a_cut_line_has_lost_is_asked_for_again(
     served: tuple[str, str], drawing: Browser
 ) -> None:
-    """A scan of hundreds of megabytes goes over it, and is what the page is about."""
+    """A scan of up to 16 MB goes over it, and is what the page is about."""
     page = new_page(drawing)
     cut: list[str] = []
 

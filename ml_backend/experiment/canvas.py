@@ -6,6 +6,7 @@ Figure objects, not pyplot: nothing is shared between calls, processes or thread
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from math import ceil
 from typing import Any
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ml_backend.experiment.comparison import CONTROLS, needs_truth
+from ml_backend.experiment.glyphs import give_glyphs
 
 __all__ = [
     "BLUE",
@@ -105,7 +107,10 @@ def plain(text: str) -> str:
 
 def to_png(figure: Figure) -> bytes:
     """The file's content."""
+    give_glyphs(figure)
     buffer = io.BytesIO()
-    # Without matplotlib's own version in it, the same record gives the same file.
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # which give_glyphs has said
+        # Without matplotlib's own version in it, the same record gives the same file.
+        figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()

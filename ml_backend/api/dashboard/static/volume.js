@@ -12,15 +12,15 @@
   const wait = (seconds) => new Promise((go) => setTimeout(go, seconds * 1000));
 
   const sentence = (said) => said?.trim().slice(0, 500).replace(/[^.!?]$/, "$&.");
-  const kind = (answer) => answer.headers.get("Content-Type") || "";
+  const type = (answer) => answer.headers.get("Content-Type") || "";
   // A login that is over, or a proxy's maintenance: nothing that is loaded here is HTML.
-  const another = (answer) => answer.ok && kind(answer).startsWith("text/html");
+  const another = (answer) => answer.ok && type(answer).startsWith("text/html");
 
   // Why there is none: of a proxy's page of HTML no more than its status.
   async function refusal(answer) {
     if (another(answer)) return "another page answers in its place.";
-    const said = kind(answer).startsWith("application/json") ? (await answer.json()).error
-      : kind(answer).startsWith("text/plain") ? await answer.text() : null;
+    const said = type(answer).startsWith("application/json") ? (await answer.json()).error
+      : type(answer).startsWith("text/plain") ? await answer.text() : null;
     return sentence(said) || `this backend answers ${answer.status}.`;
   }
 
