@@ -3,11 +3,12 @@ The page in a browser: `test_volume_browser`."""
 
 from __future__ import annotations
 
+import errno
 import gzip
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import nibabel
 import numpy as np
@@ -103,6 +104,26 @@ def test_a_new_annotation_is_seen_and_what_is_unchanged_is_not_built_again(
     server.memory.submit(7, server.memory._rows[5]["annotations"][0]["result"])
     np.testing.assert_array_equal(values(image(asked, "labels"))[7], truth((5,))[5])
     assert asked.get(path, headers=tag).status_code == 200
+
+
+def test_a_disk_without_room_is_said_in_the_form_that_was_asked_for(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = client(make())
+
+    def full(*_: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(volumes, "_build", full)
+    monkeypatch.setattr(volumes.ProjectVolumes, "stacks", full)
+    for path, mimetype in (
+        (f"{PAGE}scan.nii.gz", "text/plain"),
+        ("/api/projects/7/volumes", "application/json"),
+        ("/projects/7/volumes", "text/html"),
+    ):
+        answer = asked.get(path)
+        assert (answer.status_code, answer.mimetype) == (503, mimetype)
+        assert "No space left on device" in answer.text
 
 
 def test_slices_that_were_turned_over_go_back_to_where_the_file_has_them(make: Make) -> None:

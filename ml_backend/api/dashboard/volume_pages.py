@@ -14,7 +14,8 @@ from ml_backend.api.dashboard.answers import legend, message, page, stored, unkn
 from ml_backend.api.dashboard.views import KINDS, Kind, VolumeView
 from ml_backend.api.dashboard.volumes import ProjectVolumes, TooManyVolumes
 from ml_backend.api.slices import may_read
-from ml_backend.errors import NextsliceError, TryAgainLater
+from ml_backend.api.status import CANNOT_LOOK
+from ml_backend.errors import TryAgainLater
 from ml_backend.logs import without_passwords
 from ml_backend.rounds.project import ConnectedProject
 from ml_backend.rounds.service import Service, slice_keys
@@ -222,8 +223,7 @@ def _list_json(number: int) -> str:
     return url_for("dashboard.volumes.list_json", number=number)
 
 
-@volumes.errorhandler(NextsliceError)
-def _refuse(error: NextsliceError) -> Answer:
+def _refuse(error: Exception) -> Answer:
     """In the form that was asked for."""
     status = 422 if isinstance(error, VolumeError) else 503
     said = without_passwords(str(error))
@@ -237,6 +237,10 @@ def _refuse(error: NextsliceError) -> Answer:
     if isinstance(error, TryAgainLater):
         answer.headers["Retry-After"] = "2"
     return answer, status
+
+
+for _fault in CANNOT_LOOK:
+    volumes.register_error_handler(_fault, _refuse)
 
 
 def _nothing(said: str, status: int = 404) -> tuple[Response, int]:
