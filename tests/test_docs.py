@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -52,18 +54,40 @@ def test_every_variable_named_in_the_docs_exists(page: Path) -> None:
     assert named <= known, f"{page.name} names {sorted(named - known)}"
 
 
-def commands() -> set[str]:
+def nextslice() -> Any:
+    """The command with all of its own."""
     from ml_backend import cli
 
     cli.load_commands()
-    group = typer.main.get_command(cli.app)
-    return set(group.commands)  # type: ignore[attr-defined]
+    return typer.main.get_command(cli.app)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_every_command_named_in_the_docs_exists(page: Path) -> None:
     named = set(re.findall(r"`nextslice ([a-z]+)", page.read_text()))
-    assert named <= commands(), f"{page.name} names {sorted(named - commands())}"
+    known = set(nextslice().commands)
+    assert named <= known, f"{page.name} names {sorted(named - known)}"
+
+
+def options_named(text: str) -> Iterator[tuple[str, Any, str]]:
+    """What calls `nextslice` in ``text``, the command that is called, and an option given to it."""
+    joined = re.sub(r"\\\n\s*", " ", text)
+    for call in re.findall(r"\bnextslice [a-z][^`\n|;&#]*", joined):
+        command, (_, *words) = nextslice(), call.split()
+        if words[0] not in command.commands:  # a user or a folder of that name
+            continue
+        while words and words[0] in getattr(command, "commands", {}):
+            command = command.commands[words.pop(0)]
+        sentence = re.split(r"\.\s", " ".join(words))[0]
+        for option in re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", sentence):
+            yield call, command, option
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_option_of_a_command_in_the_docs_exists(page: Path) -> None:
+    for call, command, option in options_named(page.read_text()):
+        known = {name for one in command.params for name in (*one.opts, *one.secondary_opts)}
+        assert option in known | {"-h", "--help"}, f"{page.name}: {call}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
