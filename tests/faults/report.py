@@ -51,7 +51,7 @@ holds what the real server does). Memory is that of the CPU, told of as CUDA tel
 there. The clock is that of our processes, not of Redis; RQ's own timestamps do not move with it.
 """
 _WHAT_VARIES = (
-    (re.compile(r"/(proc/\d+/root/)?tmp/\S*?/((?:disk/)?store/)"), "…/"),
+    (re.compile(r"/(proc/\d+/root/)?tmp/\S*?/((?:disk/)?store/|(?=redis\.sock))"), "…/"),
     (re.compile(r"127\.0\.0\.1[:_]\d+|127\.0\.0\.1"), "HOST"),
     (re.compile(r"process \d+ on \S+"), "process N on MACHINE"),
     (re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\+00:00)?"), "TIME"),
