@@ -310,6 +310,29 @@ def test_peers_that_train_as_long_as_ours_wait_for_it(tmp_path: Path) -> None:
     assert "Nothing has been measured yet" in (tmp_path / "page.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("theirs", "said"),
+    [
+        (0.8002, []),
+        (0.804, ["- pixel forest: phantom_small 8 (.800 against .804)"]),
+        (0.806, ["- to pixel forest: phantom_small 8 (.800 against .806)"]),
+    ],
+)
+def test_who_is_ahead_by_little_is_named_as_well(
+    tmp_path: Path, theirs: float, said: list[str]
+) -> None:
+    records = Records(tmp_path)
+    for peer, value in {"ours": 0.8, "forest": theirs}.items():
+        case = Case("phantom_small", 8, 0, peer)
+        records.append(Record(case, iou={"bone": value}, boundary_f={"bone": value}, train_cpu_s=1))
+
+    text = page(Records(tmp_path))
+
+    summary = text.partition("## In short")[2].splitlines()
+    assert [line for line in summary if line.startswith("- ")] == said
+    assert ("Nowhere by more than 0.005" in text) is (theirs < 0.805)
+
+
 def test_a_page_gives_means_spreads_and_losses(tmp_path: Path) -> None:
     records = Records(tmp_path)
     given = {"ours": (0.8, 0.7, 0.9), "forest": (0.85, 0.75, 0.95), "unet": (0.5,)}

@@ -15,6 +15,8 @@ __all__ = ["FEW_STEPS", "MARGIN", "page"]
 
 MARGIN = 0.005
 """mIoU by which a peer must be ahead before we say that we lose."""
+_SEEN = 0.0005
+"""Less is not seen in three digits."""
 FEW_STEPS = 50
 """A peer that made fewer in the time it was given has hardly begun to learn."""
 
@@ -148,12 +150,15 @@ def _summary(measured: Sequence[Record]) -> str:
         _rule(7, texts=(0,)),
     ]
     losses: dict[str, list[str]] = {}
+    behind: dict[str, list[str]] = {}
     for peer in PEERS:
         duels = _duels([r for r in measured if not _hardly_trained(r)], peer)
         if peer == OURS or not duels:
             continue
         lost = [duel for duel in duels if duel.theirs - duel.ours > MARGIN]
         losses[PEERS[peer].title] = list(map(str, lost))
+        close = [duel for duel in duels if _SEEN <= duel.theirs - duel.ours <= MARGIN]
+        behind[PEERS[peer].title] = list(map(str, close))
         ours = statistics.fmean(duel.ours for duel in duels)
         theirs = statistics.fmean(duel.theirs for duel in duels)
         numbers = [_number(ours), _number(theirs), _signed(ours - theirs)]
@@ -164,7 +169,10 @@ def _summary(measured: Sequence[Record]) -> str:
     lines.append("\n### Where we lose\n")
     lines += [f"- to {peer}: {'; '.join(where)}" for peer, where in losses.items() if where]
     if not any(losses.values()):
-        lines.append("Nowhere among the rows that were measured.")
+        lines.append(f"Nowhere by more than {MARGIN} among the rows that were measured.")
+    if any(behind.values()):
+        lines.append("\nAhead of ours by no more than that:\n")
+    lines += [f"- {peer}: {'; '.join(where)}" for peer, where in behind.items() if where]
     return "\n".join(lines)
 
 
